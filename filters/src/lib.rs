@@ -1,1 +1,74 @@
-//! filters
+//! The policy document and every decision of the edge.
+//!
+//! Owns what a request must satisfy to pass: who may call, how often, signed how, replayed or not, routed
+//! where. The gateway runs it natively and Envoy as WASM; both get the same answers because everything that
+//! differs between them is an argument. It must never perform IO, read a clock, draw randomness or panic,
+//! whatever bytes a client sends.
+
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
+pub mod chain;
+pub mod crypto;
+pub mod filter;
+pub mod jwt;
+pub mod policy;
+pub mod state;
+
+/// The one list of filters, in the order in which they decide: what is cheap and needs no identity first,
+/// what needs shared state last. To add a filter, add its folder and its name here.
+macro_rules! filters {
+    ($($name:ident),* $(,)?) => {
+        $(pub mod $name;)*
+
+        /// Settings of the filters of one place in the policy: of every route, or of one.
+        #[derive(Clone, Debug, Default, serde::Deserialize, schemars::JsonSchema)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct FilterSet {
+            $(pub $name: Option<$name::Config>,)*
+        }
+
+        impl FilterSet {
+            /// Every filter's name, in the order in which they decide.
+            pub const NAMES: &'static [&'static str] = &[$(stringify!($name)),*];
+
+            /// What holds for a child of `self`: what `self` requires, less what `except` names, and what
+            /// the child requires on top. Security adds up; it is never replaced.
+            #[must_use]
+            pub fn inherited(&self, child: &Self, except: &[&str]) -> Self {
+                Self {
+                    $($name: {
+                        let parent = self.$name.clone().filter(|_| !except.contains(&stringify!($name)));
+                        match (parent, child.$name.clone()) {
+                            (Some(parent), Some(child)) => Some(policy::Settings::and(parent, child)),
+                            (parent, child) => parent.or(child),
+                        }
+                    },)*
+                }
+            }
+
+            pub(crate) fn build(
+                self,
+                site: &policy::Site<'_>,
+            ) -> Result<Vec<Box<dyn filter::Filter>>, policy::Unusable> {
+                let mut chain: Vec<Box<dyn filter::Filter>> = Vec::new();
+                $(if let Some(config) = self.$name {
+                    chain.push(policy::Settings::build(config, site).map_err(|why| why.of(stringify!($name)))?);
+                })*
+                Ok(chain)
+            }
+
+            /// Whether the set names a filter.
+            pub fn has(&self, filter: &str) -> bool {
+                $((filter == stringify!($name) && self.$name.is_some()) ||)* false
+            }
+        }
+    };
+}
+
+filters! {
+    ip_access,
+    shape,
+    idempotency,
+    rate_limit,
+    headers,
+}

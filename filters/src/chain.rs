@@ -1,0 +1,93 @@
+//! The order of decisions: local checks first, then at most one trip to shared state.
+//!
+//! A [`Chain`] drives the filters of one route. It owns no request: the data plane keeps the [`Context`] and
+//! calls the steps in order. Steps after a refusal are not called, except [`Chain::response`].
+
+use std::borrow::Cow;
+
+use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict};
+use crate::state::{Answer, Op};
+
+/// The filters of one route, in order.
+#[derive(Debug)]
+pub struct Chain(Vec<Box<dyn Filter>>);
+
+/// A refusal and the filter that decided it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    pub filter: &'static str,
+    pub refusal: Refusal,
+}
+
+impl Chain {
+    pub(crate) fn new(filters: Vec<Box<dyn Filter>>) -> Self {
+        Self(filters)
+    }
+
+    /// Decides on the request line and headers.
+    pub fn head(&self, request: &Request<'_>, host: &dyn Host, context: &mut Context) -> Result<(), Refused> {
+        self.each(context, |filter, context| filter.head(request, host, context))
+    }
+
+    /// Decides on the whole body.
+    pub fn body(
+        &self,
+        request: &Request<'_>,
+        body: &[u8],
+        host: &dyn Host,
+        context: &mut Context,
+    ) -> Result<(), Refused> {
+        self.each(context, |filter, context| filter.body(request, body, host, context))
+    }
+
+    /// The one batch for shared state; empty when no trip is needed.
+    pub fn batch(&self, context: &Context) -> Vec<Op> {
+        context.ops.iter().map(|asked| asked.op.clone()).collect()
+    }
+
+    /// Decides on what shared state said, answer for operation. Every filter hears its answers, so that the
+    /// limits' fields are told even when another filter refuses; the first refusal in the chain counts.
+    pub fn answered(&self, answers: &[Answer], context: &mut Context) -> Result<(), Refused> {
+        let asked = std::mem::take(&mut context.ops);
+        let mut first = Ok(());
+        for (asked, answer) in asked.iter().zip(answers) {
+            let Some(filter) = self.0.get(asked.filter) else { continue };
+            if let Verdict::Refuse(refusal) = filter.answered(&asked.op, answer, context)
+                && first.is_ok()
+            {
+                first = Err(Refused { filter: filter.name(), refusal: *refusal });
+            }
+        }
+        first
+    }
+
+    /// The fields to add to an answer of this route, whoever gives it.
+    pub fn response(&self, context: &Context) -> Vec<(Cow<'static, str>, String)> {
+        let mut fields: Vec<_> =
+            context.answer.iter().map(|(name, value)| (Cow::Borrowed(*name), value.clone())).collect();
+        for filter in &self.0 {
+            filter.response(context, &mut fields);
+        }
+        fields
+    }
+
+    /// The names of the filters that decide here, in order.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> + '_ {
+        self.0.iter().map(|filter| filter.name())
+    }
+
+    fn each(
+        &self,
+        context: &mut Context,
+        decide: impl Fn(&dyn Filter, &mut Context) -> Verdict,
+    ) -> Result<(), Refused> {
+        for (position, filter) in self.0.iter().enumerate() {
+            context.asking = position;
+            match decide(filter.as_ref(), context) {
+                Verdict::Pass => {}
+                Verdict::Refuse(refusal) => return Err(Refused { filter: filter.name(), refusal: *refusal }),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,284 @@
+//! What a filter is: a function from a request and its configuration to a verdict.
+//!
+//! Nothing here performs IO, reads a clock or draws randomness. Whatever a filter needs from the world it
+//! asks of [`Host`]; whatever it must remember between requests it asks of the shared state, as
+//! [`Op`](crate::state::Op)s that the chain collects into one batch.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::jwt::KeySet;
+use crate::state::{Answer, Op};
+
+/// One edge decision. Hooks run in this order; each defaults to letting the request pass.
+///
+/// 1. [`head`](Filter::head) before the body is read, so that a refusal costs no more than a header;
+/// 2. [`body`](Filter::body) with the whole, capped body, before the upstream sees a byte of it;
+/// 3. [`answered`](Filter::answered) once for each [`Op`] this filter asked for, after the one trip to
+///    shared state;
+/// 4. [`response`](Filter::response) on every answer that leaves the edge, refusals included.
+pub trait Filter: Send + Sync + std::fmt::Debug {
+    /// The filter's name in the policy file, in metrics and in logs.
+    fn name(&self) -> &'static str;
+
+    /// Decides on the request line and headers.
+    fn head(&self, _request: &Request<'_>, _host: &dyn Host, _context: &mut Context) -> Verdict {
+        Verdict::Pass
+    }
+
+    /// Decides on the whole body. Only called when `head` passed.
+    fn body(
+        &self,
+        _request: &Request<'_>,
+        _body: &[u8],
+        _host: &dyn Host,
+        _context: &mut Context,
+    ) -> Verdict {
+        Verdict::Pass
+    }
+
+    /// Decides on the answer of the shared state to one of this filter's operations.
+    fn answered(&self, _op: &Op, _answer: &Answer, _context: &mut Context) -> Verdict {
+        Verdict::Pass
+    }
+
+    /// Adds header fields to the answer.
+    fn response(&self, _context: &Context, _fields: &mut Vec<(Cow<'static, str>, String)>) {}
+}
+
+/// What a filter may ask of the data plane that runs it.
+pub trait Host {
+    /// Milliseconds since the Unix epoch.
+    fn now_ms(&self) -> u64;
+
+    /// The current keys of an issuer named in the policy; `None` while none were ever loaded.
+    fn keys(&self, issuer: &str) -> Option<Arc<KeySet>>;
+}
+
+/// What a filter decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Verdict {
+    Pass,
+    Refuse(Box<Refusal>),
+}
+
+impl Verdict {
+    pub fn refuse(status: u16, code: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
+        Refusal::new(status, code, detail).into()
+    }
+}
+
+impl From<Refusal> for Verdict {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refuse(Box::new(refusal))
+    }
+}
+
+/// A refusal as the client sees it: an RFC 9457 problem with a stable code and no internal detail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// HTTP status.
+    pub status: u16,
+    /// Stable, machine-readable, `snake_case`.
+    pub code: &'static str,
+    /// One sentence for the person who debugs the client: what was wrong and what to send instead.
+    pub detail: Cow<'static, str>,
+    /// Fields that belong to the refusal, `WWW-Authenticate` or `Retry-After` say.
+    pub headers: Vec<(&'static str, String)>,
+    /// Set when the refusal rests on keys that may be out of date: the host may refresh that issuer's keys,
+    /// at a bounded rate, and decide once more.
+    pub stale_keys: Option<Arc<str>>,
+}
+
+impl Refusal {
+    pub fn new(status: u16, code: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, code, detail: detail.into(), headers: Vec::new(), stale_keys: None }
+    }
+
+    #[must_use]
+    pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    /// The `application/problem+json` body.
+    pub fn problem(&self, request_id: &str) -> String {
+        serde_json::json!({
+            "type": "about:blank",
+            "title": reason(self.status),
+            "status": self.status,
+            "code": self.code,
+            "detail": self.detail,
+            "instance": format!("urn:uuid:{request_id}"),
+        })
+        .to_string()
+    }
+}
+
+/// The standard reason phrase (RFC 9110 section 15), which RFC 9457 asks for as the title of `about:blank`.
+fn reason(status: u16) -> &'static str {
+    match status {
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        409 => "Conflict",
+        411 => "Length Required",
+        413 => "Content Too Large",
+        414 => "URI Too Long",
+        415 => "Unsupported Media Type",
+        422 => "Unprocessable Content",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        _ => "Error",
+    }
+}
+
+/// A request as the edge received it, before its body.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    pub method: &'a str,
+    /// `https` on every TLS listener.
+    pub scheme: &'a str,
+    /// The `Host` field or `:authority`.
+    pub authority: &'a str,
+    /// The path exactly as it was sent, without the query.
+    pub path: &'a str,
+    /// What follows the first `?`, without it.
+    pub query: Option<&'a str>,
+    pub headers: Headers<'a>,
+    /// The address at the other end of the connection, before any trusted hop is considered.
+    pub peer: IpAddr,
+}
+
+/// Header fields in the order received. Names are lower-case; values are bytes, for a client may send any.
+#[derive(Clone, Debug, Default)]
+pub struct Headers<'a>(Vec<(&'a str, &'a [u8])>);
+
+impl<'a> Headers<'a> {
+    pub fn iter(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + '_ {
+        self.0.iter().copied()
+    }
+
+    /// Every value of the field, in order.
+    pub fn all<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'a [u8]> + 's {
+        self.iter().filter(move |(n, _)| *n == name).map(|(_, value)| value)
+    }
+
+    /// The field's only value as text. A repeated field and one that is not visible ASCII are both refused:
+    /// two readers could understand them differently.
+    pub fn one(&self, name: &str) -> Result<Option<&'a str>, Ambiguous> {
+        let mut values = self.all(name);
+        let Some(first) = values.next() else { return Ok(None) };
+        if values.next().is_some() {
+            return Err(Ambiguous::Repeated);
+        }
+        match std::str::from_utf8(first) {
+            Ok(text) if text.bytes().all(|b| (b' '..=b'~').contains(&b)) => Ok(Some(text.trim())),
+            Ok(_) | Err(_) => Err(Ambiguous::NotText),
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<'a> FromIterator<(&'a str, &'a [u8])> for Headers<'a> {
+    fn from_iter<I: IntoIterator<Item = (&'a str, &'a [u8])>>(fields: I) -> Self {
+        Self(fields.into_iter().collect())
+    }
+}
+
+/// Why a single-valued field has no single value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Ambiguous {
+    #[error("the field is sent more than once")]
+    Repeated,
+    #[error("the field is not visible ASCII")]
+    NotText,
+}
+
+/// What the filters learned of one request, for the filters after them and for the upstream.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The client's address: the peer's, or what a trusted hop says of it.
+    pub client_ip: IpAddr,
+    /// Set by `jwt`.
+    pub identity: Option<Identity>,
+    /// Set by `signature` once the signature holds over everything the policy wants covered.
+    pub signed: Option<Signed>,
+    /// The idempotency key of the request line's header, set by `idempotency`.
+    pub idempotency_key: Option<String>,
+    /// Fields to set on the request to the upstream. Only the edge may set them: a client's own are removed.
+    pub upstream: Vec<(&'static str, String)>,
+    /// Fields to add to the answer, whatever it is.
+    pub answer: Vec<(&'static str, String)>,
+    pub(crate) ops: Vec<Asked>,
+    pub(crate) asking: usize,
+}
+
+impl Context {
+    pub fn new(peer: IpAddr) -> Self {
+        Self {
+            client_ip: peer,
+            identity: None,
+            signed: None,
+            idempotency_key: None,
+            upstream: Vec::new(),
+            answer: Vec::new(),
+            ops: Vec::new(),
+            asking: 0,
+        }
+    }
+
+    /// Adds an operation to the request's one batch for shared state.
+    pub fn ask(&mut self, op: Op) {
+        self.ops.push(Asked { filter: self.asking, op });
+    }
+}
+
+/// An operation and the position in the chain of the filter that asked for it.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) filter: usize,
+    pub(crate) op: Op,
+}
+
+/// Who sends the request, as a verified token says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// The policy's name of the issuer.
+    pub issuer: String,
+    /// `sub`.
+    pub subject: String,
+    /// `tenant`.
+    pub tenant: Option<String>,
+    /// `device`: the device the token is bound to.
+    pub device: Option<String>,
+    /// `scope`, split at spaces.
+    pub scopes: BTreeSet<String>,
+    /// `cnf.jwk` (RFC 7800): the key that the sender must prove to hold.
+    pub device_key: Option<crate::crypto::VerifyingKey>,
+}
+
+/// A message signature that was verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signed {
+    pub keyid: String,
+    /// `created`, seconds since the Unix epoch.
+    pub created: i64,
+    pub nonce: Option<String>,
+}

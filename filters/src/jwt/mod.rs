@@ -1,0 +1,5 @@
+//! Tokens.
+
+/// The keys of an issuer.
+#[derive(Debug)]
+pub struct KeySet;

@@ -1,0 +1,296 @@
+//! The policy as it is written. Doc comments here become the descriptions in the JSON Schema.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{Deserialize, Deserializer};
+use serde_saphyr::{Location, Spanned};
+
+use super::Reference;
+use crate::FilterSet;
+
+/// A value and the place in the file where it is written.
+#[derive(Clone, Debug)]
+pub struct At<T> {
+    pub value: T,
+    pub(super) location: Location,
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Spanned::deserialize(deserializer)
+            .map(|Spanned { value, referenced, .. }| Self { value, location: referenced })
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for At<T> {
+    fn inline_schema() -> bool {
+        T::inline_schema()
+    }
+    fn schema_name() -> Cow<'static, str> {
+        T::schema_name()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        T::json_schema(generator)
+    }
+}
+
+/// The edge's whole policy: who may call what, how often, signed how, and where it goes.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Document {
+    /// Where clients connect.
+    pub listeners: Vec<At<Listener>>,
+    /// Where operators look: health, readiness, metrics.
+    pub admin: Admin,
+    /// Services that requests are passed on to, by name.
+    pub upstreams: BTreeMap<String, At<Upstream>>,
+    /// Token issuers, by name.
+    #[serde(default)]
+    pub issuers: BTreeMap<String, At<Issuer>>,
+    /// Partners and services that sign with keys of their own, by name.
+    #[serde(default)]
+    pub clients: BTreeMap<String, Client>,
+    /// Proxies in front of the edge whose `X-Forwarded-For` is believed, in CIDR notation.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub trusted_proxies: Vec<IpNet>,
+    /// What must be remembered between requests: nonces, limits.
+    #[serde(default)]
+    pub state: State,
+    /// Filters of every route.
+    #[serde(default)]
+    pub filters: At<FilterSet>,
+    /// What may be called.
+    pub routes: Vec<At<Route>>,
+}
+
+impl<T: Default> Default for At<T> {
+    fn default() -> Self {
+        Self { value: T::default(), location: Location::UNKNOWN }
+    }
+}
+
+/// An address where clients connect, over TLS.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Listener {
+    /// Its name in logs and metrics.
+    pub name: String,
+    /// IP address and port.
+    #[schemars(with = "String")]
+    pub address: SocketAddr,
+    pub tls: ListenerTls,
+    /// How long a client may take to send one request, milliseconds.
+    #[serde(default = "ms::<10_000>")]
+    pub request_timeout_ms: u64,
+    /// How long an idle connection is kept, milliseconds.
+    #[serde(default = "ms::<60_000>")]
+    pub idle_timeout_ms: u64,
+    /// Requests on one connection, after which it is closed so that load spreads again.
+    #[serde(default = "n::<10_000>")]
+    pub max_requests_per_connection: u32,
+}
+
+/// A listener's certificate and what it asks of clients.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ListenerTls {
+    /// The chain, leaf first, PEM.
+    pub certificate: At<Reference>,
+    /// The leaf's private key, PEM.
+    pub key: At<Reference>,
+    /// Oldest protocol version.
+    #[serde(default)]
+    pub min_version: TlsVersion,
+    /// Client certificates; absent: none is asked for.
+    pub client_certificates: Option<ClientCertificates>,
+}
+
+/// Oldest TLS version that a listener speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum TlsVersion {
+    #[default]
+    #[serde(rename = "1.2")]
+    V1_2,
+    #[serde(rename = "1.3")]
+    V1_3,
+}
+
+/// Which client certificates are believed.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClientCertificates {
+    /// The CAs that sign them, PEM.
+    pub ca: At<Reference>,
+    /// Whether a client without one is turned away in the handshake.
+    #[serde(default)]
+    pub required: bool,
+}
+
+/// Where operators look, in plain HTTP: keep it on loopback or a management network.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Admin {
+    #[schemars(with = "String")]
+    pub address: SocketAddr,
+}
+
+/// A service behind the edge.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Upstream {
+    /// IP addresses and ports, used in turn.
+    #[schemars(with = "Vec<String>")]
+    pub addresses: Vec<SocketAddr>,
+    pub tls: UpstreamTls,
+    /// Milliseconds until a connection must stand, TLS included.
+    #[serde(default = "ms::<1_000>")]
+    pub connect_timeout_ms: u64,
+    /// Milliseconds an idle connection is kept for reuse.
+    #[serde(default = "ms::<60_000>")]
+    pub idle_timeout_ms: u64,
+    /// Most requests in flight; more are refused at once with 503.
+    #[serde(default = "n::<1_024>")]
+    pub max_in_flight: u32,
+}
+
+/// Mutual TLS to an upstream. There is no way to switch verification off.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpstreamTls {
+    /// The name that the upstream's certificate must carry.
+    pub server_name: At<String>,
+    /// The CAs that sign it, PEM.
+    pub ca: At<Reference>,
+    /// The edge's own chain, PEM.
+    pub certificate: At<Reference>,
+    /// The edge's own key, PEM.
+    pub key: At<Reference>,
+}
+
+/// Somebody whose tokens are believed.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Issuer {
+    /// `iss`, compared to the letter.
+    pub issuer: String,
+    /// `aud` must contain one of these.
+    pub audiences: Vec<String>,
+    /// Algorithms its keys are used with. Symmetric ones and `none` cannot be named.
+    pub algorithms: Vec<Algorithm>,
+    /// Where its public keys come from.
+    pub jwks: Jwks,
+    /// Seconds that its clock and ours may differ by.
+    #[serde(default = "ms::<30>")]
+    pub leeway_s: u64,
+}
+
+/// Signature algorithms of tokens (RFC 7518, RFC 8037): asymmetric ones only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, JsonSchema)]
+pub enum Algorithm {
+    ES256,
+    RS256,
+    EdDSA,
+}
+
+/// A JSON Web Key Set (RFC 7517) and how fresh it is kept.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Jwks {
+    /// An `https:` address. Exactly one of `url` and `file`.
+    pub url: Option<String>,
+    /// `file:PATH`, read again when it changes.
+    pub file: Option<Reference>,
+    /// The CAs that sign the certificate of `url`, PEM; absent: the system's.
+    pub ca: Option<Reference>,
+    /// Seconds between refreshes.
+    #[serde(default = "ms::<300>")]
+    pub refresh_s: u64,
+    /// Seconds that the last good keys serve while refreshes fail.
+    #[serde(default = "ms::<86_400>")]
+    pub stale_s: u64,
+    /// Least seconds between two refreshes that unknown key ids cause.
+    #[serde(default = "ms::<10>")]
+    pub unknown_kid_refresh_s: u64,
+    /// Milliseconds a fetch may take.
+    #[serde(default = "ms::<3_000>")]
+    pub timeout_ms: u64,
+}
+
+/// A client with keys of its own.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Client {
+    /// Keys for HMAC-SHA256 message signatures.
+    pub hmac_keys: Vec<HmacKey>,
+}
+
+/// A shared secret and the key id that names it.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HmacKey {
+    /// `keyid` in the signature; unique among all clients.
+    pub id: At<String>,
+    /// At least 32 bytes.
+    pub secret: At<Reference>,
+}
+
+/// Where nonces and limits are kept.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// In the memory of this process.
+    #[serde(default)]
+    pub memory: Memory,
+}
+
+/// Bounds of the in-memory state.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Memory {
+    /// Most things remembered at once. When it is full of things that are still needed, requests that need
+    /// more are refused with 503: nothing is forgotten early.
+    pub max_entries: usize,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self { max_entries: 1_000_000 }
+    }
+}
+
+/// Something that may be called.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    /// Its name in logs, metrics and limits.
+    pub name: String,
+    /// Methods that may be used.
+    pub methods: Vec<String>,
+    /// `/v1/send` exactly, `/v1/transactions/{id}` with any one segment, or `/v1/files/{*rest}` with the
+    /// rest. The most specific route serves.
+    pub path: String,
+    /// The name of the upstream.
+    pub upstream: At<String>,
+    /// Milliseconds the upstream may take for the whole answer.
+    #[serde(default = "ms::<5_000>")]
+    pub timeout_ms: u64,
+    /// What this route requires on top of what every route does.
+    #[serde(default)]
+    pub filters: At<FilterSet>,
+    /// Filters of every route that this one does without, in so many words.
+    #[serde(default)]
+    pub except: Vec<At<String>>,
+}
+
+fn ms<const N: u64>() -> u64 {
+    N
+}
+
+fn n<const N: u32>() -> u32 {
+    N
+}

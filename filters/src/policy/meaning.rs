@@ -1,0 +1,304 @@
+//! The policy as it is meant: checked, inherited, ready to decide.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use ipnet::IpNet;
+
+use super::document::{At, Document, Issuer, Route};
+use super::mistake::{Mistake, nearest};
+use super::{Reference, Upstream};
+use crate::FilterSet;
+use crate::chain::Chain;
+use crate::crypto::VerifyingKey;
+
+/// A policy that can decide.
+#[derive(Debug)]
+pub struct Policy {
+    document: Document,
+    rules: Vec<RouteRule>,
+    /// For each path, the position of the rule that serves a method.
+    paths: matchit::Router<Vec<(String, usize)>>,
+}
+
+/// A route and the filters that decide on it.
+#[derive(Debug)]
+pub struct RouteRule {
+    pub name: String,
+    pub upstream: String,
+    pub timeout_ms: u64,
+    pub chain: Chain,
+    /// Filters of every route that this one does without.
+    pub except: Vec<String>,
+}
+
+/// What a method and a path lead to.
+#[derive(Debug)]
+pub enum Match<'p> {
+    Route(&'p RouteRule),
+    /// The path exists, with these methods.
+    MethodNotAllowed(Vec<&'p str>),
+    NotFound,
+}
+
+/// What a filter may know of the rest of the policy when it is made.
+#[derive(Debug)]
+pub struct Site<'p> {
+    /// The route's name.
+    pub route: &'p str,
+    pub issuers: &'p BTreeMap<String, At<Issuer>>,
+    pub trusted_proxies: &'p [IpNet],
+    pub keyring: &'p Keyring,
+}
+
+/// Keys that sign requests, by key id.
+#[derive(Clone, Debug, Default)]
+pub struct Keyring(HashMap<String, (String, VerifyingKey)>);
+
+impl Keyring {
+    /// The client that a key id belongs to, and its key.
+    pub fn get(&self, keyid: &str) -> Option<(&str, &VerifyingKey)> {
+        self.0.get(keyid).map(|(client, key)| (client.as_str(), key))
+    }
+}
+
+impl FromIterator<(String, String, VerifyingKey)> for Keyring {
+    /// From key id, client and key.
+    fn from_iter<I: IntoIterator<Item = (String, String, VerifyingKey)>>(keys: I) -> Self {
+        Self(keys.into_iter().map(|(id, client, key)| (id, (client, key))).collect())
+    }
+}
+
+impl Policy {
+    /// Reads a document. `secret` resolves the references to HMAC secrets; it is the only thing asked of the
+    /// world. All mistakes are told at once, as far as the document can be read.
+    pub fn read(
+        text: &str,
+        secret: &dyn Fn(&Reference) -> Result<Vec<u8>, String>,
+    ) -> Result<Self, Vec<Mistake>> {
+        let document: Document = serde_saphyr::from_str(text).map_err(|error| vec![Mistake::from(error)])?;
+        let mut mistakes = Vec::new();
+        check_listeners(&document, &mut mistakes);
+        check_upstreams(&document, &mut mistakes);
+        check_issuers(&document, &mut mistakes);
+        let keyring = keyring(&document, secret, &mut mistakes);
+        let rules = rules(&document, &keyring, &mut mistakes);
+        let paths = paths(&document, &mut mistakes);
+        if mistakes.is_empty() {
+            Ok(Self { document, rules, paths })
+        } else {
+            mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
+            Err(mistakes)
+        }
+    }
+
+    pub fn document(&self) -> &Document {
+        &self.document
+    }
+
+    pub fn rules(&self) -> &[RouteRule] {
+        &self.rules
+    }
+
+    pub fn upstream(&self, name: &str) -> Option<&Upstream> {
+        self.document.upstreams.get(name).map(|upstream| &upstream.value)
+    }
+
+    /// Finds the rule for a request. The path must be [unambiguous](crate::shape::unambiguous).
+    pub fn route(&self, method: &str, path: &str) -> Match<'_> {
+        let Ok(found) = self.paths.at(path) else { return Match::NotFound };
+        let rule = found.value.iter().find(|(m, _)| m == method).and_then(|(_, rule)| self.rules.get(*rule));
+        match rule {
+            Some(rule) => Match::Route(rule),
+            None => Match::MethodNotAllowed(found.value.iter().map(|(method, _)| method.as_str()).collect()),
+        }
+    }
+}
+
+fn check_listeners(document: &Document, mistakes: &mut Vec<Mistake>) {
+    if document.listeners.is_empty() {
+        mistakes.push(Mistake::whole("`listeners` is empty: nobody could connect"));
+    }
+    let mut names = HashSet::new();
+    let mut addresses = HashSet::new();
+    for At { value: listener, location } in &document.listeners {
+        if !names.insert(&listener.name) {
+            mistakes.push(Mistake::at(*location, format!("two listeners are named `{}`", listener.name)));
+        }
+        if !addresses.insert(listener.address) || listener.address == document.admin.address {
+            mistakes.push(Mistake::at(*location, format!("{} is used twice", listener.address)));
+        }
+    }
+}
+
+fn check_upstreams(document: &Document, mistakes: &mut Vec<Mistake>) {
+    for (name, At { value: upstream, location }) in &document.upstreams {
+        if upstream.addresses.is_empty() {
+            mistakes.push(Mistake::at(*location, format!("upstream `{name}` has no address")));
+        }
+        if upstream.tls.server_name.value.trim().is_empty() {
+            let message = "`server_name` is empty: the upstream's certificate could not be verified";
+            mistakes.push(Mistake::at(upstream.tls.server_name.location, message));
+        }
+    }
+}
+
+fn check_issuers(document: &Document, mistakes: &mut Vec<Mistake>) {
+    for (name, At { value: issuer, location }) in &document.issuers {
+        let mut wrong = |message: String| mistakes.push(Mistake::at(*location, message));
+        if issuer.audiences.is_empty() {
+            wrong(format!(
+                "issuer `{name}` needs `audiences`: a token for anybody is a token for an attacker"
+            ));
+        }
+        if issuer.algorithms.is_empty() {
+            wrong(format!("issuer `{name}` needs `algorithms`"));
+        }
+        match (&issuer.jwks.url, &issuer.jwks.file) {
+            (Some(url), None) if url.starts_with("https://") => {}
+            (Some(_), None) => wrong(format!("issuer `{name}`: `jwks.url` must begin with https://")),
+            (None, Some(Reference::File(_))) => {}
+            (None, Some(Reference::Env(_))) => {
+                wrong(format!("issuer `{name}`: `jwks.file` must be a `file:`"))
+            }
+            (None, None) | (Some(_), Some(_)) => {
+                wrong(format!("issuer `{name}` needs exactly one of `jwks.url` and `jwks.file`"));
+            }
+        }
+        if issuer.jwks.refresh_s == 0 || issuer.jwks.unknown_kid_refresh_s == 0 || issuer.jwks.timeout_ms == 0
+        {
+            wrong(format!("issuer `{name}`: the times of `jwks` are at least 1"));
+        }
+    }
+}
+
+fn keyring(
+    document: &Document,
+    secret: &dyn Fn(&Reference) -> Result<Vec<u8>, String>,
+    mistakes: &mut Vec<Mistake>,
+) -> Keyring {
+    let mut keys = HashMap::new();
+    for (client, settings) in &document.clients {
+        for key in &settings.hmac_keys {
+            let reference = &key.secret.value;
+            let read =
+                secret(reference).and_then(|bytes| VerifyingKey::hmac(&bytes).map_err(|why| why.to_string()));
+            let verifying = match read {
+                Ok(verifying) => verifying,
+                Err(why) => {
+                    mistakes.push(Mistake::at(key.secret.location, format!("{reference}: {why}")));
+                    continue;
+                }
+            };
+            let id = key.id.value.clone();
+            if keys.insert(id, (client.clone(), verifying)).is_some() {
+                mistakes
+                    .push(Mistake::at(key.id.location, format!("key id `{}` is used twice", key.id.value)));
+            }
+        }
+    }
+    Keyring(keys)
+}
+
+fn rules(document: &Document, keyring: &Keyring, mistakes: &mut Vec<Mistake>) -> Vec<RouteRule> {
+    if document.routes.is_empty() {
+        mistakes.push(Mistake::whole("`routes` is empty: nothing could be called"));
+    }
+    let mut names = HashSet::new();
+    let mut rules = Vec::new();
+    for At { value: route, location } in &document.routes {
+        if !names.insert(&route.name) {
+            mistakes.push(Mistake::at(*location, format!("two routes are named `{}`", route.name)));
+        }
+        if !document.upstreams.contains_key(&route.upstream.value) {
+            let known = document.upstreams.keys().map(String::as_str);
+            let message = unknown("upstream", &route.upstream.value, known);
+            mistakes.push(Mistake::at(route.upstream.location, message));
+        }
+        if route.timeout_ms == 0 {
+            mistakes
+                .push(Mistake::at(*location, format!("route `{}`: `timeout_ms` is at least 1", route.name)));
+        }
+        let except = except(document, route, mistakes);
+        let filters = document.filters.value.inherited(&route.filters.value, &except);
+        let site = Site {
+            route: &route.name,
+            issuers: &document.issuers,
+            trusted_proxies: &document.trusted_proxies,
+            keyring,
+        };
+        match filters.build(&site) {
+            Ok(filters) => rules.push(RouteRule {
+                name: route.name.clone(),
+                upstream: route.upstream.value.clone(),
+                timeout_ms: route.timeout_ms,
+                chain: Chain::new(filters),
+                except: except.into_iter().map(str::to_owned).collect(),
+            }),
+            Err(why) => {
+                // The mistake lies where the filter is named: on the route if it names it, above otherwise.
+                let own = route.filters.value.has(why.filter);
+                let location = if own { route.filters.location } else { document.filters.location };
+                mistakes.push(Mistake::at(location, format!("route `{}`: {why}", route.name)));
+            }
+        }
+    }
+    rules
+}
+
+fn except<'d>(document: &Document, route: &'d Route, mistakes: &mut Vec<Mistake>) -> Vec<&'d str> {
+    for At { value: filter, location } in &route.except {
+        if !FilterSet::NAMES.contains(&filter.as_str()) {
+            let known = FilterSet::NAMES.iter().copied();
+            mistakes.push(Mistake::at(*location, unknown("filter", filter, known)));
+        } else if !document.filters.value.has(filter) {
+            let message = format!("`{filter}` is not a filter of every route, so there is nothing to except");
+            mistakes.push(Mistake::at(*location, message));
+        }
+    }
+    route.except.iter().map(|filter| filter.value.as_str()).collect()
+}
+
+fn paths(document: &Document, mistakes: &mut Vec<Mistake>) -> matchit::Router<Vec<(String, usize)>> {
+    let mut by_path: BTreeMap<&str, Vec<(String, usize)>> = BTreeMap::new();
+    for (position, At { value: route, location }) in document.routes.iter().enumerate() {
+        let fixed = route.path.replace(['{', '}', '*'], "");
+        if !crate::shape::unambiguous(&fixed) {
+            let message =
+                format!("route `{}`: `{}` is not a path that a request could have", route.name, route.path);
+            mistakes.push(Mistake::at(*location, message));
+            continue;
+        }
+        if route.methods.is_empty() {
+            mistakes.push(Mistake::at(*location, format!("route `{}` names no method", route.name)));
+        }
+        let methods = by_path.entry(&route.path).or_default();
+        for method in &route.methods {
+            if method.is_empty() || !method.bytes().all(|byte| byte.is_ascii_uppercase()) {
+                let message = format!("route `{}`: `{method}` is not an HTTP method", route.name);
+                mistakes.push(Mistake::at(*location, message));
+            } else if methods.iter().any(|(seen, _)| seen == method) {
+                let message =
+                    format!("route `{}`: {method} {} is served by a route above", route.name, route.path);
+                mistakes.push(Mistake::at(*location, message));
+            } else {
+                methods.push((method.clone(), position));
+            }
+        }
+    }
+    let mut router = matchit::Router::new();
+    for (path, methods) in by_path {
+        if let Err(why) = router.insert(path, methods) {
+            let routes = document.routes.iter().find(|route| route.value.path == path);
+            let location = routes.map_or(serde_saphyr::Location::UNKNOWN, |route| route.location);
+            mistakes.push(Mistake::at(location, format!("path `{path}`: {why}")));
+        }
+    }
+    router
+}
+
+fn unknown<'n>(what: &str, name: &str, known: impl Iterator<Item = &'n str> + Clone) -> String {
+    match nearest(name, known.clone()) {
+        Some(near) => format!("there is no {what} `{name}`; did you mean `{near}`?"),
+        None => format!("there is no {what} `{name}`; known: {}", known.collect::<Vec<_>>().join(", ")),
+    }
+}

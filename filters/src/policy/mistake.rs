@@ -1,0 +1,100 @@
+//! Mistakes in a policy, told so that they can be mended: line, column, what is wrong, what to write.
+
+use std::fmt;
+
+use serde_saphyr::Location;
+
+/// One mistake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// 1-based; 0 when the mistake is of the whole document.
+    pub line: u64,
+    /// 1-based; 0 when the mistake is of the whole document.
+    pub column: u64,
+    pub message: String,
+}
+
+impl Mistake {
+    pub(super) fn at(location: Location, message: impl Into<String>) -> Self {
+        Self {
+            line: u64::from(location.line()),
+            column: u64::from(location.column()),
+            message: message.into(),
+        }
+    }
+
+    pub(super) fn whole(message: impl Into<String>) -> Self {
+        Self { line: 0, column: 0, message: message.into() }
+    }
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.line, self.column) {
+            (0, _) => f.write_str(&self.message),
+            (line, column) => write!(f, "{line}:{column}: {}", self.message),
+        }
+    }
+}
+
+impl From<serde_saphyr::Error> for Mistake {
+    fn from(error: serde_saphyr::Error) -> Self {
+        let error = error.without_snippet();
+        let location = error.location();
+        let text = error.to_string();
+        // The position is told apart from the text; the text would repeat it.
+        let text = text.split(" at line ").next().unwrap_or_default().trim_end_matches(',');
+        let text = text.split(" --> ").next().unwrap_or_default();
+        let message = match meant(text) {
+            Some(name) => format!("{text}; did you mean `{name}`?"),
+            None => text.to_owned(),
+        };
+        match location {
+            Some(location) => Self::at(location, message),
+            None => Self::whole(message),
+        }
+    }
+}
+
+/// The name that the writer most likely meant, from serde's "unknown field `x`, expected one of `a`, `b`".
+fn meant(text: &str) -> Option<&str> {
+    let mut quoted = text.split('`').skip(1).step_by(2);
+    let unknown = if text.contains("unknown field") || text.contains("unknown variant") {
+        quoted.next()?
+    } else {
+        return None;
+    };
+    nearest(unknown, quoted)
+}
+
+/// The known name nearest to a misspelt one, when one is near enough to be meant.
+pub(super) fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    known
+        .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
+        .filter(|(distance, candidate)| *distance * 3 <= candidate.len().max(name.len()))
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+/// Why the settings of a filter cannot be used; the policy adds where they are written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unusable {
+    pub(super) filter: &'static str,
+    pub(super) message: String,
+}
+
+impl Unusable {
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { filter: "", message: message.into() }
+    }
+
+    pub(crate) fn of(self, filter: &'static str) -> Self {
+        Self { filter, ..self }
+    }
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.filter, self.message)
+    }
+}

@@ -1,0 +1,29 @@
+//! The policy: one YAML document that platform teams write.
+//!
+//! [`Document`] is what is written, [`Policy`] what is meant. Reading a document checks everything that can be
+//! checked without touching the world; keys and secrets are references that the data plane resolves.
+
+mod document;
+mod meaning;
+mod mistake;
+mod reference;
+
+pub use document::{
+    Admin, Algorithm, At, Client, ClientCertificates, Document, HmacKey, Issuer, Jwks, Listener, ListenerTls,
+    Memory, Route, State, TlsVersion, Upstream, UpstreamTls,
+};
+pub use meaning::{Keyring, Match, Policy, RouteRule, Site};
+pub use mistake::{Mistake, Unusable};
+pub use reference::{Reference, ReferenceError};
+
+use crate::filter::Filter;
+
+/// The settings of one filter, as the policy states them.
+pub trait Settings: Sized {
+    /// What holds where a parent and a child both state settings: both.
+    #[must_use]
+    fn and(self, child: Self) -> Self;
+
+    /// Makes the filter, or says what is wrong with the settings.
+    fn build(self, site: &Site<'_>) -> Result<Box<dyn Filter>, Unusable>;
+}

@@ -1,0 +1,172 @@
+//! What a request must look like before anything else reads it.
+//!
+//! Owns the edge's parser differentials: a path, a body or a header that two readers could understand
+//! differently is refused here. It also removes every identity field that only the edge may set; that
+//! happens on every path, whether or not the policy names this filter ([`EDGE_ONLY_PREFIX`]).
+
+mod json;
+mod path;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::filter::{Context, Filter, Host, Request, Verdict};
+use crate::policy::{Settings, Site, Unusable};
+
+pub use path::unambiguous;
+
+/// Fields that begin so are the edge's word to the upstream. A client's own never pass.
+pub const EDGE_ONLY_PREFIX: &str = "x-torana-";
+
+/// Other fields that a client could use to pose as somebody else, or as a proxy.
+pub const EDGE_ONLY: &[&str] = &[
+    "forwarded",
+    "x-client-cert",
+    "x-forwarded-client-cert",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-proto",
+    "x-original-url",
+    "x-real-ip",
+    "x-rewrite-url",
+    "x-tenant-id",
+    "x-user-id",
+];
+
+/// Whether a client's field must be removed before the request goes on.
+pub fn edge_only(name: &str) -> bool {
+    name.starts_with(EDGE_ONLY_PREFIX) || EDGE_ONLY.contains(&name)
+}
+
+/// Bounds on the request, and what its body must be.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Most bytes of body; 0: none may be sent. At most 65536, the edge holds the whole body in memory.
+    pub max_body_bytes: usize,
+    /// Most header fields.
+    pub max_headers: usize,
+    /// Most bytes of all names and values together.
+    pub max_header_bytes: usize,
+    /// Most bytes of path and query.
+    pub max_target_bytes: usize,
+    /// Media types a body may have, without parameters. Empty: any.
+    pub content_types: Vec<String>,
+    /// Deepest nesting of a JSON body.
+    pub max_json_depth: usize,
+}
+
+impl Config {
+    /// The edge reads the whole body before it decides; this bounds what one request can hold.
+    pub const MOST_BODY_BYTES: usize = 64 * 1024;
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_body_bytes: 16 * 1024,
+            max_headers: 64,
+            max_header_bytes: 16 * 1024,
+            max_target_bytes: 2 * 1024,
+            content_types: vec!["application/json".into()],
+            max_json_depth: 8,
+        }
+    }
+}
+
+impl Settings for Config {
+    fn and(self, child: Self) -> Self {
+        let content_types = match (self.content_types.is_empty(), child.content_types.is_empty()) {
+            (true, _) => child.content_types,
+            (_, true) => self.content_types,
+            (false, false) => {
+                child.content_types.into_iter().filter(|t| self.content_types.contains(t)).collect()
+            }
+        };
+        Self {
+            max_body_bytes: self.max_body_bytes.min(child.max_body_bytes),
+            max_headers: self.max_headers.min(child.max_headers),
+            max_header_bytes: self.max_header_bytes.min(child.max_header_bytes),
+            max_target_bytes: self.max_target_bytes.min(child.max_target_bytes),
+            content_types,
+            max_json_depth: self.max_json_depth.min(child.max_json_depth),
+        }
+    }
+
+    fn build(self, _site: &Site<'_>) -> Result<Box<dyn Filter>, Unusable> {
+        if self.max_body_bytes > Self::MOST_BODY_BYTES {
+            return Err(Unusable::new(format!("`max_body_bytes` is at most {}", Self::MOST_BODY_BYTES)));
+        }
+        Ok(Box::new(Shape(self)))
+    }
+}
+
+#[derive(Debug)]
+struct Shape(Config);
+
+impl Filter for Shape {
+    fn name(&self) -> &'static str {
+        "shape"
+    }
+
+    fn head(&self, request: &Request<'_>, _host: &dyn Host, _context: &mut Context) -> Verdict {
+        if request.path.len() + request.query.map_or(0, str::len) > self.0.max_target_bytes {
+            return Verdict::refuse(414, "target_too_long", "The path and query are too long.");
+        }
+        if request.headers.len() > self.0.max_headers {
+            return Verdict::refuse(431, "headers_too_many", "The request has too many header fields.");
+        }
+        let header_bytes: usize = request.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if header_bytes > self.0.max_header_bytes {
+            return Verdict::refuse(431, "headers_too_large", "The header fields are too large.");
+        }
+        match request.headers.one("content-length") {
+            Ok(None) => {}
+            Ok(Some(text)) => match text.parse::<usize>() {
+                Ok(length) if length > self.0.max_body_bytes => return self.too_large(),
+                Ok(_) => {}
+                Err(_) => return length_invalid(),
+            },
+            Err(_) => return length_invalid(),
+        }
+        if request.headers.all("content-encoding").next().is_some() {
+            return Verdict::refuse(415, "content_encoding_unsupported", "Send the body without an encoding.");
+        }
+        Verdict::Pass
+    }
+
+    fn body(&self, request: &Request<'_>, body: &[u8], _host: &dyn Host, _context: &mut Context) -> Verdict {
+        if body.len() > self.0.max_body_bytes {
+            return self.too_large();
+        }
+        if body.is_empty() {
+            return Verdict::Pass;
+        }
+        let Ok(Some(content_type)) = request.headers.one("content-type") else {
+            return Verdict::refuse(415, "content_type_missing", "A body needs exactly one Content-Type.");
+        };
+        let media_type = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        if !self.0.content_types.is_empty() && !self.0.content_types.contains(&media_type) {
+            let detail = format!("Send one of: {}.", self.0.content_types.join(", "));
+            return Verdict::refuse(415, "content_type_unsupported", detail);
+        }
+        if media_type == "application/json" || media_type.ends_with("+json") {
+            if let Err(why) = json::check(body, self.0.max_json_depth) {
+                return Verdict::refuse(400, why.code(), why.detail());
+            }
+        }
+        Verdict::Pass
+    }
+}
+
+impl Shape {
+    fn too_large(&self) -> Verdict {
+        let detail = format!("A body here has at most {} bytes.", self.0.max_body_bytes);
+        Verdict::refuse(413, "body_too_large", detail)
+    }
+}
+
+fn length_invalid() -> Verdict {
+    Verdict::refuse(400, "content_length_invalid", "Content-Length must be one whole number.")
+}
