@@ -1,0 +1,55 @@
+//! HTTPS clients that do what they are told and nothing on their own.
+
+use std::time::Duration;
+
+use crate::CertError;
+
+/// Bounds of an HTTPS client.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientLimits {
+    /// TCP and TLS handshake together.
+    pub connect_timeout: Duration,
+    /// From the first byte sent to the last byte of the answer.
+    pub timeout: Duration,
+    /// Shorter than the server's [`header_read_timeout`](crate::serve::Limits), or the server
+    /// closes a connection in the moment that a request goes out on it.
+    pub pool_idle_timeout: Duration,
+    pub max_idle_per_host: usize,
+}
+
+impl Default for ClientLimits {
+    fn default() -> ClientLimits {
+        ClientLimits {
+            connect_timeout: Duration::from_secs(2),
+            timeout: Duration::from_secs(10),
+            pool_idle_timeout: Duration::from_secs(15),
+            max_idle_per_host: 32,
+        }
+    }
+}
+
+/// An HTTPS-only client that speaks HTTP/2 or HTTP/1.1 as the server chooses.
+///
+/// It follows no redirect, uses no proxy of the environment and sends nothing twice: whether a
+/// request may be repeated is for the caller, who knows if it moves money.
+///
+/// # Errors
+/// [`CertError::Client`].
+pub fn https(mut tls: rustls::ClientConfig, limits: ClientLimits) -> Result<reqwest::Client, CertError> {
+    if tls.alpn_protocols.is_empty() {
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    }
+    reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .https_only(true)
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .referer(false)
+        .retry(reqwest::retry::never())
+        .connect_timeout(limits.connect_timeout)
+        .timeout(limits.timeout)
+        .pool_idle_timeout(limits.pool_idle_timeout)
+        .pool_max_idle_per_host(limits.max_idle_per_host)
+        .build()
+        .map_err(|source| CertError::Client { source })
+}

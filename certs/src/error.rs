@@ -1,0 +1,73 @@
+use std::path::{Path, PathBuf};
+
+use time::OffsetDateTime;
+
+/// Why a certificate, key or TLS configuration cannot be used.
+///
+/// Every variant names the file, the cause and what to do. None of them goes away by
+/// trying again: the operator has to change a file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CertError {
+    #[error("cannot read {}: {source}; check that the file exists and that this user may read it", path.display())]
+    Unreadable { path: PathBuf, source: std::io::Error },
+
+    #[error("{} is not well-formed PEM: {reason}; copy the file again, in full", path.display())]
+    BadPem { path: PathBuf, reason: String },
+
+    #[error("{} holds no certificate; it needs at least one 'BEGIN CERTIFICATE' section, the leaf first", path.display())]
+    NoCertificate { path: PathBuf },
+
+    #[error("{} holds no private key; it needs one unencrypted 'BEGIN PRIVATE KEY' section (PKCS#8)", path.display())]
+    NoKey { path: PathBuf },
+
+    #[error("the private key in {} is encrypted; decrypt it first (openssl pkcs8 -in FILE -out PLAIN) and protect the file with mode 0600", path.display())]
+    EncryptedKey { path: PathBuf },
+
+    #[error("certificate {position} in {} cannot be parsed: {reason}; issue it again", path.display())]
+    BadCertificate { path: PathBuf, position: usize, reason: String },
+
+    #[error("the private key in {} cannot be used: {reason}; use ECDSA P-256, Ed25519 or RSA of 2048 bits or more", path.display())]
+    BadKey { path: PathBuf, reason: String },
+
+    #[error("the private key in {} does not belong to the first certificate in {}; deploy the two files that were issued together", key.display(), certificate.display())]
+    KeyMismatch { certificate: PathBuf, key: PathBuf },
+
+    #[error("the first certificate in {} ({subject}) is a CA; put the leaf first, then the CA that issued it", path.display())]
+    LeafIsCa { path: PathBuf, subject: String },
+
+    #[error("certificate {position} in {} ({subject}) did not issue the one before it, which names {issuer} as its issuer; order the chain leaf first, each followed by its issuer", path.display())]
+    BrokenChain { path: PathBuf, position: usize, subject: String, issuer: String },
+
+    #[error("{subject} in {} is not valid before {not_before}; check this machine's clock, or wait", path.display())]
+    NotYetValid { path: PathBuf, subject: String, not_before: OffsetDateTime },
+
+    #[error("{subject} in {} expired at {not_after}; issue a new certificate", path.display())]
+    Expired { path: PathBuf, subject: String, not_after: OffsetDateTime },
+
+    #[error("{subject} in {} is not a CA and cannot be trusted as a root; name the file of the CA that issues certificates", path.display())]
+    NotACa { path: PathBuf, subject: String },
+
+    #[error("no TLS configuration can be made from {what}: {source}")]
+    Tls { what: String, source: rustls::Error },
+
+    #[error("no client certificate verifier can be made: {source}")]
+    Verifier { source: rustls::server::VerifierBuilderError },
+
+    #[error("no HTTPS client can be made: {source}")]
+    Client { source: reqwest::Error },
+
+    #[error("{} is already there; pass --force to replace the whole PKI, which makes every certificate issued before it useless", path.display())]
+    Exists { path: PathBuf },
+
+    #[error("cannot write {}: {source}; check that the folder may be written to", path.display())]
+    Unwritable { path: PathBuf, source: std::io::Error },
+
+    #[error("cannot issue a certificate for {name}: {reason}")]
+    Issue { name: String, reason: String },
+}
+
+/// Reads a file whole, naming it on failure.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, CertError> {
+    std::fs::read(path).map_err(|source| CertError::Unreadable { path: path.into(), source })
+}
