@@ -12,6 +12,7 @@ pub mod crypto;
 pub mod filter;
 pub mod jwt;
 pub mod policy;
+pub mod signature;
 pub mod state;
 
 /// The one list of filters, in the order in which they decide: what is cheap and needs no identity first,
