@@ -91,7 +91,7 @@ pub fn client_verifier(clients: ClientAuth) -> Result<Arc<dyn ClientCertVerifier
     };
     let builder = WebPkiClientVerifier::builder_with_provider(trust.roots(), provider());
     let builder = if anonymous { builder.allow_unauthenticated() } else { builder };
-    Ok(builder.build().map_err(|source| CertError::Verifier { source })?)
+    builder.build().map_err(|source| CertError::Verifier { source })
 }
 
 impl Versions {

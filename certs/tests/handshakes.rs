@@ -1,0 +1,98 @@
+//! Who gets through a TLS listener, over real loopback sockets.
+
+mod pki;
+
+use certs::{ClientAuth, Versions, client_config, server_config};
+use pki::{Pki, get, listen};
+
+#[derive(Debug)]
+enum Client {
+    Anonymous,
+    Known,
+    OfAnotherCa,
+}
+
+#[tokio::test]
+async fn a_listener_lets_in_whom_it_should() {
+    let pki = Pki::new();
+    let other = Pki::new();
+    use Client::{Anonymous, Known, OfAnotherCa};
+    use Versions::{Tls12And13, Tls13Only};
+
+    let off = || ClientAuth::Off;
+    let optional = || ClientAuth::Optional(pki.trust());
+    let required = || ClientAuth::Required(pki.trust());
+    type Auth<'a> = &'a dyn Fn() -> ClientAuth;
+    let cases: [(Auth<'_>, Client, Versions, Versions, Result<&str, ()>); 11] = [
+        (&off, Anonymous, Tls13Only, Tls13Only, Ok("nobody")),
+        (&off, Anonymous, Tls12And13, Tls12And13, Ok("nobody")),
+        (&off, Known, Tls13Only, Tls13Only, Ok("nobody")),
+        (&optional, Anonymous, Tls12And13, Tls13Only, Ok("nobody")),
+        (&optional, Known, Tls12And13, Tls12And13, Ok("CN=client.test")),
+        (&optional, OfAnotherCa, Tls13Only, Tls13Only, Err(())),
+        (&required, Known, Tls13Only, Tls13Only, Ok("CN=client.test")),
+        (&required, Known, Tls12And13, Tls13Only, Ok("CN=client.test")),
+        (&required, Anonymous, Tls13Only, Tls13Only, Err(())),
+        (&required, Anonymous, Tls12And13, Tls12And13, Err(())),
+        (&required, OfAnotherCa, Tls13Only, Tls13Only, Err(())),
+    ];
+    for (clients, client, server_speaks, client_speaks, expected) in cases {
+        let tls = server_config(&pki.server, clients(), server_speaks, &[b"h2", b"http/1.1"]).unwrap();
+        let server = listen(tls).await;
+        let id = match client {
+            Anonymous => None,
+            Known => Some(&pki.client),
+            OfAnotherCa => Some(&other.client),
+        };
+        let tls = client_config(&pki.trust(), id, client_speaks).unwrap();
+        let told = get(tls, server.port, "/who").await.map_err(|_| ());
+        assert_eq!(told.as_deref(), expected.as_ref().copied(), "{client:?} to {:?}", clients());
+    }
+}
+
+#[tokio::test]
+async fn a_server_of_another_ca_is_not_believed() {
+    let pki = Pki::new();
+    let tls = server_config(&pki.server, ClientAuth::Off, Versions::Tls13Only, &[b"h2"]).unwrap();
+    let server = listen(tls).await;
+    let tls = client_config(&Pki::new().trust(), None, Versions::Tls13Only).unwrap();
+    let error = get(tls, server.port, "/who").await.unwrap_err();
+    assert!(error.contains("InvalidCertificate"), "{error}");
+}
+
+#[tokio::test]
+async fn tls_1_2_is_refused_where_1_3_is_required() {
+    let pki = Pki::new();
+    let tls = server_config(&pki.server, ClientAuth::Off, Versions::Tls13Only, &[b"h2"]).unwrap();
+    let server = listen(tls).await;
+    let only_12 = rustls::ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS12])
+        .with_root_certificates(pki.trust().roots())
+        .with_no_client_auth();
+    let error = get(only_12, server.port, "/who").await.unwrap_err();
+    assert!(error.contains("ProtocolVersion"), "{error}");
+}
+
+#[tokio::test]
+async fn both_http_versions_are_served() {
+    let pki = Pki::new();
+    let tls =
+        server_config(&pki.server, ClientAuth::Off, Versions::Tls13Only, &[b"h2", b"http/1.1"]).unwrap();
+    let server = listen(tls).await;
+    for (alpn, version) in [("h2", "HTTP/2.0"), ("http/1.1", "HTTP/1.1")] {
+        let mut tls = client_config(&pki.trust(), None, Versions::Tls13Only).unwrap();
+        tls.alpn_protocols = vec![alpn.into()];
+        assert_eq!(get(tls, server.port, "/version").await.unwrap(), version);
+    }
+}
+
+#[tokio::test]
+async fn an_identity_is_swapped_while_serving() {
+    let pki = Pki::new();
+    let tls = server_config(&pki.server, ClientAuth::Off, Versions::Tls13Only, &[b"h2"]).unwrap();
+    let server = listen(tls).await;
+    let renewed = Pki::new();
+    let new_client = || client_config(&renewed.trust(), None, Versions::Tls13Only).unwrap();
+    assert!(get(new_client(), server.port, "/who").await.is_err());
+    pki.server.live().swap(&renewed.server);
+    assert!(get(new_client(), server.port, "/who").await.is_ok());
+}
