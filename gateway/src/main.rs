@@ -1,1 +1,108 @@
-fn main() {}
+//! The command `gateway`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use gateway::{load, server};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Torana's edge: authenticates, limits, verifies and routes what clients send, as one policy file says.
+///
+/// Write a policy, check it, serve it:
+///
+///   gateway check edge.yaml
+///   gateway serve edge.yaml
+///
+/// Logs are JSON lines on standard output; RUST_LOG sets how much is told (RUST_LOG=info,access=off silences
+/// the access log). Metrics, health and readiness are on the policy's admin address.
+#[derive(Debug, Parser)]
+#[command(version, verbatim_doc_comment)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve a policy until SIGTERM or SIGINT, then finish what is in flight and leave.
+    Serve {
+        /// The policy file.
+        policy: PathBuf,
+        /// Worker threads.
+        #[arg(long, env = "GATEWAY_THREADS", default_value_t = cores())]
+        threads: usize,
+        /// Seconds that requests in flight may take to finish after a signal.
+        #[arg(long, env = "GATEWAY_DRAIN_S", default_value_t = 30)]
+        drain_s: u64,
+    },
+    /// Read a policy as `serve` would, keys and certificates included, and say what is wrong with it.
+    ///
+    /// Each mistake is told as FILE:LINE:COLUMN: what is wrong and what to write. Exit status 0 when the
+    /// policy can be served, 1 when not.
+    Check {
+        /// The policy file.
+        policy: PathBuf,
+    },
+    /// Print the policy's JSON Schema, for editors that complete and check YAML.
+    Schema,
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+fn main() -> ExitCode {
+    certs::install_crypto_provider();
+    match Arguments::parse().command {
+        Command::Serve { policy, threads, drain_s } => serve(&policy, threads, drain_s),
+        Command::Check { policy } => check(&policy),
+        Command::Schema => print(&load::schema()),
+    }
+}
+
+fn serve(policy: &std::path::Path, threads: usize, drain_s: u64) -> ExitCode {
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| "info,pingora_core=warn,pingora_proxy=error".into()),
+        )
+        .init();
+    match load::load(policy) {
+        Ok(loaded) => match server::run(loaded, server::Options { threads: threads.max(1), drain_s }) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), "cannot serve");
+                ExitCode::FAILURE
+            }
+        },
+        Err(mistakes) => {
+            for mistake in mistakes {
+                tracing::error!(mistake = mistake.in_file(&policy.to_string_lossy()), "policy refused");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn check(policy: &std::path::Path) -> ExitCode {
+    match load::load(policy) {
+        Ok(loaded) => print(&load::summary(policy, &loaded)),
+        Err(mistakes) => {
+            let file = policy.to_string_lossy();
+            print(&mistakes.iter().map(|mistake| mistake.in_file(&file)).collect::<Vec<_>>().join("\n"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A closed pipe, `gateway schema | head` say, is no failure of ours.
+fn print(text: &str) -> ExitCode {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stdout().lock(), "{}", text.trim_end());
+    ExitCode::SUCCESS
+}

@@ -95,7 +95,7 @@ pub struct Listener {
     pub max_requests_per_connection: u32,
 }
 
-/// A listener's certificate and what it asks of clients.
+/// A listener's certificate and what it asks of clients. TLS 1.2 and 1.3 are spoken.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ListenerTls {
@@ -103,21 +103,8 @@ pub struct ListenerTls {
     pub certificate: At<Reference>,
     /// The leaf's private key, PEM.
     pub key: At<Reference>,
-    /// Oldest protocol version.
-    #[serde(default)]
-    pub min_version: TlsVersion,
     /// Client certificates; absent: none is asked for.
     pub client_certificates: Option<ClientCertificates>,
-}
-
-/// Oldest TLS version that a listener speaks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-pub enum TlsVersion {
-    #[default]
-    #[serde(rename = "1.2")]
-    V1_2,
-    #[serde(rename = "1.3")]
-    V1_3,
 }
 
 /// Which client certificates are believed.

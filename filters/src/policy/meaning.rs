@@ -34,7 +34,8 @@ pub struct RouteRule {
 /// What a method and a path lead to.
 #[derive(Debug)]
 pub enum Match<'p> {
-    Route(&'p RouteRule),
+    /// The position of the rule in [`Policy::rules`].
+    Route(usize),
     /// The path exists, with these methods.
     MethodNotAllowed(Vec<&'p str>),
     NotFound,
@@ -106,9 +107,8 @@ impl Policy {
     /// Finds the rule for a request. The path must be [unambiguous](crate::shape::unambiguous).
     pub fn route(&self, method: &str, path: &str) -> Match<'_> {
         let Ok(found) = self.paths.at(path) else { return Match::NotFound };
-        let rule = found.value.iter().find(|(m, _)| m == method).and_then(|(_, rule)| self.rules.get(*rule));
-        match rule {
-            Some(rule) => Match::Route(rule),
+        match found.value.iter().find(|(served, _)| served == method) {
+            Some((_, rule)) => Match::Route(*rule),
             None => Match::MethodNotAllowed(found.value.iter().map(|(method, _)| method.as_str()).collect()),
         }
     }

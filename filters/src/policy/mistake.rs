@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde_saphyr::Location;
 
+use super::At;
+
 /// One mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
@@ -23,16 +25,23 @@ impl Mistake {
         }
     }
 
-    pub(super) fn whole(message: impl Into<String>) -> Self {
+    /// A mistake in a value of the document.
+    pub fn of<T>(value: &At<T>, message: impl Into<String>) -> Self {
+        Self::at(value.location, message)
+    }
+
+    /// A mistake of the whole document.
+    pub fn whole(message: impl Into<String>) -> Self {
         Self { line: 0, column: 0, message: message.into() }
     }
 }
 
-impl fmt::Display for Mistake {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.line, self.column) {
-            (0, _) => f.write_str(&self.message),
-            (line, column) => write!(f, "{line}:{column}: {}", self.message),
+impl Mistake {
+    /// The mistake as compilers tell theirs: `FILE:LINE:COLUMN: what is wrong`.
+    pub fn in_file(&self, file: &str) -> String {
+        match self.line {
+            0 => format!("{file}: {}", self.message),
+            line => format!("{file}:{line}:{}: {}", self.column, self.message),
         }
     }
 }

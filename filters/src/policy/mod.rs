@@ -10,7 +10,7 @@ mod reference;
 
 pub use document::{
     Admin, Algorithm, At, Client, ClientCertificates, Document, HmacKey, Issuer, Jwks, Listener, ListenerTls,
-    Memory, Route, State, TlsVersion, Upstream, UpstreamTls,
+    Memory, Route, State, Upstream, UpstreamTls,
 };
 pub use meaning::{Keyring, Match, Policy, RouteRule, Site};
 pub use mistake::{Mistake, Unusable};

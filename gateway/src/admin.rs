@@ -1,0 +1,59 @@
+//! Health, readiness and metrics, on an address of their own.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use http::{Response, StatusCode, header};
+use pingora::apps::http_app::ServeHttp;
+use pingora::protocols::http::ServerSession;
+
+use crate::edge::Edge;
+
+#[derive(Debug)]
+pub(crate) struct Admin(pub(crate) Arc<Edge>);
+
+#[async_trait]
+impl ServeHttp for Admin {
+    async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
+        match session.req_header().uri.path() {
+            "/health" => answer(StatusCode::OK, "application/json", r#"{"status":"up"}"#.into()),
+            "/readiness" => self.readiness(),
+            "/metrics" => {
+                let metrics = self.0.metrics();
+                metrics.state_entries.set(self.0.state_entries() as i64);
+                answer(StatusCode::OK, "text/plain; version=0.0.4", metrics.text())
+            }
+            _ => answer(
+                StatusCode::NOT_FOUND,
+                "text/plain",
+                "Here are /health, /readiness and /metrics.\n".into(),
+            ),
+        }
+    }
+}
+
+impl Admin {
+    fn readiness(&self) -> Response<Vec<u8>> {
+        let missing = self.0.missing();
+        let (status, word) = if missing.is_empty() {
+            (StatusCode::OK, "ready")
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, "not ready")
+        };
+        answer(
+            status,
+            "application/json",
+            serde_json::json!({ "status": word, "missing": missing }).to_string(),
+        )
+    }
+}
+
+fn answer(status: StatusCode, content_type: &'static str, body: String) -> Response<Vec<u8>> {
+    let mut response = Response::new(body.into_bytes());
+    *response.status_mut() = status;
+    let length = response.body().len().into();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    headers.insert(header::CONTENT_LENGTH, length);
+    response
+}

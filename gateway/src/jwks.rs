@@ -1,0 +1,203 @@
+//! Issuers' public keys: fetched in the background, kept when a fetch fails, fetched early at a bounded rate
+//! when a token names a key that is not known.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use arc_swap::ArcSwapOption;
+use filters::jwt::KeySet;
+use filters::policy::{At, Issuer, Reference};
+use tokio::sync::Mutex;
+
+use crate::metrics::Metrics;
+
+/// A key set is a few kilobytes; more is somebody's mistake or somebody's attack.
+const MOST_BYTES: usize = 256 * 1024;
+
+/// The keys of all issuers.
+#[derive(Debug)]
+pub(crate) struct KeyStore {
+    issuers: BTreeMap<String, Keys>,
+    metrics: Metrics,
+}
+
+#[derive(Debug)]
+struct Keys {
+    source: Source,
+    refresh: Duration,
+    stale: Duration,
+    unknown_kid_refresh: Duration,
+    current: ArcSwapOption<Held>,
+    /// When the last fetch began; held while one runs, so that there is one at a time.
+    fetching: Mutex<Option<Instant>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    keys: Arc<KeySet>,
+    since: Instant,
+}
+
+#[derive(Debug)]
+enum Source {
+    Url { url: String, client: reqwest::Client },
+    File(PathBuf),
+}
+
+impl KeyStore {
+    pub(crate) fn new(
+        issuers: &BTreeMap<String, At<Issuer>>,
+        folder: &Path,
+        metrics: Metrics,
+    ) -> anyhow::Result<Self> {
+        let mut store = BTreeMap::new();
+        for (name, At { value: issuer, .. }) in issuers {
+            let jwks = &issuer.jwks;
+            let source = match (&jwks.url, &jwks.file) {
+                (_, Some(Reference::File(path))) => Source::File(folder.join(path)),
+                (Some(url), _) => Source::Url {
+                    url: url.clone(),
+                    client: client(jwks.ca.as_ref(), folder, Duration::from_millis(jwks.timeout_ms))
+                        .with_context(|| format!("issuer {name}"))?,
+                },
+                (None, _) => anyhow::bail!("issuer {name} has no source of keys"),
+            };
+            let keys = Keys {
+                source,
+                refresh: Duration::from_secs(jwks.refresh_s),
+                stale: Duration::from_secs(jwks.stale_s),
+                unknown_kid_refresh: Duration::from_secs(jwks.unknown_kid_refresh_s),
+                current: ArcSwapOption::empty(),
+                fetching: Mutex::new(None),
+            };
+            store.insert(name.clone(), keys);
+        }
+        Ok(Self { issuers: store, metrics })
+    }
+
+    /// The issuer's keys, unless they are older than the policy lets them serve.
+    pub(crate) fn keys(&self, issuer: &str) -> Option<Arc<KeySet>> {
+        let issuer = self.issuers.get(issuer)?;
+        let held = issuer.current.load();
+        held.as_ref().filter(|held| held.since.elapsed() < issuer.stale).map(|held| Arc::clone(&held.keys))
+    }
+
+    /// Issuers without usable keys.
+    pub(crate) fn missing(&self) -> Vec<&str> {
+        self.issuers.keys().map(String::as_str).filter(|issuer| self.keys(issuer).is_none()).collect()
+    }
+
+    /// A token named a key that is not known: fetch again, unless that was tried a moment ago. Returns
+    /// whether there may be other keys now. Requests that come together wait for the same fetch.
+    pub(crate) async fn refresh_unknown(&self, issuer: &str) -> bool {
+        let Some(keys) = self.issuers.get(issuer) else { return false };
+        let asked = Instant::now();
+        let mut last = keys.fetching.lock().await;
+        match *last {
+            Some(at) if at >= asked => true,
+            Some(at) if at.elapsed() < keys.unknown_kid_refresh => false,
+            Some(_) | None => {
+                *last = Some(Instant::now());
+                self.fetch(issuer, keys).await
+            }
+        }
+    }
+
+    /// Keeps every issuer's keys fresh until the process ends.
+    pub(crate) async fn keep_fresh(self: Arc<Self>) {
+        let issuers: Vec<String> = self.issuers.keys().cloned().collect();
+        let mut tasks = tokio::task::JoinSet::new();
+        for issuer in issuers {
+            let store = Arc::clone(&self);
+            tasks.spawn(async move { store.keep_issuer_fresh(&issuer).await });
+        }
+        while tasks.join_next().await.is_some() {}
+    }
+
+    async fn keep_issuer_fresh(&self, issuer: &str) {
+        let Some(keys) = self.issuers.get(issuer) else { return };
+        let mut failures: u32 = 0;
+        loop {
+            {
+                let mut last = keys.fetching.lock().await;
+                *last = Some(Instant::now());
+                failures = if self.fetch(issuer, keys).await { 0 } else { failures.saturating_add(1) };
+            }
+            // A failing source is asked again soon, then less and less often, never less than when it works.
+            let pause = match failures {
+                0 => keys.refresh,
+                n => Duration::from_millis(250 << n.min(8)).min(keys.refresh),
+            };
+            // Spread, so that a fleet does not ask in step.
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.9..1.0))).await;
+        }
+    }
+
+    async fn fetch(&self, issuer: &str, keys: &Keys) -> bool {
+        let fetched = read(&keys.source).await.and_then(|bytes| Ok(KeySet::parse(&bytes)?));
+        let outcome = match fetched {
+            Ok(set) => {
+                self.metrics.jwks_keys.with_label_values(&[issuer]).set(set.len() as i64);
+                keys.current.store(Some(Arc::new(Held { keys: Arc::new(set), since: Instant::now() })));
+                "ok"
+            }
+            Err(error) => {
+                tracing::warn!(
+                    issuer,
+                    error = format!("{error:#}"),
+                    "keys not refreshed; the last good ones serve"
+                );
+                "error"
+            }
+        };
+        self.metrics.jwks_fetches.with_label_values(&[issuer, outcome]).inc();
+        outcome == "ok"
+    }
+}
+
+fn client(ca: Option<&Reference>, folder: &Path, timeout: Duration) -> anyhow::Result<reqwest::Client> {
+    let limits = certs::client::ClientLimits { connect_timeout: timeout, timeout, ..Default::default() };
+    match ca {
+        Some(Reference::File(path)) => {
+            let trust = certs::Trust::load(&folder.join(path))?;
+            let tls = certs::client_config(&trust, None, certs::Versions::Tls12And13)?;
+            Ok(certs::client::https(tls, limits)?)
+        }
+        Some(Reference::Env(_)) => anyhow::bail!("`jwks.ca` must be a `file:`"),
+        None => Ok(reqwest::Client::builder()
+            .https_only(true)
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(timeout)
+            .timeout(timeout)
+            .build()?),
+    }
+}
+
+async fn read(source: &Source) -> anyhow::Result<Vec<u8>> {
+    match source {
+        Source::File(path) => {
+            let size = tokio::fs::metadata(path).await.with_context(|| path.display().to_string())?.len();
+            anyhow::ensure!(
+                size <= MOST_BYTES as u64,
+                "{} is larger than {MOST_BYTES} bytes",
+                path.display()
+            );
+            Ok(tokio::fs::read(path).await?)
+        }
+        Source::Url { url, client } => {
+            let mut answer = client.get(url).send().await?.error_for_status()?;
+            let mut body = Vec::new();
+            while let Some(chunk) = answer.chunk().await? {
+                anyhow::ensure!(
+                    body.len() + chunk.len() <= MOST_BYTES,
+                    "{url} answers more than {MOST_BYTES} bytes"
+                );
+                body.extend_from_slice(&chunk);
+            }
+            Ok(body)
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! The Pingora edge: runs the policy natively.
+//!
+//! Owns connections, bytes and time; every decision is the crate `filters`'. A payment is never sent to an
+//! upstream twice, a body is decided on before the upstream sees a byte of it, and what is logged names no
+//! whole VPA, no token and no secret.
+
+mod access_log;
+mod admin;
+mod edge;
+mod exchange;
+mod jwks;
+pub mod load;
+mod memory;
+mod metrics;
+pub mod server;
+mod trace;
+mod upstream;

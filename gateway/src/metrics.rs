@@ -1,0 +1,68 @@
+//! What the gateway counts.
+
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+/// The gateway's metrics. Labels are the policy's own names and standard codes: their number is bounded.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    pub(crate) requests: IntCounterVec,
+    pub(crate) duration: HistogramVec,
+    pub(crate) refusals: IntCounterVec,
+    pub(crate) in_flight: IntGauge,
+    pub(crate) state_entries: IntGauge,
+    pub(crate) jwks_fetches: IntCounterVec,
+    pub(crate) jwks_keys: IntGaugeVec,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let metrics = Self {
+            requests: IntCounterVec::new(
+                Opts::new("gateway_requests_total", "Requests answered, by route and status"),
+                &["route", "method", "status"],
+            )?,
+            duration: HistogramVec::new(
+                HistogramOpts::new(
+                    "gateway_request_duration_seconds",
+                    "From the request's header to the end of its answer",
+                )
+                .buckets(vec![0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]),
+                &["route"],
+            )?,
+            refusals: IntCounterVec::new(
+                Opts::new("gateway_refusals_total", "Requests refused by the edge, by filter and code"),
+                &["filter", "code"],
+            )?,
+            in_flight: IntGauge::new("gateway_requests_in_flight", "Requests being answered")?,
+            state_entries: IntGauge::new("gateway_state_entries", "Nonces and limits remembered in memory")?,
+            jwks_fetches: IntCounterVec::new(
+                Opts::new("gateway_jwks_fetches_total", "Fetches of issuers' keys, by outcome"),
+                &["issuer", "outcome"],
+            )?,
+            jwks_keys: IntGaugeVec::new(
+                Opts::new("gateway_jwks_keys", "Keys held of an issuer"),
+                &["issuer"],
+            )?,
+            registry,
+        };
+        for collector in [
+            Box::new(metrics.requests.clone()) as Box<dyn prometheus::core::Collector>,
+            Box::new(metrics.duration.clone()),
+            Box::new(metrics.refusals.clone()),
+            Box::new(metrics.in_flight.clone()),
+            Box::new(metrics.state_entries.clone()),
+            Box::new(metrics.jwks_fetches.clone()),
+            Box::new(metrics.jwks_keys.clone()),
+        ] {
+            metrics.registry.register(collector)?;
+        }
+        Ok(metrics)
+    }
+
+    /// The Prometheus text format, version 0.0.4.
+    pub(crate) fn text(&self) -> String {
+        prometheus::TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+}

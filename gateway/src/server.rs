@@ -1,0 +1,153 @@
+//! The process: listeners, background work, shutdown.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use async_trait::async_trait;
+use filters::policy::At;
+use pingora::apps::HttpServerOptions;
+use pingora::listeners::tls::TlsSettings;
+use pingora::proxy::ProxyServiceBuilder;
+use pingora::server::configuration::ServerConf;
+use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
+use pingora::services::background::{BackgroundService, background_service};
+use pingora::services::listening::Service;
+
+use crate::admin::Admin;
+use crate::edge::{Door, Edge};
+use crate::jwks::KeyStore;
+use crate::load::Loaded;
+
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Worker threads of the proxy.
+    pub threads: usize,
+    /// Seconds that requests in flight may take to finish after a signal.
+    pub drain_s: u64,
+}
+
+/// Serves until a signal, then drains. Returns only before anything is served, with what is wrong.
+pub fn run(loaded: Loaded, options: Options) -> anyhow::Result<()> {
+    let document = loaded.policy.document().clone();
+    let conf = Arc::new(ServerConf {
+        threads: options.threads,
+        // The drain below ends the process as soon as nothing is in flight, at the latest then.
+        grace_period_seconds: Some(options.drain_s + 1),
+        graceful_shutdown_timeout_seconds: Some(1),
+        // A payment is never sent twice by the edge; `Edge` allows only what never reached an upstream.
+        max_retries: 2,
+        upstream_keepalive_pool_size: 1_024,
+        ..ServerConf::default()
+    });
+    let mut server = Server::new_with_opt_and_conf(None, ServerConf { ..copied(&conf) });
+    let admin_address = document.admin.address;
+    let (edge, listeners) = Edge::new(loaded)?;
+    for (At { value: listener, .. }, files) in document.listeners.iter().zip(listeners) {
+        let mut http = HttpServerOptions::default();
+        http.keepalive_request_limit = Some(listener.max_requests_per_connection);
+        http.h2_idle_timeout = Some(Duration::from_millis(listener.idle_timeout_ms));
+        let mut tls =
+            TlsSettings::with_callbacks(Box::new(NoCallbacks)).map_err(|e| anyhow::anyhow!("{e}"))?;
+        tls.set_cert_resolver(files.identity.live());
+        match files.clients {
+            certs::ClientAuth::Off => {}
+            clients => tls.set_client_cert_verifier(certs::client_verifier(clients)?),
+        }
+        tls.enable_h2();
+        let door = Door {
+            edge: Arc::clone(&edge),
+            request_timeout: Duration::from_millis(listener.request_timeout_ms),
+            idle_timeout: Duration::from_millis(listener.idle_timeout_ms),
+        };
+        // Bound here once, so that an address in use is a clear error and not a panic in Pingora's thread.
+        drop(std::net::TcpListener::bind(listener.address).with_context(|| format!("{}", listener.address))?);
+        let mut service =
+            ProxyServiceBuilder::new(&conf, door).name(&listener.name).server_options(http).build();
+        service.add_tls_with_settings(&listener.address.to_string(), None, tls);
+        server.add_service(service);
+    }
+    let mut admin = Service::new("admin".to_owned(), Admin(Arc::clone(&edge)));
+    drop(std::net::TcpListener::bind(admin_address).with_context(|| format!("{admin_address}"))?);
+    admin.add_tcp(&admin_address.to_string());
+    admin.threads = Some(1);
+    server.add_service(admin);
+    let mut keys = background_service("jwks", Refresh(edge.keys()));
+    keys.threads = Some(1);
+    server.add_service(keys);
+    server.bootstrap();
+    for At { value: listener, .. } in &document.listeners {
+        tracing::info!(listener = listener.name, address = %listener.address, "listening");
+    }
+    tracing::info!(admin = %admin_address, "ready");
+    server.run(RunArgs {
+        shutdown_signal: Box::new(Drain { edge, limit: Duration::from_secs(options.drain_s) }),
+    });
+    Ok(())
+}
+
+/// `ServerConf` has no `Clone`; these are the fields that this process sets.
+fn copied(conf: &ServerConf) -> ServerConf {
+    ServerConf {
+        threads: conf.threads,
+        grace_period_seconds: conf.grace_period_seconds,
+        graceful_shutdown_timeout_seconds: conf.graceful_shutdown_timeout_seconds,
+        max_retries: conf.max_retries,
+        upstream_keepalive_pool_size: conf.upstream_keepalive_pool_size,
+        ..ServerConf::default()
+    }
+}
+
+/// Resolver and verifier are set on the settings themselves; nothing is left for callbacks to do.
+struct NoCallbacks;
+
+impl pingora::listeners::TlsAccept for NoCallbacks {}
+
+struct Refresh(Arc<KeyStore>);
+
+#[async_trait]
+impl BackgroundService for Refresh {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        tokio::select! {
+            () = Arc::clone(&self.0).keep_fresh() => {}
+            _ = shutdown.changed() => {}
+        }
+    }
+}
+
+/// Turns SIGTERM and SIGINT into a drain: no new connections, what is in flight finishes, then the process
+/// ends, without waiting out a grace period that nobody needs.
+struct Drain {
+    edge: Arc<Edge>,
+    limit: Duration,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for Drain {
+    async fn recv(&self) -> ShutdownSignal {
+        use tokio::signal::unix::{SignalKind, signal};
+        let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
+            tracing::error!("signals cannot be received; the process must be killed to stop");
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        tracing::info!("draining");
+        self.edge.drain();
+        let (edge, limit) = (Arc::clone(&self.edge), self.limit);
+        std::thread::spawn(move || {
+            // Long enough for the listeners to close and for a request that was being read to count.
+            std::thread::sleep(Duration::from_millis(300));
+            let started = Instant::now();
+            while edge.in_flight() > 0 && started.elapsed() < limit {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            tracing::info!(unfinished = edge.in_flight(), "stopped");
+            std::process::exit(0);
+        });
+        ShutdownSignal::GracefulTerminate
+    }
+}
