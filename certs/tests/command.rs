@@ -1,5 +1,7 @@
 //! The `certs` command, as an operator runs it.
 
+#![allow(clippy::unwrap_used, reason = "test code: a failure here is a failed test")]
+
 use std::process::{Command, Output};
 
 fn certs(args: &[&str]) -> Output {

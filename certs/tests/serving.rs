@@ -1,5 +1,7 @@
 //! Bounds and draining of a listener, over real loopback sockets.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "test code: a failure here is a failed test")]
+
 mod pki;
 
 use std::io::ErrorKind;

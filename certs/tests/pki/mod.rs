@@ -1,5 +1,6 @@
 //! A throw-away PKI and a listener for the tests beside it.
 #![allow(dead_code, reason = "each test file uses its share")]
+#![allow(clippy::unwrap_used, reason = "test code: a failure here is a failed test")]
 
 use std::sync::Arc;
 use std::time::Duration;
