@@ -10,9 +10,7 @@
 pub mod chain;
 pub mod crypto;
 pub mod filter;
-pub mod jwt;
 pub mod policy;
-pub mod signature;
 pub mod state;
 
 /// The one list of filters, in the order in which they decide: what is cheap and needs no identity first,
@@ -70,6 +68,9 @@ filters! {
     ip_access,
     shape,
     idempotency,
+    jwt,
+    signature,
+    nonce,
     rate_limit,
     headers,
 }

@@ -1,5 +1,251 @@
-//! Tokens.
+//! Tokens: who sends the request, as an issuer of ours says (RFC 6750, 7519, 8725).
+//!
+//! An issuer's algorithms are pinned by the policy and a key is for one algorithm, so nothing in a token can
+//! choose how it is verified. Keys come from the host, which keeps them fresh.
 
-/// The keys of an issuer.
+mod cache;
+mod claims;
+mod keys;
+mod token;
+
+pub use claims::{Claims, Expected};
+pub use keys::{Key, KeySet, KeySetError, thumbprint, verifying_key};
+pub use token::{Token, TokenError};
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use self::cache::{Cache, Verified};
+use crate::crypto::{Local, sha256};
+use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict};
+use crate::policy::{Issuer, Settings, Site, Unusable};
+
+/// Requires a bearer token of a trusted issuer, in `Authorization`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Names of the issuers whose tokens pass here; absent: every issuer of the policy.
+    pub issuers: Option<Vec<String>>,
+    /// Scopes that the token must all have.
+    pub scopes: Vec<String>,
+    /// Longest token, in bytes; at most 16384.
+    pub max_length: usize,
+    /// Verified tokens to remember, for each route; at most 1000000. Their times and scopes are checked on
+    /// every request all the same.
+    pub cache_entries: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { issuers: None, scopes: Vec::new(), max_length: 4096, cache_entries: 10_000 }
+    }
+}
+
+impl Settings for Config {
+    fn and(self, child: Self) -> Self {
+        let issuers = match (self.issuers, child.issuers) {
+            (Some(parent), Some(child)) => {
+                Some(parent.into_iter().filter(|name| child.contains(name)).collect())
+            }
+            (parent, child) => parent.or(child),
+        };
+        let mut scopes = self.scopes;
+        scopes.extend(child.scopes);
+        scopes.sort();
+        scopes.dedup();
+        Self {
+            issuers,
+            scopes,
+            max_length: self.max_length.min(child.max_length),
+            cache_entries: self.cache_entries.min(child.cache_entries),
+        }
+    }
+
+    fn build(self, site: &Site<'_>) -> Result<Box<dyn Filter>, Unusable> {
+        if !(256..=16_384).contains(&self.max_length) {
+            return Err(Unusable::new("`max_length` is between 256 and 16384"));
+        }
+        if self.cache_entries > 1_000_000 {
+            return Err(Unusable::new("`cache_entries` is at most 1000000"));
+        }
+        let scope = |scope: &String| {
+            !scope.is_empty() && scope.bytes().all(|b| matches!(b, b'!' | b'#'..=b'[' | b']'..=b'~'))
+        };
+        if !self.scopes.iter().all(scope) {
+            return Err(Unusable::new("a scope is visible ASCII without spaces, quotes and backslashes"));
+        }
+        let names: Vec<&String> = match &self.issuers {
+            Some(names) => names.iter().collect(),
+            None => site.issuers.keys().collect(),
+        };
+        let mut issuers = BTreeMap::new();
+        for name in names {
+            let Some(issuer) = site.issuers.get(name) else {
+                return Err(Unusable::new(format!("there is no issuer `{name}`")));
+            };
+            let trusted = Trusted { name: name.as_str().into(), settings: issuer.value.clone() };
+            if issuers.insert(issuer.value.issuer.clone(), trusted).is_some() {
+                return Err(Unusable::new(format!("issuer `{name}` has the `iss` of another")));
+            }
+        }
+        if issuers.is_empty() {
+            return Err(Unusable::new("no issuer is left whose tokens could pass"));
+        }
+        let cache = Cache::new(self.cache_entries);
+        Ok(Box::new(Jwt { issuers, cache, scopes: self.scopes, max_length: self.max_length }))
+    }
+}
+
 #[derive(Debug)]
-pub struct KeySet;
+struct Jwt {
+    /// By `iss`.
+    issuers: BTreeMap<String, Trusted>,
+    cache: Cache,
+    scopes: Vec<String>,
+    max_length: usize,
+}
+
+#[derive(Debug)]
+struct Trusted {
+    /// The policy's name of the issuer.
+    name: Arc<str>,
+    settings: Issuer,
+}
+
+impl Filter for Jwt {
+    fn name(&self) -> &'static str {
+        "jwt"
+    }
+
+    fn head(&self, request: &Request<'_>, host: &dyn Host, context: &mut Context) -> Verdict {
+        let text = match bearer(request) {
+            Ok(text) => text,
+            Err(refusal) => return refusal.into(),
+        };
+        let verified = match self.verify(text, host) {
+            Ok(verified) => verified,
+            Err(refusal) => return refusal.into(),
+        };
+        let identity = &verified.claims.identity;
+        if let Some(missing) = self.scopes.iter().find(|scope| !identity.scopes.contains(*scope)) {
+            let challenge =
+                format!("Bearer error=\"insufficient_scope\", scope=\"{}\"", self.scopes.join(" "));
+            return Refusal::new(403, "scope_missing", format!("The token lacks the scope `{missing}`."))
+                .header("www-authenticate", challenge)
+                .into();
+        }
+        context.upstream.push(("x-torana-subject", identity.subject.clone()));
+        context.upstream.extend(identity.tenant.clone().map(|tenant| ("x-torana-tenant", tenant)));
+        context.upstream.extend(identity.device.clone().map(|device| ("x-torana-device", device)));
+        if !verified.claims.vpas.is_empty() {
+            context.upstream.push(("x-torana-vpa", verified.claims.vpas.join(",")));
+        }
+        context.identity = Some(identity.clone());
+        Verdict::Pass
+    }
+}
+
+impl Jwt {
+    /// The token, verified now or a moment ago, and checked against the time and the audience.
+    fn verify(&self, text: &str, host: &dyn Host) -> Result<Arc<Verified>, Refusal> {
+        if text.len() > self.max_length {
+            return Err(refused(TokenError::Malformed));
+        }
+        let digest = sha256(text.as_bytes());
+        let (trusted, verified) = match self.remembered(&digest, host) {
+            Some(found) => found,
+            None => {
+                let (trusted, verified) = self.verify_signature(text, host)?;
+                self.cache.put(digest, Arc::clone(&verified));
+                (trusted, verified)
+            }
+        };
+        let expected = Expected {
+            audiences: &trusted.settings.audiences,
+            leeway_ms: trusted.settings.leeway_s.saturating_mul(1_000),
+            now_ms: host.now_ms(),
+        };
+        verified.claims.check(&expected).map_err(refused)?;
+        Ok(verified)
+    }
+
+    fn remembered(&self, digest: &[u8; 32], host: &dyn Host) -> Option<(&Trusted, Arc<Verified>)> {
+        let verified = self.cache.get(digest)?;
+        let name = verified.claims.identity.issuer.as_str();
+        let trusted = self.issuers.values().find(|trusted| *trusted.name == *name)?;
+        let keys = host.keys(name)?;
+        let still = keys.find(verified.key.kid.as_deref(), verified.key.algorithm) == Some(&verified.key);
+        still.then_some((trusted, verified))
+    }
+
+    fn verify_signature(&self, text: &str, host: &dyn Host) -> Result<(&Trusted, Arc<Verified>), Refusal> {
+        let token = Token::parse(text, self.max_length).map_err(refused)?;
+        let issuer = claims::issuer(token.unverified()).map_err(refused)?;
+        let trusted = self.issuers.get(&issuer).ok_or_else(|| refused(TokenError::Issuer))?;
+        let algorithm = token
+            .algorithm
+            .filter(|algorithm| trusted.settings.algorithms.contains(algorithm))
+            .ok_or_else(|| refused(TokenError::Algorithm))?;
+        let Some(keys) = host.keys(&trusted.name) else {
+            let detail = "The keys of the token's issuer are not at hand. Try again shortly.";
+            let mut refusal = Refusal::new(503, "token_keys_unavailable", detail).header("retry-after", "1");
+            refusal.stale_keys = Some(Arc::clone(&trusted.name));
+            return Err(refusal);
+        };
+        let Some(key) = keys.find(token.kid.as_deref(), algorithm) else {
+            let mut refusal = refused(TokenError::KeyUnknown);
+            refusal.stale_keys = Some(Arc::clone(&trusted.name));
+            return Err(refusal);
+        };
+        let payload = token.verify(key, &Local).map_err(refused)?;
+        let claims = Claims::parse(payload, &trusted.name).map_err(refused)?;
+        Ok((trusted, Arc::new(Verified { key: key.clone(), claims })))
+    }
+}
+
+/// The token of `Authorization: Bearer` (RFC 6750 section 2.1).
+fn bearer<'r>(request: &Request<'r>) -> Result<&'r str, Refusal> {
+    let field = request.headers.one("authorization").map_err(|_| refused(TokenError::Malformed))?;
+    match field.and_then(|field| field.split_once(' ')) {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(token.trim_start_matches(' ')),
+        Some(_) | None => {
+            Err(Refusal::new(401, "token_missing", "Send an access token: Authorization: Bearer TOKEN.")
+                .header("www-authenticate", "Bearer"))
+        }
+    }
+}
+
+fn refused(error: TokenError) -> Refusal {
+    let (code, detail) = match error {
+        TokenError::Malformed => {
+            ("token_malformed", "The access token is not a signed JWT that is understood here.")
+        }
+        TokenError::Algorithm => {
+            ("token_algorithm", "The access token's algorithm is not one that its issuer uses.")
+        }
+        TokenError::KeyUnknown => {
+            ("token_key_unknown", "The access token's key is not among its issuer's keys.")
+        }
+        TokenError::Signature => ("token_signature", "The access token's signature does not hold."),
+        TokenError::Issuer => {
+            ("token_issuer", "The access token is from an issuer that is not trusted here.")
+        }
+        TokenError::Audience => ("token_audience", "The access token is for another audience."),
+        TokenError::Expired => ("token_expired", "The access token has expired. Get a new one."),
+        TokenError::NotYetValid => {
+            ("token_not_yet_valid", "The access token is not valid yet. Check your clock.")
+        }
+        TokenError::Crypto(_) => {
+            return Refusal::new(
+                503,
+                "token_not_verifiable",
+                "The access token cannot be verified here at present.",
+            );
+        }
+    };
+    let challenge = format!("Bearer error=\"invalid_token\", error_description=\"{code}\"");
+    Refusal::new(401, code, detail).header("www-authenticate", challenge)
+}

@@ -22,12 +22,12 @@ pub const VALUE_MAX: usize = 16 * 1024;
 pub struct Component {
     /// As it was written, so that it serializes in the order of parameters received.
     item: Item,
-    target: Target,
+    part: Part,
     of_request: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Target {
+enum Part {
     Method,
     TargetUri,
     Authority,
@@ -62,6 +62,14 @@ impl Component {
         self.item.serialize()
     }
 
+    /// The name of the field, unless the component is derived.
+    pub fn field(&self) -> Option<&str> {
+        match &self.part {
+            Part::Field { name, .. } => Some(name),
+            _ => None,
+        }
+    }
+
     pub(super) fn item(&self) -> &Item {
         &self.item
     }
@@ -73,7 +81,7 @@ impl Component {
             (true, Some(request)) if message.status.is_some() => request,
             (true, _) => return Err(self.error(Problem::NoRequest)),
         };
-        let value = self.target.value(source).map_err(|problem| self.error(problem))?;
+        let value = self.part.value(source).map_err(|problem| self.error(problem))?;
         if value.len() > VALUE_MAX {
             return Err(self.error(Problem::TooLong));
         }
@@ -92,7 +100,7 @@ impl Component {
 /// The same component, whatever the order of its parameters.
 impl PartialEq for Component {
     fn eq(&self, other: &Self) -> bool {
-        self.target == other.target && self.of_request == other.of_request
+        self.part == other.part && self.of_request == other.of_request
     }
 }
 
@@ -121,14 +129,14 @@ impl TryFrom<Item> for Component {
     type Error = ComponentError;
 
     fn try_from(item: Item) -> Result<Self, ComponentError> {
-        match Target::parse(&item) {
-            Ok((target, of_request)) => Ok(Self { item, target, of_request }),
+        match Part::parse(&item) {
+            Ok((part, of_request)) => Ok(Self { item, part, of_request }),
             Err(problem) => Err(ComponentError { component: shown(&item.serialize()), problem }),
         }
     }
 }
 
-impl Target {
+impl Part {
     fn parse(item: &Item) -> Result<(Self, bool), Problem> {
         let BareItem::String(name) = &item.bare_item else { return Err(Problem::Malformed) };
         let (mut req, mut sf, mut bs) = (false, false, false);
@@ -162,7 +170,7 @@ impl Target {
         if sf || bs || key.is_some() {
             return Err(Problem::Parameter);
         }
-        let target = match (name.as_str(), query_name) {
+        let part = match (name.as_str(), query_name) {
             ("@query-param", Some(name)) => Self::QueryParam(name),
             (_, Some(_)) => return Err(Problem::Parameter),
             ("@method", None) => Self::Method,
@@ -177,7 +185,7 @@ impl Target {
             ("@status", None) => Self::Status,
             (_, None) => return Err(Problem::Unknown),
         };
-        Ok((target, req))
+        Ok((part, req))
     }
 
     fn value(&self, message: &Message<'_>) -> Result<Vec<u8>, Problem> {

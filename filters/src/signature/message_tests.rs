@@ -217,7 +217,8 @@ fn b3_tls_terminating_proxy() {
 fn b4_transformations() {
     let input = "transform=(\"@method\" \"@path\" \"@authority\" \"accept\");created=1618884473;keyid=\"test-key-ed25519\"";
     let signature = "transform=:ZT1kooQsEHpZ0I1IjCqtQppOmIqlJPeo7DHR3SoMn0s5JZ1eRGS0A+vyYP9t/LXlh5QMFFQ6cpLt2m0pmj3NDA==:";
-    let cases: &[(&str, &str, &str, &[(&str, &str)], bool)] = &[
+    type Case = (&'static str, &'static str, &'static str, &'static [(&'static str, &'static str)], bool);
+    let cases: &[Case] = &[
         (
             "GET",
             "example.org",

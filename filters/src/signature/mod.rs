@@ -1,6 +1,292 @@
 //! Signatures over requests and responses: RFC 9421 over the message, RFC 9530 over its body.
+//!
+//! The filter wants every request signed by the device that the token is bound to (RFC 7800) or by a partner
+//! with a key of its own. What a field says is protected whether or not the policy names it: a field that is
+//! named must be covered when it is there, and one that is covered must be there.
 
 mod component;
 pub mod digest;
 pub mod message;
 mod query;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use self::digest::DigestError;
+use self::message::{Component, Fields, Message, Parsed, SignatureError};
+use crate::crypto::VerifyingKey;
+use crate::filter::{Context, Filter, Headers, Host, Refusal, Request, Signed, Verdict};
+use crate::jwt::thumbprint;
+use crate::policy::{Keyring, Settings, Site, Unusable};
+
+/// Requires a signature over the request (RFC 9421) and a digest of its body (RFC 9530).
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Whose key must have signed.
+    pub signer: Signer,
+    /// What the signature must cover, as RFC 9421 names it. `@…` always; a field whenever the request has it.
+    pub components: Vec<String>,
+    /// The label of the signature; absent: the request has exactly one.
+    pub label: Option<String>,
+    /// Seconds after its creation that a signature is taken; at most 3600.
+    pub max_age_s: u64,
+    /// Seconds that the sender's clock may be ahead of ours; at most 300.
+    pub max_skew_s: u64,
+}
+
+/// Whose key signs requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Signer {
+    /// The key in the token's `cnf`; needs the filter `jwt`.
+    Device,
+    /// The key of a client of the policy, named by `keyid`.
+    Client,
+    /// The device when the token names its key, otherwise the client that `keyid` names. A partner's key
+    /// never stands in for the device that a token is bound to.
+    #[default]
+    Either,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let components = [
+            "@method",
+            "@path",
+            "@query",
+            "authorization",
+            "content-digest",
+            "content-type",
+            "idempotency-key",
+        ];
+        Self {
+            signer: Signer::default(),
+            components: components.map(str::to_owned).to_vec(),
+            label: None,
+            max_age_s: 300,
+            max_skew_s: 30,
+        }
+    }
+}
+
+impl Settings for Config {
+    fn and(self, child: Self) -> Self {
+        let mut components = self.components;
+        components.extend(child.components);
+        components.sort();
+        components.dedup();
+        Self {
+            signer: match (self.signer, child.signer) {
+                (Signer::Either, child) => child,
+                (parent @ (Signer::Device | Signer::Client), Signer::Either) => parent,
+                // Both cannot have signed with one signature: nearer to the route is more specific.
+                (Signer::Device | Signer::Client, child) => child,
+            },
+            components,
+            label: child.label.or(self.label),
+            max_age_s: self.max_age_s.min(child.max_age_s),
+            max_skew_s: self.max_skew_s.min(child.max_skew_s),
+        }
+    }
+
+    fn build(self, site: &Site<'_>) -> Result<Box<dyn Filter>, Unusable> {
+        if !(1..=3_600).contains(&self.max_age_s) || self.max_skew_s > 300 {
+            return Err(Unusable::new("`max_age_s` is between 1 and 3600, `max_skew_s` at most 300"));
+        }
+        let mut required = Vec::new();
+        for text in &self.components {
+            let component: Component = text.parse().map_err(|why| Unusable::new(format!("{why}")))?;
+            if required.contains(&component) {
+                return Err(Unusable::new(format!("component `{text}` is named twice")));
+            }
+            required.push(component);
+        }
+        if required.is_empty() || required.len() > message::COMPONENTS_MAX {
+            let why = format!("`components` names 1 to {} components", message::COMPONENTS_MAX);
+            return Err(Unusable::new(why));
+        }
+        let identifiers: Vec<String> = required.iter().map(Component::identifier).collect();
+        let wanted = format!(
+            "{}=({});created;keyid;nonce",
+            self.label.as_deref().unwrap_or("sig1"),
+            identifiers.join(" ")
+        );
+        Ok(Box::new(Signature { required, wanted, keyring: site.keyring.clone(), config: self }))
+    }
+}
+
+#[derive(Debug)]
+struct Signature {
+    required: Vec<Component>,
+    /// `Accept-Signature` (RFC 9421 section 5.1), for who sent none or too little.
+    wanted: String,
+    keyring: Keyring,
+    config: Config,
+}
+
+impl Filter for Signature {
+    fn name(&self) -> &'static str {
+        "signature"
+    }
+
+    fn head(&self, request: &Request<'_>, host: &dyn Host, context: &mut Context) -> Verdict {
+        match self.verify(request, host, context) {
+            Ok(signed) => {
+                context.signed = Some(signed);
+                Verdict::Pass
+            }
+            Err(refusal) => refusal.into(),
+        }
+    }
+
+    fn body(&self, request: &Request<'_>, body: &[u8], _host: &dyn Host, _context: &mut Context) -> Verdict {
+        let refuse = |code, detail| Verdict::refuse(400, code, detail);
+        // The field was covered if it was there; without it nothing vouches for a body.
+        match request.headers.one("content-digest") {
+            Ok(None) if body.is_empty() => Verdict::Pass,
+            Ok(None) => refuse("digest_missing", "Send and sign a Content-Digest of the body (RFC 9530)."),
+            Ok(Some(value)) => match digest::verify(value.as_bytes(), body) {
+                Ok(()) => Verdict::Pass,
+                Err(DigestError::Mismatch) => {
+                    refuse("digest_mismatch", "The body is not the one that was digested.")
+                }
+                Err(DigestError::NoKnownAlgorithm) => {
+                    refuse("digest_missing", "Content-Digest must hold a sha-256 or sha-512 digest.")
+                }
+                Err(DigestError::TooLong | DigestError::Malformed) => refuse(
+                    "digest_malformed",
+                    "Content-Digest is not a dictionary of byte sequences (RFC 9530).",
+                ),
+            },
+            Err(_) => {
+                refuse("digest_malformed", "Send Content-Digest once, as a dictionary of byte sequences.")
+            }
+        }
+    }
+}
+
+impl Signature {
+    fn verify(&self, request: &Request<'_>, host: &dyn Host, context: &Context) -> Result<Signed, Refusal> {
+        let parsed = message::parse(&request.headers, self.config.label.as_deref())
+            .map_err(|why| self.refused(&why))?;
+        let params = parsed.params();
+        self.check_coverage(&parsed, request)?;
+        let Some(created) = params.created else {
+            return Err(self.incomplete("The signature must say when it was `created`."));
+        };
+        self.check_age(created, params.expires, host)?;
+        let (keyid, key) = self.key(params.keyid.as_deref(), context).ok_or_else(|| {
+            let detail = "The signature's key is neither a known client's nor the token's device key.";
+            Refusal::new(401, "signature_key_unknown", detail).header("www-authenticate", CHALLENGE)
+        })?;
+        let message = Message::request(
+            request.method,
+            request.scheme,
+            request.authority,
+            request.path,
+            request.query,
+            &request.headers,
+        );
+        parsed.verify(&message, key).map_err(|why| self.refused(&why))?;
+        Ok(Signed { keyid, created, nonce: params.nonce.clone() })
+    }
+
+    fn check_coverage(&self, parsed: &Parsed, request: &Request<'_>) -> Result<(), Refusal> {
+        let missing = self.required.iter().find(|component| {
+            let there = component.field().is_none_or(|field| request.headers.all(field).next().is_some());
+            there && !parsed.covers(component)
+        });
+        match missing {
+            None => Ok(()),
+            Some(component) => Err(self.incomplete(format!("The signature must cover {component}."))),
+        }
+    }
+
+    fn check_age(&self, created_s: i64, expires_s: Option<i64>, host: &dyn Host) -> Result<(), Refusal> {
+        let now_s = i64::try_from(host.now_ms() / 1_000).unwrap_or(i64::MAX);
+        let limit = |seconds: u64| i64::try_from(seconds).unwrap_or(i64::MAX);
+        let age_s = now_s.saturating_sub(created_s);
+        let refuse =
+            |code, detail| Err(Refusal::new(401, code, detail).header("www-authenticate", CHALLENGE));
+        if age_s > limit(self.config.max_age_s) || expires_s.is_some_and(|expires| expires <= now_s) {
+            return refuse("created_too_old", "The request was signed too long ago. Sign it anew.");
+        }
+        if age_s.saturating_neg() > limit(self.config.max_skew_s) {
+            return refuse("created_in_future", "The request was signed in the future. Check your clock.");
+        }
+        Ok(())
+    }
+
+    /// The key that must have signed, and a name for it that its holder cannot choose.
+    fn key<'k>(&'k self, keyid: Option<&str>, context: &'k Context) -> Option<(String, &'k VerifyingKey)> {
+        let client = || {
+            let (_, key) = self.keyring.get(keyid?)?;
+            Some((format!("client/{}", keyid?), key))
+        };
+        let device = || {
+            let key = context.identity.as_ref()?.device_key.as_ref()?;
+            Some((format!("device/{}", thumbprint(key)?), key))
+        };
+        match self.config.signer {
+            Signer::Client => client(),
+            Signer::Device => device(),
+            Signer::Either => {
+                match context.identity.as_ref().and_then(|identity| identity.device_key.as_ref()) {
+                    Some(_) => device(),
+                    None => client(),
+                }
+            }
+        }
+    }
+
+    fn incomplete(&self, detail: impl Into<std::borrow::Cow<'static, str>>) -> Refusal {
+        Refusal::new(401, "signature_incomplete", detail)
+            .header("www-authenticate", CHALLENGE)
+            .header("accept-signature", self.wanted.clone())
+    }
+
+    fn refused(&self, error: &SignatureError) -> Refusal {
+        let (status, code, detail) = match error {
+            SignatureError::Missing => {
+                (401, "signature_missing", "Sign the request (RFC 9421): Signature-Input and Signature.")
+            }
+            SignatureError::Several => (400, "signature_malformed", "Send exactly one signature."),
+            SignatureError::TooLarge => {
+                (400, "signature_malformed", "The signature is larger than what is read.")
+            }
+            SignatureError::Malformed(_) => {
+                (400, "signature_malformed", "Signature-Input or Signature is not what RFC 9421 says.")
+            }
+            SignatureError::UnknownAlgorithm => {
+                (400, "signature_malformed", "The signature's algorithm is not one that is verified here.")
+            }
+            SignatureError::Component(error) => {
+                let detail = format!("The signature cannot be verified: {error}.");
+                return Refusal::new(400, "signature_malformed", detail);
+            }
+            SignatureError::AlgorithmMismatch | SignatureError::Invalid => {
+                (401, "signature_invalid", "The signature does not hold for this request and key.")
+            }
+            SignatureError::Crypto(_) => {
+                (503, "signature_not_verifiable", "The signature cannot be verified here at present.")
+            }
+        };
+        let refusal = Refusal::new(status, code, detail);
+        match status {
+            401 => {
+                refusal.header("www-authenticate", CHALLENGE).header("accept-signature", self.wanted.clone())
+            }
+            _ => refusal,
+        }
+    }
+}
+
+/// A 401 names a scheme (RFC 9110 section 11.6.1); `Accept-Signature` says the rest.
+const CHALLENGE: &str = "Signature";
+
+impl Fields for Headers<'_> {
+    fn each(&self, visit: &mut dyn FnMut(&str, &[u8])) {
+        self.iter().for_each(|(name, value)| visit(name, value));
+    }
+}

@@ -1,0 +1,235 @@
+//! Public keys of issuers and devices, as JSON Web Keys (RFC 7517, 7518, 8037).
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse};
+use serde::Deserialize;
+
+use crate::crypto::{self, CryptoError, RsaPublicKey, VerifyingKey};
+use crate::policy::Algorithm;
+
+/// The longest key set that is read, in bytes.
+pub const SET_MAX: usize = 256 * 1024;
+/// The most keys that a set may have.
+pub const KEYS_MAX: usize = 64;
+/// The longest key id, in bytes.
+pub const KID_MAX: usize = 256;
+
+/// The keys of an issuer that can verify its tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeySet(Vec<Key>);
+
+/// A key of an issuer, for one algorithm.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    pub kid: Option<String>,
+    pub algorithm: Algorithm,
+    pub key: VerifyingKey,
+}
+
+impl KeySet {
+    /// Reads a JWK set. Keys of other types, for other uses or of other algorithms are passed over, as
+    /// RFC 7517 section 5 asks; a set without a single usable key is an error, and so is one that names two
+    /// keys alike.
+    pub fn parse(bytes: &[u8]) -> Result<Self, KeySetError> {
+        #[derive(Deserialize)]
+        struct Set {
+            keys: Vec<serde_json::Value>,
+        }
+        if bytes.len() > SET_MAX {
+            return Err(KeySetError::TooLarge);
+        }
+        let set: Set = serde_json::from_slice(bytes).map_err(|_| KeySetError::Malformed)?;
+        if set.keys.len() > KEYS_MAX {
+            return Err(KeySetError::TooLarge);
+        }
+        let mut keys: Vec<Key> = Vec::new();
+        for value in set.keys {
+            let Ok(jwk) = serde_json::from_value::<Jwk>(value) else { continue };
+            let Some(key) = Key::of(&jwk) else { continue };
+            if keys.iter().any(|other| other.kid == key.kid && other.algorithm == key.algorithm) {
+                return Err(KeySetError::Repeated);
+            }
+            keys.push(key);
+        }
+        match keys.is_empty() {
+            true => Err(KeySetError::NoneUsable),
+            false => Ok(Self(keys)),
+        }
+    }
+
+    /// The key for a token: the one named, or the only one of that algorithm when the token names none.
+    pub fn find(&self, kid: Option<&str>, algorithm: Algorithm) -> Option<&Key> {
+        let mut fitting = self
+            .0
+            .iter()
+            .filter(|key| key.algorithm == algorithm && (kid.is_none() || key.kid.as_deref() == kid));
+        match (fitting.next(), fitting.next()) {
+            (Some(key), None) => Some(key),
+            (Some(_), Some(_)) | (None, _) => None,
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Key {
+    fn of(jwk: &Jwk) -> Option<Self> {
+        let common = &jwk.common;
+        let kid = common.key_id.clone();
+        let for_signatures =
+            common.public_key_use.as_ref().is_none_or(|usage| *usage == PublicKeyUse::Signature);
+        let may_verify =
+            common.key_operations.as_ref().is_none_or(|ops| ops.contains(&KeyOperations::Verify));
+        if !for_signatures || !may_verify || kid.as_ref().is_some_and(|kid| kid.len() > KID_MAX) {
+            return None;
+        }
+        let key = verifying_key(jwk).ok()?;
+        let algorithm = match key.algorithm() {
+            crypto::Algorithm::EcdsaP256Sha256 => Algorithm::ES256,
+            crypto::Algorithm::Ed25519 => Algorithm::EdDSA,
+            crypto::Algorithm::RsaV15Sha256 => Algorithm::RS256,
+            crypto::Algorithm::HmacSha256 | crypto::Algorithm::RsaPssSha512 => return None,
+        };
+        // A key that names its algorithm is for that one only.
+        let named = match algorithm {
+            Algorithm::ES256 => KeyAlgorithm::ES256,
+            Algorithm::EdDSA => KeyAlgorithm::EdDSA,
+            Algorithm::RS256 => KeyAlgorithm::RS256,
+        };
+        match common.key_algorithm.is_none_or(|alg| alg == named) {
+            true => Some(Self { kid, algorithm, key }),
+            false => None,
+        }
+    }
+}
+
+/// The key of a JWK; a symmetric one is never a verifying key here (RFC 8725 section 2.1).
+pub fn verifying_key(jwk: &Jwk) -> Result<VerifyingKey, CryptoError> {
+    match &jwk.algorithm {
+        AlgorithmParameters::EllipticCurve(ec) if ec.curve == EllipticCurve::P256 => {
+            // Both are exactly 32 bytes (RFC 7518 section 6.2.1.2): other splits of 64 would be other points.
+            let (x, y) = (number(&ec.x)?, number(&ec.y)?);
+            match (x.len(), y.len()) {
+                (32, 32) => VerifyingKey::ecdsa_p256(&[x, y].concat()),
+                _ => Err(CryptoError::Key("a P-256 coordinate is 32 bytes")),
+            }
+        }
+        AlgorithmParameters::OctetKeyPair(okp) if okp.curve == EllipticCurve::Ed25519 => {
+            VerifyingKey::ed25519(&number(&okp.x)?)
+        }
+        AlgorithmParameters::RSA(rsa) => {
+            RsaPublicKey::new(&number(&rsa.n)?, &number(&rsa.e)?).map(VerifyingKey::RsaV15Sha256)
+        }
+        _ => Err(CryptoError::Key("not a P-256, Ed25519 or RSA public key")),
+    }
+}
+
+/// The thumbprint of a device's key (RFC 7638), base64url. `None` for RSA and HMAC keys, which devices have not.
+pub fn thumbprint(key: &VerifyingKey) -> Option<String> {
+    let members = match key {
+        VerifyingKey::EcdsaP256(point) => {
+            let (x, y) = point.uncompressed().split_at_checked(33)?;
+            let x = URL_SAFE_NO_PAD.encode(x.get(1..)?);
+            format!(r#"{{"crv":"P-256","kty":"EC","x":"{x}","y":"{}"}}"#, URL_SAFE_NO_PAD.encode(y))
+        }
+        VerifyingKey::Ed25519(key) => {
+            format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{}"}}"#, URL_SAFE_NO_PAD.encode(key.bytes()))
+        }
+        VerifyingKey::Hmac(_) | VerifyingKey::RsaPssSha512(_) | VerifyingKey::RsaV15Sha256(_) => return None,
+    };
+    Some(URL_SAFE_NO_PAD.encode(crypto::sha256(members.as_bytes())))
+}
+
+fn number(text: &str) -> Result<Vec<u8>, CryptoError> {
+    URL_SAFE_NO_PAD.decode(text).map_err(|_| CryptoError::Key("a number is not base64url"))
+}
+
+/// Why a key set cannot be used: the issuer's fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeySetError {
+    #[error("the key set has more than {SET_MAX} bytes or {KEYS_MAX} keys")]
+    TooLarge,
+    #[error("not a JWK set")]
+    Malformed,
+    #[error("the key set has two keys of one id and algorithm")]
+    Repeated,
+    #[error("the key set has no P-256, Ed25519 or RSA key that verifies signatures")]
+    NoneUsable,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const P256: &str = r#""kty":"EC","crv":"P-256","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0""#;
+    const ED: &str = r#""kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo""#;
+
+    #[test]
+    fn sets() {
+        let set =
+            |keys: &str| KeySet::parse(format!(r#"{{"keys":[{keys}]}}"#).as_bytes()).map(|set| set.len());
+        let cases: &[(String, Result<usize, KeySetError>)] = &[
+            (format!("{{{P256}}}"), Ok(1)),
+            (format!("{{{P256},\"kid\":\"a\"}},{{{ED},\"kid\":\"a\"}}"), Ok(2)),
+            (format!("{{{P256},\"kid\":\"a\"}},{{{P256},\"kid\":\"a\"}}"), Err(KeySetError::Repeated)),
+            (
+                format!("{{{P256},\"use\":\"sig\",\"alg\":\"ES256\",\"key_ops\":[\"verify\"],\"new\":1}}"),
+                Ok(1),
+            ),
+            (format!("{{{P256},\"use\":\"enc\"}}"), Err(KeySetError::NoneUsable)),
+            (format!("{{{P256},\"alg\":\"ES384\"}}"), Err(KeySetError::NoneUsable)),
+            (format!("{{{P256},\"alg\":\"HS256\"}}"), Err(KeySetError::NoneUsable)),
+            (format!("{{{P256},\"alg\":\"new\"}}"), Err(KeySetError::NoneUsable)),
+            (format!("{{{P256},\"key_ops\":[\"sign\"]}}"), Err(KeySetError::NoneUsable)),
+            (format!("{{{ED}}},{{\"kty\":\"oct\",\"k\":\"AAAA\"}},{{\"kty\":\"new\"}},3"), Ok(1)),
+            (r#"{"kty":"oct","k":"AAAA"}"#.into(), Err(KeySetError::NoneUsable)),
+            (r#"{"kty":"EC","crv":"P-256","x":"AAAA","y":"AAAA"}"#.into(), Err(KeySetError::NoneUsable)),
+            (r#"{"kty":"EC","crv":"P-384","x":"AAAA","y":"AAAA"}"#.into(), Err(KeySetError::NoneUsable)),
+            (r#"{"kty":"RSA","n":"AAAA","e":"AQAB"}"#.into(), Err(KeySetError::NoneUsable)),
+            (String::new(), Err(KeySetError::NoneUsable)),
+            (vec!["{}"; KEYS_MAX + 1].join(","), Err(KeySetError::TooLarge)),
+        ];
+        for (keys, expected) in cases {
+            assert_eq!(set(keys), *expected, "{keys}");
+        }
+        assert_eq!(KeySet::parse(b"[]"), Err(KeySetError::Malformed));
+        assert_eq!(KeySet::parse(&vec![b' '; SET_MAX + 1]), Err(KeySetError::TooLarge));
+    }
+
+    #[test]
+    fn a_key_is_found_by_its_id_and_algorithm() {
+        let set = format!(r#"{{"keys":[{{{P256},"kid":"a"}},{{{ED},"kid":"b"}},{{{ED},"kid":"c"}}]}}"#);
+        let set = KeySet::parse(set.as_bytes()).expect("a set");
+        assert!(set.find(Some("a"), Algorithm::ES256).is_some());
+        assert!(set.find(Some("a"), Algorithm::EdDSA).is_none());
+        assert!(set.find(Some("z"), Algorithm::ES256).is_none());
+        assert!(set.find(None, Algorithm::ES256).is_some());
+        assert!(set.find(None, Algorithm::EdDSA).is_none(), "two could be meant");
+    }
+
+    /// RFC 8037 appendix A.3.
+    #[test]
+    fn published_thumbprint() {
+        let jwk: Jwk = serde_json::from_str(&format!("{{{ED}}}")).expect("a JWK");
+        let key = verifying_key(&jwk).expect("a key");
+        assert_eq!(thumbprint(&key).as_deref(), Some("kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_set_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200), text in any::<String>()) {
+            let _ = KeySet::parse(&bytes);
+            let key = serde_json::json!({"keys": [{"kty": "EC", "crv": "P-256", "x": text, "y": text}]});
+            prop_assert!(KeySet::parse(key.to_string().as_bytes()).is_err());
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Replays: a signed request is taken once.
+//!
+//! `signature` has verified what is read here. The nonce goes into the request's one batch for shared state,
+//! where it is remembered only if nothing else refuses: a client that was told to slow down may send the same
+//! request again.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict};
+use crate::policy::{Settings, Site, Unusable};
+use crate::state::{Answer, Op};
+
+/// Requires a fresh nonce in the request's signature (RFC 9421 section 7.2.2). Needs the filter `signature`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Seconds after its creation that a request is taken; at most 3600. The nonce is remembered for longer.
+    pub window_s: u64,
+    /// Seconds that the sender's clock may be ahead of ours; at most 300.
+    pub max_skew_s: u64,
+    /// Shortest nonce, in characters.
+    pub min_length: usize,
+    /// Longest nonce, in characters; at most 256.
+    pub max_length: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { window_s: 300, max_skew_s: 30, min_length: 16, max_length: 128 }
+    }
+}
+
+impl Settings for Config {
+    fn and(self, child: Self) -> Self {
+        Self {
+            window_s: self.window_s.min(child.window_s),
+            max_skew_s: self.max_skew_s.min(child.max_skew_s),
+            min_length: self.min_length.max(child.min_length),
+            max_length: self.max_length.min(child.max_length),
+        }
+    }
+
+    fn build(self, _site: &Site<'_>) -> Result<Box<dyn Filter>, Unusable> {
+        if !(1..=3_600).contains(&self.window_s) || self.max_skew_s > 300 {
+            return Err(Unusable::new("`window_s` is between 1 and 3600, `max_skew_s` at most 300"));
+        }
+        if self.min_length == 0 || self.min_length > self.max_length || self.max_length > 256 {
+            return Err(Unusable::new("`min_length` is at least 1, `max_length` no less and at most 256"));
+        }
+        Ok(Box::new(Nonce(self)))
+    }
+}
+
+/// What a nonce is remembered for beyond the window, so that no clock that is corrected lets one in twice.
+const MARGIN_S: u64 = 60;
+
+#[derive(Debug)]
+struct Nonce(Config);
+
+impl Filter for Nonce {
+    fn name(&self) -> &'static str {
+        "nonce"
+    }
+
+    fn head(&self, _request: &Request<'_>, host: &dyn Host, context: &mut Context) -> Verdict {
+        let config = &self.0;
+        let Some(signed) = &context.signed else {
+            return refuse("signature_missing", "Sign the request, with a fresh nonce in the signature.");
+        };
+        let length = config.min_length..=config.max_length;
+        let Some(nonce) = signed.nonce.as_ref().filter(|nonce| length.contains(&nonce.len())) else {
+            let detail = format!(
+                "Put a fresh nonce of {} to {} characters into the signature's parameters.",
+                config.min_length, config.max_length
+            );
+            return Refusal::new(401, "nonce_missing", detail).into();
+        };
+        let age_s = i64::try_from(host.now_ms() / 1_000).unwrap_or(i64::MAX).saturating_sub(signed.created);
+        match u64::try_from(age_s) {
+            Ok(age) if age > config.window_s => {
+                return refuse("created_too_old", "The request was signed too long ago. Sign it anew.");
+            }
+            Err(_) if age_s.unsigned_abs() > config.max_skew_s => {
+                return refuse(
+                    "created_in_future",
+                    "The request was signed in the future. Check your clock.",
+                );
+            }
+            Ok(_) | Err(_) => {}
+        }
+        // Lengths tell the parts apart, whatever is in them.
+        let key = format!("nonce/{}/{}/{nonce}", signed.keyid.len(), signed.keyid);
+        let seconds = config.window_s.saturating_add(config.max_skew_s).saturating_add(MARGIN_S);
+        context.ask(Op::Remember { key, ttl_ms: seconds.saturating_mul(1_000) });
+        Verdict::Pass
+    }
+
+    fn answered(&self, _op: &Op, answer: &Answer, _context: &mut Context) -> Verdict {
+        match answer {
+            Answer::Remembered => Verdict::Pass,
+            Answer::Seen => refuse("nonce_replayed", "This signed request was taken before. Sign a new one."),
+            // Not an answer to what was asked: fail closed.
+            Answer::Taken(_) | Answer::Exhausted { .. } => Verdict::refuse(
+                503,
+                "state_unavailable",
+                "The nonce could not be checked. Try again shortly.",
+            ),
+        }
+    }
+}
+
+fn refuse(code: &'static str, detail: &'static str) -> Verdict {
+    Verdict::refuse(401, code, detail)
+}
