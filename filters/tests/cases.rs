@@ -205,7 +205,8 @@ impl Keys {
 
 fn merge(base: &mut Value, on_top: &BTreeMap<String, Value>, now_s: i64) {
     for (name, value) in on_top {
-        let relative = value.as_str().filter(|text| text.starts_with(['+', '-'])).and_then(|text| text.parse().ok());
+        let relative =
+            value.as_str().filter(|text| text.starts_with(['+', '-'])).and_then(|text| text.parse().ok());
         match (value, relative) {
             (Value::Null, _) => {
                 base.as_object_mut().unwrap().remove(name);
@@ -237,7 +238,8 @@ impl Sent {
             }
         }
         if let Some(token) = &step.token {
-            headers.push(("authorization".into(), format!("Bearer {}", keys.token(token, now_s)).into_bytes()));
+            headers
+                .push(("authorization".into(), format!("Bearer {}", keys.token(token, now_s)).into_bytes()));
         }
         let mut sent = Self {
             method: step.method.clone(),
@@ -254,7 +256,8 @@ impl Sent {
 
     fn sign(&mut self, sign: &Sign, keys: &Keys, now_s: i64) {
         if sign.digest {
-            self.headers.push(("content-digest".into(), digest::content_digest(self.body.as_bytes()).into_bytes()));
+            self.headers
+                .push(("content-digest".into(), digest::content_digest(self.body.as_bytes()).into_bytes()));
         }
         let partner = SigningKey::hmac(PARTNER_SECRET).unwrap();
         let (key, keyid) = match sign.key.as_str() {
@@ -270,7 +273,8 @@ impl Sent {
         params.keyid = Some(sign.keyid.clone().unwrap_or_else(|| keyid.to_owned()));
         params.alg = sign.alg.as_deref().map(|name| message::Algorithm::named(name).unwrap());
         let (path, query) = split(&self.target);
-        let signed = message::Message::request(&self.method, "https", "edge.test", path, query, &self.headers);
+        let signed =
+            message::Message::request(&self.method, "https", "edge.test", path, query, &self.headers);
         let fields = message::sign(&signed, "sig1", &params, key).unwrap();
         self.headers.push(("signature-input".into(), fields.signature_input.into_bytes()));
         self.headers.push(("signature".into(), fields.signature.into_bytes()));
@@ -401,7 +405,10 @@ fn run(filter: &str, case: &Case, keys: &Keys) -> Result<(), String> {
         }
         for (name, value) in &step.upstream {
             if !context.upstream.iter().any(|(n, v)| n == name && v == value) {
-                return wrong(format!("the upstream should get `{name}: {value}`, got {:?}", context.upstream));
+                return wrong(format!(
+                    "the upstream should get `{name}: {value}`, got {:?}",
+                    context.upstream
+                ));
             }
         }
         for (name, value) in &step.answer {
@@ -423,7 +430,8 @@ fn every_case_of_every_filter() {
     for filter in FilterSet::NAMES {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("src/{filter}/cases.yaml"));
         let text = std::fs::read_to_string(&path).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
-        let file: File = serde_saphyr::from_str(&text).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
+        let file: File =
+            serde_saphyr::from_str(&text).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
         assert!(!file.cases.is_empty(), "{filter} has no case");
         for case in &file.cases {
             count += 1;

@@ -65,15 +65,15 @@ impl From<serde_saphyr::Error> for Mistake {
     }
 }
 
-/// The name that the writer most likely meant, from serde's "unknown field `x`, expected one of `a`, `b`".
+/// The name that the writer most likely meant, from "unknown field `x`, expected one of a, b".
 fn meant(text: &str) -> Option<&str> {
-    let mut quoted = text.split('`').skip(1).step_by(2);
-    let unknown = if text.contains("unknown field") || text.contains("unknown variant") {
-        quoted.next()?
-    } else {
-        return None;
-    };
-    nearest(unknown, quoted)
+    let (_, unknown) = text.split_once("unknown field ").or_else(|| text.split_once("unknown variant "))?;
+    let (unknown, known) = unknown.split_once(", expected ")?;
+    let known = known.strip_prefix("one of ").unwrap_or(known);
+    nearest(
+        unknown.trim_matches('`'),
+        known.split([',', '`']).map(str::trim).filter(|name| !name.is_empty() && *name != "or"),
+    )
 }
 
 /// The known name nearest to a misspelt one, when one is near enough to be meant.

@@ -1,0 +1,161 @@
+//! What a policy's writer is told: every mistake with its place and, where it can be guessed, its mending.
+
+use filters::policy::Policy;
+
+const GOOD: &str = r#"
+listeners:
+  - name: edge
+    address: 127.0.0.1:8443
+    tls: { certificate: "file:edge.pem", key: "file:edge.key" }
+admin: { address: 127.0.0.1:9100 }
+upstreams:
+  txn-core:
+    addresses: ["127.0.0.1:9001"]
+    tls: { server_name: txn-core.internal, ca: "file:ca.pem", certificate: "file:gw.pem", key: "file:gw.key" }
+clients:
+  acme: { hmac_keys: [{ id: acme-1, secret: "file:acme.secret" }] }
+filters:
+  shape: {}
+routes:
+  - name: send
+    methods: [POST]
+    path: /v1/transactions/send
+    upstream: txn-core
+"#;
+
+fn read(text: &str) -> Result<Policy, String> {
+    Policy::read(text, &|_| Ok(vec![7; 32])).map_err(|mistakes| {
+        mistakes.iter().map(|mistake| mistake.in_file("p.yaml")).collect::<Vec<_>>().join("\n")
+    })
+}
+
+#[test]
+fn a_good_policy_is_accepted() {
+    let policy = read(GOOD).unwrap();
+    assert_eq!(policy.rules().len(), 1);
+}
+
+#[test]
+fn every_mistake_has_a_place_and_a_message() {
+    for (from, to, expected) in [
+        ("admin:", "admn:", "p.yaml:6:1: unknown field `admn`, expected one of"),
+        ("admin:", "admn:", "did you mean `admin`?"),
+        (
+            "upstream: txn-core",
+            "upstream: txn-cor",
+            "p.yaml:19:15: there is no upstream `txn-cor`; did you mean `txn-core`?",
+        ),
+        ("upstream: txn-core", "upstream: zzz", "p.yaml:19:15: there is no upstream `zzz`; known: txn-core"),
+        ("127.0.0.1:8443", "localhost", "p.yaml:4:14: "),
+        ("127.0.0.1:8443", "127.0.0.1:9100", "p.yaml:3:5: 127.0.0.1:9100 is used twice"),
+        ("\"file:edge.pem\"", "inline", "p.yaml:5:25: keys, certificates and secrets are references"),
+        ("server_name: txn-core.internal", "server_name: ''", "p.yaml:10:25: `server_name` is empty"),
+        ("[\"127.0.0.1:9001\"]", "[]", "p.yaml:9:5: upstream `txn-core` has no address"),
+        ("[POST]", "[post]", "p.yaml:16:5: route `send`: `post` is not an HTTP method"),
+        ("[POST]", "[]", "p.yaml:16:5: route `send` names no method"),
+        ("[POST]", "[POST, POST]", "POST /v1/transactions/send is served by a route above"),
+        ("/v1/transactions/send", "/v1//send", "p.yaml:16:5: route `send`: `/v1//send` is not a path"),
+        ("/v1/transactions/send", "/v1/{a}{b}", "path `/v1/{a}{b}`: "),
+        ("shape: {}", "shap: {}", "did you mean `shape`?"),
+        ("shape: {}", "shape: { max_body_byte: 1 }", "did you mean `max_body_bytes`?"),
+        (
+            "shape: {}",
+            "shape: { max_body_bytes: 999999 }",
+            "p.yaml:14:3: route `send`: shape: `max_body_bytes` is at most 65536",
+        ),
+        ("shape: {}", "ip_access: { allow: [10.0.0.0/40] }", "p.yaml:14:"),
+        (
+            "    upstream: txn-core",
+            "    upstream: txn-core\n    except: [shap]",
+            "p.yaml:20:14: there is no filter `shap`; did you mean `shape`?",
+        ),
+        (
+            "    upstream: txn-core",
+            "    upstream: txn-core\n    except: [headers]",
+            "`headers` is not a filter of every route",
+        ),
+        (
+            "    upstream: txn-core",
+            "    upstream: txn-core\n    timeout_ms: 0",
+            "route `send`: `timeout_ms` is at least 1",
+        ),
+        (
+            "    upstream: txn-core",
+            "    upstream: txn-core\n    filters: { rate_limit: { limits: [{ name: A, by: ip, requests: 1, per_s: 1 }] } }",
+            "p.yaml:20:14: route `send`: rate_limit: limit name `A`: use lower-case letters",
+        ),
+        (
+            "    upstream: txn-core",
+            "    upstream: txn-core\n    filters: { rate_limit: { limits: [{ name: a, by: usr, requests: 1, per_s: 1 }] } }",
+            "did you mean `user`?",
+        ),
+        (
+            "    upstream: txn-core",
+            "    upstream: txn-core\n    filters: { rate_limit: { limits: [{ name: a, by: user, requests: 0, per_s: 1 }] } }",
+            "limit `a`: `requests` must be between 1 and 1000000",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: 'https://i', audiences: [], algorithms: [ES256], jwks: { url: 'http://i' } }\nfilters:\n",
+            "p.yaml:14:8: issuer `dev` needs `audiences`",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: 'https://i', audiences: [a], algorithms: [ES256], jwks: { url: 'http://i' } }\nfilters:\n",
+            "issuer `dev`: `jwks.url` must begin with https://",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: 'https://i', audiences: [a], algorithms: [HS256], jwks: { file: 'file:j' } }\nfilters:\n",
+            "unknown variant `HS256`",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: 'https://i', audiences: [a], algorithms: [ES256], jwks: {} }\nfilters:\n",
+            "issuer `dev` needs exactly one of `jwks.url` and `jwks.file`",
+        ),
+        (
+            "secret: \"file:acme.secret\" }]",
+            "secret: \"file:acme.secret\" }, { id: acme-1, secret: 'env:B' }]",
+            "key id `acme-1` is used twice",
+        ),
+        ("routes:", "routes: []\nx:", "unknown field `x`"),
+        ("  - name: send", "  name: send", "p.yaml:16:3: "),
+    ] {
+        assert!(GOOD.contains(from), "the case for {to:?} changes nothing");
+        let text = GOOD.replacen(from, to, 1);
+        match read(&text) {
+            Ok(_) => panic!("accepted with {to:?}"),
+            Err(told) => {
+                assert!(told.contains(expected), "with {to:?}\nexpected {expected:?}\ntold     {told}")
+            }
+        }
+    }
+}
+
+#[test]
+fn a_short_secret_and_a_missing_one_are_told_without_their_content() {
+    for (secret, expected) in [
+        (Ok(b"too short".to_vec()), "p.yaml:12:45: file:acme.secret: "),
+        (Err("No such file".to_owned()), "p.yaml:12:45: file:acme.secret: No such file"),
+    ] {
+        let mistakes = Policy::read(GOOD, &|_| secret.clone()).unwrap_err();
+        let told = mistakes[0].in_file("p.yaml");
+        assert!(told.starts_with(expected), "{told}");
+        assert!(!told.contains("too short"), "{told}");
+    }
+}
+
+#[test]
+fn security_adds_up_and_is_only_dropped_in_so_many_words() {
+    for (route, filters) in [
+        ("", "shape"),
+        ("    filters: { idempotency: {} }", "shape, idempotency"),
+        ("    except: [shape]", ""),
+        ("    except: [shape]\n    filters: { shape: {} }", "shape"),
+    ] {
+        let policy = read(&format!("{}{route}\n", GOOD)).unwrap();
+        let names: Vec<_> = policy.rules()[0].chain.names().collect();
+        assert_eq!(names.join(", "), filters, "{route}");
+    }
+}
