@@ -1,0 +1,352 @@
+//! SQLite: WAL, `synchronous = FULL`, one writing connection, a small pool of reading ones.
+
+use std::collections::hash_map::Entry;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{ConnectOptions as _, Connection as _, SqlSafeStr as _};
+use tokio::sync::Notify;
+
+use super::sqlite_read::{self, FirstUse};
+use super::sqlite_rows::Rows;
+use super::writer::{Committed, Engine, Op, Reply, Writer, WriterLimits};
+use super::{
+    Accepted, Applied, Apply, DueTimer, Figures, HistoryRow, NewTxn, OutboxRow, Store, StoreError, record,
+};
+use crate::metrics::Metrics;
+use crate::txn::{Effect, Rules, Txn, TxnId, UnixMs, step};
+
+/// The store in one SQLite file.
+#[derive(Debug)]
+pub struct SqliteStore {
+    writer: Writer,
+    readers: SqlitePool,
+}
+
+/// Forward only: an applied file never changes, a new one is added.
+const MIGRATIONS: &[(i64, &str, &str)] =
+    &[(1, "payments", include_str!("../../migrations/sqlite/0001_payments.sql"))];
+
+const READERS: u32 = 4;
+const PURGE_ROWS: i64 = 5_000;
+
+impl SqliteStore {
+    /// Opens the file, making it and bringing its tables up to date if need be.
+    ///
+    /// # Errors
+    /// [`StoreError::Engine`] if the file can't be opened, or was made by something newer.
+    pub async fn open(
+        file: &Path,
+        rules: Rules,
+        limits: &WriterLimits,
+        metrics: Arc<Metrics>,
+    ) -> Result<SqliteStore, StoreError> {
+        let db = open_file(file, MIGRATIONS).await?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .min_connections(1)
+            .acquire_timeout(Duration::from_secs(5))
+            .connect_with(options(file).read_only(true))
+            .await?;
+        let writer = Writer::start(SqliteEngine { db, rules }, limits, metrics);
+        Ok(SqliteStore { writer, readers })
+    }
+}
+
+/// The writing connection of a file whose tables are up to date.
+pub(crate) async fn open_file(
+    file: &Path,
+    migrations: &[(i64, &'static str, &'static str)],
+) -> Result<SqliteConnection, StoreError> {
+    let mut db = options(file).create_if_missing(true).connect().await?;
+    let migrations = migrations
+        .iter()
+        .map(|(version, name, sql)| {
+            Migration::new(*version, (*name).into(), MigrationType::Simple, sql.into_sql_str(), false)
+        })
+        .collect();
+    Migrator::with_migrations(migrations)
+        .run_direct(None, &mut db, false)
+        .await
+        .map_err(|error| StoreError::Engine(format!("migration: {error}")))?;
+    Ok(db)
+}
+
+pub(crate) fn options(file: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(file)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .busy_timeout(Duration::from_secs(5))
+        // What is erased (PIN blocks) is overwritten, not only unlinked.
+        .pragma("secure_delete", "ON")
+        .pragma("journal_size_limit", "67108864")
+        .disable_statement_logging()
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn accept(&self, new: NewTxn) -> Result<Accepted, StoreError> {
+        match self.writer.ask(Op::Accept(Box::new(new))).await? {
+            Reply::Accepted(accepted) => Ok(accepted),
+            other => Err(mismatch(&other)),
+        }
+    }
+
+    async fn apply(&self, input: Apply) -> Result<Applied, StoreError> {
+        match self.writer.ask(Op::Apply(Box::new(input))).await? {
+            Reply::Applied(applied) => Ok(applied),
+            other => Err(mismatch(&other)),
+        }
+    }
+
+    async fn find(&self, tenant: &str, id: TxnId) -> Result<Option<(Txn, Vec<HistoryRow>)>, StoreError> {
+        Ok(self.inspect(id).await?.filter(|(txn, _)| txn.tenant == tenant))
+    }
+
+    async fn inspect(&self, id: TxnId) -> Result<Option<(Txn, Vec<HistoryRow>)>, StoreError> {
+        let mut db = self.readers.acquire().await?;
+        let mut found = sqlite_read::txns(&mut db, std::iter::once(id)).await?;
+        let Some(loaded) = found.remove(&id.uuid()).filter(|loaded| loaded.txn.id == id) else {
+            return Ok(None);
+        };
+        let history = sqlite_read::history(&mut db, id).await?;
+        Ok(Some((loaded.txn, history)))
+    }
+
+    async fn unpublished(&self, limit: u32) -> Result<Vec<OutboxRow>, StoreError> {
+        let mut db = self.readers.acquire().await?;
+        sqlite_read::unpublished(&mut db, limit).await
+    }
+
+    async fn published(&self, positions: Vec<i64>) -> Result<(), StoreError> {
+        match self.writer.ask(Op::Published(positions)).await? {
+            Reply::Published => Ok(()),
+            other => Err(mismatch(&other)),
+        }
+    }
+
+    async fn claim_due(&self, now: UnixMs, lease_ms: u64, limit: u32) -> Result<Vec<DueTimer>, StoreError> {
+        // Looks before it asks the writer, so that an idle core writes nothing.
+        let anything: Option<i64> =
+            sqlx::query_scalar("SELECT 1 FROM timers WHERE due_at <= ?1 AND lease_until <= ?1 LIMIT 1")
+                .bind(now.0)
+                .fetch_optional(&self.readers)
+                .await?;
+        if anything.is_none() {
+            return Ok(Vec::new());
+        }
+        match self.writer.ask(Op::Claim { now, lease_ms, limit }).await? {
+            Reply::Claimed(due) => Ok(due),
+            other => Err(mismatch(&other)),
+        }
+    }
+
+    async fn purge(&self, idempotency_before: UnixMs, inbox_before: UnixMs) -> Result<u64, StoreError> {
+        match self.writer.ask(Op::Purge { idempotency_before, inbox_before }).await? {
+            Reply::Purged(rows) => Ok(rows),
+            other => Err(mismatch(&other)),
+        }
+    }
+
+    async fn figures(&self) -> Result<Figures, StoreError> {
+        let mut db = self.readers.acquire().await?;
+        sqlite_read::figures(&mut db).await
+    }
+
+    fn outbox_bell(&self) -> Arc<Notify> {
+        self.writer.bell.clone()
+    }
+
+    async fn close(&self) {
+        self.writer.close().await;
+        self.readers.close().await;
+    }
+}
+
+#[derive(Debug)]
+struct SqliteEngine {
+    db: SqliteConnection,
+    rules: Rules,
+}
+
+#[async_trait]
+impl Engine for SqliteEngine {
+    async fn commit(&mut self, batch: &[Op]) -> Result<Committed, StoreError> {
+        sqlx::query("BEGIN IMMEDIATE").execute(&mut self.db).await?;
+        let written = match self.write(batch).await {
+            Ok(committed) => {
+                sqlx::query("COMMIT").execute(&mut self.db).await.map(|_| committed).map_err(StoreError::from)
+            }
+            Err(error) => Err(error),
+        };
+        if written.is_err() {
+            // Fails only if SQLite has rolled back already, which is what is wanted.
+            let _rolled_back = sqlx::query("ROLLBACK").execute(&mut self.db).await;
+        }
+        written
+    }
+}
+
+impl SqliteEngine {
+    async fn write(&mut self, batch: &[Op]) -> Result<Committed, StoreError> {
+        let new: Vec<&NewTxn> = batch.iter().filter_map(as_accept).collect();
+        let inputs: Vec<&Apply> = batch.iter().filter_map(as_apply).collect();
+        let mut rows = Rows::default();
+        let mut accepted = self.accept_all(&new, &mut rows).await?.into_iter();
+        let mut applied = self.apply_all(&inputs, &mut rows).await?.into_iter();
+        rows.write(&mut self.db).await?;
+
+        let mut replies = Vec::with_capacity(batch.len());
+        for op in batch {
+            replies.push(match op {
+                Op::Accept(_) => Reply::Accepted(accepted.next().ok_or_else(missing)?),
+                Op::Apply(_) => Reply::Applied(applied.next().ok_or_else(missing)?),
+                Op::Published(positions) => {
+                    let positions = serde_json::to_string(positions)
+                        .map_err(|error| StoreError::Engine(error.to_string()))?;
+                    let sql =
+                        "DELETE FROM outbox_events WHERE position IN (SELECT value FROM json_each(?1))";
+                    sqlx::query(sql).bind(positions).execute(&mut self.db).await?;
+                    Reply::Published
+                }
+                Op::Claim { now, lease_ms, limit } => {
+                    Reply::Claimed(sqlite_read::claim_due(&mut self.db, *now, *lease_ms, *limit).await?)
+                }
+                Op::Purge { idempotency_before, inbox_before } => {
+                    let sql = "DELETE FROM idempotency WHERE (tenant, route, key) IN
+                        (SELECT tenant, route, key FROM idempotency WHERE created_at < ?1 LIMIT ?2)";
+                    let keys = sqlx::query(sql).bind(idempotency_before.0).bind(PURGE_ROWS);
+                    let keys = keys.execute(&mut self.db).await?.rows_affected();
+                    let sql = "DELETE FROM inbox WHERE (consumer, message_id) IN
+                        (SELECT consumer, message_id FROM inbox WHERE at < ?1 LIMIT ?2)";
+                    let inbox = sqlx::query(sql).bind(inbox_before.0).bind(PURGE_ROWS);
+                    Reply::Purged(keys + inbox.execute(&mut self.db).await?.rows_affected())
+                }
+            });
+        }
+        Ok(Committed { replies, outgoing_events: rows.outgoing_events() })
+    }
+
+    async fn accept_all<'a>(
+        &mut self,
+        new: &[&'a NewTxn],
+        rows: &mut Rows<'a>,
+    ) -> Result<Vec<Accepted>, StoreError> {
+        if new.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut first_uses = sqlite_read::first_uses(&mut self.db, new).await?;
+        let mut answers = Vec::with_capacity(new.len());
+        for new in new {
+            answers.push(match first_uses.entry(new.idempotency.clone()) {
+                Entry::Occupied(first) if first.get().fingerprint == new.fingerprint => {
+                    Accepted::Replayed(first.get().txn_id)
+                }
+                Entry::Occupied(_) => Accepted::KeyReused,
+                Entry::Vacant(free) => {
+                    free.insert(FirstUse { fingerprint: new.fingerprint, txn_id: new.txn.id });
+                    rows.accept(new, record::accepted(new));
+                    Accepted::New
+                }
+            });
+        }
+        Ok(answers)
+    }
+
+    async fn apply_all<'a>(
+        &mut self,
+        inputs: &[&'a Apply],
+        rows: &mut Rows<'a>,
+    ) -> Result<Vec<Applied>, StoreError> {
+        if inputs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut txns = sqlite_read::txns(&mut self.db, inputs.iter().map(|input| input.txn_id)).await?;
+        let mut seen = sqlite_read::seen(&mut self.db, inputs).await?;
+        let mut answers = Vec::with_capacity(inputs.len());
+        for input in inputs {
+            let known = txns.get_mut(&input.txn_id.uuid()).filter(|loaded| loaded.txn.id == input.txn_id);
+            let Some(loaded) = known else {
+                answers.push(Applied::UnknownTxn);
+                continue;
+            };
+            if let Some((consumer, message)) = &input.inbox {
+                if !seen.insert(((*consumer).to_owned(), message.clone())) {
+                    answers.push(Applied::SeenBefore);
+                    continue;
+                }
+                rows.take_in(consumer, message, input.at);
+            }
+            match step(&loaded.txn, &input.event, input.at, &self.rules) {
+                Ok(step) => {
+                    rows.change(record::stepped(&step, &input.event, input.at));
+                    loaded.txn = step.txn.clone();
+                    let cred_block =
+                        if step.effects.contains(&Effect::Send) { loaded.cred_block.clone() } else { None };
+                    answers.push(Applied::Stepped {
+                        txn: Box::new(step.txn),
+                        effects: step.effects,
+                        cred_block,
+                    });
+                }
+                Err(why) => {
+                    if let Some(record) = record::ignored(&loaded.txn, why, &input.event, input.at) {
+                        loaded.txn = record.txn.clone();
+                        rows.change(record);
+                    }
+                    answers.push(Applied::Ignored { txn: Box::new(loaded.txn.clone()), why });
+                }
+            }
+        }
+        Ok(answers)
+    }
+}
+
+fn as_accept(op: &Op) -> Option<&NewTxn> {
+    match op {
+        Op::Accept(new) => Some(new),
+        Op::Apply(_) | Op::Published(_) | Op::Claim { .. } | Op::Purge { .. } => None,
+    }
+}
+
+fn as_apply(op: &Op) -> Option<&Apply> {
+    match op {
+        Op::Apply(input) => Some(input),
+        Op::Accept(_) | Op::Published(_) | Op::Claim { .. } | Op::Purge { .. } => None,
+    }
+}
+
+fn missing() -> StoreError {
+    StoreError::Engine("fewer answers than requests".to_owned())
+}
+
+fn mismatch(reply: &Reply) -> StoreError {
+    StoreError::Engine(format!("the writer answered something else: {reply:?}"))
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::PoolTimedOut => StoreError::Overloaded,
+            sqlx::Error::PoolClosed => StoreError::Closed,
+            other => StoreError::Engine(other.to_string()),
+        }
+    }
+}
+
+/// Brings a file's tables up to date and closes it: `txn-core migrate`.
+///
+/// # Errors
+/// As [`SqliteStore::open`].
+pub async fn migrate(file: &Path) -> Result<(), StoreError> {
+    open_file(file, MIGRATIONS).await?.close().await?;
+    Ok(())
+}

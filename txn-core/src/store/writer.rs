@@ -1,0 +1,153 @@
+//! Group commit: one task owns the engine's only writing connection; what arrives together is one
+//! transaction, and each is answered after its COMMIT. The queue and the batch are bounded.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use serde::Deserialize;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use super::{Accepted, Applied, Apply, DueTimer, NewTxn, StoreError};
+use crate::metrics::Metrics;
+use crate::txn::UnixMs;
+
+/// Bounds of the writer.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WriterLimits {
+    /// Requests that may wait; one more is refused as overloaded.
+    pub queue: usize,
+    /// Requests in one transaction.
+    pub batch: usize,
+}
+
+impl Default for WriterLimits {
+    fn default() -> Self {
+        WriterLimits { queue: 4096, batch: 512 }
+    }
+}
+
+/// A request to the writer.
+#[derive(Debug)]
+pub(super) enum Op {
+    Accept(Box<NewTxn>),
+    Apply(Box<Apply>),
+    Published(Vec<i64>),
+    Claim { now: UnixMs, lease_ms: u64, limit: u32 },
+    Purge { idempotency_before: UnixMs, inbox_before: UnixMs },
+}
+
+/// The answer to the [`Op`] of the same name.
+#[derive(Debug)]
+pub(super) enum Reply {
+    Accepted(Accepted),
+    Applied(Applied),
+    Published,
+    Claimed(Vec<DueTimer>),
+    Purged(u64),
+}
+
+/// What an engine brings: a batch becomes one transaction.
+#[async_trait]
+pub(super) trait Engine: Send + 'static {
+    /// Makes all of it durable, or none, and answers one by one in the same order.
+    async fn commit(&mut self, batch: &[Op]) -> Result<Committed, StoreError>;
+}
+
+#[derive(Debug)]
+pub(super) struct Committed {
+    pub replies: Vec<Reply>,
+    pub outgoing_events: usize,
+}
+
+type Waiting = (Op, oneshot::Sender<Result<Reply, StoreError>>);
+
+/// The handle to the writing task.
+#[derive(Debug)]
+pub(super) struct Writer {
+    queue: Mutex<Option<mpsc::Sender<Waiting>>>,
+    done: tokio::sync::Mutex<Option<tokio::task::JoinHandle<()>>>,
+    pub bell: Arc<Notify>,
+}
+
+impl Writer {
+    pub(super) fn start(engine: impl Engine, limits: &WriterLimits, metrics: Arc<Metrics>) -> Writer {
+        let (queue, waiting) = mpsc::channel(limits.queue.max(1));
+        let bell = Arc::new(Notify::new());
+        let task = tokio::spawn(run(engine, waiting, limits.batch.max(1), bell.clone(), metrics));
+        Writer { queue: Mutex::new(Some(queue)), done: tokio::sync::Mutex::new(Some(task)), bell }
+    }
+
+    /// Queues a request and waits until it is durable.
+    pub(super) async fn ask(&self, op: Op) -> Result<Reply, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let queue = {
+            let queue = self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            queue.clone().ok_or(StoreError::Closed)?
+        };
+        queue.try_send((op, answer)).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => StoreError::Overloaded,
+            mpsc::error::TrySendError::Closed(_) => StoreError::Closed,
+        })?;
+        drop(queue);
+        answered.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// Takes no more, finishes what is queued.
+    pub(super) async fn close(&self) {
+        self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        if let Some(task) = self.done.lock().await.take() {
+            // The task ends by itself once the queue is empty; it never panics on purpose.
+            let _ended = task.await;
+        }
+    }
+}
+
+async fn run(
+    mut engine: impl Engine,
+    mut waiting: mpsc::Receiver<Waiting>,
+    batch: usize,
+    bell: Arc<Notify>,
+    metrics: Arc<Metrics>,
+) {
+    let mut taken = Vec::with_capacity(batch);
+    while waiting.recv_many(&mut taken, batch).await > 0 {
+        let (ops, answers): (Vec<Op>, Vec<_>) = taken.drain(..).unzip();
+        let began = Instant::now();
+        let result = engine.commit(&ops).await;
+        metrics.commit_seconds.observe(began.elapsed().as_secs_f64());
+        metrics.commit_batch.observe(ops.len() as f64);
+        match result {
+            Ok(committed) => {
+                for (answer, reply) in answers.into_iter().zip(committed.replies) {
+                    // Whoever asked may have gone; what was asked for is durable all the same.
+                    let _gone = answer.send(Ok(reply));
+                }
+                if committed.outgoing_events > 0 {
+                    bell.notify_one();
+                }
+            }
+            Err(error) if ops.len() > 1 => {
+                tracing::warn!(%error, batch = ops.len(), "commit failed; trying its requests one by one");
+                for (op, answer) in ops.into_iter().zip(answers) {
+                    let alone = engine.commit(std::slice::from_ref(&op)).await;
+                    if alone.as_ref().is_ok_and(|committed| committed.outgoing_events > 0) {
+                        bell.notify_one();
+                    }
+                    let reply = alone.and_then(|committed| {
+                        committed.replies.into_iter().next().ok_or(StoreError::Engine("no reply".to_owned()))
+                    });
+                    let _gone = answer.send(reply);
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "commit failed");
+                for answer in answers {
+                    let _gone = answer.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+}
