@@ -1,0 +1,144 @@
+//! The process: three listeners and what they share, from configuration to drained.
+
+use std::{future::Future, io, sync::Arc, time::Duration};
+
+use certs::{ClientAuth, TlsFiles, Versions, serve};
+use tokio::{net::TcpListener, sync::watch};
+
+use crate::{
+    admin::Admin,
+    callback::Callbacks,
+    clock::Clock,
+    config::{Config, Key},
+    core::{Core, CoreSetupError},
+    inside::Inside,
+    metrics::Metrics,
+    network::{Network, NetworkError},
+    seal::{CannotSign, Signer, Verifier},
+    secret::SecretError,
+};
+
+/// The bound sockets; bound first, so that a test can learn the ports before anything runs.
+#[derive(Debug)]
+pub struct Listeners {
+    pub admin: TcpListener,
+    pub inside: TcpListener,
+    pub outside: TcpListener,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot listen on {address}: {source}")]
+    Listen { address: std::net::SocketAddr, source: io::Error },
+    #[error("{listener}.tls: {source}")]
+    Tls { listener: &'static str, source: certs::CertError },
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error(transparent)]
+    Core(#[from] CoreSetupError),
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    #[error(transparent)]
+    Key(#[from] CannotSign),
+    #[error(transparent)]
+    Metrics(#[from] prometheus::Error),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl Listeners {
+    pub async fn bind(config: &Config) -> Result<Listeners, StartError> {
+        let bind = |address| async move {
+            TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
+        };
+        Ok(Listeners {
+            admin: bind(config.admin.listen).await?,
+            inside: bind(config.inside.listen).await?,
+            outside: bind(config.outside.listen).await?,
+        })
+    }
+}
+
+/// Serves until `shutdown` completes and what was in flight is done, or its time is up.
+pub async fn run(
+    config: &Config,
+    listeners: Listeners,
+    clock: Clock,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), StartError> {
+    let metrics = Metrics::new()?;
+    let signer = || load_signer(config, &config.network.sign);
+    let verifier = || load_verifier(config, &config.network.verify);
+    let network = Network::new(
+        &config.network,
+        signer()?,
+        verifier()?,
+        config.freshness,
+        clock.clone(),
+        metrics.clone(),
+    )?;
+    let (network, core) = (Arc::new(network), Arc::new(Core::new(&config.core)?));
+    let inside_tls = server_tls("inside", &config.inside.tls)?;
+    let outside_tls = server_tls("outside", &config.outside.tls)?;
+
+    let inside = Inside::new(Arc::clone(&network), config, clock.clone()).router(&config.inside.allowed_clients);
+    let outside =
+        Callbacks::new(config, signer()?, verifier()?, Arc::clone(&core), clock, metrics.clone())
+            .router(&config.outside.allowed_clients);
+    let admin = Admin { network, core, metrics }.router();
+
+    let limits = serve::Limits {
+        drain_timeout: Duration::from_millis(config.drain_timeout_ms),
+        ..serve::Limits::default()
+    };
+    let (stop, stopped) = watch::channel(());
+    let stopping = || {
+        let mut stopped = stopped.clone();
+        // The sender is dropped when it is time.
+        async move { while stopped.changed().await.is_ok() {} }
+    };
+    tracing::info!(
+        admin = %listeners.admin.local_addr()?,
+        inside = %listeners.inside.local_addr()?,
+        outside = %listeners.outside.local_addr()?,
+        "ready"
+    );
+    let admin_stop = stopping();
+    let serving = async {
+        tokio::try_join!(
+            serve::serve(listeners.inside, inside_tls, inside, limits, stopping()),
+            serve::serve(listeners.outside, outside_tls, outside, limits, stopping()),
+        )
+    };
+    let ending = async {
+        shutdown.await;
+        drop(stop);
+    };
+    // The admin address answers while the others drain.
+    let admin = tokio::spawn(async move {
+        let _ = axum::serve(listeners.admin, admin).with_graceful_shutdown(admin_stop).await;
+    });
+    let (served, ()) = tokio::join!(serving, ending);
+    admin.abort();
+    served?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn server_tls(
+    listener: &'static str,
+    files: &TlsFiles,
+) -> Result<Arc<rustls::ServerConfig>, StartError> {
+    let (id, trust) = files.load().map_err(|source| StartError::Tls { listener, source })?;
+    let clients = ClientAuth::Required(trust);
+    certs::server_config(&id, clients, Versions::Tls13Only, &[b"h2", b"http/1.1"])
+        .map_err(|source| StartError::Tls { listener, source })
+}
+
+fn load_signer(config: &Config, key: &Key) -> Result<Signer, StartError> {
+    Ok(Signer::hmac(&key.key_id, &key.key.load(config.folder())?)?)
+}
+
+fn load_verifier(config: &Config, key: &Key) -> Result<Verifier, StartError> {
+    Ok(Verifier::hmac(&key.key_id, &key.key.load(config.folder())?)?)
+}
