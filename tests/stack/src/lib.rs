@@ -1,1 +1,24 @@
-//! stack
+//! Starts the whole stack on loopback: behind `cargo dev`, and under every end-to-end test.
+//!
+//! Owns the development PKI, the services' configuration files, their processes and the development
+//! token issuer. It knows the services only as a client and an operator do: their configuration files,
+//! signals and HTTP. It must never leave a process behind, however it ends.
+
+mod binaries;
+mod config;
+mod device;
+mod issuer;
+mod payment;
+mod ports;
+mod process;
+mod running;
+mod token;
+
+pub use binaries::Binaries;
+pub use config::Setting;
+pub use device::Device;
+pub use issuer::{AUDIENCE, ISSUER, Issuer};
+pub use payment::{EdgeRequest, Payment, Progress, follow};
+pub use process::Service;
+pub use running::{Options, RunningService, Stack, StackFile, User, default_dir};
+pub use token::{Claims, Forgery, device_of};

@@ -1,1 +1,235 @@
-fn main() {}
+//! `cargo dev`: the whole stack on this machine, with one payment to show that it works.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Parser, Subcommand};
+use serde::Deserialize;
+use stack::{Binaries, Device, EdgeRequest, Options, Payment, Stack, StackFile, default_dir, follow};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// A payment that takes longer than this is not going to complete by itself.
+const PAYMENT_WITHIN: Duration = Duration::from_secs(60);
+const RENEW_TOKENS_EVERY: Duration = Duration::from_secs(6 * 3600);
+
+/// Start the whole stack on free loopback ports, send one payment through it, and stay up.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo dev",
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  cargo dev\n  cargo dev -- --once\n  cargo dev pay --from alice@torana --to bob@torana --amount 150.75"
+)]
+struct Cli {
+    /// Stop after the payment; exit status 0 when it is COMPLETED.
+    #[arg(long)]
+    once: bool,
+    /// Where the stack keeps its files [default: target/dev].
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Send a payment through a running stack, signed as the device does, and follow it to its end.
+    Pay(Pay),
+}
+
+#[derive(Debug, Args)]
+struct Pay {
+    /// Who pays: alice@torana or bob@torana; anybody else's payment is refused.
+    #[arg(long)]
+    from: String,
+    #[arg(long)]
+    to: String,
+    /// Rupees, such as 150.75.
+    #[arg(long)]
+    amount: String,
+    #[arg(long, default_value = "Lunch")]
+    note: String,
+    /// Print a curl command that sends this payment instead of sending it. It works once and for a few
+    /// minutes: the signature is fresh and its nonce is good for one use.
+    #[arg(long)]
+    curl: bool,
+    /// The folder of the running stack [default: target/dev].
+    #[arg(long)]
+    dir: Option<PathBuf>,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    certs::install_crypto_provider();
+    let Cli { once, dir, command } = Cli::parse();
+    let outcome = match command {
+        Some(Command::Pay(pay)) => pay.run().await,
+        None => run(dir.unwrap_or_else(default_dir), once).await,
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(dir: PathBuf, once: bool) -> anyhow::Result<()> {
+    let mut stopped = std::pin::pin!(stop_signal()?);
+    // Dropped by a signal, what has been started so far is killed.
+    let (stack, paid) = tokio::select! {
+        started = start_and_pay(dir) => started?,
+        name = &mut stopped => bail!("stopped by {name}"),
+    };
+    if once {
+        say("stopping")?;
+        stack.stop().await;
+        return paid;
+    }
+    if let Err(error) = paid {
+        say(&format!("the payment did not complete: {error:#}"))?;
+    }
+    say(&how_to_go_on(&stack)?)?;
+    let ended = tokio::select! {
+        ended = stay_up(&stack) => ended,
+        name = &mut stopped => say(&format!("{name}: stopping")),
+    };
+    stack.stop().await;
+    ended
+}
+
+async fn start_and_pay(dir: PathBuf) -> anyhow::Result<(Stack, anyhow::Result<()>)> {
+    let binaries = Binaries::build().await?;
+    let started = Instant::now();
+    let stack = Stack::start(&binaries, Options::new(dir)).await?;
+    say(&format!("ready after {} ms", started.elapsed().as_millis()))?;
+    let alice = stack.alice()?;
+    let payment = Payment::new(&alice.vpa, "bob@torana", "150.75");
+    let request = stack.payment(alice, &payment)?;
+    let paid = pay(stack.http(), &request, stack.edge_url(), &alice.token, &payment).await;
+    Ok((stack, paid))
+}
+
+/// Sends the payment, prints each state, and succeeds only when the last one is COMPLETED.
+async fn pay(
+    http: &reqwest::Client,
+    request: &EdgeRequest,
+    edge_url: &str,
+    token: &str,
+    payment: &Payment,
+) -> anyhow::Result<()> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Accepted {
+        txn_id: String,
+        poll_uri: String,
+    }
+    say(&format!("{} pays {} ₹{}", payment.from, payment.to, payment.amount))?;
+    let answer =
+        request.send(http).await.with_context(|| format!("no answer from {edge_url}; is `cargo dev` up?"))?;
+    let (status, body) = (answer.status(), answer.text().await?);
+    if !status.is_success() {
+        bail!("the edge refused the payment: {status} {body}");
+    }
+    let Accepted { txn_id, poll_uri } = serde_json::from_str(&body).with_context(|| body.clone())?;
+    say(&format!("  accepted as {txn_id}"))?;
+    let last = follow(http, &format!("{edge_url}{poll_uri}"), token, PAYMENT_WITHIN, |progress| {
+        let reason = progress.reason.as_deref().map(|reason| format!("  {reason}")).unwrap_or_default();
+        let _ = say(&format!("  {}  {}{reason}", progress.at, progress.status));
+    })
+    .await?;
+    match last.status.as_str() {
+        "COMPLETED" => Ok(()),
+        other => bail!("the payment ended {other}"),
+    }
+}
+
+impl Pay {
+    async fn run(self) -> anyhow::Result<()> {
+        let dir = self.dir.unwrap_or_else(default_dir);
+        let stack = StackFile::read(&dir.join("stack.json"))?;
+        // The token beside the default one that belongs to the payer, when there is one.
+        let name = self.from.split('@').next().unwrap_or_default();
+        let theirs = |file: &Path, ending: &str| {
+            let own = file.with_file_name(format!("{name}.{ending}"));
+            if own.is_file() { own } else { file.to_owned() }
+        };
+        let token_file = theirs(&stack.token_file, "jwt");
+        let device_key_file = theirs(&stack.device_key_file, "device.pem");
+        let token = std::fs::read_to_string(&token_file).with_context(|| token_file.display().to_string())?;
+        let device = Device::load(&stack::device_of(&token)?, &device_key_file)?;
+        let payment = Payment { note: self.note, ..Payment::new(&self.from, &self.to, &self.amount) };
+        let request = EdgeRequest::payment(&stack.edge_url, &token, &device, &payment)?.signed(&device)?;
+        if self.curl {
+            return say(&request.curl(&stack.ca_file, &token_file));
+        }
+        let trust = certs::Trust::load(&stack.ca_file)?;
+        let tls = certs::client_config(&trust, None, certs::Versions::Tls12And13)?;
+        let http = certs::client::https(tls, certs::client::ClientLimits::default())?;
+        pay(&http, &request, &stack.edge_url, &token, &payment).await
+    }
+}
+
+async fn stay_up(stack: &Stack) -> anyhow::Result<()> {
+    let mut renewed = Instant::now();
+    loop {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        stack.check()?;
+        if renewed.elapsed() > RENEW_TOKENS_EVERY {
+            stack.renew_tokens()?;
+            renewed = Instant::now();
+        }
+    }
+}
+
+fn how_to_go_on(stack: &Stack) -> anyhow::Result<String> {
+    let alice = stack.alice()?;
+    let request = stack.payment(alice, &Payment::new(&alice.vpa, "bob@torana", "150.75"))?;
+    let curl = request.curl(&stack.dir().join("pki/edge-ca.pem"), &alice.token_file);
+    Ok(format!(
+        "
+edge    {edge}
+ledger  {ledger}
+logs    {logs}
+more    {more}
+
+Send another payment, signed as the device does:
+
+cargo dev pay --from alice@torana --to bob@torana --amount 150.75
+
+The same with curl. It works once and for a few minutes, for the signature has a nonce and a time;
+`cargo dev pay … --curl` prints a fresh one:
+
+{curl}
+
+Ctrl-C stops everything.",
+        edge = stack.edge_url(),
+        ledger = stack.ledger_url(),
+        logs = stack.dir().join("logs").display(),
+        more = stack.dir().join("stack.json").display(),
+    ))
+}
+
+/// Completes with the name of the first signal that asks this process to end.
+fn stop_signal() -> anyhow::Result<impl Future<Output = &'static str>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => "SIGINT",
+            _ = terminate.recv() => "SIGTERM",
+            _ = hangup.recv() => "SIGHUP",
+        }
+    })
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}")?;
+    Ok(out.flush()?)
+}

@@ -1,0 +1,159 @@
+//! Services as child processes.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::time::sleep;
+
+use crate::Binaries;
+
+/// How long a service may take to finish what is in flight after SIGTERM.
+const GRACE: Duration = Duration::from_secs(12);
+const READY_WITHIN: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(25);
+const LOG_LINES_QUOTED: usize = 15;
+
+/// What runs as a process of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Service {
+    NpciSim,
+    TxnCore,
+    NpciProxy,
+    Gateway,
+}
+
+impl Service {
+    pub const ALL: [Service; 4] = [Service::NpciSim, Service::TxnCore, Service::NpciProxy, Service::Gateway];
+
+    /// The name of its executable, its configuration and its log.
+    pub fn name(self) -> &'static str {
+        match self {
+            Service::NpciSim => "npci-sim",
+            Service::TxnCore => "txn-core",
+            Service::NpciProxy => "npci-proxy",
+            Service::Gateway => "gateway",
+        }
+    }
+
+    fn arguments(self, config: &Path) -> [&std::ffi::OsStr; 2] {
+        let first = match self {
+            Service::NpciSim | Service::TxnCore | Service::NpciProxy => "--config",
+            Service::Gateway => "serve",
+        };
+        [first.as_ref(), config.as_os_str()]
+    }
+}
+
+/// A child process that does not outlive this value.
+#[derive(Debug)]
+pub(crate) struct Process {
+    service: Service,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts the service; its output is appended to the log.
+    pub(crate) fn start(
+        binaries: &Binaries,
+        service: Service,
+        config: &Path,
+        log: &Path,
+    ) -> anyhow::Result<Process> {
+        let output = File::options().create(true).append(true).open(log);
+        let output = output.with_context(|| format!("cannot write {}", log.display()))?;
+        let executable = binaries.of(service);
+        let child = Command::new(&executable)
+            .args(service.arguments(config))
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()
+            .with_context(|| format!("cannot start {}", executable.display()))?;
+        Ok(Process { service, child, log: log.to_owned() })
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGTERM, and SIGKILL for a process that is still there [`GRACE`] later.
+    pub(crate) async fn stop(mut self) {
+        self.signal(Signal::SIGTERM);
+        let asked = Instant::now();
+        while asked.elapsed() < GRACE {
+            if !self.is_running() {
+                return;
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        if let Ok(pid) = i32::try_from(self.child.id()) {
+            // It may have ended on its own; not yet waited for, its id is nobody else's.
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+    }
+
+    /// `Ok` while it runs; when it has ended, its status and the end of its log.
+    pub(crate) fn check(&mut self) -> anyhow::Result<()> {
+        match self.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => bail!("{} ended with {status}; {}", self.service.name(), self.last_words()),
+        }
+    }
+
+    pub(crate) fn last_words(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let tail = lines.get(lines.len().saturating_sub(LOG_LINES_QUOTED)..).unwrap_or_default();
+        let mut quoted = format!("the last lines of {}:", self.log.display());
+        for line in tail {
+            let _ = write!(quoted, "\n  {line}");
+        }
+        quoted
+    }
+
+    fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits until the service's `/readiness` answers 200; `check` is asked in between whether its process lives.
+///
+/// # Errors
+/// When the process ends, or is not ready in time: with what it said last.
+pub(crate) async fn ready(
+    service: Service,
+    http: &reqwest::Client,
+    admin_url: &str,
+    check: impl Fn() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let url = format!("{admin_url}/readiness");
+    let started = Instant::now();
+    let mut last = String::from("no answer");
+    while started.elapsed() < READY_WITHIN {
+        check()?;
+        match http.get(&url).timeout(Duration::from_secs(1)).send().await {
+            Ok(answer) if answer.status().is_success() => return Ok(()),
+            Ok(answer) => last = format!("{} {}", answer.status(), answer.text().await.unwrap_or_default()),
+            Err(_) => {}
+        }
+        sleep(POLL).await;
+    }
+    bail!("{} is not ready after {} s: {url} says {last}", service.name(), READY_WITHIN.as_secs())
+}

@@ -1,0 +1,404 @@
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use certs::{Trust, Versions, client_config};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::binaries::{Binaries, workspace};
+use crate::config::{self, Setting};
+use crate::payment::{EdgeRequest, Payment, now_s};
+use crate::process::{Process, Service, ready};
+use crate::{AUDIENCE, Claims, Device, ISSUER, Issuer, ports};
+
+const TENANT: &str = "acme";
+const TOKEN_LIFETIME_S: i64 = 12 * 3600;
+/// Name, VPA and device of who can pay in the development stack.
+const USERS: [(&str, &str, &str); 2] =
+    [("alice", "alice@torana", "device-alice-1"), ("bob", "bob@torana", "device-bob-1")];
+
+/// `target/dev` in this checkout: where `cargo dev` keeps its files.
+pub fn default_dir() -> PathBuf {
+    workspace().join("target/dev")
+}
+
+/// Where a stack lives, and what differs from the development configuration.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// PKI, keys, configurations, logs and data go here; what an earlier stack left is replaced.
+    pub dir: PathBuf,
+    pub settings: Vec<Setting>,
+}
+
+impl Options {
+    pub fn new(dir: impl Into<PathBuf>) -> Options {
+        Options { dir: dir.into(), settings: Vec::new() }
+    }
+
+    /// Changes one value of a service's configuration; see [`Setting`].
+    #[must_use]
+    pub fn set(mut self, service: Service, pointer: &str, value: Value) -> Options {
+        self.settings.push(Setting { service, pointer: pointer.to_owned(), value });
+        self
+    }
+}
+
+/// A user of the payment app, the device and a token for both.
+#[derive(Debug)]
+pub struct User {
+    pub name: String,
+    pub vpa: String,
+    pub device: Device,
+    pub token: String,
+    pub token_file: PathBuf,
+    pub device_key_file: PathBuf,
+}
+
+/// `stack.json`: what other programs need to know about a running stack. All paths are absolute.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StackFile {
+    pub edge_url: String,
+    pub ca_file: PathBuf,
+    pub token_file: PathBuf,
+    pub device_key_file: PathBuf,
+    pub ledger_url: String,
+    pub services: Vec<RunningService>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RunningService {
+    pub name: String,
+    pub pid: u32,
+    pub url: String,
+    pub admin_url: String,
+}
+
+impl StackFile {
+    pub fn read(path: &Path) -> anyhow::Result<StackFile> {
+        let text = fs::read(path).with_context(|| {
+            format!("cannot read {}; start a stack with `cargo dev` first", path.display())
+        })?;
+        Ok(serde_json::from_slice(&text)?)
+    }
+}
+
+/// A running stack. Dropping it kills its processes; [`Stack::stop`] lets them finish first.
+#[derive(Debug)]
+pub struct Stack {
+    dir: PathBuf,
+    binaries: Binaries,
+    configs: BTreeMap<Service, PathBuf>,
+    urls: BTreeMap<Service, Urls>,
+    processes: Mutex<BTreeMap<Service, Process>>,
+    issuer: Issuer,
+    users: Vec<User>,
+    http: reqwest::Client,
+    plain: reqwest::Client,
+    /// Held while the stack lives: two in one folder would share a database.
+    _lock: fs::File,
+}
+
+#[derive(Debug, Clone)]
+struct Urls {
+    public: String,
+    admin: String,
+}
+
+impl Stack {
+    /// Builds nothing; starts every service in `options.dir` and waits until all are ready.
+    ///
+    /// # Errors
+    /// When a stack runs in that folder already, or a service does not become ready: with the
+    /// end of its log.
+    pub async fn start(binaries: &Binaries, options: Options) -> anyhow::Result<Stack> {
+        certs::install_crypto_provider();
+        fs::create_dir_all(&options.dir).with_context(|| options.dir.display().to_string())?;
+        let dir = options.dir.canonicalize()?;
+        let lock = lock(&dir)?;
+        let folder = |name: &str| -> anyhow::Result<PathBuf> {
+            let path = dir.join(name);
+            if path.exists() {
+                fs::remove_dir_all(&path).with_context(|| path.display().to_string())?;
+            }
+            fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
+            Ok(path)
+        };
+        let (pki, keys, users) = (folder("pki")?, folder("keys")?, folder("users")?);
+        let (configs, _, _) = (folder("config")?, folder("logs")?, folder("data")?);
+        certs::pki::init(&pki, false)?;
+        for name in ["psp-signing", "network-signing"] {
+            write_private(&keys.join(format!("{name}.key")), &random_hex()?)?;
+        }
+
+        let mut values = BTreeMap::new();
+        for name in PORTS {
+            values.insert(name, ports::free()?.to_string());
+        }
+        let port = |name: &str| values.get(name).cloned().unwrap_or_default();
+        let issuer = Issuer::start(&pki, port("issuer_port").parse()?).await?;
+        let urls = [
+            (Service::Gateway, "https", "edge_port", "edge_admin_port"),
+            (Service::TxnCore, "https", "core_port", "core_admin_port"),
+            (Service::NpciProxy, "https", "proxy_port", "proxy_admin_port"),
+            (Service::NpciSim, "https", "sim_port", "sim_admin_port"),
+        ]
+        .map(|(service, scheme, public, admin)| {
+            let public = format!("{scheme}://localhost:{}", port(public));
+            (service, Urls { public, admin: format!("http://127.0.0.1:{}", port(admin)) })
+        });
+        values.extend([("issuer", ISSUER.to_owned()), ("audience", AUDIENCE.to_owned())]);
+        let configs = config::write(&configs, &values, &options.settings)?;
+
+        let edge_ca = Trust::load(&pki.join("edge-ca.pem"))?;
+        let limits = certs::client::ClientLimits { timeout: Duration::from_secs(30), ..Default::default() };
+        let mut stack = Stack {
+            binaries: binaries.clone(),
+            configs,
+            urls: urls.into(),
+            processes: Mutex::default(),
+            issuer,
+            users: Vec::new(),
+            http: certs::client::https(client_config(&edge_ca, None, Versions::Tls12And13)?, limits)?,
+            plain: plain_client(&edge_ca)?,
+            _lock: lock,
+            dir,
+        };
+        for (name, vpa, device) in USERS {
+            let user = stack.new_user(&users, name, vpa, device)?;
+            stack.users.push(user);
+        }
+        for service in Service::ALL {
+            stack.spawn(service)?;
+        }
+        for service in Service::ALL {
+            stack.ready(service).await?;
+        }
+        stack.write_file()?;
+        Ok(stack)
+    }
+
+    pub fn edge_url(&self) -> &str {
+        self.url(Service::Gateway)
+    }
+
+    /// The simulated network's ledger.
+    pub fn ledger_url(&self) -> String {
+        format!("{}/ledger", self.admin_url(Service::NpciSim))
+    }
+
+    pub fn url(&self, service: Service) -> &str {
+        self.urls.get(&service).map_or("", |urls| &urls.public)
+    }
+
+    pub fn admin_url(&self, service: Service) -> &str {
+        self.urls.get(&service).map_or("", |urls| &urls.admin)
+    }
+
+    /// The folder of the stack's files: `pki`, `keys`, `config`, `logs`, `data`.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A client for the edge, which trusts its CA and no other.
+    pub fn http(&self) -> &reqwest::Client {
+        &self.http
+    }
+
+    /// A client for the admin addresses.
+    pub fn plain(&self) -> &reqwest::Client {
+        &self.plain
+    }
+
+    pub fn issuer(&self) -> &Issuer {
+        &self.issuer
+    }
+
+    pub fn users(&self) -> &[User] {
+        &self.users
+    }
+
+    /// Who pays unless somebody else is named.
+    pub fn alice(&self) -> anyhow::Result<&User> {
+        self.users.first().context("the stack has no users")
+    }
+
+    /// Claims of a valid token for this user on this device, from now on.
+    pub fn claims(&self, subject: &str, vpas: &[&str], device: &Device) -> anyhow::Result<Claims> {
+        let now = now_s();
+        Ok(Claims {
+            iss: ISSUER.to_owned(),
+            aud: AUDIENCE.to_owned(),
+            sub: subject.to_owned(),
+            iat: now,
+            exp: now + TOKEN_LIFETIME_S,
+            jti: uuid::Uuid::new_v4().to_string(),
+            tenant: TENANT.to_owned(),
+            device: device.id().to_owned(),
+            vpa: vpas.iter().map(|&vpa| vpa.to_owned()).collect(),
+            scope: "payments:send payments:read".to_owned(),
+            cnf: json!({"jwk": device.public_jwk()?}),
+            more: Map::new(),
+        })
+    }
+
+    /// A signed payment by this user, ready to send.
+    pub fn payment(&self, user: &User, payment: &Payment) -> anyhow::Result<EdgeRequest> {
+        EdgeRequest::payment(self.edge_url(), &user.token, &user.device, payment)?.signed(&user.device)
+    }
+
+    /// Writes fresh tokens into the users' files, which programs outside read.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn renew_tokens(&self) -> anyhow::Result<()> {
+        for user in &self.users {
+            let claims = self.claims(&user.name, &[&user.vpa], &user.device)?;
+            write_private(&user.token_file, &self.issuer.mint(&claims)?)?;
+        }
+        Ok(())
+    }
+
+    /// SIGKILL, now.
+    pub fn kill(&self, service: Service) {
+        drop(self.processes().remove(&service));
+    }
+
+    /// Starts a service that was killed, or replaces a running one, on the same ports with the same
+    /// configuration, and waits until it is ready.
+    pub async fn restart(&self, service: Service) -> anyhow::Result<()> {
+        let running = self.processes().remove(&service);
+        if let Some(process) = running {
+            process.stop().await;
+        }
+        self.spawn(service)?;
+        self.ready(service).await?;
+        self.write_file()
+    }
+
+    /// # Errors
+    /// When a service has ended on its own: with the end of its log.
+    pub fn check(&self) -> anyhow::Result<()> {
+        self.processes().values_mut().try_for_each(Process::check)
+    }
+
+    /// Lets every service finish what is in flight, the edge first; kills those that take too long.
+    pub async fn stop(self) {
+        for service in Service::ALL.into_iter().rev() {
+            let process = self.processes().remove(&service);
+            if let Some(process) = process {
+                process.stop().await;
+            }
+        }
+    }
+
+    fn spawn(&self, service: Service) -> anyhow::Result<()> {
+        let config = self.configs.get(&service).context("every service has a configuration")?;
+        let log = self.dir.join("logs").join(format!("{}.log", service.name()));
+        let process = Process::start(&self.binaries, service, config, &log)?;
+        self.processes().insert(service, process);
+        Ok(())
+    }
+
+    async fn ready(&self, service: Service) -> anyhow::Result<()> {
+        let checked = || self.check();
+        let waited = ready(service, &self.plain, self.admin_url(service), checked).await;
+        waited.map_err(|error| match self.processes().get(&service) {
+            Some(process) if self.check().is_ok() => error.context(process.last_words()),
+            _ => error,
+        })
+    }
+
+    fn new_user(&self, folder: &Path, name: &str, vpa: &str, device: &str) -> anyhow::Result<User> {
+        let device = Device::generate(device)?;
+        let token = self.issuer.mint(&self.claims(name, &[vpa], &device)?)?;
+        let (token_file, device_key_file) =
+            (folder.join(format!("{name}.jwt")), folder.join(format!("{name}.device.pem")));
+        write_private(&token_file, &token)?;
+        write_private(&device_key_file, &device.pem())?;
+        Ok(User { name: name.to_owned(), vpa: vpa.to_owned(), device, token, token_file, device_key_file })
+    }
+
+    fn write_file(&self) -> anyhow::Result<()> {
+        let alice = self.alice()?;
+        let services = self
+            .processes()
+            .iter()
+            .map(|(&service, process)| RunningService {
+                name: service.name().to_owned(),
+                pid: process.id(),
+                url: self.url(service).to_owned(),
+                admin_url: self.admin_url(service).to_owned(),
+            })
+            .collect();
+        let file = StackFile {
+            edge_url: self.edge_url().to_owned(),
+            ca_file: self.dir.join("pki/edge-ca.pem"),
+            token_file: alice.token_file.clone(),
+            device_key_file: alice.device_key_file.clone(),
+            ledger_url: self.ledger_url(),
+            services,
+        };
+        // Through another name: a reader never sees half of it.
+        let (path, partial) = (self.dir.join("stack.json"), self.dir.join("stack.json.new"));
+        fs::write(&partial, serde_json::to_string_pretty(&file)?)?;
+        fs::rename(&partial, &path).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    fn processes(&self) -> MutexGuard<'_, BTreeMap<Service, Process>> {
+        self.processes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const PORTS: [&str; 10] = [
+    "edge_port",
+    "edge_admin_port",
+    "core_port",
+    "core_admin_port",
+    "proxy_port",
+    "proxy_outside_port",
+    "proxy_admin_port",
+    "sim_port",
+    "sim_admin_port",
+    "issuer_port",
+];
+
+fn lock(dir: &Path) -> anyhow::Result<fs::File> {
+    let path = dir.join("lock");
+    let file = fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => {
+            bail!("a stack runs in {} already; stop it, or choose another folder with --dir", dir.display())
+        }
+        Err(fs::TryLockError::Error(error)) => Err(error).context("cannot lock the stack's folder"),
+    }
+}
+
+fn plain_client(trust: &Trust) -> anyhow::Result<reqwest::Client> {
+    // The TLS configuration is not used; without one the client would look for the system's.
+    let tls = client_config(trust, None, Versions::Tls13Only)?;
+    Ok(reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .no_proxy()
+        .timeout(Duration::from_secs(10))
+        .build()?)
+}
+
+fn random_hex() -> anyhow::Result<String> {
+    let mut bytes = [0; 32];
+    SystemRandom::new().fill(&mut bytes).ok().context("no randomness for a signing key")?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let file = fs::File::options().create(true).write(true).truncate(true).mode(0o600).open(path);
+    let mut file = file.with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(file.write_all(text.as_bytes())?)
+}
