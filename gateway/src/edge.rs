@@ -219,12 +219,18 @@ impl Edge {
             header.insert_header(name, value)?;
         }
         self.dress(&mut header, exchange)?;
-        if !session.is_body_done() {
-            // What is left of the body could be taken for another request.
+        // A small body is read first, so that the connection can be kept. A large one is answered at once and
+        // read a little longer: closing on a client that still writes would cost it the answer.
+        let whole = session.is_body_done() || (is_small(session.req_header()) && drain(session).await);
+        if !whole {
             session.set_keepalive(None);
         }
         session.write_response_header(Box::new(header), false).await?;
-        session.write_response_body(Some(body), true).await
+        session.write_response_body(Some(body), true).await?;
+        if !whole {
+            drain(session).await;
+        }
+        Ok(())
     }
 
     /// The fields of every answer, whoever gives it.
@@ -254,7 +260,7 @@ impl ProxyHttp for Door {
             context: None,
             refusal: None,
             place: None,
-            in_flight: InFlight::enter(&self.edge.metrics.in_flight),
+            _in_flight: InFlight::enter(&self.edge.metrics.in_flight),
         }
     }
 
@@ -441,6 +447,31 @@ async fn read_body(session: &mut Session) -> Result<Bytes, Refused> {
             Err(_) => return Err(incomplete()),
         }
     }
+}
+
+/// Whether the body is known to be no larger than one that is read anyway.
+fn is_small(header: &RequestHeader) -> bool {
+    let length = header.headers.get("content-length").and_then(|value| value.to_str().ok());
+    let length = length.and_then(|text| text.parse::<usize>().ok());
+    length.is_some_and(|length| length <= shape::Config::MOST_BODY_BYTES) && !expects_continue(header)
+}
+
+/// Reads what is left of a refused body and throws it away; tells whether that was all of it.
+async fn drain(session: &mut Session) -> bool {
+    const MOST_BYTES: usize = 1024 * 1024;
+    const LONGEST: Duration = Duration::from_secs(1);
+    let drained = tokio::time::timeout(LONGEST, async {
+        let mut read = 0;
+        while read < MOST_BYTES {
+            match session.read_request_body().await {
+                Ok(Some(chunk)) => read += chunk.len(),
+                Ok(None) => return true,
+                Err(_) => return false,
+            }
+        }
+        false
+    });
+    drained.await.unwrap_or(false)
 }
 
 fn expects_continue(header: &RequestHeader) -> bool {

@@ -25,7 +25,8 @@ pub(crate) struct Exchange {
     pub(crate) refusal: Option<(&'static str, Option<&'static str>)>,
     /// Our place in the upstream's bulkhead.
     pub(crate) place: Option<OwnedSemaphorePermit>,
-    pub(crate) in_flight: InFlight,
+    /// Counted until dropped.
+    pub(crate) _in_flight: InFlight,
 }
 
 /// Counts a request for as long as it lives, however it ends.

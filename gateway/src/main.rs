@@ -69,7 +69,7 @@ fn serve(policy: &std::path::Path, threads: usize, drain_s: u64) -> ExitCode {
         .flatten_event(true)
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_default_env()
-                .unwrap_or_else(|_| "info,pingora_core=warn,pingora_proxy=error".into()),
+                .unwrap_or_else(|_| "info,pingora_core=warn,pingora_proxy=off".into()),
         )
         .init();
     match load::load(policy) {
