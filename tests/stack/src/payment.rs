@@ -6,13 +6,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use filters::signature::digest::content_digest;
-use filters::signature::message::Message;
+use filters::signature::message::{Algorithm, Message, Params, SigningKey, sign};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep};
 
 use crate::Device;
 
+/// What a device signs of every request that moves money.
+pub const COVERED: [&str; 6] =
+    ["@method", "@path", "@query", "content-digest", "authorization", "idempotency-key"];
+const LABEL: &str = "sig1";
 const SEND_PATH: &str = "/v1/transactions/send";
 const POLL: Duration = Duration::from_millis(100);
 
@@ -97,20 +101,14 @@ impl EdgeRequest {
         })
     }
 
-    /// The request with the device's signature: everything covered, made now, with a fresh nonce.
+    /// The request with the device's signature: made now, with a fresh nonce, over all of [`COVERED`].
     pub fn signed(self, device: &Device) -> anyhow::Result<EdgeRequest> {
-        let nonce = uuid::Uuid::new_v4().to_string();
-        self.signed_as(device, Device::covered(), now_s(), &nonce)
+        let params = signature_params(device.id())?;
+        self.signed_as(&params, device.key())
     }
 
-    /// The request with a signature over these components; `created` in seconds since the epoch.
-    pub fn signed_as(
-        mut self,
-        device: &Device,
-        components: &[&str],
-        created: i64,
-        nonce: &str,
-    ) -> anyhow::Result<EdgeRequest> {
+    /// The request with a signature of any kind (RFC 9421).
+    pub fn signed_as(mut self, params: &Params, key: &SigningKey) -> anyhow::Result<EdgeRequest> {
         let (scheme, rest) = self.url.split_once("://").context("the URL has no scheme")?;
         let (authority, target) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let (path, query) = match target.split_once('?') {
@@ -118,7 +116,7 @@ impl EdgeRequest {
             None => (target, None),
         };
         let message = Message::request(&self.method, scheme, authority, path, query, &self.headers);
-        let signed = device.sign(&message, components, created, nonce)?;
+        let signed = sign(&message, LABEL, params, key)?;
         self.headers.push(("signature-input".to_owned(), signed.signature_input));
         self.headers.push(("signature".to_owned(), signed.signature));
         Ok(self)
@@ -158,6 +156,17 @@ impl EdgeRequest {
         let _ = write!(line, " \\\n  --data-raw {body} \\\n  {}", quoted(&self.url));
         line
     }
+}
+
+/// Parameters of the signature that a phone makes: now, with a fresh nonce, over all of [`COVERED`].
+pub fn signature_params(key_id: &str) -> anyhow::Result<Params> {
+    Ok(Params {
+        created: Some(now_s()),
+        nonce: Some(uuid::Uuid::new_v4().to_string()),
+        keyid: Some(key_id.to_owned()),
+        alg: Some(Algorithm::EcdsaP256Sha256),
+        ..Params::covering(&COVERED)?
+    })
 }
 
 /// A state that a payment reached.
@@ -242,6 +251,7 @@ impl std::fmt::Debug for EdgeRequest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use filters::signature::message::parse;
 
     #[test]
     fn the_curl_line_is_safe_in_a_shell_and_hides_the_token() {
@@ -253,6 +263,19 @@ mod tests {
         assert!(line.contains(r"Bob'\''s $HOME"), "{line}");
         assert!(line.contains(r#""amount":150.75"#), "{line}");
         assert!(line.ends_with("'https://localhost:1/v1/transactions/send'"), "{line}");
+    }
+
+    #[test]
+    fn the_signature_holds() {
+        let device = Device::generate("phone-1").unwrap();
+        let payment = Payment::new("a@x", "b@x", "1");
+        let request = EdgeRequest::payment("https://localhost:1", "t", &device, &payment).unwrap();
+        let request = request.signed(&device).unwrap();
+        let path = SEND_PATH;
+        let message = Message::request("POST", "https", "localhost:1", path, None, &request.headers);
+        let parsed = parse(&request.headers, Some(LABEL)).unwrap();
+        parsed.verify(&message, &device.key().verifying_key().unwrap()).unwrap();
+        assert_eq!(parsed.params().keyid.as_deref(), Some("phone-1"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use certs::{Trust, Versions, client_config};
+use filters::signature::message::SigningKey;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -21,6 +22,9 @@ const TOKEN_LIFETIME_S: i64 = 12 * 3600;
 /// Name, VPA and device of who can pay in the development stack.
 const USERS: [(&str, &str, &str); 2] =
     [("alice", "alice@torana", "device-alice-1"), ("bob", "bob@torana", "device-bob-1")];
+
+/// The partner's key for HMAC signatures: its id, and its file in `keys`.
+const PARTNER_KEY_ID: &str = "partner-acme-1";
 
 /// `target/dev` in this checkout: where `cargo dev` keeps its files.
 pub fn default_dir() -> PathBuf {
@@ -131,7 +135,7 @@ impl Stack {
         let (pki, keys, users) = (folder("pki")?, folder("keys")?, folder("users")?);
         let (configs, _, _) = (folder("config")?, folder("logs")?, folder("data")?);
         certs::pki::init(&pki, false)?;
-        for name in ["psp-signing", "network-signing"] {
+        for name in ["psp-signing", "network-signing", PARTNER_KEY_ID] {
             write_private(&keys.join(format!("{name}.key")), &random_hex()?)?;
         }
 
@@ -238,12 +242,18 @@ impl Stack {
             exp: now + TOKEN_LIFETIME_S,
             jti: uuid::Uuid::new_v4().to_string(),
             tenant: TENANT.to_owned(),
-            device: device.id().to_owned(),
-            vpa: vpas.iter().map(|&vpa| vpa.to_owned()).collect(),
+            device: Some(device.id().to_owned()),
+            vpas: vpas.iter().map(|&vpa| vpa.to_owned()).collect(),
             scope: "payments:send payments:read".to_owned(),
-            cnf: json!({"jwk": device.public_jwk()?}),
+            cnf: Some(json!({"jwk": device.public_jwk()?})),
             more: Map::new(),
         })
+    }
+
+    /// The id of the partner's HMAC key and the key; it signs requests whose token names no device.
+    pub fn partner_key(&self) -> anyhow::Result<(&'static str, SigningKey)> {
+        let secret = fs::read(self.dir.join(format!("keys/{PARTNER_KEY_ID}.key")))?;
+        Ok((PARTNER_KEY_ID, SigningKey::hmac(&secret)?))
     }
 
     /// A signed payment by this user, ready to send.

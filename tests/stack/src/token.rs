@@ -16,14 +16,16 @@ pub struct Claims {
     pub exp: i64,
     pub jti: String,
     pub tenant: String,
-    /// Device id.
-    pub device: String,
+    /// Device id; a partner has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// Addresses that the user may pay from.
-    pub vpa: Vec<String>,
+    pub vpas: Vec<String>,
     /// Space separated (RFC 8693 section 4.2).
     pub scope: String,
     /// The device's public key (RFC 7800): `{"jwk": …}`.
-    pub cnf: Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cnf: Option<Value>,
     /// Members beyond these, such as `nbf`.
     #[serde(flatten)]
     pub more: Map<String, Value>,
