@@ -24,7 +24,7 @@ pub(super) fn hmac_sha256(secret: &[u8], message: &[u8]) -> [u8; 32] {
     let key = match secret.len() > block.len() {
         true => {
             hashed = sha256(secret);
-            &hashed[..]
+            hashed.as_slice()
         }
         false => secret,
     };

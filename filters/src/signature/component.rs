@@ -297,7 +297,7 @@ pub(super) fn serialize_inner_list(list: InnerList) -> Option<String> {
 /// One field line: without white space around it, obsolete folding replaced by one space (section 2.1).
 pub(super) fn line(value: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(value.len());
-    let mut rest = value.trim_ascii().iter().copied().peekable();
+    let mut rest = trimmed(value).iter().copied().peekable();
     let mut folding = Vec::new();
     while let Some(b) = rest.next() {
         match b {
@@ -318,6 +318,13 @@ pub(super) fn line(value: &[u8]) -> Vec<u8> {
         }
     }
     out
+}
+
+fn trimmed(mut value: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
+        value = rest;
+    }
+    value
 }
 
 /// Lower-case, without the scheme's default port (section 2.2.3).

@@ -262,6 +262,8 @@ fn section_2_examples() {
         ("Example-Header", "of, commas"),
         ("Latin", "caf\u{e9}"),
         ("Inject", "a\nb"),
+        ("Trailing", "a\n"),
+        ("Form-Feed", "a\u{c}"),
     ]);
     let request = Message::request(
         "POST",
@@ -293,6 +295,8 @@ fn section_2_examples() {
         (&request, "latin", Err(Problem::NotText)),
         (&request, "\"latin\";bs", Ok(":Y2Fmw6k=:")),
         (&request, "inject", Err(Problem::NotText)),
+        (&request, "trailing", Err(Problem::NotText)),
+        (&request, "form-feed", Err(Problem::NotText)),
         (&request, "absent", Err(Problem::Absent)),
         (&request, "@method", Ok("POST")),
         (&request, "@scheme", Ok("https")),
