@@ -52,8 +52,22 @@ fn dependencies_point_inward() {
 #[test]
 fn every_top_level_entry_has_a_place() {
     let expected: BTreeSet<&str> = [
-        ".cargo", ".ci", ".gitignore", "Cargo.lock", "Cargo.toml", "LICENSE", "README.md", "certs", "clippy.toml",
-        "envoy", "filters", "gateway", "npci-proxy", "rustfmt.toml", "tests", "txn-core",
+        ".cargo",
+        ".ci",
+        ".gitignore",
+        "Cargo.lock",
+        "Cargo.toml",
+        "LICENSE",
+        "README.md",
+        "certs",
+        "clippy.toml",
+        "envoy",
+        "filters",
+        "gateway",
+        "npci-proxy",
+        "rustfmt.toml",
+        "tests",
+        "txn-core",
     ]
     .into();
     let listed = Command::new("git").args(["ls-files"]).current_dir(root()).output().unwrap();
