@@ -290,6 +290,11 @@ impl Stack {
         self.write_file()
     }
 
+    /// The process id of every running service.
+    pub fn pids(&self) -> Vec<(Service, u32)> {
+        self.processes().iter().map(|(&service, process)| (service, process.id())).collect()
+    }
+
     /// # Errors
     /// When a service has ended on its own: with the end of its log.
     pub fn check(&self) -> anyhow::Result<()> {

@@ -1,0 +1,27 @@
+//! Measures, prints, asserts nothing: machines are shared and noisy.
+
+mod slice;
+
+use clap::{Parser, Subcommand};
+
+/// Measure the stack as it would be deployed (release build) and print the figures.
+#[derive(Debug, Parser)]
+#[command(name = "tests/bench", version)]
+struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// A payment's way from the edge to the disk: start-up, memory when idle, latency of `send` at a steady rate.
+    Slice(slice::Arguments),
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> anyhow::Result<()> {
+    certs::install_crypto_provider();
+    match Arguments::parse().what {
+        What::Slice(arguments) => slice::run(arguments).await,
+    }
+}
