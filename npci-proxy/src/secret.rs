@@ -66,6 +66,11 @@ impl SecretRef {
 }
 
 impl Secret {
+    /// A key that nobody else has.
+    pub fn random() -> Secret {
+        Secret([*uuid::Uuid::new_v4().as_bytes(), *uuid::Uuid::new_v4().as_bytes()].concat())
+    }
+
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }

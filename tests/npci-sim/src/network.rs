@@ -103,7 +103,23 @@ impl Network {
                 slot.insert(BankKey::generate()?);
             }
         }
-        Ok(Network {
+        Ok(Network::open(accounts, faults, settlement, limits, keys))
+    }
+
+    /// Everything as at the beginning; the banks keep their keys.
+    pub fn reset(&mut self, accounts: &[AccountConfig], faults: &[Rule]) {
+        let keys = std::mem::take(&mut self.keys);
+        *self = Network::open(accounts, faults, self.settlement, self.limits, keys);
+    }
+
+    fn open(
+        accounts: &[AccountConfig],
+        faults: &[Rule],
+        settlement: Settlement,
+        limits: Limits,
+        keys: HashMap<String, BankKey>,
+    ) -> Network {
+        Network {
             settlement,
             limits,
             accounts: accounts.iter().map(|account| (account.vpa.folded(), account.clone())).collect(),
@@ -119,7 +135,7 @@ impl Network {
             failed_pins: HashMap::new(),
             used_blocks: HashSet::new(),
             spent: HashMap::new(),
-        })
+        }
     }
 
     pub fn ledger(&self) -> &Ledger {

@@ -1,0 +1,76 @@
+//! The process: two listeners, from configuration to drained.
+
+use std::{future::Future, io, sync::Arc, time::Duration};
+
+use certs::{ClientAuth, Versions, serve};
+use npci_proxy::clock::Clock;
+use tokio::net::TcpListener;
+
+use crate::{
+    admin,
+    config::Config,
+    front,
+    settlement::{Settler, SettlerError},
+    sim::{Sim, SimError},
+};
+
+/// The bound sockets; bound first, so that a test can learn the ports before anything runs.
+#[derive(Debug)]
+pub struct Listeners {
+    pub admin: TcpListener,
+    pub front: TcpListener,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot listen on {address}: {source}")]
+    Listen { address: std::net::SocketAddr, source: io::Error },
+    #[error("front.tls: {0}")]
+    Tls(#[from] certs::CertError),
+    #[error(transparent)]
+    Sim(#[from] SimError),
+    #[error(transparent)]
+    Settler(#[from] SettlerError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl Listeners {
+    pub async fn bind(config: &Config) -> Result<Listeners, StartError> {
+        let bind = |address| async move {
+            TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
+        };
+        Ok(Listeners { admin: bind(config.admin.listen).await?, front: bind(config.front.listen).await? })
+    }
+}
+
+/// Serves until `shutdown` completes. Payments that are not settled by then stay so: nothing is kept.
+pub async fn run(
+    config: Config,
+    listeners: Listeners,
+    clock: Clock,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), StartError> {
+    let sim = Arc::new(Sim::new(config, clock)?);
+    let settler = Arc::new(Settler::new(Arc::clone(&sim))?);
+    let (id, trust) = sim.config.front.tls.load()?;
+    let clients = ClientAuth::Required(trust);
+    let tls = certs::server_config(&id, clients, Versions::Tls13Only, &[b"h2", b"http/1.1"])?;
+    let limits = serve::Limits {
+        drain_timeout: Duration::from_millis(sim.config.drain_timeout_ms),
+        ..serve::Limits::default()
+    };
+    tracing::info!(
+        admin = %listeners.admin.local_addr()?,
+        front = %listeners.front.local_addr()?,
+        "ready"
+    );
+    let admin = admin::router(sim);
+    let admin = tokio::spawn(async move {
+        let _ = axum::serve(listeners.admin, admin).await;
+    });
+    serve::serve(listeners.front, tls, front::router(settler), limits, shutdown).await?;
+    admin.abort();
+    tracing::info!("stopped");
+    Ok(())
+}
