@@ -1,6 +1,12 @@
 //! The payment core: API, state machine, store, outbox, bus, orchestrator and timers of one payment edge.
 
+pub mod bus;
 pub mod codes;
+pub mod config;
 pub mod metrics;
+pub mod network;
+pub mod orchestrator;
+pub mod relay;
 pub mod store;
+pub mod timers;
 pub mod txn;

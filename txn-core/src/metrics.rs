@@ -4,6 +4,9 @@ use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
 
+use crate::store::Applied;
+use crate::txn::{Effect, EventType, Ignored, TxnId};
+
 /// Everything that is counted.
 #[derive(Debug)]
 pub struct Metrics {
@@ -85,6 +88,29 @@ impl Metrics {
             flagged: gauge("txn_flagged", "Payments waiting for reconciliation")?,
             registry,
         })
+    }
+
+    /// Counts what became of an event, and says aloud what somebody has to look at.
+    pub fn applied(&self, txn_id: TxnId, event: &str, applied: &Applied) {
+        let result = match applied {
+            Applied::Stepped { txn, effects, .. } => {
+                if effects.contains(&Effect::Publish(EventType::TransactionUnresolved)) {
+                    self.unresolved.inc();
+                    tracing::warn!(%txn_id, "status checks exhausted; waits for reconciliation");
+                }
+                tracing::info!(%txn_id, event, state = txn.state.name(), status = txn.state.status().name(), "step");
+                txn.state.status().name()
+            }
+            Applied::Ignored { why: Ignored::Conflict, txn } => {
+                self.conflicts.inc();
+                tracing::error!(%txn_id, event, state = txn.state.name(), "the network contradicts the state that stands");
+                Ignored::Conflict.name()
+            }
+            Applied::Ignored { why, .. } => why.name(),
+            Applied::SeenBefore => "seen_before",
+            Applied::UnknownTxn => "unknown_transaction",
+        };
+        self.events.with_label_values(&[event, result]).inc();
     }
 
     /// The text that a scraper reads.

@@ -20,6 +20,7 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+pub(crate) use sqlite::{open_file, options};
 pub use sqlite::{SqliteStore, migrate};
 pub use writer::WriterLimits;
 

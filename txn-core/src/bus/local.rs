@@ -1,0 +1,337 @@
+//! The embedded bus: messages and positions in one SQLite file, written by one task in batches.
+//!
+//! Only one process has the file open, and one connection writes it: offsets become visible in their order,
+//! so here (and only here) a position says everything about what has been read.
+
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use sqlx::sqlite::{SqliteConnection, SqlitePool, SqlitePoolOptions, SqliteRow};
+use sqlx::{Connection as _, Row as _};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{Bus, BusError, Delivery, Message, Subscription, Topic};
+use crate::store::{StoreError, open_file, options};
+use crate::txn::UnixMs;
+
+/// What the bus keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retention {
+    /// Consumed messages are kept this long.
+    pub keep_ms: u64,
+    /// And at most this many of each topic; a group's unread messages are always kept.
+    pub keep_messages: u32,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Retention { keep_ms: 7 * 24 * 3_600_000, keep_messages: 1_000_000 }
+    }
+}
+
+/// Topics in a SQLite file.
+#[derive(Debug)]
+pub struct LocalBus {
+    queue: Mutex<Option<mpsc::Sender<Waiting>>>,
+    writer: tokio::sync::Mutex<Option<tokio::task::JoinHandle<()>>>,
+    readers: SqlitePool,
+    /// Counts commits that brought messages.
+    bell: watch::Receiver<u64>,
+    retention: Retention,
+}
+
+const MIGRATIONS: &[(i64, &str, &str)] =
+    &[(1, "bus", include_str!("../../migrations/sqlite-bus/0001_bus.sql"))];
+const QUEUE: usize = 1024;
+const BATCH: usize = 256;
+const PURGE_ROWS: i64 = 10_000;
+
+#[derive(Debug)]
+enum Op {
+    Publish(Vec<Message>),
+    Position { group: &'static str, topic: Topic, position: i64 },
+    Purge { now: UnixMs, retention: Retention },
+}
+
+type Waiting = (Op, oneshot::Sender<Result<u64, BusError>>);
+
+impl LocalBus {
+    /// Opens the file, making it and bringing its tables up to date if need be.
+    ///
+    /// # Errors
+    /// [`BusError::Engine`] if the file can't be opened, or was made by something newer.
+    pub async fn open(file: &Path, retention: Retention) -> Result<LocalBus, BusError> {
+        let db = open_file(file, MIGRATIONS).await?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(2)
+            .min_connections(1)
+            .acquire_timeout(Duration::from_secs(5))
+            .connect_with(options(file).read_only(true))
+            .await?;
+        let (queue, waiting) = mpsc::channel(QUEUE);
+        let (ring, bell) = watch::channel(0);
+        let writer = tokio::spawn(write_all(db, waiting, ring));
+        Ok(LocalBus {
+            queue: Mutex::new(Some(queue)),
+            writer: tokio::sync::Mutex::new(Some(writer)),
+            readers,
+            bell,
+            retention,
+        })
+    }
+
+    fn queue(&self) -> Result<mpsc::Sender<Waiting>, BusError> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(BusError::Closed)
+    }
+}
+
+/// Queues a request and waits until it is durable.
+async fn ask(queue: &mpsc::Sender<Waiting>, op: Op) -> Result<u64, BusError> {
+    let (answer, answered) = oneshot::channel();
+    queue.send((op, answer)).await.map_err(|_| BusError::Closed)?;
+    answered.await.unwrap_or(Err(BusError::Closed))
+}
+
+#[async_trait]
+impl Bus for LocalBus {
+    async fn publish(&self, messages: Vec<Message>) -> Result<(), BusError> {
+        if messages.is_empty() {
+            return Ok(());
+        }
+        ask(&self.queue()?, Op::Publish(messages)).await.map(drop)
+    }
+
+    async fn subscribe(&self, group: &'static str, topic: Topic) -> Result<Box<dyn Subscription>, BusError> {
+        let queue = self.queue()?;
+        // Written down at once: from now on purging waits for this group.
+        ask(&queue, Op::Position { group, topic, position: 0 }).await?;
+        let sql = "SELECT position FROM bus_positions WHERE consumer = ?1 AND topic = ?2";
+        let position: Option<i64> =
+            sqlx::query_scalar(sql).bind(group).bind(topic.name()).fetch_optional(&self.readers).await?;
+        Ok(Box::new(LocalSubscription {
+            group,
+            topic,
+            given: position.unwrap_or(0),
+            queue: queue.downgrade(),
+            readers: self.readers.clone(),
+            bell: self.bell.clone(),
+        }))
+    }
+
+    async fn purge(&self, now: UnixMs) -> Result<u64, BusError> {
+        ask(&self.queue()?, Op::Purge { now, retention: self.retention.clone() }).await
+    }
+
+    async fn close(&self) {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(writer) = self.writer.lock().await.take() {
+            // It ends by itself once its queue is empty.
+            let _ended = writer.await;
+        }
+        self.readers.close().await;
+    }
+}
+
+#[derive(Debug)]
+struct LocalSubscription {
+    group: &'static str,
+    topic: Topic,
+    given: i64,
+    queue: mpsc::WeakSender<Waiting>,
+    readers: SqlitePool,
+    bell: watch::Receiver<u64>,
+}
+
+#[async_trait]
+impl Subscription for LocalSubscription {
+    async fn next(&mut self, limit: u32) -> Result<Vec<Delivery>, BusError> {
+        let sql = "SELECT offset_id, key, event_id, headers, payload FROM bus_messages
+                   WHERE topic = ?1 AND offset_id > ?2 ORDER BY offset_id LIMIT ?3";
+        loop {
+            // Seen before the look: what is published in between rings again.
+            self.bell.borrow_and_update();
+            let rows = sqlx::query(sql).bind(self.topic.name()).bind(self.given).bind(limit);
+            let rows = rows.fetch_all(&self.readers).await?;
+            if let Some(last) = rows.last() {
+                self.given = last.try_get("offset_id")?;
+                return rows.iter().map(|row| delivery(self.topic, row)).collect();
+            }
+            self.bell.changed().await.map_err(|_| BusError::Closed)?;
+        }
+    }
+
+    async fn done(&mut self, last: &Delivery) -> Result<(), BusError> {
+        let op = Op::Position { group: self.group, topic: self.topic, position: last.position };
+        let queue = self.queue.upgrade().ok_or(BusError::Closed)?;
+        ask(&queue, op).await.map(drop)
+    }
+}
+
+fn delivery(topic: Topic, row: &SqliteRow) -> Result<Delivery, BusError> {
+    let headers: String = row.try_get("headers")?;
+    Ok(Delivery {
+        position: row.try_get("offset_id")?,
+        message: Message {
+            topic,
+            key: row.try_get("key")?,
+            event_id: row.try_get("event_id")?,
+            headers: serde_json::from_str(&headers).map_err(|error| BusError::Engine(error.to_string()))?,
+            payload: row.try_get("payload")?,
+        },
+    })
+}
+
+async fn write_all(
+    mut db: SqliteConnection,
+    mut waiting: mpsc::Receiver<Waiting>,
+    ring: watch::Sender<u64>,
+) {
+    let mut taken = Vec::with_capacity(BATCH);
+    while waiting.recv_many(&mut taken, BATCH).await > 0 {
+        let (ops, answers): (Vec<Op>, Vec<_>) = taken.drain(..).unzip();
+        let result = commit(&mut db, &ops).await;
+        if let Err(error) = &result {
+            tracing::error!(%error, "the bus could not write");
+        }
+        if result.is_ok() && ops.iter().any(|op| matches!(op, Op::Publish(_))) {
+            ring.send_modify(|commits| *commits += 1);
+        }
+        for (n, answer) in answers.into_iter().enumerate() {
+            // Whoever asked may have gone; it is written all the same.
+            let _gone = answer.send(match &result {
+                Ok(rows) => Ok(rows.get(n).copied().unwrap_or(0)),
+                Err(error) => Err(error.clone()),
+            });
+        }
+    }
+}
+
+async fn commit(db: &mut SqliteConnection, ops: &[Op]) -> Result<Vec<u64>, BusError> {
+    let mut txn = db.begin_with("BEGIN IMMEDIATE").await?;
+    let mut rows = Vec::with_capacity(ops.len());
+    for op in ops {
+        rows.push(match op {
+            Op::Publish(messages) => insert(&mut txn, messages).await?,
+            Op::Position { group, topic, position } => {
+                let sql = "INSERT INTO bus_positions VALUES (?1, ?2, ?3) ON CONFLICT (consumer, topic)
+                           DO UPDATE SET position = max(position, excluded.position)";
+                let query = sqlx::query(sql).bind(*group).bind(topic.name()).bind(*position);
+                query.execute(&mut *txn).await?.rows_affected()
+            }
+            Op::Purge { now, retention } => delete_old(&mut txn, *now, retention).await?,
+        });
+    }
+    txn.commit().await?;
+    Ok(rows)
+}
+
+async fn insert(db: &mut SqliteConnection, messages: &[Message]) -> Result<u64, BusError> {
+    #[derive(Serialize)]
+    struct Row<'a> {
+        topic: &'static str,
+        key: &'a str,
+        event_id: &'a str,
+        headers: String,
+        payload: &'a str,
+    }
+    let now = UnixMs::now();
+    let json = |error: serde_json::Error| BusError::Engine(error.to_string());
+    let mut rows = Vec::with_capacity(messages.len());
+    for message in messages {
+        rows.push(Row {
+            topic: message.topic.name(),
+            key: &message.key,
+            event_id: &message.event_id,
+            headers: serde_json::to_string(&message.headers).map_err(json)?,
+            payload: &message.payload,
+        });
+    }
+    let sql = "INSERT INTO bus_messages (topic, key, event_id, headers, payload, at)
+        SELECT value ->> 'topic', value ->> 'key', value ->> 'event_id', value ->> 'headers', value ->> 'payload', ?2
+        FROM json_each(?1) ORDER BY key";
+    // `key` above is json_each's: the place in the array.
+    let query = sqlx::query(sql).bind(serde_json::to_string(&rows).map_err(json)?).bind(now.0);
+    Ok(query.execute(db).await?.rows_affected())
+}
+
+async fn delete_old(
+    db: &mut SqliteConnection,
+    now: UnixMs,
+    retention: &Retention,
+) -> Result<u64, BusError> {
+    let sql = "DELETE FROM bus_messages WHERE offset_id IN (
+        SELECT m.offset_id FROM bus_messages AS m WHERE m.topic = ?1
+          AND m.offset_id <= coalesce((SELECT min(position) FROM bus_positions WHERE topic = ?1), m.offset_id)
+          AND (m.at < ?2 OR m.offset_id <= coalesce((SELECT offset_id FROM bus_messages WHERE topic = ?1
+                                                     ORDER BY offset_id DESC LIMIT 1 OFFSET ?3), 0))
+        ORDER BY m.offset_id LIMIT ?4)";
+    let mut deleted = 0;
+    for topic in Topic::ALL {
+        let query = sqlx::query(sql)
+            .bind(topic.name())
+            .bind(now.minus(retention.keep_ms).0)
+            .bind(retention.keep_messages)
+            .bind(PURGE_ROWS);
+        deleted += query.execute(&mut *db).await?.rows_affected();
+    }
+    Ok(deleted)
+}
+
+/// Brings a file's tables up to date and closes it: `txn-core migrate`.
+///
+/// # Errors
+/// As [`LocalBus::open`].
+pub async fn migrate(file: &Path) -> Result<(), BusError> {
+    open_file(file, MIGRATIONS).await?.close().await?;
+    Ok(())
+}
+
+impl From<StoreError> for BusError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Overloaded => BusError::Overloaded,
+            StoreError::Closed => BusError::Closed,
+            StoreError::Engine(what) => BusError::Engine(what),
+        }
+    }
+}
+
+impl From<sqlx::Error> for BusError {
+    fn from(error: sqlx::Error) -> Self {
+        StoreError::from(error).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::contract;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_local_bus_holds_to_the_contract() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("bus.db");
+        contract::holds(async || LocalBus::open(&file, Retention::default()).await.unwrap()).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn purging_keeps_what_a_group_has_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let retention = Retention { keep_ms: 3_600_000, keep_messages: 2 };
+        let bus = LocalBus::open(&dir.path().join("bus.db"), retention).await.unwrap();
+        let five = |topic| (0..5).map(|n| contract::message(topic, "TOR1", n)).collect::<Vec<_>>();
+        bus.publish(five(Topic::Initiated)).await.unwrap();
+        bus.publish(five(Topic::Audit)).await.unwrap();
+        let mut reader = bus.subscribe("orchestrator", Topic::Initiated).await.unwrap();
+        assert_eq!(bus.purge(UnixMs::now()).await.unwrap(), 3, "of the topic that nobody reads, two stay");
+        let read = reader.next(10).await.unwrap();
+        reader.done(&read[3]).await.unwrap();
+        assert_eq!(bus.purge(UnixMs::now()).await.unwrap(), 3);
+        let in_two_hours = UnixMs::now().plus(7_200_000);
+        assert_eq!(bus.purge(in_two_hours).await.unwrap(), 3, "the unread one stays");
+    }
+}

@@ -1,0 +1,269 @@
+//! The configuration file: what an operator writes, checked before anything starts.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+use certs::TlsFiles;
+use serde::Deserialize;
+
+use crate::bus::Retention;
+use crate::bus::consume::Retry;
+use crate::store::WriterLimits;
+use crate::timers::{Housekeeping, TimerConfig};
+use crate::txn::Rules;
+
+/// Everything `txn-core` is told. `config.example.yaml` explains each line.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Three capital letters: the prefix of every transaction id.
+    pub psp: String,
+    /// Where services call, over mutual TLS.
+    pub listen: SocketAddr,
+    /// Health, readiness and metrics, over plain HTTP: a loopback address.
+    pub admin: SocketAddr,
+    pub tls: TlsFiles,
+    #[serde(default)]
+    pub peers: Peers,
+    pub network: NetworkConfig,
+    pub store: StoreConfig,
+    pub bus: BusConfig,
+    #[serde(default)]
+    pub rules: Rules,
+    #[serde(default)]
+    pub limits: Limits,
+    /// What is particular to one tenant.
+    #[serde(default)]
+    pub tenants: BTreeMap<String, Tenant>,
+    #[serde(default)]
+    pub timers: TimerConfig,
+    #[serde(default)]
+    pub retry: Retry,
+    #[serde(default)]
+    pub housekeeping: Housekeeping,
+    #[serde(default = "default_drain_timeout_ms")]
+    pub drain_timeout_ms: u64,
+}
+
+/// Whose certificate may call what: a DNS name in its SANs.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Peers {
+    pub api: String,
+    pub callbacks: String,
+}
+
+impl Default for Peers {
+    fn default() -> Self {
+        Peers { api: "gateway.torana.internal".to_owned(), callbacks: "npci-proxy.torana.internal".to_owned() }
+    }
+}
+
+/// How npci-proxy is reached.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkConfig {
+    /// `https://host:port`; the host has to be in its certificate.
+    pub url: String,
+    /// For a whole call. Longer than the proxy's own, so that the proxy answers first.
+    #[serde(default = "default_network_timeout_ms")]
+    pub timeout_ms: u64,
+    #[serde(default = "default_connect_timeout_ms")]
+    pub connect_timeout_ms: u64,
+    /// Payments being sent at once; the others wait in the bus.
+    #[serde(default = "default_max_sends")]
+    pub max_sends: u32,
+    /// Status checks at once.
+    #[serde(default = "default_max_inquiries")]
+    pub max_inquiries: u32,
+}
+
+/// Where payments live.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoreConfig {
+    Sqlite(SqliteConfig),
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SqliteConfig {
+    pub file: PathBuf,
+    #[serde(default)]
+    pub writer: WriterLimits,
+}
+
+/// How events travel.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BusConfig {
+    Local(LocalBusConfig),
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LocalBusConfig {
+    pub file: PathBuf,
+    #[serde(default)]
+    pub retention: Retention,
+}
+
+/// What any payment must keep to.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// UPI: person to person ₹1,00,000.
+    pub amount_max_paise: u64,
+    pub max_connections: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { amount_max_paise: 10_000_000, max_connections: 1024 }
+    }
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tenant {
+    /// In the place of `limits.amount_max_paise`.
+    pub amount_max_paise: Option<u64>,
+    pub duplicates: Duplicates,
+}
+
+/// What a repeated request gets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Duplicates {
+    /// The first answer again.
+    #[default]
+    Replay,
+    /// 409, always.
+    Conflict,
+}
+
+fn default_drain_timeout_ms() -> u64 {
+    10_000
+}
+fn default_network_timeout_ms() -> u64 {
+    20_000
+}
+fn default_connect_timeout_ms() -> u64 {
+    2_000
+}
+fn default_max_sends() -> u32 {
+    64
+}
+fn default_max_inquiries() -> u32 {
+    16
+}
+
+impl Config {
+    /// Reads and checks a file; relative paths in it count from its folder.
+    ///
+    /// # Errors
+    /// Says what is wrong, with line and column where the YAML is.
+    pub fn load(file: &Path) -> anyhow::Result<Config> {
+        let text =
+            std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let folder = file.parent().unwrap_or(Path::new("."));
+        Config::parse(&text, folder).with_context(|| format!("in {}", file.display()))
+    }
+
+    /// As [`Config::load`], from text.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(text: &str, folder: &Path) -> anyhow::Result<Config> {
+        let mut config: Config = serde_saphyr::from_str(text)?;
+        config.tls = config.tls.relative_to(folder);
+        match &mut config.store {
+            StoreConfig::Sqlite(sqlite) => sqlite.file = folder.join(&sqlite.file),
+        }
+        match &mut config.bus {
+            BusConfig::Local(local) => local.file = folder.join(&local.file),
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The most that this tenant's users may pay at once.
+    pub fn amount_max_paise(&self, tenant: &str) -> u64 {
+        self.tenants.get(tenant).and_then(|t| t.amount_max_paise).unwrap_or(self.limits.amount_max_paise)
+    }
+
+    pub fn duplicates(&self, tenant: &str) -> Duplicates {
+        self.tenants.get(tenant).map(|t| t.duplicates).unwrap_or_default()
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        self.psp.parse::<crate::txn::PspCode>().context("psp")?;
+        ensure!(self.network.url.starts_with("https://"), "network.url: only https:// is spoken");
+        ensure!(
+            self.admin.ip().is_loopback(),
+            "admin: {} is not a loopback address, and it has no authentication",
+            self.admin
+        );
+        ensure!(
+            self.rules.send_settles_within_ms > self.network.timeout_ms,
+            "rules.send_settles_within_ms ({}) must be more than network.timeout_ms ({}): a status check that \
+             overtakes its payment would take it for one that never arrived",
+            self.rules.send_settles_within_ms,
+            self.network.timeout_ms
+        );
+        ensure!(self.rules.status_checks_ms.is_sorted(), "rules.status_checks_ms: not in ascending order");
+        ensure!(self.network.max_sends > 0 && self.network.max_inquiries > 0, "network: max_… must be above 0");
+        match &self.bus {
+            BusConfig::Local(local) => ensure!(
+                self.housekeeping.inbox_keep_ms > local.retention.keep_ms,
+                "housekeeping.inbox_keep_ms must be more than bus.local.retention.keep_ms: a message that is kept \
+                 longer than its inbox row could act twice"
+            ),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../config.example.yaml");
+
+    #[test]
+    fn the_example_is_a_configuration_and_its_defaults_are_the_defaults() {
+        let config = Config::parse(EXAMPLE, Path::new("/etc/torana")).unwrap();
+        assert_eq!(config.tls.key, Path::new("/etc/torana/pki/txn-core.key"));
+        assert_eq!(config.rules, Rules::default());
+        assert_eq!(config.timers, TimerConfig::default());
+        assert_eq!(config.retry, Retry::default());
+        assert_eq!(config.housekeeping, Housekeeping::default());
+        let StoreConfig::Sqlite(sqlite) = &config.store;
+        assert_eq!(sqlite.writer, WriterLimits::default());
+        assert_eq!((config.amount_max_paise("acme"), config.amount_max_paise("other")), (50_000_000, 10_000_000));
+        assert_eq!(config.duplicates("acme"), Duplicates::Conflict);
+    }
+
+    #[test]
+    fn what_is_refused() {
+        let cases = [
+            ("psp: TOR", "psp: tor", "three capital letters"),
+            ("url: https://", "url: http://", "only https"),
+            ("admin: 127.0.0.1", "admin: 0.0.0.0", "loopback"),
+            ("timeout_ms: 20000", "timeout_ms: 40000", "overtakes"),
+            ("[90000, 900000, 5400000]", "[900000, 90000]", "ascending"),
+            ("psp: TOR", "psp: TOR\npsb: TOR", "psb"),
+            ("duplicates: conflict", "duplicates: maybe", "maybe"),
+            ("inbox_keep_ms: 1209600000", "inbox_keep_ms: 1", "act twice"),
+        ];
+        for (good, bad, says) in cases {
+            assert!(EXAMPLE.contains(good), "{good}");
+            let error = Config::parse(&EXAMPLE.replacen(good, bad, 1), Path::new("")).unwrap_err();
+            assert!(format!("{error:#}").contains(says), "{bad}: {error:#}");
+        }
+        let error = Config::parse("psp: TOR\nlisten: [", Path::new("")).unwrap_err();
+        assert!(format!("{error:#}").contains("line"), "{error:#}");
+    }
+}

@@ -1,0 +1,174 @@
+//! Takes payments to the network: first the durable mark, then the call, then what the call said.
+//!
+//! A payment that is marked is never sent again unless the proxy said in so many words that it was not sent.
+//! Whatever happens to this process in between, a status check finds out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
+
+use crate::bus::Message;
+use crate::bus::consume::{Handler, HandlerError};
+use crate::metrics::Metrics;
+use crate::network::Network;
+use crate::store::record::Envelope;
+use crate::store::{Applied, Apply, CredBlock, Store, StoreError, Trace};
+use crate::txn::{Effect, Event, Txn, TxnId, UnixMs};
+
+/// The name of its inbox and its consumer group.
+pub const GROUP: &str = "orchestrator";
+
+/// Sends payments and asks about them, within bounds.
+#[derive(Debug, Clone)]
+pub struct Orchestrator {
+    store: Arc<dyn Store>,
+    network: Arc<dyn Network>,
+    metrics: Arc<Metrics>,
+    sending: Arc<Semaphore>,
+    asking: Arc<Semaphore>,
+    bounds: Bounds,
+}
+
+/// Calls to the network under way at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    pub sends: u32,
+    pub inquiries: u32,
+}
+
+/// Tries to write down what a call said. If all fail, the timer set before the call finds out again.
+const WRITE_TRIES: u32 = 8;
+
+impl Orchestrator {
+    pub fn new(
+        store: Arc<dyn Store>,
+        network: Arc<dyn Network>,
+        metrics: Arc<Metrics>,
+        bounds: Bounds,
+    ) -> Self {
+        Orchestrator {
+            store,
+            network,
+            metrics,
+            sending: Arc::new(Semaphore::new(bounds.sends as usize)),
+            asking: Arc::new(Semaphore::new(bounds.inquiries as usize)),
+            bounds,
+        }
+    }
+
+    /// Marks a payment as dispatched and, if that was allowed, sends it in the background.
+    /// Waits while too many are under way.
+    ///
+    /// # Errors
+    /// Of the store: nothing was marked and nothing is sent.
+    pub async fn dispatch(
+        &self,
+        txn_id: TxnId,
+        inbox: Option<String>,
+        trace: Trace,
+    ) -> Result<(), StoreError> {
+        let permit = self.sending.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
+        let inbox = inbox.map(|message| (GROUP, message));
+        let input = Apply { txn_id, event: Event::Dispatch, at: UnixMs::now(), inbox };
+        match self.apply(input).await? {
+            Applied::Stepped { txn, effects, cred_block } if effects.contains(&Effect::Send) => {
+                tokio::spawn(self.clone().send(*txn, cred_block, trace, permit));
+            }
+            Applied::Stepped { .. } | Applied::Ignored { .. } | Applied::SeenBefore => {}
+            Applied::UnknownTxn => tracing::error!(%txn_id, "asked to dispatch a payment that is not stored"),
+        }
+        Ok(())
+    }
+
+    /// Takes a due status check and, if it is allowed, asks in the background.
+    ///
+    /// # Errors
+    /// Of the store: the timer stands.
+    pub async fn check(&self, txn_id: TxnId) -> Result<(), StoreError> {
+        let permit = self.asking.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
+        let input = Apply { txn_id, event: Event::CheckDue, at: UnixMs::now(), inbox: None };
+        if let Applied::Stepped { txn, effects, .. } = self.apply(input).await?
+            && effects.contains(&Effect::Inquire)
+        {
+            let this = self.clone();
+            tokio::spawn(async move {
+                let event = this.network.inquire(&txn).await;
+                this.metrics.network_calls.with_label_values(&["inquire", event.name()]).inc();
+                this.write_down(txn.id, event).await;
+                drop(permit);
+            });
+        }
+        Ok(())
+    }
+
+    /// Waits until no call is under way, or until it has taken too long.
+    pub async fn drain(&self, at_most: Duration) {
+        let all = async {
+            // Never given back: nothing begins after this.
+            let sends = self.sending.acquire_many(self.bounds.sends).await;
+            let inquiries = self.asking.acquire_many(self.bounds.inquiries).await;
+            if let (Ok(sends), Ok(inquiries)) = (sends, inquiries) {
+                sends.forget();
+                inquiries.forget();
+            }
+        };
+        if timeout(at_most, all).await.is_err() {
+            tracing::warn!("calls to the network are cut off; their payments will be status-checked");
+        }
+    }
+
+    /// Applies an event and counts what became of it.
+    ///
+    /// # Errors
+    /// Of the store.
+    pub async fn apply(&self, input: Apply) -> Result<Applied, StoreError> {
+        let (txn_id, event) = (input.txn_id, input.event.name());
+        let applied = self.store.apply(input).await?;
+        self.metrics.applied(txn_id, event, &applied);
+        Ok(applied)
+    }
+
+    async fn send(
+        self,
+        txn: Txn,
+        cred_block: Option<CredBlock>,
+        trace: Trace,
+        permit: OwnedSemaphorePermit,
+    ) {
+        let event = self.network.initiate(&txn, cred_block.as_ref(), &trace).await;
+        self.metrics.network_calls.with_label_values(&["initiate", event.name()]).inc();
+        self.write_down(txn.id, event).await;
+        drop(permit);
+    }
+
+    async fn write_down(&self, txn_id: TxnId, event: Event) {
+        for attempt in 0..WRITE_TRIES {
+            let input = Apply { txn_id, event: event.clone(), at: UnixMs::now(), inbox: None };
+            match self.apply(input).await {
+                Ok(_) => return,
+                Err(StoreError::Closed) => break,
+                Err(error) => {
+                    tracing::warn!(%txn_id, event = event.name(), %error, "not written down yet");
+                    sleep(Duration::from_millis(50 << attempt)).await;
+                }
+            }
+        }
+        tracing::error!(%txn_id, event = event.name(), "not written down; a status check will find out");
+    }
+}
+
+/// Consumes `upi.transaction.initiated`.
+#[async_trait]
+impl Handler for Orchestrator {
+    async fn handle(&self, message: &Message) -> Result<(), HandlerError> {
+        let envelope: Envelope =
+            serde_json::from_str(&message.payload).map_err(|error| HandlerError::Poison(error.to_string()))?;
+        let txn_id: TxnId = envelope.txn_id.parse().map_err(|_| HandlerError::Poison("txnId".to_owned()))?;
+        self.dispatch(txn_id, Some(message.event_id.clone()), envelope.trace)
+            .await
+            .map_err(|error| HandlerError::Unavailable(error.to_string()))
+    }
+}
