@@ -290,3 +290,90 @@ impl Fields for Headers<'_> {
         self.iter().for_each(|(name, value)| visit(name, value));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::net::Ipv4Addr;
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::jwt::KeySet;
+
+    struct Clock(u64);
+
+    impl Host for Clock {
+        fn now_ms(&self) -> u64 {
+            self.0
+        }
+
+        fn keys(&self, _issuer: &str) -> Option<Arc<KeySet>> {
+            None
+        }
+    }
+
+    fn build(config: Config) -> Result<Box<dyn Filter>, Unusable> {
+        let key = VerifyingKey::hmac(&[7; 32]).expect("long enough");
+        let keyring: Keyring = [("k".to_owned(), "client".to_owned(), key)].into_iter().collect();
+        config.build(&Site { route: "r", issuers: &BTreeMap::new(), trusted_proxies: &[], keyring: &keyring })
+    }
+
+    #[test]
+    fn settings_that_cannot_be_meant() {
+        let of = |components: &[&str]| Config {
+            components: components.iter().map(|text| (*text).to_owned()).collect(),
+            ..Config::default()
+        };
+        let many: Vec<String> = (0..33).map(|n| format!("h{n}")).collect();
+        assert!(build(Config::default()).is_ok());
+        assert!(build(of(&["@method", "\"@query-param\";name=\"id\""])).is_ok());
+        let unusable = [
+            of(&[]),
+            of(&["@method", "@method"]),
+            of(&["@made-up"]),
+            of(&["Content-Digest"]),
+            of(&["\"date\";tr"]),
+            Config { components: many, ..Config::default() },
+            Config { max_age_s: 0, ..Config::default() },
+            Config { max_age_s: 3_601, ..Config::default() },
+            Config { max_skew_s: 301, ..Config::default() },
+        ];
+        for config in unusable {
+            assert!(build(config.clone()).is_err(), "{config:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_request_panics_or_passes_unsigned(
+            input in proptest::collection::vec(any::<u8>(), 0..80),
+            created in any::<i64>(),
+            signature in proptest::collection::vec(any::<u8>(), 0..40),
+            digest in proptest::collection::vec(any::<u8>(), 0..40),
+            path in any::<String>(),
+            now_ms in any::<u64>(),
+        ) {
+            let written = format!("sig1=(\"@method\" \"@path\" \"@query\" \"content-digest\");created={created};keyid=\"k\"");
+            let inputs: [(&[u8], &[u8]); 2] = [(&input, &signature), (written.as_bytes(), b"sig1=:AAAA:")];
+            let filter = build(Config::default()).expect("usable");
+            for (input, signature) in inputs {
+                let fields = [("signature-input", input), ("signature", signature), ("content-digest", digest.as_slice())];
+                let peer = Ipv4Addr::LOCALHOST.into();
+                let request = Request {
+                    method: "POST",
+                    scheme: "https",
+                    authority: "edge.test",
+                    path: &path,
+                    query: Some(&path),
+                    headers: fields.into_iter().collect(),
+                    peer,
+                };
+                let mut context = Context::new(peer);
+                prop_assert_ne!(filter.head(&request, &Clock(now_ms), &mut context), Verdict::Pass);
+                prop_assert_ne!(filter.body(&request, b"body", &Clock(now_ms), &mut context), Verdict::Pass);
+            }
+        }
+    }
+}
