@@ -28,8 +28,7 @@ impl Admin {
 async fn readiness(State(admin): State<Admin>) -> impl IntoResponse {
     let (network, core) = tokio::join!(reachable(admin.network.url()), reachable(admin.core.url()));
     let breaker_closed = !matches!(admin.network.breaker_state(Api::Pay), breaker::State::Open { .. });
-    let dependencies =
-        [("network", network), ("txn-core", core), ("network_breaker", breaker_closed)];
+    let dependencies = [("network", network), ("txn-core", core), ("network_breaker", breaker_closed)];
     let missing: Vec<_> = dependencies.iter().filter(|(_, usable)| !usable).map(|(name, _)| name).collect();
     let status = if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(json!({"ready": missing.is_empty(), "missing": missing})))

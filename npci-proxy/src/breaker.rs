@@ -69,7 +69,9 @@ impl Breaker {
             State::Open { until_ms } if now_ms < until_ms => {
                 return Err(Refused { retry_after_ms: until_ms - now_ms });
             }
-            State::Open { .. } | State::HalfOpen { probing: false } => self.go(State::HalfOpen { probing: true }),
+            State::Open { .. } | State::HalfOpen { probing: false } => {
+                self.go(State::HalfOpen { probing: true })
+            }
             State::HalfOpen { probing: true } => return Err(Refused { retry_after_ms: 1_000 }),
         }
         Ok(Ticket { generation: self.generation })
@@ -117,11 +119,16 @@ mod tests {
         for (index, step) in steps.iter().enumerate() {
             match *step {
                 Call(now_ms, result) => {
-                    let ticket = breaker.admit(now_ms).unwrap_or_else(|_| panic!("{name}, step {index}: refused"));
+                    let ticket =
+                        breaker.admit(now_ms).unwrap_or_else(|_| panic!("{name}, step {index}: refused"));
                     breaker.settle(now_ms, ticket, result);
                 }
                 Refuse(now_ms, retry_after_ms) => {
-                    assert_eq!(breaker.admit(now_ms), Err(Refused { retry_after_ms }), "{name}, step {index}");
+                    assert_eq!(
+                        breaker.admit(now_ms),
+                        Err(Refused { retry_after_ms }),
+                        "{name}, step {index}"
+                    );
                 }
                 Is(state) => assert_eq!(breaker.state(), state, "{name}, step {index}"),
             }
@@ -131,7 +138,10 @@ mod tests {
     #[test]
     fn the_table() {
         let closed = State::Closed { failures: 0 };
-        check("stays closed", &[Call(0, Success), Call(1, Failure), Call(2, Failure), Is(State::Closed { failures: 2 })]);
+        check(
+            "stays closed",
+            &[Call(0, Success), Call(1, Failure), Call(2, Failure), Is(State::Closed { failures: 2 })],
+        );
         check(
             "a success starts the count again",
             &[Call(0, Failure), Call(1, Failure), Call(2, Success), Call(3, Failure), Call(4, Failure)],
@@ -150,7 +160,10 @@ mod tests {
         let opened = [Call(0, Failure), Call(0, Failure), Call(0, Failure)];
         check(
             "a probe that succeeds closes it",
-            &opened.into_iter().chain([Call(10_000, Success), Is(closed), Call(10_001, Success)]).collect::<Vec<_>>(),
+            &opened
+                .into_iter()
+                .chain([Call(10_000, Success), Is(closed), Call(10_001, Success)])
+                .collect::<Vec<_>>(),
         );
         let opened = [Call(0, Failure), Call(0, Failure), Call(0, Failure)];
         check(
@@ -165,7 +178,12 @@ mod tests {
             "an abandoned probe makes room for another",
             &opened
                 .into_iter()
-                .chain([Call(10_000, Abandoned), Is(State::HalfOpen { probing: false }), Call(10_001, Success), Is(closed)])
+                .chain([
+                    Call(10_000, Abandoned),
+                    Is(State::HalfOpen { probing: false }),
+                    Call(10_001, Success),
+                    Is(closed),
+                ])
                 .collect::<Vec<_>>(),
         );
     }

@@ -119,7 +119,9 @@ impl Callbacks {
             Err(error) => {
                 tracing::warn!(request_id, %txn_id, %msg_id, %error, "callback is not durable");
                 Err(match error {
-                    CoreError::UnknownTransaction => Problem::new(StatusCode::NOT_FOUND, "unknown_transaction"),
+                    CoreError::UnknownTransaction => {
+                        Problem::new(StatusCode::NOT_FOUND, "unknown_transaction")
+                    }
                     CoreError::Refused(_) => Problem::new(StatusCode::BAD_GATEWAY, "callback_refused"),
                     CoreError::Away => busy("core_unavailable"),
                 })
@@ -168,9 +170,10 @@ async fn receive(State(callbacks): State<Arc<Callbacks>>, request: Request) -> R
         }
     };
     let answer = callbacks.deliver(&body, &request_id).await.and_then(|(ack, verdict)| {
-        let body = callbacks.codec.callback_ack(&ack).map_err(|_| {
-            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error")
-        })?;
+        let body = callbacks
+            .codec
+            .callback_ack(&ack)
+            .map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error"))?;
         Ok((body, verdict))
     });
     match answer {

@@ -3,7 +3,9 @@
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::wire::{Callback, CallbackAck, Pay, PayAck, StatusAnswer, StatusInquiry, ValidateAnswer, ValidateVpa};
+use crate::wire::{
+    Callback, CallbackAck, Pay, PayAck, StatusAnswer, StatusInquiry, ValidateAnswer, ValidateVpa,
+};
 
 /// The calls of the façade.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

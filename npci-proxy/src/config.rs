@@ -140,8 +140,7 @@ impl Config {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let folder = path.parent().unwrap_or(Path::new("")).to_owned();
-        Config::parse(&text, folder)
-            .map_err(|message| ConfigError::Parse { path: path.to_owned(), message })
+        Config::parse(&text, folder).map_err(|message| ConfigError::Parse { path: path.to_owned(), message })
     }
 
     /// The message names line and column.

@@ -80,8 +80,7 @@ impl Inside {
         let now_ms = self.clock.now_ms();
         let started_ms = inquiry.original_at.unix_ms;
         let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
-        let spent =
-            spent.entry(now_ms, inquiry.txn_id.clone(), || Spent { started_ms, checks: 0 });
+        let spent = spent.entry(now_ms, inquiry.txn_id.clone(), || Spent { started_ms, checks: 0 });
         let refused = Problem::new(StatusCode::TOO_MANY_REQUESTS, "status_budget_exhausted").sent(Sent::No);
         match budget::decide(&self.budget, spent, now_ms) {
             budget::Verdict::Allowed => {
@@ -101,7 +100,8 @@ impl Inside {
     fn give_check_back(&self, inquiry: &StatusInquiry) {
         let started_ms = inquiry.original_at.unix_ms;
         let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
-        let spent = spent.entry(self.clock.now_ms(), inquiry.txn_id.clone(), || Spent { started_ms, checks: 0 });
+        let spent =
+            spent.entry(self.clock.now_ms(), inquiry.txn_id.clone(), || Spent { started_ms, checks: 0 });
         spent.checks = spent.checks.saturating_sub(1);
     }
 
@@ -200,8 +200,11 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     async fn from_request(request: Request, state: &S) -> Result<Body<T>, Problem> {
         let body = Bytes::from_request(request, state).await.map_err(|error: BytesRejection| {
             match error.into_response().status() {
-                StatusCode::PAYLOAD_TOO_LARGE => Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
-                _ => Problem::new(StatusCode::BAD_REQUEST, "bad_request").detail("the body did not arrive whole"),
+                StatusCode::PAYLOAD_TOO_LARGE => {
+                    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large")
+                }
+                _ => Problem::new(StatusCode::BAD_REQUEST, "bad_request")
+                    .detail("the body did not arrive whole"),
             }
             .sent(Sent::No)
         })?;

@@ -20,8 +20,10 @@ impl Metrics {
     /// # Errors
     /// Only if two figures had one name.
     pub fn new() -> Result<Metrics, prometheus::Error> {
-        let seconds = vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0];
-        let calls = HistogramOpts::new("npci_call_duration_seconds", "Calls to the network by api and outcome");
+        let seconds =
+            vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0];
+        let calls =
+            HistogramOpts::new("npci_call_duration_seconds", "Calls to the network by api and outcome");
         let metrics = Metrics {
             registry: Registry::new(),
             calls: HistogramVec::new(calls.buckets(seconds), &["api", "outcome"])?,

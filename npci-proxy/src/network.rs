@@ -255,10 +255,9 @@ impl CallError {
             | CallError::TooManyCalls
             | CallError::Unreachable
             | CallError::NotWritten => Sent::No,
-            CallError::Timeout
-            | CallError::Broken
-            | CallError::Status(_)
-            | CallError::AnswerInvalid(_) => Sent::Unknown,
+            CallError::Timeout | CallError::Broken | CallError::Status(_) | CallError::AnswerInvalid(_) => {
+                Sent::Unknown
+            }
         }
     }
 }
@@ -267,13 +266,16 @@ impl From<CallError> for Problem {
     fn from(error: CallError) -> Problem {
         let problem = match error {
             CallError::BreakerOpen { retry_after_ms } => {
-                Problem::new(StatusCode::SERVICE_UNAVAILABLE, "network_unavailable").retry_after_ms(retry_after_ms)
+                Problem::new(StatusCode::SERVICE_UNAVAILABLE, "network_unavailable")
+                    .retry_after_ms(retry_after_ms)
             }
             CallError::TooManyCalls | CallError::Unreachable | CallError::NotWritten => {
                 Problem::new(StatusCode::SERVICE_UNAVAILABLE, "network_unavailable").retry_after_ms(1_000)
             }
             CallError::Timeout => Problem::new(StatusCode::GATEWAY_TIMEOUT, "network_timeout"),
-            CallError::Broken | CallError::Status(_) => Problem::new(StatusCode::BAD_GATEWAY, "network_error"),
+            CallError::Broken | CallError::Status(_) => {
+                Problem::new(StatusCode::BAD_GATEWAY, "network_error")
+            }
             CallError::AnswerInvalid(_) => Problem::new(StatusCode::BAD_GATEWAY, "network_answer_invalid"),
         };
         problem.detail(error.to_string()).sent(error.sent())

@@ -299,10 +299,16 @@ mod tests {
         check("short nonce", Broken::Malformed, &|h| {
             replace(h, SIGNATURE_INPUT, "\"0123456789abcdef\"", "\"0123\"");
         });
-        check("covers less", Broken::CoversTooLittle, &|h| replace(h, SIGNATURE_INPUT, " \"content-digest\"", ""));
+        check("covers less", Broken::CoversTooLittle, &|h| {
+            replace(h, SIGNATURE_INPUT, " \"content-digest\"", "")
+        });
         check("other key id", Broken::UnknownKey, &|h| replace(h, SIGNATURE_INPUT, "\"k\"", "\"other\""));
-        check("other algorithm", Broken::UnknownKey, &|h| replace(h, SIGNATURE_INPUT, "hmac-sha256", "ed25519"));
-        check("no algorithm", Broken::Malformed, &|h| replace(h, SIGNATURE_INPUT, ";alg=\"hmac-sha256\"", ""));
+        check("other algorithm", Broken::UnknownKey, &|h| {
+            replace(h, SIGNATURE_INPUT, "hmac-sha256", "ed25519")
+        });
+        check("no algorithm", Broken::Malformed, &|h| {
+            replace(h, SIGNATURE_INPUT, ";alg=\"hmac-sha256\"", "")
+        });
         check("other label", Broken::SignatureMissing, &|h| {
             replace(h, SIGNATURE_INPUT, "sig1=", "sig2=");
             replace(h, SIGNATURE, "sig1=", "sig2=");
@@ -310,7 +316,11 @@ mod tests {
         let wrong = Verifier::hmac("k", &secret("b")).unwrap();
         assert_eq!(wrong.verify_request(POST, &signed_request(), BODY), Err(Broken::Invalid));
         for other in [("PUT", "/v1/callback"), ("POST", "/v1/other")] {
-            assert_eq!(right.verify_request(other, &signed_request(), BODY), Err(Broken::Invalid), "{other:?}");
+            assert_eq!(
+                right.verify_request(other, &signed_request(), BODY),
+                Err(Broken::Invalid),
+                "{other:?}"
+            );
         }
         assert_eq!(right.verify_request(POST, &signed_request(), b"{}"), Err(Broken::DigestMismatch));
     }

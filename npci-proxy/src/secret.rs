@@ -114,13 +114,23 @@ mod tests {
 
     #[test]
     fn references_and_encodings() {
-        for (text, valid) in
-            [("file:a", true), ("env:A", true), ("file:", false), ("env:", false), ("sekret", false), ("x:y", false)]
-        {
+        for (text, valid) in [
+            ("file:a", true),
+            ("env:A", true),
+            ("file:", false),
+            ("env:", false),
+            ("sekret", false),
+            ("x:y", false),
+        ] {
             assert_eq!(SecretRef::try_from(text.to_owned()).is_ok(), valid, "{text}");
         }
         let key = [0xab; 32];
-        for text in ["ab".repeat(32), format!(" {}\n", "AB".repeat(32)), STANDARD.encode(key), URL_SAFE_NO_PAD.encode(key)] {
+        for text in [
+            "ab".repeat(32),
+            format!(" {}\n", "AB".repeat(32)),
+            STANDARD.encode(key),
+            URL_SAFE_NO_PAD.encode(key),
+        ] {
             assert_eq!(Secret::decode(&text, "here").unwrap().bytes(), key, "{text}");
         }
         for text in ["", "abcd", "not a key at all, is it", &STANDARD.encode([1; 31])] {

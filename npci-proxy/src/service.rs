@@ -81,10 +81,10 @@ pub async fn run(
     let inside_tls = server_tls("inside", &config.inside.tls)?;
     let outside_tls = server_tls("outside", &config.outside.tls)?;
 
-    let inside = Inside::new(Arc::clone(&network), config, clock.clone()).router(&config.inside.allowed_clients);
-    let outside =
-        Callbacks::new(config, signer()?, verifier()?, Arc::clone(&core), clock, metrics.clone())
-            .router(&config.outside.allowed_clients);
+    let inside =
+        Inside::new(Arc::clone(&network), config, clock.clone()).router(&config.inside.allowed_clients);
+    let outside = Callbacks::new(config, signer()?, verifier()?, Arc::clone(&core), clock, metrics.clone())
+        .router(&config.outside.allowed_clients);
     let admin = Admin { network, core, metrics }.router();
 
     let limits = serve::Limits {
@@ -125,10 +125,7 @@ pub async fn run(
     Ok(())
 }
 
-fn server_tls(
-    listener: &'static str,
-    files: &TlsFiles,
-) -> Result<Arc<rustls::ServerConfig>, StartError> {
+fn server_tls(listener: &'static str, files: &TlsFiles) -> Result<Arc<rustls::ServerConfig>, StartError> {
     let (id, trust) = files.load().map_err(|source| StartError::Tls { listener, source })?;
     let clients = ClientAuth::Required(trust);
     certs::server_config(&id, clients, Versions::Tls13Only, &[b"h2", b"http/1.1"])

@@ -283,7 +283,8 @@ fn is_account_handle(handle: &str) -> bool {
 pub struct CredBlock(String);
 checked_string!(
     CredBlock,
-    |t| (1..=4096).contains(&t.len()) && t.bytes().all(|b| b.is_ascii_alphanumeric() || b"+/=-_".contains(&b)),
+    |t| (1..=4096).contains(&t.len())
+        && t.bytes().all(|b| b.is_ascii_alphanumeric() || b"+/=-_".contains(&b)),
     Invalid::CredBlock
 );
 

@@ -230,7 +230,10 @@ mod tests {
         let config = Config::parse(EXAMPLE, "/sim".into()).unwrap();
         assert_eq!(config.front.tls.key, Path::new("/sim/pki/network.key"));
         let account = |vpa: &str| config.accounts.iter().find(|a| a.vpa == vpa.parse().unwrap()).unwrap();
-        assert_eq!((account("alice@torana").pin.as_deref(), account("alice@torana").bank()), (None, "torana".into()));
+        assert_eq!(
+            (account("alice@torana").pin.as_deref(), account("alice@torana").bank()),
+            (None, "torana".into())
+        );
         assert_eq!(account("pinned@torana").pin.as_deref(), Some("1234"));
         assert!(config.faults.len() > 10);
         // Every rule by address is for an account that exists, or nobody could set it off.

@@ -107,7 +107,11 @@ mod tests {
         .unwrap();
         let check = |payer: &str, payee: &str, amount: &str, expected: Option<&Fault>| {
             let (payer, payee): (Vpa, Vpa) = (payer.parse().unwrap(), payee.parse().unwrap());
-            assert_eq!(find(&rules, &[&payer, &payee], amount.parse().ok()), expected, "{payer} {payee} {amount}");
+            assert_eq!(
+                find(&rules, &[&payer, &payee], amount.parse().ok()),
+                expected,
+                "{payer} {payee} {amount}"
+            );
         };
         let decline = Fault::Decline { code: "XY".parse().unwrap() };
         check("alice@torana", "bob@torana", "1.00", None);

@@ -102,7 +102,10 @@ fn pay(settler: &Arc<Settler>, body: &[u8]) -> Answer {
     sim.calls().count(Call::Initiate, Some(pay.txn_id.as_str()));
     let mut network = sim.network();
     if network.fault_of(&pay) == Some(Fault::Unreachable) {
-        return Answer { body: Err(Problem::new(StatusCode::BAD_GATEWAY, "cut")), fault: Some(Fault::Unreachable) };
+        return Answer {
+            body: Err(Problem::new(StatusCode::BAD_GATEWAY, "cut")),
+            fault: Some(Fault::Unreachable),
+        };
     }
     match network.initiate(&pay, rrn()) {
         Ok(initiated) => {

@@ -81,8 +81,11 @@ impl Ledger {
         let mut banks: Vec<String> = accounts.iter().map(|account| account.bank.clone()).collect();
         banks.sort();
         banks.dedup();
-        let by_vpa =
-            accounts.iter().enumerate().map(|(index, account)| (account.vpa.to_ascii_lowercase(), index)).collect();
+        let by_vpa = accounts
+            .iter()
+            .enumerate()
+            .map(|(index, account)| (account.vpa.to_ascii_lowercase(), index))
+            .collect();
         let mut settlement_of_bank = HashMap::new();
         for bank in banks {
             settlement_of_bank.insert(bank.clone(), accounts.len());
@@ -194,7 +197,14 @@ impl Ledger {
     }
 
     /// Both entries or none.
-    fn move_money(&mut self, txn: &Id, leg: Leg, account: usize, paise: i64, at: Stamp) -> Result<(), Refused> {
+    fn move_money(
+        &mut self,
+        txn: &Id,
+        leg: Leg,
+        account: usize,
+        paise: i64,
+        at: Stamp,
+    ) -> Result<(), Refused> {
         let customer = self.accounts.get(account).ok_or(Refused::UnknownAccount)?;
         let settlement = *self.settlement_of_bank.get(&customer.bank).ok_or(Refused::UnknownAccount)?;
         let bank = self.accounts.get(settlement).ok_or(Refused::UnknownAccount)?;
@@ -203,7 +213,9 @@ impl Ledger {
         if after < 0 {
             return Err(Refused::InsufficientFunds);
         }
-        for (index, amount_paise, balance_paise) in [(account, paise, after), (settlement, -paise, bank_after)] {
+        for (index, amount_paise, balance_paise) in
+            [(account, paise, after), (settlement, -paise, bank_after)]
+        {
             if let Some(account) = self.accounts.get_mut(index) {
                 account.balance_paise = balance_paise;
                 let (id, txn_id, account) = (self.entries.len() as u64 + 1, txn.clone(), account.vpa.clone());

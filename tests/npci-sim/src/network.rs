@@ -7,8 +7,8 @@
 use std::collections::{HashMap, HashSet};
 
 use npci_proxy::wire::{
-    Ack, Amount, Callback, Code, CredBlock, Id, NetworkResult, Outcome, Pay, PayAck, Rrn, Stage, Stamp, ValidateAnswer,
-    Vpa,
+    Ack, Amount, Callback, Code, CredBlock, Id, NetworkResult, Outcome, Pay, PayAck, Rrn, Stage, Stamp,
+    ValidateAnswer, Vpa,
 };
 use serde::Serialize;
 
@@ -52,7 +52,10 @@ enum State {
     Accepted,
     Debited,
     /// The money is on its way back to the payer; how it will end.
-    Reversing { payer_told: bool, ends: Outcome },
+    Reversing {
+        payer_told: bool,
+        ends: Outcome,
+    },
     Ended(Outcome),
 }
 
@@ -355,7 +358,9 @@ impl Network {
 
     /// The payer's bank's own checks, in the order in which banks make them.
     fn authorise(&mut self, pay: &Pay, at: Stamp) -> Result<(), Code> {
-        let Some(account) = self.accounts.get(&pay.payer_vpa.folded()).cloned() else { return Err(code("XH")) };
+        let Some(account) = self.accounts.get(&pay.payer_vpa.folded()).cloned() else {
+            return Err(code("XH"));
+        };
         if account.frozen {
             return Err(code("YE"));
         }
@@ -380,7 +385,8 @@ impl Network {
         }
         let binding = pin::binding(pay.payer_vpa.as_str(), pay.payee_vpa.as_str(), &pay.amount.to_string());
         let block = pay.cred_block.as_ref().map(CredBlock::as_str).unwrap_or_default();
-        let opened = self.keys.get(&account.bank()).ok_or(PinError::Block).and_then(|key| key.open(block, &binding));
+        let opened =
+            self.keys.get(&account.bank()).ok_or(PinError::Block).and_then(|key| key.open(block, &binding));
         // A block authorises one payment: the same one again was copied on its way.
         match opened {
             Ok(pin) if pin == expected && self.used_blocks.insert(block.to_owned()) => {
@@ -404,8 +410,12 @@ impl Payment {
     fn outcome(&self) -> Outcome {
         let at_debit = |result, own| Outcome { stage: Stage::Debit, ..ended(result, code(own)) };
         let outcome = match &self.state {
-            State::Accepted | State::Reversing { payer_told: false, .. } => at_debit(NetworkResult::Pending, "01"),
-            State::Debited | State::Reversing { payer_told: true, .. } => at_debit(NetworkResult::Success, "00"),
+            State::Accepted | State::Reversing { payer_told: false, .. } => {
+                at_debit(NetworkResult::Pending, "01")
+            }
+            State::Debited | State::Reversing { payer_told: true, .. } => {
+                at_debit(NetworkResult::Success, "00")
+            }
             State::Ended(outcome) => outcome.clone(),
         };
         Outcome { rrn: self.rrn.clone(), ..outcome }

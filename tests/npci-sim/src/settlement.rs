@@ -108,8 +108,7 @@ impl Settler {
     }
 
     fn seal(&self, body: &[u8], fault: Option<&Fault>) -> Option<Sealed> {
-        let signer =
-            if fault == Some(&Fault::BadSignature) { &self.sim.forger } else { &self.sim.signer };
+        let signer = if fault == Some(&Fault::BadSignature) { &self.sim.forger } else { &self.sim.signer };
         let (mut headers, mark) = (HeaderMap::new(), Mark::fresh(self.sim.clock.now_ms()));
         match signer.sign_request(("POST", CALLBACK_PATH), &mut headers, body, &mark) {
             Ok(()) => Some(Sealed { headers, mark }),

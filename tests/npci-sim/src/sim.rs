@@ -10,12 +10,7 @@ use npci_proxy::{
     secret::{Secret, SecretError, SecretRef},
 };
 
-use crate::{
-    calls::Calls,
-    config::Config,
-    network::Network,
-    pin::PinError,
-};
+use crate::{calls::Calls, config::Config, network::Network, pin::PinError};
 
 #[derive(Debug)]
 pub struct Sim {

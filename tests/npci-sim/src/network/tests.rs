@@ -94,9 +94,23 @@ fn how_payments_end() {
     check("credit timeout, deemed", timeout, plain(), &[DEBITED, deemed], deemed, &[Debit, Credit]);
     check("deemed", r#"{"kind":"deemed"}"#, plain(), &[DEBITED, deemed], deemed, &[Debit, Credit]);
     let reversed = "Final Failure U31 00/XI/00";
-    check("reversal", r#"{"kind":"reversal"}"#, plain(), &[DEBITED, reversed], reversed, &[Debit, ReversalDebit]);
+    check(
+        "reversal",
+        r#"{"kind":"reversal"}"#,
+        plain(),
+        &[DEBITED, reversed],
+        reversed,
+        &[Debit, ReversalDebit],
+    );
     let reversed = "Final Failure U67 UT/-/00";
-    check("debit timeout", r#"{"kind":"debit_timeout"}"#, plain(), &[reversed], reversed, &[Debit, ReversalDebit]);
+    check(
+        "debit timeout",
+        r#"{"kind":"debit_timeout"}"#,
+        plain(),
+        &[reversed],
+        reversed,
+        &[Debit, ReversalDebit],
+    );
     let declined = "Final Failure U30 ZA/-/-";
     check("decline", r#"{"kind":"decline","code":"ZA"}"#, plain(), &[declined], declined, &[]);
     let declined = "Final Failure U09 -/-/-";
