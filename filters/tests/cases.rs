@@ -5,6 +5,13 @@
 //! share one state and one clock, so that replays and limits can be told. Tokens and signatures are made when
 //! the case runs: a case says what is in them, or what is wrong with them.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "tests read files, and fail by panicking"
+)]
+
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;

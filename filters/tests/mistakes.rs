@@ -1,5 +1,7 @@
 //! What a policy's writer is told: every mistake with its place and, where it can be guessed, its mending.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
+
 use filters::policy::Policy;
 
 const GOOD: &str = r#"

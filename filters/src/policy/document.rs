@@ -137,8 +137,9 @@ pub struct Upstream {
     /// Milliseconds until a connection must stand, TLS included.
     #[serde(default = "ms::<1_000>")]
     pub connect_timeout_ms: u64,
-    /// Milliseconds an idle connection is kept for reuse.
-    #[serde(default = "ms::<60_000>")]
+    /// Milliseconds an idle connection is kept for reuse. Less than the upstream keeps it: a request that
+    /// meets a closing connection cannot be repeated when it moves money.
+    #[serde(default = "ms::<10_000>")]
     pub idle_timeout_ms: u64,
     /// Most requests in flight; more are refused at once with 503.
     #[serde(default = "n::<1_024>")]

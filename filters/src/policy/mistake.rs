@@ -18,11 +18,7 @@ pub struct Mistake {
 
 impl Mistake {
     pub(super) fn at(location: Location, message: impl Into<String>) -> Self {
-        Self {
-            line: u64::from(location.line()),
-            column: u64::from(location.column()),
-            message: message.into(),
-        }
+        Self { line: location.line(), column: location.column(), message: message.into() }
     }
 
     /// A mistake in a value of the document.

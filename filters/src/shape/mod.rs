@@ -151,10 +151,9 @@ impl Filter for Shape {
             let detail = format!("Send one of: {}.", self.0.content_types.join(", "));
             return Verdict::refuse(415, "content_type_unsupported", detail);
         }
-        if media_type == "application/json" || media_type.ends_with("+json") {
-            if let Err(why) = json::check(body, self.0.max_json_depth) {
-                return Verdict::refuse(400, why.code(), why.detail());
-            }
+        let is_json = media_type == "application/json" || media_type.ends_with("+json");
+        if is_json && let Err(why) = json::check(body, self.0.max_json_depth) {
+            return Verdict::refuse(400, why.code(), why.detail());
         }
         Verdict::Pass
     }

@@ -1,5 +1,7 @@
 //! A payment that goes well, and the same request again.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
+
 use e2e::{Answer, Ledger, end_of, options, pay, start};
 use stack::Payment;
 

@@ -1,5 +1,7 @@
 //! What is refused, with which code, and that a refusal leaves no trace in the books.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
+
 use std::collections::BTreeMap;
 
 use e2e::{Answer, Ledger, calls, options, pay, start};

@@ -1,0 +1,83 @@
+//! `gateway check`: what it says of good and bad policies, certificates and keys included.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+const POLICY: &str = r#"
+listeners:
+  - name: edge
+    address: 127.0.0.1:0
+    tls: { certificate: "file:edge.pem", key: "file:edge.key" }
+admin: { address: 127.0.0.1:1 }
+upstreams:
+  txn-core:
+    addresses: ["127.0.0.1:2"]
+    tls: { server_name: txn-core.torana.internal, ca: "file:internal-ca.pem", certificate: "file:gateway.pem", key: "file:gateway.key" }
+clients:
+  acme: { hmac_keys: [{ id: acme-1, secret: "env:ACME_SECRET" }] }
+filters: { shape: {}, headers: {} }
+routes:
+  - { name: send, methods: [POST], path: /v1/send, upstream: txn-core, except: [shape] }
+"#;
+
+/// Exit status and output of `gateway check` on a policy in a folder with a development PKI.
+fn check(folder: &Path, policy: &str) -> (i32, String) {
+    fs::write(folder.join("edge.yaml"), policy).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_gateway"))
+        .args(["check", "edge.yaml"])
+        .current_dir(folder)
+        .env("ACME_SECRET", "0123456789abcdef0123456789abcdef")
+        .output()
+        .unwrap();
+    (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
+}
+
+#[test]
+fn policies_are_read_as_they_would_be_served() {
+    certs::install_crypto_provider();
+    let folder = tempfile::tempdir().unwrap();
+    certs::pki::init(folder.path(), false).unwrap();
+    fs::write(folder.path().join("empty.pem"), "").unwrap();
+
+    let (status, told) = check(folder.path(), POLICY);
+    assert_eq!(status, 0, "{told}");
+    assert!(told.contains("route send -> txn-core: headers"), "{told}");
+    assert!(told.contains("warning: does without shape"), "{told}");
+
+    for (from, to, expected) in [
+        ("file:edge.pem", "file:none.pem", "edge.yaml:5:25: "),
+        ("file:edge.pem", "file:none.pem", "none.pem"),
+        ("file:edge.key", "file:gateway.key", "edge.yaml:5:25: "),
+        ("file:edge.pem", "file:empty.pem", "empty.pem"),
+        ("file:edge.pem", "env:EDGE", "edge.yaml:5:25: certificates and keys are files"),
+        ("file:internal-ca.pem", "file:gateway.pem", "edge.yaml:10:55: "),
+        ("env:ACME_SECRET", "env:NOBODYS_SECRET", "edge.yaml:12:45: env:NOBODYS_SECRET: "),
+        ("listeners:", "listners:", "edge.yaml:2:1: unknown field `listners`"),
+        ("routes:", "routes", "edge.yaml:1"),
+    ] {
+        assert!(POLICY.contains(from));
+        let (status, told) = check(folder.path(), &POLICY.replacen(from, to, 1));
+        assert_eq!(status, 1, "accepted with {to}: {told}");
+        assert!(told.contains(expected), "with {to}\nexpected {expected}\ntold     {told}");
+    }
+}
+
+#[test]
+fn a_missing_policy_is_told_by_name() {
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_gateway")).args(["check", "nowhere.yaml"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stdout).starts_with("nowhere.yaml: "));
+}
+
+#[test]
+fn the_schema_is_json_and_describes_every_filter() {
+    let output = Command::new(env!("CARGO_BIN_EXE_gateway")).arg("schema").output().unwrap();
+    let schema: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let filters = schema["$defs"]["FilterSet"]["properties"].as_object().unwrap();
+    let known: Vec<_> = filters::FilterSet::NAMES.to_vec();
+    assert!(known.iter().all(|name| filters.contains_key(*name)), "{filters:?}");
+}
