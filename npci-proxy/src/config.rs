@@ -26,7 +26,8 @@ pub struct Config {
     /// Absent: calls that no user started are made at any hour.
     #[serde(default)]
     pub peak_hours: Option<peak_hours::Rules>,
-    /// How long calls in flight may take to end after SIGTERM.
+    /// How long calls in flight may take to end after SIGTERM; longer than the longest call, or a restart
+    /// leaves payments whose outcome nobody was told.
     #[serde(default = "drain_timeout_ms")]
     pub drain_timeout_ms: u64,
     #[serde(skip)]
@@ -177,7 +178,7 @@ impl Default for StatusChecks {
 }
 
 fn drain_timeout_ms() -> u64 {
-    10_000
+    20_000
 }
 fn body_max_bytes() -> usize {
     64 * 1024

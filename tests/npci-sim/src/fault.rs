@@ -28,7 +28,7 @@ pub enum Match {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Fault {
-    /// The network's answers (acknowledgement, status) come this much later; the payment settles meanwhile.
+    /// The acknowledgement comes this much later and the payment settles meanwhile; with `any`, every answer.
     Slow { ms: u64 },
     /// Every step of the settlement takes this much longer.
     SlowSettlement { ms: u64 },

@@ -127,7 +127,7 @@ fn status(sim: &Sim, body: &[u8]) -> Answer {
     };
     sim.calls().count(Call::Status, Some(inquiry.txn_id.as_str()));
     let network = sim.network();
-    let (outcome, fault) = (network.status(&inquiry.txn_id), network.fault_of_txn(&inquiry.txn_id));
+    let (outcome, fault) = (network.status(&inquiry.txn_id), network.fault_of_inquiry(&inquiry.txn_id));
     Answer { body: json(&StatusAnswer { txn_id: inquiry.txn_id, msg_id: inquiry.msg_id, outcome }), fault }
 }
 

@@ -182,6 +182,14 @@ impl Network {
         self.payments.get(txn).and_then(|payment| payment.fault.clone())
     }
 
+    /// What goes wrong with a status check: what goes wrong with every call now, or a payment whose answers
+    /// are all forged.
+    pub fn fault_of_inquiry(&self, txn: &Id) -> Option<Fault> {
+        let of_every_call = fault::find(&self.faults, &[], None).cloned();
+        let of_payment = self.fault_of_txn(txn).filter(|fault| *fault == Fault::BadAnswerSignature);
+        of_every_call.or(of_payment)
+    }
+
     pub fn fault_of_vpa(&self, vpa: &Vpa) -> Option<Fault> {
         fault::find(&self.faults, &[vpa], None).cloned()
     }

@@ -103,6 +103,12 @@ async fn every_fault_ends_as_the_ledger_says() {
             [&outcome["result"], &outcome["code"]].map(|value| value.as_str().unwrap_or("?")).join(" ");
         assert_eq!(found, expected, "{outcome}");
     }
+    world.every_call(json!({"kind": "unreachable"})).await;
+    let (status, problem) = world.status(3).await;
+    assert_eq!(
+        (status, &problem["code"], &problem["sent"]),
+        (502, &json!("network_error"), &json!("unknown"))
+    );
 }
 
 #[tokio::test]

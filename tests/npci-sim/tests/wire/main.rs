@@ -4,4 +4,6 @@
 
 mod callbacks;
 mod calls;
+mod front;
+mod logs;
 mod world;

@@ -28,6 +28,7 @@ pub struct World {
     pub inside: String,
     pub outside: String,
     pub proxy_admin: String,
+    pub sim_front: String,
     pub sim_admin: String,
     /// txn-core's client.
     pub client: reqwest::Client,
@@ -160,6 +161,7 @@ settlement: {{ debit_after_ms: 5, credit_after_ms: 5, reversal_after_ms: 5 }}
 accounts:
   - {{ vpa: alice@torana, holder: Alice, balance_paise: 1000000 }}
   - {{ vpa: bob@torana, holder: Bob }}
+  - {{ vpa: pinned@torana, holder: Pinned, balance_paise: 1000, pin: "1234" }}
 "#
         );
         let sim_config = npci_sim::config::Config::parse(&sim_config, pki.path().into()).unwrap();
@@ -209,6 +211,7 @@ status_checks: {{ first_after_ms: {first_after_ms} }}
             inside: format!("https://localhost:{inside}"),
             outside: format!("https://localhost:{outside}"),
             proxy_admin: format!("http://127.0.0.1:{proxy_admin}"),
+            sim_front: format!("https://localhost:{sim_front}"),
             sim_admin: format!("http://127.0.0.1:{sim_admin}"),
             ahead_ms,
             tasks,
