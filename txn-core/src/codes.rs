@@ -60,24 +60,22 @@ pub const TABLE: &[(Section, Class, &[&str])] = &[
     (
         Section::Payment,
         Class::Never,
-        &[
-            "K1", "59", "ZI", "U16", "M16", "XH", "XI", "YE", "YF", "ZX", "ZY", "VO", "VP", "VQ", "VR", "VZ",
-        ],
+        &["K1", "59", "ZI", "U16", "M16", "XH", "XI", "YE", "YF", "ZX", "ZY", "VO", "VP", "VQ", "VR", "VZ"],
     ),
     (
         Section::Payment,
         Class::Technical,
         &[
-            "XY", "HS", "IR", "XT", "U09", "U18", "U20", "U27", "U28", "U80", "U81", "U84", "U85", "U86", "U89",
-            "U90", "U91", "U92", "U93", "U94",
+            "XY", "HS", "IR", "XT", "U09", "U18", "U20", "U27", "U28", "U80", "U81", "U84", "U85", "U86",
+            "U89", "U90", "U91", "U92", "U93", "U94",
         ],
     ),
     (
         Section::Payment,
         Class::Reconcile,
         &[
-            "U67", "U68", "U82", "U87", "U88", "U26", "U53", "UP", "UT", "BT", "RR", "RP", "32", "U32", "U33", "U37",
-            "U70", "U01", "U35", "U36", "U38", "U42", "DF", "DT",
+            "U67", "U68", "U82", "U87", "U88", "U26", "U53", "UP", "UT", "BT", "RR", "RP", "32", "U32",
+            "U33", "U37", "U70", "U01", "U35", "U36", "U38", "U42", "DF", "DT",
         ],
     ),
     (Section::Payment, Class::Deemed, &["RB", "96"]),
@@ -109,11 +107,12 @@ pub fn outcome(report: &Report) -> Outcome {
     if let Some(code) = &report.reversal_code {
         return reversal_outcome(report.result, class(Section::Reversal, code));
     }
-    let section = if report.source == Source::Inquiry && class(Section::StatusCheck, &report.code) == Class::NotFound {
-        Section::StatusCheck
-    } else {
-        Section::Payment
-    };
+    let section =
+        if report.source == Source::Inquiry && class(Section::StatusCheck, &report.code) == Class::NotFound {
+            Section::StatusCheck
+        } else {
+            Section::Payment
+        };
     let class_of_code = class(section, &report.code);
     match report.result {
         ReportResult::Pending => Outcome::StillPending,

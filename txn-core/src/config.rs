@@ -57,7 +57,10 @@ pub struct Peers {
 
 impl Default for Peers {
     fn default() -> Self {
-        Peers { api: "gateway.torana.internal".to_owned(), callbacks: "npci-proxy.torana.internal".to_owned() }
+        Peers {
+            api: "gateway.torana.internal".to_owned(),
+            callbacks: "npci-proxy.torana.internal".to_owned(),
+        }
     }
 }
 
@@ -214,7 +217,10 @@ impl Config {
             self.network.timeout_ms
         );
         ensure!(self.rules.status_checks_ms.is_sorted(), "rules.status_checks_ms: not in ascending order");
-        ensure!(self.network.max_sends > 0 && self.network.max_inquiries > 0, "network: max_… must be above 0");
+        ensure!(
+            self.network.max_sends > 0 && self.network.max_inquiries > 0,
+            "network: max_… must be above 0"
+        );
         match &self.bus {
             BusConfig::Local(local) => ensure!(
                 self.housekeeping.inbox_keep_ms > local.retention.keep_ms,
@@ -242,7 +248,10 @@ mod tests {
         assert_eq!(config.housekeeping, Housekeeping::default());
         let StoreConfig::Sqlite(sqlite) = &config.store;
         assert_eq!(sqlite.writer, WriterLimits::default());
-        assert_eq!((config.amount_max_paise("acme"), config.amount_max_paise("other")), (50_000_000, 10_000_000));
+        assert_eq!(
+            (config.amount_max_paise("acme"), config.amount_max_paise("other")),
+            (50_000_000, 10_000_000)
+        );
         assert_eq!(config.duplicates("acme"), Duplicates::Conflict);
     }
 

@@ -1,5 +1,6 @@
 //! The payment core: API, state machine, store, outbox, bus, orchestrator and timers of one payment edge.
 
+pub mod api;
 pub mod bus;
 pub mod codes;
 pub mod config;
@@ -7,6 +8,7 @@ pub mod metrics;
 pub mod network;
 pub mod orchestrator;
 pub mod relay;
+pub mod server;
 pub mod store;
 pub mod timers;
 pub mod txn;

@@ -1,1 +1,150 @@
-fn main() {}
+//! The command `txn-core`.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use txn_core::config::Config;
+use txn_core::server::{Server, migrate, open_store_to_look};
+use txn_core::store::HistoryRow;
+use txn_core::txn::{Txn, TxnId};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Owns every payment: takes it, makes it durable, sends it to the network, and finds out how it ended.
+///
+/// Payments come from the gateway over mutual TLS (POST /v1/transactions/send), leave through npci-proxy, and
+/// end by the network's callback or a status check. A payment is durable before it is answered; an unknown
+/// outcome is never a failure.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "EXAMPLES:
+  txn-core serve --config txn-core.yaml
+  txn-core show TOR0198c0de0000700080000000000000ff --config txn-core.yaml
+  txn-core states
+
+Without a subcommand, `txn-core --config FILE` serves. A commented configuration is in
+config.example.yaml. Logs are JSON lines on stdout; RUST_LOG=debug says more."
+)]
+struct Command {
+    #[command(subcommand)]
+    what: Option<What>,
+    #[command(flatten)]
+    config: OptionalConfig,
+}
+
+#[derive(Debug, Args)]
+struct OptionalConfig {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct ConfigFile {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Run the service until SIGTERM or SIGINT; then finish what is in flight and exit 0.
+    Serve(ConfigFile),
+    /// Bring the tables up to date and exit. `serve` does it too.
+    Migrate(ConfigFile),
+    /// Print one payment and everything that was said about it.
+    Show {
+        txn_id: String,
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+    /// Print every state and what each input does to it.
+    States,
+}
+
+fn main() -> ExitCode {
+    let command = Command::parse();
+    certs::install_crypto_provider();
+    match run(command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nobody is left to tell if stderr is closed.
+            let _closed = writeln!(std::io::stderr(), "txn-core: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    match (command.what, command.config.config) {
+        (Some(What::Serve(file)), _) => runtime.block_on(serve(file.config)),
+        (None, Some(file)) => runtime.block_on(serve(file)),
+        (None, None) => anyhow::bail!("say what to do: `txn-core serve --config FILE`, or `txn-core --help`"),
+        (Some(What::Migrate(file)), _) => runtime.block_on(migrate(&Config::load(&file.config)?)),
+        (Some(What::Show { txn_id, config }), _) => runtime.block_on(show(&txn_id, config.config)),
+        (Some(What::States), _) => {
+            std::io::stdout().lock().write_all(txn_core::txn::states_page().as_bytes()).context("stdout")
+        }
+    }
+}
+
+async fn serve(file: PathBuf) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).init();
+    let config = Config::load(&file)?;
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let shutdown = async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        tracing::info!("shutting down");
+    };
+    Server::bind(config).await?.run(shutdown).await
+}
+
+async fn show(txn_id: &str, file: PathBuf) -> anyhow::Result<()> {
+    let txn_id: TxnId = txn_id.parse()?;
+    let store = open_store_to_look(&Config::load(&file)?).await?;
+    let found = store.inspect(txn_id).await?;
+    store.close().await;
+    let (txn, history) = found.with_context(|| format!("{txn_id}: no such transaction"))?;
+    write!(std::io::stdout().lock(), "{}", page(&txn, &history)).context("stdout")
+}
+
+/// Addresses are masked: what is printed ends up in tickets.
+fn page(txn: &Txn, history: &[HistoryRow]) -> String {
+    let mut page = format!(
+        "{}  {}  ({})\n{} -> {}  ₹{}  tenant {}\nsent {} times, {} status checks{}{}\n",
+        txn.id,
+        txn.state.status().name(),
+        txn.state.name(),
+        txn.from,
+        txn.to,
+        txn.amount,
+        txn.tenant,
+        txn.sends,
+        txn.checks,
+        txn.code.as_ref().map(|code| format!(", last code {code}")).unwrap_or_default(),
+        txn.flagged_at.map(|at| format!(", waits for reconciliation since {at}")).unwrap_or_default(),
+    );
+    for row in history {
+        page += &format!(
+            "{:>4}  {}  {:<16} {:<10} {}\n",
+            row.version,
+            row.at,
+            row.event,
+            if row.applied { row.state.name() } else { "-" },
+            row.reason.as_deref().unwrap_or_default()
+        );
+    }
+    page
+}

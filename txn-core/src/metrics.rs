@@ -52,8 +52,7 @@ impl Metrics {
             Ok::<_, prometheus::Error>(gauge)
         };
         let histogram = |name: &str, help: &str, buckets: &[f64]| {
-            let histogram =
-                Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
+            let histogram = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
             registry.register(Box::new(histogram.clone()))?;
             Ok::<_, prometheus::Error>(histogram)
         };

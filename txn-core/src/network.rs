@@ -144,7 +144,8 @@ impl NpciProxy {
         })?;
         let status = response.status();
         let retry_after_ms = retry_after_ms(&response);
-        let unusable = |reason: &str| NoAnswer { reason: reason.to_owned(), sent: Sent::Unknown, retry_after_ms };
+        let unusable =
+            |reason: &str| NoAnswer { reason: reason.to_owned(), sent: Sent::Unknown, retry_after_ms };
         let body = read(response).await.ok_or_else(|| unusable("proxy_answer_cut"))?;
         if status == StatusCode::OK {
             return serde_json::from_slice(&body).map_err(|_| unusable("proxy_answer_invalid"));

@@ -131,13 +131,7 @@ impl Orchestrator {
         Ok(applied)
     }
 
-    async fn send(
-        self,
-        txn: Txn,
-        cred_block: Option<CredBlock>,
-        trace: Trace,
-        permit: OwnedSemaphorePermit,
-    ) {
+    async fn send(self, txn: Txn, cred_block: Option<CredBlock>, trace: Trace, permit: OwnedSemaphorePermit) {
         let event = self.network.initiate(&txn, cred_block.as_ref(), &trace).await;
         self.metrics.network_calls.with_label_values(&["initiate", event.name()]).inc();
         self.write_down(txn.id, event).await;
@@ -164,8 +158,8 @@ impl Orchestrator {
 #[async_trait]
 impl Handler for Orchestrator {
     async fn handle(&self, message: &Message) -> Result<(), HandlerError> {
-        let envelope: Envelope =
-            serde_json::from_str(&message.payload).map_err(|error| HandlerError::Poison(error.to_string()))?;
+        let envelope: Envelope = serde_json::from_str(&message.payload)
+            .map_err(|error| HandlerError::Poison(error.to_string()))?;
         let txn_id: TxnId = envelope.txn_id.parse().map_err(|_| HandlerError::Poison("txnId".to_owned()))?;
         self.dispatch(txn_id, Some(message.event_id.clone()), envelope.trace)
             .await

@@ -73,3 +73,73 @@ fn messages(row: &OutboxRow) -> impl Iterator<Item = Message> {
         payload: row.payload.clone(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::bus::{LocalBus, Retention};
+    use crate::store::contract::request;
+    use crate::store::{NewTxn, SqliteStore, WriterLimits};
+    use crate::txn::Rules;
+
+    async fn open(dir: &Path) -> Relay {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let limits = WriterLimits::default();
+        let store = SqliteStore::open(&dir.join("txn.db"), Rules::default(), &limits, metrics.clone()).await;
+        let bus = LocalBus::open(&dir.join("bus.db"), Retention::default()).await;
+        Relay { store: Arc::new(store.unwrap()), bus: Arc::new(bus.unwrap()), metrics }
+    }
+
+    async fn on_the_bus(relay: &Relay, topic: Topic) -> Vec<String> {
+        let mut reader = relay.bus.subscribe("test", topic).await.unwrap();
+        let mut ids = Vec::new();
+        while let Ok(some) = timeout(Duration::from_millis(200), reader.next(100)).await {
+            ids.extend(some.unwrap().into_iter().map(|delivery| delivery.message.key));
+        }
+        ids
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_was_committed_goes_out_whenever_the_process_dies() {
+        let dir = tempfile::tempdir().unwrap();
+        let payments: Vec<NewTxn> = (0..3).map(|n| request(&format!("k-{n}"))).collect();
+        let ids: Vec<String> = payments.iter().map(|new| new.txn.id.to_string()).collect();
+
+        // Dies after the COMMIT, before anything is published.
+        let relay = open(dir.path()).await;
+        for new in payments {
+            relay.store.accept(new).await.unwrap();
+        }
+        drop(relay);
+        // Dies after publishing, before the outbox is emptied.
+        let relay = open(dir.path()).await;
+        let rows = relay.store.unpublished(100).await.unwrap();
+        relay.bus.publish(rows.iter().flat_map(messages).collect()).await.unwrap();
+        drop(relay);
+        // Lives: the same events once more, in the same order, and then none.
+        let relay = open(dir.path()).await;
+        assert_eq!(relay.relay_some().await.unwrap(), 3);
+        assert_eq!(relay.relay_some().await.unwrap(), 0);
+        for topic in [Topic::Initiated, Topic::Audit] {
+            assert_eq!(on_the_bus(&relay, topic).await, [ids.clone(), ids.clone()].concat());
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_commit_wakes_the_relay() {
+        let dir = tempfile::tempdir().unwrap();
+        let relay = open(dir.path()).await;
+        let (stop, stopped) = watch::channel(false);
+        let running = tokio::spawn(relay.clone().run(stopped));
+        let mut reader = relay.bus.subscribe("test", Topic::Initiated).await.unwrap();
+        for n in 0..5 {
+            relay.store.accept(request(&format!("k-{n}"))).await.unwrap();
+            let woken = timeout(LOOK_AT_LEAST_EVERY / 2, reader.next(1)).await;
+            assert!(woken.is_ok(), "published without waiting for the next look");
+        }
+        stop.send(true).unwrap();
+        running.await.unwrap();
+    }
+}

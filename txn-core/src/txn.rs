@@ -10,7 +10,6 @@ mod edges;
 mod id;
 mod rules;
 mod state;
-#[cfg(test)]
 mod states_doc;
 #[cfg(test)]
 mod step_tests;
@@ -23,6 +22,7 @@ pub use clock::UnixMs;
 pub use edges::{Edge, Input, edge};
 pub use id::{IdError, PspCode, TxnId};
 pub use rules::Rules;
+pub use states_doc::states_page;
 pub use vpa::{Vpa, VpaError};
 
 use crate::codes;
@@ -313,7 +313,9 @@ fn entered(next: &mut Txn, now: UnixMs, rules: &Rules, effects: &mut Vec<Effect>
     match next.state {
         State::Created | State::Dispatched => return,
         State::Accepted | State::Debited => next.wake = rules.next_check(next, now),
-        State::Completed | State::Failed | State::Declined | State::Expired | State::Reversed => next.wake = None,
+        State::Completed | State::Failed | State::Declined | State::Expired | State::Reversed => {
+            next.wake = None
+        }
         State::Deemed => {
             next.flagged_at = next.flagged_at.or(Some(now));
             next.wake = rules.reconcile_wake(next, now);

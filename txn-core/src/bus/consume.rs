@@ -255,7 +255,8 @@ mod tests {
         let mut dead = bus.subscribe("reader", Topic::DeadLetter).await.unwrap();
         let mut letters = Vec::new();
         while letters.len() < 2 {
-            letters.extend(tokio::time::timeout(Duration::from_secs(10), dead.next(10)).await.unwrap().unwrap());
+            letters
+                .extend(tokio::time::timeout(Duration::from_secs(10), dead.next(10)).await.unwrap().unwrap());
         }
         assert_eq!(letters[0].message.key, "b");
         assert_eq!(letters[1].message.key, "f");

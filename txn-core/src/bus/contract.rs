@@ -21,8 +21,7 @@ pub(crate) async fn holds<B: Bus>(open: impl AsyncFn() -> B) {
     let waits = tokio::time::timeout(Duration::from_millis(50), first.next(10)).await;
     assert!(waits.is_err(), "nothing there: it waits");
 
-    let sent: Vec<Message> =
-        (0..20).map(|n| message(Topic::Initiated, ["TORa", "TORb"][n % 2], n)).collect();
+    let sent: Vec<Message> = (0..20).map(|n| message(Topic::Initiated, ["TORa", "TORb"][n % 2], n)).collect();
     bus.publish(sent.clone()).await.unwrap();
     bus.publish(vec![message(Topic::Debited, "TORa", 0)]).await.unwrap();
 

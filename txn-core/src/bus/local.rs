@@ -128,11 +128,11 @@ impl Bus for LocalBus {
 
     async fn close(&self) {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.readers.close().await;
         if let Some(writer) = self.writer.lock().await.take() {
             // It ends by itself once its queue is empty.
             let _ended = writer.await;
         }
-        self.readers.close().await;
     }
 }
 
@@ -185,11 +185,7 @@ fn delivery(topic: Topic, row: &SqliteRow) -> Result<Delivery, BusError> {
     })
 }
 
-async fn write_all(
-    mut db: SqliteConnection,
-    mut waiting: mpsc::Receiver<Waiting>,
-    ring: watch::Sender<u64>,
-) {
+async fn write_all(mut db: SqliteConnection, mut waiting: mpsc::Receiver<Waiting>, ring: watch::Sender<u64>) {
     let mut taken = Vec::with_capacity(BATCH);
     while waiting.recv_many(&mut taken, BATCH).await > 0 {
         let (ops, answers): (Vec<Op>, Vec<_>) = taken.drain(..).unzip();
@@ -207,6 +203,9 @@ async fn write_all(
                 Err(error) => Err(error.clone()),
             });
         }
+    }
+    if let Err(error) = db.close().await {
+        tracing::warn!(%error, "the bus did not close cleanly; what was published is durable all the same");
     }
 }
 
@@ -258,11 +257,7 @@ async fn insert(db: &mut SqliteConnection, messages: &[Message]) -> Result<u64, 
     Ok(query.execute(db).await?.rows_affected())
 }
 
-async fn delete_old(
-    db: &mut SqliteConnection,
-    now: UnixMs,
-    retention: &Retention,
-) -> Result<u64, BusError> {
+async fn delete_old(db: &mut SqliteConnection, now: UnixMs, retention: &Retention) -> Result<u64, BusError> {
     let sql = "DELETE FROM bus_messages WHERE offset_id IN (
         SELECT m.offset_id FROM bus_messages AS m WHERE m.topic = ?1
           AND m.offset_id <= coalesce((SELECT min(position) FROM bus_positions WHERE topic = ?1), m.offset_id)

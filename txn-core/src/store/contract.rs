@@ -125,8 +125,7 @@ async fn events_move_payments_and_are_recorded(store: &impl Store) {
     let again = store.apply(apply(id, debited)).await.unwrap();
     assert!(matches!(again, Applied::Ignored { why: Ignored::Duplicate, .. }), "{again:?}");
     stepped(store, apply(id, callback(Stage::Final, ReportResult::Success, "00"))).await;
-    let conflict =
-        store.apply(apply(id, callback(Stage::Final, ReportResult::Failure, "Z9"))).await.unwrap();
+    let conflict = store.apply(apply(id, callback(Stage::Final, ReportResult::Failure, "Z9"))).await.unwrap();
     assert!(matches!(conflict, Applied::Ignored { why: Ignored::Conflict, .. }), "{conflict:?}");
 
     let (txn, history) = store.find("acme", id).await.unwrap().unwrap();
@@ -146,8 +145,13 @@ async fn events_move_payments_and_are_recorded(store: &impl Store) {
     );
     assert_eq!(history[5].reason.as_deref(), Some("conflict:Z9"));
 
-    let mine: Vec<OutboxRow> =
-        store.unpublished(1000).await.unwrap().into_iter().filter(|row| row.txn_id == id.to_string()).collect();
+    let mine: Vec<OutboxRow> = store
+        .unpublished(1000)
+        .await
+        .unwrap()
+        .into_iter()
+        .filter(|row| row.txn_id == id.to_string())
+        .collect();
     assert_eq!(
         mine.iter().map(|row| row.event_type).collect::<Vec<_>>(),
         [
@@ -158,7 +162,10 @@ async fn events_move_payments_and_are_recorded(store: &impl Store) {
         ]
     );
     let envelope: record::Envelope = serde_json::from_str(&mine[0].payload).unwrap();
-    assert_eq!((envelope.v, envelope.event_id, envelope.data.amount.as_str()), (1, mine[0].event_id, "150.75"));
+    assert_eq!(
+        (envelope.v, envelope.event_id, envelope.data.amount.as_str()),
+        (1, mine[0].event_id, "150.75")
+    );
     assert_eq!(envelope.trace.request_id.as_deref(), Some("r-1"));
 
     store.published(vec![mine[0].position, mine[2].position]).await.unwrap();

@@ -4,7 +4,7 @@
 //! engine stores what [`record`](mod@record) says and decides nothing about payments itself.
 
 #[cfg(test)]
-mod contract;
+pub(crate) mod contract;
 pub mod record;
 mod sqlite;
 mod sqlite_read;
@@ -20,8 +20,8 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-pub(crate) use sqlite::{open_file, options};
 pub use sqlite::{SqliteStore, migrate};
+pub(crate) use sqlite::{open_file, options};
 pub use writer::WriterLimits;
 
 use crate::txn::{Effect, Event, EventType, Ignored, Txn, TxnId, UnixMs, WakeKind};

@@ -141,13 +141,7 @@ pub fn ignored(txn: &Txn, why: Ignored, said: &Event, at: UnixMs) -> Option<Reco
     let reason = Some(format!("{}{code}", why.name()));
     let next = Txn { version: txn.version + 1, ..txn.clone() };
     Some(Record {
-        history: History {
-            at,
-            state: txn.state,
-            event: said.name(),
-            reason: reason.clone(),
-            applied: false,
-        },
+        history: History { at, state: txn.state, event: said.name(), reason: reason.clone(), applied: false },
         events: kinds.iter().map(|kind| event(*kind, &next, reason.clone(), &Trace::default(), at)).collect(),
         txn: next,
         erase_cred_block: false,

@@ -8,7 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
+    SqliteSynchronous,
 };
 use sqlx::{ConnectOptions as _, Connection as _, SqlSafeStr as _};
 use tokio::sync::Notify;
@@ -85,7 +86,8 @@ pub(crate) fn options(file: &Path) -> SqliteConnectOptions {
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
         .busy_timeout(Duration::from_secs(5))
-        // What is erased (PIN blocks) is overwritten, not only unlinked.
+        // What is erased (PIN blocks) is overwritten, not only unlinked; in the WAL it lives on until the WAL
+        // starts over or the store is closed.
         .pragma("secure_delete", "ON")
         .pragma("journal_size_limit", "67108864")
         .disable_statement_logging()
@@ -166,8 +168,9 @@ impl Store for SqliteStore {
     }
 
     async fn close(&self) {
-        self.writer.close().await;
+        // The writing connection goes last: it folds the WAL, with all that was erased, into the file.
         self.readers.close().await;
+        self.writer.close().await;
     }
 }
 
@@ -193,6 +196,10 @@ impl Engine for SqliteEngine {
         }
         written
     }
+
+    async fn close(self) -> Result<(), StoreError> {
+        Ok(self.db.close().await?)
+    }
 }
 
 impl SqliteEngine {
@@ -212,8 +219,7 @@ impl SqliteEngine {
                 Op::Published(positions) => {
                     let positions = serde_json::to_string(positions)
                         .map_err(|error| StoreError::Engine(error.to_string()))?;
-                    let sql =
-                        "DELETE FROM outbox_events WHERE position IN (SELECT value FROM json_each(?1))";
+                    let sql = "DELETE FROM outbox_events WHERE position IN (SELECT value FROM json_each(?1))";
                     sqlx::query(sql).bind(positions).execute(&mut self.db).await?;
                     Reply::Published
                 }

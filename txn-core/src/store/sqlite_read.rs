@@ -39,7 +39,8 @@ const FIND_INBOX: &str = "SELECT i.consumer, i.message_id FROM json_each(?1) AS 
 const FIND_HISTORY: &str = "SELECT version, at, state, event, reason, applied FROM txn_history
     WHERE txn_id = unhex(?1) ORDER BY version";
 
-const FIND_UNPUBLISHED: &str = "SELECT position, event_id, aggregate_id, event_type, payload FROM outbox_events
+const FIND_UNPUBLISHED: &str =
+    "SELECT position, event_id, aggregate_id, event_type, payload FROM outbox_events
     ORDER BY position LIMIT ?1";
 
 const CLAIM_DUE: &str = "UPDATE timers SET lease_until = ?1 + ?2 WHERE txn_id IN (
@@ -123,10 +124,7 @@ pub(super) async fn history(db: &mut SqliteConnection, id: TxnId) -> Result<Vec<
         .collect()
 }
 
-pub(super) async fn unpublished(
-    db: &mut SqliteConnection,
-    limit: u32,
-) -> Result<Vec<OutboxRow>, StoreError> {
+pub(super) async fn unpublished(db: &mut SqliteConnection, limit: u32) -> Result<Vec<OutboxRow>, StoreError> {
     let rows = sqlx::query(FIND_UNPUBLISHED).bind(limit).fetch_all(db).await?;
     rows.iter()
         .map(|row| {

@@ -128,7 +128,8 @@ const INSERT_IDEMPOTENCY: &str = "INSERT INTO idempotency
 const INSERT_INBOX: &str = "INSERT INTO inbox
     SELECT value ->> 'consumer', value ->> 'message', value ->> 'at' FROM json_each(?1)";
 
-const INSERT_OUTBOX: &str = "INSERT INTO outbox_events (event_id, aggregate_id, event_type, payload, created_at)
+const INSERT_OUTBOX: &str =
+    "INSERT INTO outbox_events (event_id, aggregate_id, event_type, payload, created_at)
     SELECT unhex(value ->> 'event_id'), value ->> 'txn', value ->> 'kind', value ->> 'payload', value ->> 'at'
     FROM json_each(?1) ORDER BY key";
 
@@ -220,7 +221,8 @@ impl<'a> Rows<'a> {
         insert(db, INSERT_INBOX, &self.inbox).await?;
         insert(db, INSERT_OUTBOX, &self.outbox).await?;
         insert(db, UPSERT_TIMERS, &self.timers.values().flatten().collect::<Vec<_>>()).await?;
-        let gone: Vec<_> = self.timers.iter().filter(|(_, timer)| timer.is_none()).map(|(id, _)| id).collect();
+        let gone: Vec<_> =
+            self.timers.iter().filter(|(_, timer)| timer.is_none()).map(|(id, _)| id).collect();
         insert(db, DELETE_TIMERS, &gone).await?;
         insert(db, INSERT_CRED_BLOCKS, &self.cred_blocks).await?;
         insert(db, DELETE_CRED_BLOCKS, &self.cred_blocks_gone).await

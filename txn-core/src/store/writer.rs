@@ -54,6 +54,9 @@ pub(super) enum Reply {
 pub(super) trait Engine: Send + 'static {
     /// Makes all of it durable, or none, and answers one by one in the same order.
     async fn commit(&mut self, batch: &[Op]) -> Result<Committed, StoreError>;
+
+    /// Leaves everything tidy; nothing comes after it.
+    async fn close(self) -> Result<(), StoreError>;
 }
 
 #[derive(Debug)]
@@ -149,5 +152,8 @@ async fn run(
                 }
             }
         }
+    }
+    if let Err(error) = engine.close().await {
+        tracing::warn!(%error, "the store did not close cleanly; what was answered is durable all the same");
     }
 }

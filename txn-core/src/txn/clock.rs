@@ -14,7 +14,8 @@ pub struct UnixMs(pub i64);
 impl UnixMs {
     /// What the clock says. For `main`, handlers and background tasks; never for `step`.
     pub fn now() -> Self {
-        let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let since_1970 =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         UnixMs(i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX))
     }
 

@@ -139,12 +139,14 @@ pub fn edge(state: State, input: Input) -> Edge {
         (S::Debited, I::Reported(O::Debited) | I::Dispatch) => Duplicate,
         (S::Debited, I::SendingExpired | I::NotSent | I::OutcomeUnknown | I::Acknowledged) => Late,
         (S::Debited, I::Reported(O::StillPending | O::Unclear)) => Stay,
-        (S::Debited, I::Reported(O::Declined | O::Expired | O::Failed | O::ReversalRefused | O::NotFound)) => Conflict,
-
         (
-            S::Created | S::Dispatched | S::Accepted | S::Debited | S::Deemed,
-            I::Reported(O::Succeeded),
-        ) => To(S::Completed),
+            S::Debited,
+            I::Reported(O::Declined | O::Expired | O::Failed | O::ReversalRefused | O::NotFound),
+        ) => Conflict,
+
+        (S::Created | S::Dispatched | S::Accepted | S::Debited | S::Deemed, I::Reported(O::Succeeded)) => {
+            To(S::Completed)
+        }
         (S::Created | S::Dispatched | S::Accepted | S::Debited | S::Deemed, I::Reported(O::Reversed)) => {
             To(S::Reversed)
         }
@@ -157,18 +159,25 @@ pub fn edge(state: State, input: Input) -> Edge {
         // Deemed: only reconciliation moves it, and only to one of two ends.
         (S::Deemed, I::Reported(O::Deemed)) => Duplicate,
         (S::Deemed, I::Reported(O::Debited | O::StillPending | O::Unclear)) => Late,
-        (S::Deemed, I::Reported(O::Declined | O::Expired | O::Failed | O::ReversalRefused | O::NotFound)) => Conflict,
+        (S::Deemed, I::Reported(O::Declined | O::Expired | O::Failed | O::ReversalRefused | O::NotFound)) => {
+            Conflict
+        }
 
         (S::Completed, I::Reported(O::Succeeded)) => Duplicate,
         (S::Completed, I::Reported(O::Debited | O::StillPending | O::Unclear | O::Deemed)) => Late,
         (
             S::Completed,
-            I::Reported(O::Declined | O::Expired | O::Failed | O::Reversed | O::ReversalRefused | O::NotFound),
+            I::Reported(
+                O::Declined | O::Expired | O::Failed | O::Reversed | O::ReversalRefused | O::NotFound,
+            ),
         ) => Conflict,
 
         (S::Reversed, I::Reported(O::Reversed)) => Duplicate,
         (S::Reversed, I::Reported(O::Debited | O::StillPending | O::Unclear)) => Late,
-        (S::Reversed, I::Reported(O::Declined | O::Expired | O::Failed | O::ReversalRefused | O::NotFound)) => Late,
+        (
+            S::Reversed,
+            I::Reported(O::Declined | O::Expired | O::Failed | O::ReversalRefused | O::NotFound),
+        ) => Late,
         (S::Reversed, I::Reported(O::Succeeded | O::Deemed)) => Conflict,
 
         // Nothing moved: whoever says that money did contradicts it.

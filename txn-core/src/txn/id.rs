@@ -104,7 +104,8 @@ mod tests {
 
     #[test]
     fn what_is_no_id() {
-        for text in ["", "TOR", "TO", "tor0123456789abcdef0123456789abcdef", "TOR0123", "ÄÖ0123456789abcdef"] {
+        for text in ["", "TOR", "TO", "tor0123456789abcdef0123456789abcdef", "TOR0123", "ÄÖ0123456789abcdef"]
+        {
             assert!(text.parse::<TxnId>().is_err(), "{text}");
         }
         let dashed = format!("TOR{}", Uuid::now_v7());

@@ -1,43 +1,18 @@
-//! Prints the table and the diagram and fails when the committed copies are stale. `UPDATE=1` rewrites them.
+//! The table of states and its diagram as text: for `txn-core states`, `STATES.md` and the README.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
 
 use super::{Edge, Input, State, edge};
 
-const BEGIN: &str = "<!-- states:begin -->";
-const END: &str = "<!-- states:end -->";
-
-#[test]
-fn the_committed_table_and_diagram_are_fresh() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let update = std::env::var_os("UPDATE").is_some();
-    let states = format!(
+/// The page `STATES.md`.
+pub fn states_page() -> String {
+    format!(
         "# The states of a payment\n\nPrinted by `UPDATE=1 cargo test -p txn-core`; a test fails when it is stale. \
          The table itself is `src/txn/edges.rs`.\n\n{}\n{}",
         diagram(),
         table()
-    );
-    check(&root.join("STATES.md"), |_| Some(states.clone()), update);
-    check(&root.join("../README.md"), |old| between_markers(old, &diagram()), update);
-}
-
-fn check(path: &Path, fresh: impl Fn(&str) -> Option<String>, update: bool) {
-    let old = std::fs::read_to_string(path).unwrap_or_default();
-    let Some(fresh) = fresh(&old) else { return };
-    if update && old != fresh {
-        std::fs::write(path, &fresh).unwrap();
-        return;
-    }
-    assert!(old == fresh, "{} is stale: run `UPDATE=1 cargo test -p txn-core`", path.display());
-}
-
-/// The page with the text between the markers replaced; none if it has no markers.
-fn between_markers(page: &str, text: &str) -> Option<String> {
-    let (before, rest) = page.split_once(BEGIN)?;
-    let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{BEGIN}\n{text}{END}{after}"))
+    )
 }
 
 fn diagram() -> String {
@@ -51,11 +26,11 @@ fn diagram() -> String {
         }
         for to in State::ALL {
             if let Some(inputs) = ways.get(to.name()) {
-                writeln!(out, "    {} --> {}: {}", from.name(), to.name(), inputs.join(" / ")).unwrap();
+                _ = writeln!(out, "    {} --> {}: {}", from.name(), to.name(), inputs.join(" / "));
             }
         }
         if from.is_final() && from != State::Deemed {
-            writeln!(out, "    {} --> [*]", from.name()).unwrap();
+            _ = writeln!(out, "    {} --> [*]", from.name());
         }
     }
     out + "```\n"
@@ -79,9 +54,45 @@ fn table() -> String {
             Edge::Late => "late".to_owned(),
             Edge::Conflict => "conflict!".to_owned(),
         });
-        writeln!(out, "| {} | {} |", input.name(), cells.join(" | ")).unwrap();
+        _ = writeln!(out, "| {} | {} |", input.name(), cells.join(" | "));
     }
     out + "\nBold: the state that follows. *stays*: the state stands, a timer or an inquiry may follow. *duplicate*, \
            *late*: recorded, nothing changes. *conflict!*: nothing changes, and a `TransactionConflict` event is \
            raised.\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const BEGIN: &str = "<!-- states:begin -->";
+    const END: &str = "<!-- states:end -->";
+
+    #[test]
+    fn the_committed_table_and_diagram_are_fresh() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let update = std::env::var_os("UPDATE").is_some();
+        let states = states_page();
+        check(&root.join("STATES.md"), |_| Some(states.clone()), update);
+        check(&root.join("../README.md"), |old| between_markers(old, &diagram()), update);
+    }
+
+    fn check(path: &Path, fresh: impl Fn(&str) -> Option<String>, update: bool) {
+        let old = std::fs::read_to_string(path).unwrap_or_default();
+        let Some(fresh) = fresh(&old) else { return };
+        if update && old != fresh {
+            std::fs::write(path, &fresh).unwrap();
+            return;
+        }
+        assert!(old == fresh, "{} is stale: run `UPDATE=1 cargo test -p txn-core`", path.display());
+    }
+
+    /// The page with the text between the markers replaced; none if it has no markers.
+    fn between_markers(page: &str, text: &str) -> Option<String> {
+        let (before, rest) = page.split_once(BEGIN)?;
+        let (_, after) = rest.split_once(END)?;
+        Some(format!("{before}{BEGIN}\n{text}{END}{after}"))
+    }
 }

@@ -101,13 +101,22 @@ fn lives() {
     check(&[send(), ack(), (5, failed("U67"))], &["PENDING", "PENDING", "PENDING"]);
     check(&[send(), (5, debited()), (5, failed("U68"))], &["PENDING", "DEBITED", "DEBITED"]);
     check(&[send(), (5, debited()), (5, reversed())], &["PENDING", "DEBITED", "REVERSED"]);
-    check(&[send(), (5, debited()), (5, deemed()), (5, succeeded())], &["PENDING", "DEBITED", "DEEMED", "COMPLETED"]);
-    check(&[send(), (5, debited()), (5, deemed()), (5, reversed())], &["PENDING", "DEBITED", "DEEMED", "REVERSED"]);
+    check(
+        &[send(), (5, debited()), (5, deemed()), (5, succeeded())],
+        &["PENDING", "DEBITED", "DEEMED", "COMPLETED"],
+    );
+    check(
+        &[send(), (5, debited()), (5, deemed()), (5, reversed())],
+        &["PENDING", "DEBITED", "DEEMED", "REVERSED"],
+    );
     // The payer has paid: "insufficient funds" can't be true.
     check(&[send(), (5, debited()), (5, failed("Z9"))], &["PENDING", "DEBITED", "conflict"]);
     check(&[send(), (5, succeeded()), (5, failed("Z9"))], &["PENDING", "COMPLETED", "conflict"]);
     check(&[send(), (5, failed("Z9")), (5, succeeded())], &["PENDING", "FAILED", "conflict"]);
-    check(&[send(), (5, call_timed_out()), (90_000, unknown_to_network())], &["PENDING", "PENDING", "FAILED"]);
+    check(
+        &[send(), (5, call_timed_out()), (90_000, unknown_to_network())],
+        &["PENDING", "PENDING", "FAILED"],
+    );
     // The network took it and then forgot it: nobody knows.
     check(&[send(), ack(), (90_000, unknown_to_network())], &["PENDING", "PENDING", "conflict"]);
     // It had something to say about it before: it was there.
@@ -183,7 +192,9 @@ fn no_check_before_an_unanswered_sending_has_settled() {
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
-    let codes = prop::sample::select(vec!["00", "01", "Z9", "ZA", "U69", "U67", "U68", "RB", "21", "U30", "NO", "??"]);
+    let codes = prop::sample::select(vec![
+        "00", "01", "Z9", "ZA", "U69", "U67", "U68", "RB", "21", "U30", "NO", "??",
+    ]);
     let reversals = prop::option::weighted(0.3, prop::sample::select(vec!["00", "96", "CS", "OC", "RR"]));
     let sources = prop::sample::select(vec![Source::Ack, Source::Callback, Source::Inquiry]);
     let stages = prop::sample::select(vec![Stage::Debit, Stage::Final]);

@@ -29,8 +29,8 @@ impl FromStr for Vpa {
 
     fn from_str(text: &str) -> Result<Self, VpaError> {
         let (name, handle) = text.split_once('@').ok_or(VpaError)?;
-        let name_ok =
-            name.len() >= 2 && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+        let name_ok = name.len() >= 2
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
         let handle_ok = (2..=64).contains(&handle.len()) && handle.bytes().all(|b| b.is_ascii_alphabetic());
         if text.len() <= MAX_LEN && name_ok && (handle_ok || is_ifsc_handle(handle)) {
             Ok(Vpa(text.to_owned()))
