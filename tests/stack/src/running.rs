@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use certs::{Trust, Versions, client_config};
 use filters::signature::message::SigningKey;
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -320,11 +320,15 @@ impl Stack {
     }
 
     async fn ready(&self, service: Service) -> anyhow::Result<()> {
-        let checked = || self.check();
-        let waited = ready(service, &self.plain, self.admin_url(service), checked).await;
-        waited.map_err(|error| match self.processes().get(&service) {
-            Some(process) if self.check().is_ok() => error.context(process.last_words()),
-            _ => error,
+        let waited = ready(service, &self.plain, self.admin_url(service), || self.check()).await;
+        waited.map_err(|error| {
+            let last_words = self.processes().get(&service).map(Process::last_words);
+            // A process that has ended is an error with its last words in it.
+            if self.check().is_ok() {
+                anyhow!("{error:#}; {}", last_words.unwrap_or_default())
+            } else {
+                error
+            }
         })
     }
 
