@@ -1,6 +1,5 @@
-use std::path::PathBuf;
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
-use anyhow::Context as _;
 use clap::Parser;
 use npci_proxy::{
     clock::Clock,
@@ -35,9 +34,18 @@ struct Arguments {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
     certs::install_crypto_provider();
-    let arguments = Arguments::parse();
+    match run(&Arguments::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "npci-proxy: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let levels = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(levels).init();
 
@@ -51,5 +59,6 @@ async fn main() -> anyhow::Result<()> {
         tracing::info!("stopping");
     };
     let listeners = Listeners::bind(&config).await?;
-    service::run(&config, listeners, Clock::system(), shutdown).await.context("npci-proxy")
+    service::run(&config, listeners, Clock::system(), shutdown).await?;
+    Ok(())
 }

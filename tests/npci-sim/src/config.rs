@@ -157,7 +157,9 @@ impl Config {
 
     /// The message names line and column, if the file is to blame for one place.
     pub fn parse(text: &str, folder: PathBuf) -> Result<Config, String> {
-        let config: Config = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+        // Without the lines around the mistake: one of them may be a key that somebody wrote inline.
+        let config: Config =
+            serde_saphyr::from_str(text).map_err(|error| error.without_snippet().to_string())?;
         let mut seen = std::collections::HashSet::new();
         for account in &config.accounts {
             if !seen.insert(account.vpa.folded()) {

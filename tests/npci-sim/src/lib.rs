@@ -5,6 +5,7 @@
 //! but its ledger always tells what happened. Everything is in memory.
 
 pub mod admin;
+pub mod bank;
 pub mod calls;
 pub mod config;
 pub mod fault;

@@ -4,37 +4,30 @@
 //! A payment goes `Accepted → Debited → Ended`, or ends earlier, or passes through `Reversing`. Money moves
 //! only together with such a step, so the ledger and the payment's state always tell the same story.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use npci_proxy::wire::{
-    Ack, Amount, Callback, Code, CredBlock, Id, NetworkResult, Outcome, Pay, PayAck, Rrn, Stage, Stamp,
-    ValidateAnswer, Vpa,
+    Ack, Amount, Callback, Code, Id, NetworkResult, Outcome, Pay, PayAck, Rrn, Stage, Stamp, ValidateAnswer,
+    Vpa,
 };
 use serde::Serialize;
 
 use crate::{
+    bank::{BankKeys, Banks},
     config::{AccountConfig, Limits, Settlement},
     fault::{self, CreditTimeoutEnds, Fault, Rule},
     ledger::{Account, Ledger, Refused},
-    pin::{self, BankKey, PinError},
+    pin::PinError,
 };
-
-const PIN_TRIES: u32 = 3;
-/// India time, for daily limits.
-const INDIA_MS: i64 = (5 * 60 + 30) * 60_000;
 
 #[derive(Debug)]
 pub struct Network {
     settlement: Settlement,
     limits: Limits,
-    accounts: HashMap<String, AccountConfig>,
-    keys: HashMap<String, BankKey>,
+    banks: Banks,
     ledger: Ledger,
     payments: HashMap<Id, Payment>,
     faults: Vec<Rule>,
-    failed_pins: HashMap<String, u32>,
-    used_blocks: HashSet<String>,
-    spent: HashMap<(String, i64), i64>,
 }
 
 /// One payment as the network knows it.
@@ -100,18 +93,13 @@ impl Network {
         settlement: Settlement,
         limits: Limits,
     ) -> Result<Network, PinError> {
-        let mut keys = HashMap::new();
-        for account in accounts {
-            if let std::collections::hash_map::Entry::Vacant(slot) = keys.entry(account.bank()) {
-                slot.insert(BankKey::generate()?);
-            }
-        }
+        let keys = BankKeys::generate(accounts)?;
         Ok(Network::open(accounts, faults, settlement, limits, keys))
     }
 
     /// Everything as at the beginning; the banks keep their keys.
     pub fn reset(&mut self, accounts: &[AccountConfig], faults: &[Rule]) {
-        let keys = std::mem::take(&mut self.keys);
+        let keys = self.banks.take_keys();
         *self = Network::open(accounts, faults, self.settlement, self.limits, keys);
     }
 
@@ -120,13 +108,12 @@ impl Network {
         faults: &[Rule],
         settlement: Settlement,
         limits: Limits,
-        keys: HashMap<String, BankKey>,
+        keys: BankKeys,
     ) -> Network {
         Network {
             settlement,
             limits,
-            accounts: accounts.iter().map(|account| (account.vpa.folded(), account.clone())).collect(),
-            keys,
+            banks: Banks::new(accounts, keys),
             ledger: Ledger::open(accounts.iter().map(|account| Account {
                 vpa: account.vpa.folded(),
                 holder: account.holder.clone(),
@@ -135,9 +122,6 @@ impl Network {
             })),
             payments: HashMap::new(),
             faults: faults.to_vec(),
-            failed_pins: HashMap::new(),
-            used_blocks: HashSet::new(),
-            spent: HashMap::new(),
         }
     }
 
@@ -155,7 +139,7 @@ impl Network {
 
     /// Each bank's public key for PINs.
     pub fn keys(&self) -> impl Iterator<Item = (&str, String)> {
-        self.keys.iter().map(|(bank, key)| (bank.as_str(), key.public()))
+        self.banks.public_keys()
     }
 
     pub fn payment(&self, txn: &Id) -> Option<PaymentView> {
@@ -254,7 +238,7 @@ impl Network {
     }
 
     pub fn validate(&self, vpa: &Vpa) -> ValidateAnswer {
-        let account = self.accounts.get(&vpa.folded());
+        let account = self.banks.account(vpa);
         ValidateAnswer {
             vpa: vpa.clone(),
             valid: account.is_some(),
@@ -274,7 +258,7 @@ impl Network {
         if pay.amount.paise > self.limits.amount_max_paise {
             return Some((code("U02"), "above the network's amount cap"));
         }
-        let known = |vpa: &Vpa| self.accounts.contains_key(&vpa.folded());
+        let known = |vpa: &Vpa| self.banks.account(vpa).is_some();
         if !known(&pay.payer_vpa) || !known(&pay.payee_vpa) {
             return Some((code("ZH"), "no such address"));
         }
@@ -286,7 +270,7 @@ impl Network {
         if let Some(Fault::Decline { code }) = &payment.fault {
             return (State::Ended(declined(code.clone())), None);
         }
-        if let Err(refused) = self.authorise(pay, at) {
+        if let Err(refused) = self.banks.authorise(pay, at) {
             return (State::Ended(declined(refused)), None);
         }
         let paise = paise(pay.amount);
@@ -296,7 +280,7 @@ impl Network {
             Err(Refused::UnknownAccount) => return (State::Ended(declined(code("XH"))), None),
             Err(Refused::OutOfOrder) => return (State::Ended(declined(code("U16"))), None),
         }
-        *self.spent.entry((pay.payer_vpa.folded(), day(at))).or_default() += paise;
+        self.banks.spend(pay, at);
         if payment.fault == Some(Fault::DebitTimeout) {
             let ends = Outcome {
                 payer_code: Some(code("UT")),
@@ -320,7 +304,7 @@ impl Network {
         if timeout_ends == Some(CreditTimeoutEnds::Reversed) {
             return self.start_reversal("U68", "BT");
         }
-        let frozen = self.accounts.get(&pay.payee_vpa.folded()).is_some_and(|payee| payee.frozen);
+        let frozen = self.banks.account(&pay.payee_vpa).is_some_and(|payee| payee.frozen);
         if payment.fault == Some(Fault::Reversal) || frozen {
             return self.start_reversal("U31", if frozen { "YF" } else { "XI" });
         }
@@ -354,57 +338,11 @@ impl Network {
         let pay = &payment.pay;
         match self.ledger.reverse_debit(&pay.txn_id, at) {
             Ok(()) => {
-                if let Some(spent) = self.spent.get_mut(&(pay.payer_vpa.folded(), day(at))) {
-                    *spent = (*spent - paise(pay.amount)).max(0);
-                }
+                self.banks.unspend(pay, at);
                 (State::Ended(ends.clone()), None)
             }
             // The debit stands and nobody knows better: that is for reconciliation.
             Err(_) => (State::Ended(ended(NetworkResult::Deemed, code("RR"))), None),
-        }
-    }
-
-    /// The payer's bank's own checks, in the order in which banks make them.
-    fn authorise(&mut self, pay: &Pay, at: Stamp) -> Result<(), Code> {
-        let Some(account) = self.accounts.get(&pay.payer_vpa.folded()).cloned() else {
-            return Err(code("XH"));
-        };
-        if account.frozen {
-            return Err(code("YE"));
-        }
-        if let Some(expected) = &account.pin {
-            self.check_pin(pay, &account, expected)?;
-        }
-        let paise = paise(pay.amount);
-        if account.payment_max_paise.is_some_and(|most| paise > most) {
-            return Err(code("Z8"));
-        }
-        let spent = self.spent.get(&(pay.payer_vpa.folded(), day(at))).copied().unwrap_or(0);
-        if account.day_max_paise.is_some_and(|most| spent.saturating_add(paise) > most) {
-            return Err(code("ZU"));
-        }
-        Ok(())
-    }
-
-    fn check_pin(&mut self, pay: &Pay, account: &AccountConfig, expected: &str) -> Result<(), Code> {
-        let tries = self.failed_pins.entry(account.vpa.folded()).or_default();
-        if *tries >= PIN_TRIES {
-            return Err(code("Z6"));
-        }
-        let binding = pin::binding(pay.payer_vpa.as_str(), pay.payee_vpa.as_str(), &pay.amount.to_string());
-        let block = pay.cred_block.as_ref().map(CredBlock::as_str).unwrap_or_default();
-        let opened =
-            self.keys.get(&account.bank()).ok_or(PinError::Block).and_then(|key| key.open(block, &binding));
-        // A block authorises one payment: the same one again was copied on its way.
-        match opened {
-            Ok(pin) if pin == expected && self.used_blocks.insert(block.to_owned()) => {
-                *tries = 0;
-                Ok(())
-            }
-            Ok(_) | Err(_) => {
-                *tries += 1;
-                Err(code("ZM"))
-            }
         }
     }
 }
@@ -457,16 +395,12 @@ fn lag_ms(fault: Option<&Fault>) -> u64 {
     }
 }
 
-fn paise(amount: Amount) -> i64 {
+pub(crate) fn paise(amount: Amount) -> i64 {
     i64::try_from(amount.paise).unwrap_or(i64::MAX)
 }
 
-fn day(at: Stamp) -> i64 {
-    (at.unix_ms + INDIA_MS).div_euclid(86_400_000)
-}
-
 #[allow(clippy::expect_used, reason = "called with literals of two or three letters and digits only")]
-fn code(text: &str) -> Code {
+pub(crate) fn code(text: &str) -> Code {
     text.parse().expect("a literal code is valid")
 }
 

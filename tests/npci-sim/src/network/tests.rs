@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{fault::Match, ledger::Leg};
+use crate::{fault::Match, ledger::Leg, pin};
 
 fn accounts() -> Vec<AccountConfig> {
     let text = r#"[
