@@ -45,6 +45,11 @@ impl Binaries {
         Ok(Binaries { folder })
     }
 
+    #[cfg(test)]
+    pub(crate) fn of_folder(folder: &Path) -> Binaries {
+        Binaries { folder: folder.to_owned() }
+    }
+
     pub(crate) fn of(&self, service: Service) -> PathBuf {
         self.folder.join(service.name())
     }

@@ -157,3 +157,63 @@ pub(crate) async fn ready(
     }
     bail!("{} is not ready after {} s: {url} says {last}", service.name(), READY_WITHIN.as_secs())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    /// A service that does what the script says.
+    fn start(dir: &Path, script: &str) -> Process {
+        let executable = dir.join(Service::Gateway.name());
+        std::fs::write(&executable, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&executable, std::fs::Permissions::from_mode(0o755)).unwrap();
+        Process::start(&Binaries::of_folder(dir), Service::Gateway, Path::new("c.yaml"), &dir.join("log"))
+            .unwrap()
+    }
+
+    fn is_there(pid: u32) -> bool {
+        kill(Pid::from_raw(pid.try_into().unwrap()), None).is_ok()
+    }
+
+    #[test]
+    fn a_panic_leaves_no_process_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let process = start(dir.path(), "exec sleep 60");
+        let pid = process.id();
+        assert!(is_there(pid));
+        let panicked = std::thread::spawn(move || {
+            let _process = process;
+            panic!("on purpose");
+        });
+        assert!(panicked.join().is_err());
+        assert!(!is_there(pid));
+    }
+
+    #[tokio::test]
+    async fn a_process_is_asked_to_stop_before_it_is_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let process =
+            start(dir.path(), "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done");
+        let pid = process.id();
+        let log = dir.path().join("log");
+        while !std::fs::read_to_string(&log).unwrap().contains("up") {
+            sleep(POLL).await;
+        }
+        process.stop().await;
+        assert!(!is_there(pid));
+        assert!(std::fs::read_to_string(&log).unwrap().contains("bye"));
+    }
+
+    #[tokio::test]
+    async fn one_that_dies_early_is_quoted() {
+        let dir = tempfile::tempdir().unwrap();
+        let process = std::sync::Mutex::new(start(dir.path(), "echo the port is taken; exit 3"));
+        certs::install_crypto_provider();
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let check = || process.lock().unwrap().check();
+        let error =
+            ready(Service::Gateway, &http, "http://127.0.0.1:9", check).await.unwrap_err().to_string();
+        assert!(error.contains("exit status: 3") && error.contains("the port is taken"), "{error}");
+    }
+}
