@@ -100,7 +100,6 @@ pub struct Account {
 pub struct Entry {
     pub txn_id: String,
     pub leg: String,
-    pub account: String,
     #[serde(rename = "amount_paise")]
     pub amount_paise: i64,
 }
@@ -114,16 +113,17 @@ impl Ledger {
         self.accounts.iter().find(|account| account.vpa == vpa).map_or(0, |account| account.balance_paise)
     }
 
-    /// What each payment moved out of a customer's account and into one, in paise, reversals included.
+    /// What each payment moved out of the payer's account, into the payee's, and back, in paise. The other
+    /// entry of each movement is the settlement account's and has the other sign.
     pub fn moved(&self) -> BTreeMap<&str, Moved> {
-        let customers: Vec<&str> = self.accounts.iter().map(|account| account.vpa.as_str()).collect();
         let mut moved: BTreeMap<&str, Moved> = BTreeMap::new();
-        for entry in self.entries.iter().filter(|entry| customers.contains(&entry.account.as_str())) {
+        for entry in &self.entries {
             let of_payment = moved.entry(entry.txn_id.as_str()).or_default();
-            match entry.leg.as_str() {
-                "DEBIT" => of_payment.debits.push(-entry.amount_paise),
-                "CREDIT" => of_payment.credits.push(entry.amount_paise),
-                _ => of_payment.reversals.push(entry.amount_paise),
+            match (entry.leg.as_str(), entry.amount_paise > 0) {
+                ("DEBIT", false) => of_payment.debits.push(-entry.amount_paise),
+                ("CREDIT", true) => of_payment.credits.push(entry.amount_paise),
+                ("REVERSAL_DEBIT", true) => of_payment.reversals.push(entry.amount_paise),
+                (_, _) => {}
             }
         }
         moved
