@@ -39,15 +39,12 @@ CREATE TABLE txn_history (
     PRIMARY KEY (txn_id, version)
 ) STRICT, WITHOUT ROWID;
 
--- The first answer to a key; it follows from the transaction id.
+-- The first answer to a key; it follows from the transaction id. key_hash: SHA-256 of tenant, route and key.
 CREATE TABLE idempotency (
-    tenant      TEXT    NOT NULL,
-    route       TEXT    NOT NULL,
-    key         TEXT    NOT NULL,
+    key_hash    BLOB    NOT NULL PRIMARY KEY,
     fingerprint BLOB    NOT NULL,
     txn_id      BLOB    NOT NULL,
-    created_at  INTEGER NOT NULL,
-    PRIMARY KEY (tenant, route, key)
+    created_at  INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX idx_idempotency_created_at ON idempotency (created_at);

@@ -1,6 +1,5 @@
 //! SQLite: WAL, `synchronous = FULL`, one writing connection, a small pool of reading ones.
 
-use std::collections::hash_map::Entry;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +13,8 @@ use sqlx::sqlite::{
 use sqlx::{ConnectOptions as _, Connection as _, SqlSafeStr as _};
 use tokio::sync::Notify;
 
-use super::sqlite_read::{self, FirstUse};
-use super::sqlite_rows::Rows;
+use super::sqlite_read;
+use super::sqlite_rows::{self, Rows};
 use super::writer::{Committed, Engine, Op, Reply, Writer, WriterLimits};
 use super::{
     Accepted, Applied, Apply, DueTimer, Figures, HistoryRow, NewTxn, OutboxRow, Store, StoreError, record,
@@ -90,6 +89,8 @@ pub(crate) fn options(file: &Path) -> SqliteConnectOptions {
         // starts over or the store is closed.
         .pragma("secure_delete", "ON")
         .pragma("journal_size_limit", "67108864")
+        // Kilobytes; keys are random, so what a batch touches is spread over the table.
+        .pragma("cache_size", "-16384")
         .disable_statement_logging()
 }
 
@@ -209,6 +210,7 @@ impl SqliteEngine {
         let mut rows = Rows::default();
         let mut accepted = self.accept_all(&new, &mut rows).await?.into_iter();
         let mut applied = self.apply_all(&inputs, &mut rows).await?.into_iter();
+        let outgoing_events = rows.outgoing_events();
         rows.write(&mut self.db).await?;
 
         let mut replies = Vec::with_capacity(batch.len());
@@ -227,8 +229,8 @@ impl SqliteEngine {
                     Reply::Claimed(sqlite_read::claim_due(&mut self.db, *now, *lease_ms, *limit).await?)
                 }
                 Op::Purge { idempotency_before, inbox_before } => {
-                    let sql = "DELETE FROM idempotency WHERE (tenant, route, key) IN
-                        (SELECT tenant, route, key FROM idempotency WHERE created_at < ?1 LIMIT ?2)";
+                    let sql = "DELETE FROM idempotency WHERE key_hash IN
+                        (SELECT key_hash FROM idempotency WHERE created_at < ?1 LIMIT ?2)";
                     let keys = sqlx::query(sql).bind(idempotency_before.0).bind(PURGE_ROWS);
                     let keys = keys.execute(&mut self.db).await?.rows_affected();
                     let sql = "DELETE FROM inbox WHERE (consumer, message_id) IN
@@ -238,40 +240,32 @@ impl SqliteEngine {
                 }
             });
         }
-        Ok(Committed { replies, outgoing_events: rows.outgoing_events() })
+        Ok(Committed { replies, outgoing_events })
     }
 
-    async fn accept_all<'a>(
-        &mut self,
-        new: &[&'a NewTxn],
-        rows: &mut Rows<'a>,
-    ) -> Result<Vec<Accepted>, StoreError> {
+    async fn accept_all(&mut self, new: &[&NewTxn], rows: &mut Rows) -> Result<Vec<Accepted>, StoreError> {
         if new.is_empty() {
             return Ok(Vec::new());
         }
-        let mut first_uses = sqlite_read::first_uses(&mut self.db, new).await?;
+        let claimed = sqlite_rows::claim_keys(&mut self.db, new).await?;
         let mut answers = Vec::with_capacity(new.len());
         for new in new {
-            answers.push(match first_uses.entry(new.idempotency.clone()) {
-                Entry::Occupied(first) if first.get().fingerprint == new.fingerprint => {
-                    Accepted::Replayed(first.get().txn_id)
-                }
-                Entry::Occupied(_) => Accepted::KeyReused,
-                Entry::Vacant(free) => {
-                    free.insert(FirstUse { fingerprint: new.fingerprint, txn_id: new.txn.id });
-                    rows.accept(new, record::accepted(new));
-                    Accepted::New
-                }
+            if claimed.contains(&new.txn.id.uuid()) {
+                rows.accept(new, record::accepted(new));
+                answers.push(Accepted::New);
+                continue;
+            }
+            let first = sqlite_read::first_use(&mut self.db, new).await?;
+            answers.push(if first.fingerprint == new.fingerprint {
+                Accepted::Replayed(first.txn_id)
+            } else {
+                Accepted::KeyReused
             });
         }
         Ok(answers)
     }
 
-    async fn apply_all<'a>(
-        &mut self,
-        inputs: &[&'a Apply],
-        rows: &mut Rows<'a>,
-    ) -> Result<Vec<Applied>, StoreError> {
+    async fn apply_all(&mut self, inputs: &[&Apply], rows: &mut Rows) -> Result<Vec<Applied>, StoreError> {
         if inputs.is_empty() {
             return Ok(Vec::new());
         }

@@ -7,8 +7,8 @@ use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use uuid::Uuid;
 
-use super::sqlite_rows::{hex, wake_from_name};
-use super::{Apply, CredBlock, DueTimer, Figures, HistoryRow, IdempotencyKey, NewTxn, OutboxRow, StoreError};
+use super::sqlite_rows::{hex, key_hash, wake_from_name};
+use super::{Apply, CredBlock, DueTimer, Figures, HistoryRow, NewTxn, OutboxRow, StoreError};
 use crate::txn::{AmountPaise, EventType, PspCode, State, Txn, TxnId, UnixMs, Wake};
 
 /// What an idempotency key stands for.
@@ -25,9 +25,7 @@ pub(super) struct Loaded {
     pub cred_block: Option<CredBlock>,
 }
 
-const FIND_KEYS: &str = "SELECT i.tenant, i.route, i.key, i.fingerprint, i.txn_id
-    FROM json_each(?1) AS asked JOIN idempotency AS i
-      ON i.tenant = asked.value ->> 0 AND i.route = asked.value ->> 1 AND i.key = asked.value ->> 2";
+const FIND_KEY: &str = "SELECT fingerprint, txn_id FROM idempotency WHERE key_hash = ?1";
 
 const FIND_TXNS: &str = "SELECT t.*, w.kind AS wake_kind, w.due_at AS wake_at, c.block AS cred_block
     FROM json_each(?1) AS asked JOIN transactions AS t ON t.txn_id = unhex(asked.value)
@@ -51,30 +49,14 @@ const FIGURES: &str = "SELECT (SELECT count(*) FROM outbox_events) AS outbox, (S
     (SELECT count(*) FROM transactions WHERE flagged_at IS NOT NULL AND status IN ('PENDING', 'DEBITED', 'DEEMED'))
     AS flagged";
 
-/// Which of these keys were used before, and for what.
-pub(super) async fn first_uses(
-    db: &mut SqliteConnection,
-    new: &[&NewTxn],
-) -> Result<HashMap<IdempotencyKey, FirstUse>, StoreError> {
-    let asked: Vec<_> =
-        new.iter().map(|n| (&n.idempotency.tenant, n.idempotency.route, &n.idempotency.key)).collect();
-    let mut found = HashMap::new();
-    for row in sqlx::query(FIND_KEYS).bind(json(&asked)?).fetch_all(db).await? {
-        let (tenant, route, key): (String, String, String) =
-            (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-        let Some(new) = new.iter().find(|n| {
-            n.idempotency.tenant == tenant && n.idempotency.route == route && n.idempotency.key == key
-        }) else {
-            continue;
-        };
-        let fingerprint: Vec<u8> = row.try_get(3)?;
-        let first = FirstUse {
-            fingerprint: fingerprint.try_into().map_err(|_| odd("fingerprint"))?,
-            txn_id: TxnId::from_parts(new.txn.id.psp(), uuid(&row, "txn_id")?),
-        };
-        found.insert(new.idempotency.clone(), first);
-    }
-    Ok(found)
+/// What a key that is taken was first used for.
+pub(super) async fn first_use(db: &mut SqliteConnection, new: &NewTxn) -> Result<FirstUse, StoreError> {
+    let row = sqlx::query(FIND_KEY).bind(key_hash(&new.idempotency)).fetch_one(db).await?;
+    let fingerprint: Vec<u8> = row.try_get("fingerprint")?;
+    Ok(FirstUse {
+        fingerprint: fingerprint.try_into().map_err(|_| odd("fingerprint"))?,
+        txn_id: TxnId::from_parts(new.txn.id.psp(), uuid(&row, "txn_id")?),
+    })
 }
 
 /// The payments that these events are about.

@@ -1,210 +1,176 @@
-//! Rows on their way into SQLite: every table takes a whole batch in one prepared statement, as a JSON array
-//! that SQLite takes apart itself. So a batch costs the same handful of calls whatever its size.
+//! Rows on their way into SQLite: each table takes its share of a batch in a few prepared multi-row
+//! statements, so that the number of calls hardly grows with the batch.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use serde::Serialize;
-use sqlx::sqlite::SqliteConnection;
+use sha2::{Digest as _, Sha256};
+use sqlx::sqlite::{SqliteArguments, SqliteConnection};
+use sqlx::{AssertSqlSafe, Row as _};
 use uuid::Uuid;
 
 use super::record::Record;
-use super::{NewTxn, StoreError};
+use super::{IdempotencyKey, NewTxn, StoreError};
 use crate::txn::{UnixMs, WakeKind};
 
 /// Rows of one transaction, table by table.
 #[derive(Debug, Default)]
-pub(super) struct Rows<'a> {
-    new_txns: Vec<TxnRow>,
+pub(super) struct Rows {
+    new_txns: Vec<Vec<Cell>>,
     /// By id: of several versions in one batch only the last is written.
-    changed_txns: HashMap<String, TxnRow>,
-    history: Vec<HistoryJson>,
-    idempotency: Vec<IdempotencyJson<'a>>,
-    inbox: Vec<InboxJson<'a>>,
-    outbox: Vec<OutboxJson>,
+    changed_txns: HashMap<Uuid, Vec<Cell>>,
+    history: Vec<Vec<Cell>>,
+    inbox: Vec<Vec<Cell>>,
+    outbox: Vec<Vec<Cell>>,
     /// By id; none: the timer goes.
-    timers: HashMap<String, Option<TimerJson>>,
-    cred_blocks: Vec<CredBlockJson<'a>>,
+    timers: HashMap<Uuid, Option<Vec<Cell>>>,
+    cred_blocks: Vec<Vec<Cell>>,
     cred_blocks_gone: Vec<String>,
 }
 
-#[derive(Debug, Serialize)]
-struct TxnRow {
-    id: String,
-    psp: String,
-    tenant: String,
-    subject: String,
-    device: String,
-    from: String,
-    to: String,
-    amount: u64,
-    note: String,
-    state: &'static str,
-    status: &'static str,
-    version: u32,
-    code: Option<String>,
-    rrn: Option<String>,
-    created: i64,
-    updated: i64,
-    send_by: i64,
-    dispatched: Option<i64>,
-    sends: u32,
-    checks: u32,
-    flagged: Option<i64>,
+#[derive(Debug, Clone)]
+enum Cell {
+    Text(String),
+    Static(&'static str),
+    Int(i64),
+    Blob(Vec<u8>),
+    Null,
 }
 
-#[derive(Debug, Serialize)]
-struct HistoryJson {
-    id: String,
-    version: u32,
-    at: i64,
-    state: &'static str,
-    event: &'static str,
-    reason: Option<String>,
-    applied: u8,
+/// A statement that takes any number of rows: what stands before and after its `VALUES`.
+struct Insert {
+    before: &'static str,
+    columns: usize,
+    after: &'static str,
 }
 
-#[derive(Debug, Serialize)]
-struct IdempotencyJson<'a> {
-    tenant: &'a str,
-    route: &'a str,
-    key: &'a str,
-    fingerprint: String,
-    id: String,
-    at: i64,
-}
+const INSERT_TXNS: Insert = Insert { before: "INSERT INTO transactions VALUES ", columns: 21, after: "" };
 
-#[derive(Debug, Serialize)]
-struct InboxJson<'a> {
-    consumer: &'a str,
-    message: &'a str,
-    at: i64,
-}
+const UPSERT_TXNS: Insert = Insert {
+    before: "INSERT INTO transactions VALUES ",
+    columns: 21,
+    after: " ON CONFLICT (txn_id) DO UPDATE SET state = excluded.state, status = excluded.status,
+        version = excluded.version, code = excluded.code, rrn = excluded.rrn, updated_at = excluded.updated_at,
+        dispatched_at = excluded.dispatched_at, sends = excluded.sends, checks = excluded.checks,
+        flagged_at = excluded.flagged_at",
+};
 
-#[derive(Debug, Serialize)]
-struct OutboxJson {
-    event_id: String,
-    txn: String,
-    kind: &'static str,
-    payload: String,
-    at: i64,
-}
+const INSERT_HISTORY: Insert = Insert { before: "INSERT INTO txn_history VALUES ", columns: 7, after: "" };
 
-#[derive(Debug, Serialize)]
-struct TimerJson {
-    id: String,
-    kind: &'static str,
-    due: i64,
-}
+const INSERT_IDEMPOTENCY: Insert = Insert {
+    before: "INSERT INTO idempotency VALUES ",
+    columns: 4,
+    after: " ON CONFLICT DO NOTHING RETURNING txn_id",
+};
 
-#[derive(Debug, Serialize)]
-struct CredBlockJson<'a> {
-    id: String,
-    block: &'a str,
-}
+const INSERT_INBOX: Insert = Insert { before: "INSERT INTO inbox VALUES ", columns: 3, after: "" };
 
-const INSERT_TXNS: &str = "INSERT INTO transactions
-    SELECT unhex(value ->> 'id'), value ->> 'psp', value ->> 'tenant', value ->> 'subject', value ->> 'device',
-           value ->> 'from', value ->> 'to', value ->> 'amount', value ->> 'note', value ->> 'state',
-           value ->> 'status', value ->> 'version', value ->> 'code', value ->> 'rrn', value ->> 'created',
-           value ->> 'updated', value ->> 'send_by', value ->> 'dispatched', value ->> 'sends',
-           value ->> 'checks', value ->> 'flagged'
-    FROM json_each(?1)";
+const INSERT_OUTBOX: Insert = Insert {
+    before: "INSERT INTO outbox_events (event_id, aggregate_id, event_type, payload, created_at) VALUES ",
+    columns: 5,
+    after: "",
+};
 
-const UPDATE_TXNS: &str = "UPDATE transactions SET
-        state = row.value ->> 'state', status = row.value ->> 'status', version = row.value ->> 'version',
-        code = row.value ->> 'code', rrn = row.value ->> 'rrn', updated_at = row.value ->> 'updated',
-        dispatched_at = row.value ->> 'dispatched', sends = row.value ->> 'sends',
-        checks = row.value ->> 'checks', flagged_at = row.value ->> 'flagged'
-    FROM json_each(?1) AS row WHERE transactions.txn_id = unhex(row.value ->> 'id')";
+const UPSERT_TIMERS: Insert = Insert {
+    before: "INSERT INTO timers VALUES ",
+    columns: 4,
+    after: " ON CONFLICT (txn_id) DO UPDATE SET kind = excluded.kind, due_at = excluded.due_at, lease_until = 0",
+};
 
-const INSERT_HISTORY: &str = "INSERT INTO txn_history
-    SELECT unhex(value ->> 'id'), value ->> 'version', value ->> 'at', value ->> 'state', value ->> 'event',
-           value ->> 'reason', value ->> 'applied' FROM json_each(?1)";
-
-const INSERT_IDEMPOTENCY: &str = "INSERT INTO idempotency
-    SELECT value ->> 'tenant', value ->> 'route', value ->> 'key', unhex(value ->> 'fingerprint'),
-           unhex(value ->> 'id'), value ->> 'at' FROM json_each(?1)";
-
-const INSERT_INBOX: &str = "INSERT INTO inbox
-    SELECT value ->> 'consumer', value ->> 'message', value ->> 'at' FROM json_each(?1)";
-
-const INSERT_OUTBOX: &str =
-    "INSERT INTO outbox_events (event_id, aggregate_id, event_type, payload, created_at)
-    SELECT unhex(value ->> 'event_id'), value ->> 'txn', value ->> 'kind', value ->> 'payload', value ->> 'at'
-    FROM json_each(?1) ORDER BY key";
-
-const UPSERT_TIMERS: &str = "INSERT INTO timers
-    SELECT unhex(value ->> 'id'), value ->> 'kind', value ->> 'due', 0 FROM json_each(?1) WHERE true
-    ON CONFLICT (txn_id) DO UPDATE SET kind = excluded.kind, due_at = excluded.due_at, lease_until = 0";
+const INSERT_CRED_BLOCKS: Insert =
+    Insert { before: "INSERT INTO cred_blocks VALUES ", columns: 2, after: "" };
 
 const DELETE_TIMERS: &str = "DELETE FROM timers WHERE txn_id IN (SELECT unhex(value) FROM json_each(?1))";
-
-const INSERT_CRED_BLOCKS: &str = "INSERT INTO cred_blocks
-    SELECT unhex(value ->> 'id'), value ->> 'block' FROM json_each(?1)";
-
 const DELETE_CRED_BLOCKS: &str =
     "DELETE FROM cred_blocks WHERE txn_id IN (SELECT unhex(value) FROM json_each(?1))";
 
-impl<'a> Rows<'a> {
-    /// A new payment with everything that comes with it.
-    pub(super) fn accept(&mut self, new: &'a NewTxn, record: Record) {
-        let id = hex(record.txn.id.uuid());
+/// Rows of a statement, largest first: few different texts, so that all of them stay prepared.
+const SIZES: [usize; 4] = [64, 16, 4, 1];
+
+/// Writes the keys that are still free; gives the payments whose keys these were.
+pub(super) async fn claim_keys(
+    db: &mut SqliteConnection,
+    new: &[&NewTxn],
+) -> Result<HashSet<Uuid>, StoreError> {
+    let rows: Vec<Vec<Cell>> = new
+        .iter()
+        .map(|new| {
+            vec![
+                Cell::Blob(key_hash(&new.idempotency)),
+                Cell::Blob(new.fingerprint.to_vec()),
+                id(new.txn.id.uuid()),
+                Cell::Int(new.txn.created_at.0),
+            ]
+        })
+        .collect();
+    let mut claimed = HashSet::with_capacity(new.len());
+    for (sql, arguments) in INSERT_IDEMPOTENCY.statements(&rows)? {
+        for row in sqlx::query_with(AssertSqlSafe(sql), arguments).fetch_all(&mut *db).await? {
+            let bytes: Vec<u8> = row.try_get(0)?;
+            claimed.insert(Uuid::from_slice(&bytes).map_err(|e| StoreError::Engine(e.to_string()))?);
+        }
+    }
+    Ok(claimed)
+}
+
+/// The key of the table `idempotency`: of fixed length, and nothing in it that a client wrote.
+pub(super) fn key_hash(key: &IdempotencyKey) -> Vec<u8> {
+    let mut hash = Sha256::new();
+    for part in [key.tenant.as_str(), key.route, &key.key] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hash.finalize().to_vec()
+}
+
+impl Rows {
+    /// A new payment with everything that comes with it, but for its key.
+    pub(super) fn accept(&mut self, new: &NewTxn, record: Record) {
         self.new_txns.push(txn_row(&record));
-        self.idempotency.push(IdempotencyJson {
-            tenant: &new.idempotency.tenant,
-            route: new.idempotency.route,
-            key: &new.idempotency.key,
-            fingerprint: new.fingerprint.iter().map(|byte| format!("{byte:02x}")).collect(),
-            id: id.clone(),
-            at: record.txn.created_at.0,
-        });
         if let Some(block) = &new.cred_block {
-            self.cred_blocks.push(CredBlockJson { id, block: &block.0 });
+            self.cred_blocks.push(vec![id(new.txn.id.uuid()), Cell::Text(block.0.clone())]);
         }
         self.shared(record);
     }
 
     /// A payment's next version; the last one pushed wins.
     pub(super) fn change(&mut self, record: Record) {
-        let row = txn_row(&record);
-        self.changed_txns.insert(row.id.clone(), row);
+        self.changed_txns.insert(record.txn.id.uuid(), txn_row(&record));
         self.shared(record);
     }
 
-    pub(super) fn take_in(&mut self, consumer: &'a str, message: &'a str, at: UnixMs) {
-        self.inbox.push(InboxJson { consumer, message, at: at.0 });
+    pub(super) fn take_in(&mut self, consumer: &'static str, message: &str, at: UnixMs) {
+        self.inbox.push(vec![Cell::Static(consumer), Cell::Text(message.to_owned()), Cell::Int(at.0)]);
     }
 
     fn shared(&mut self, record: Record) {
-        let id = hex(record.txn.id.uuid());
-        self.history.push(HistoryJson {
-            id: id.clone(),
-            version: record.txn.version,
-            at: record.history.at.0,
-            state: record.history.state.name(),
-            event: record.history.event,
-            reason: record.history.reason,
-            applied: u8::from(record.history.applied),
-        });
+        let (txn, history) = (record.txn, record.history);
+        let key = txn.id.uuid();
+        self.history.push(vec![
+            id(key),
+            Cell::Int(i64::from(txn.version)),
+            Cell::Int(history.at.0),
+            Cell::Static(history.state.name()),
+            Cell::Static(history.event),
+            history.reason.map_or(Cell::Null, Cell::Text),
+            Cell::Int(i64::from(history.applied)),
+        ]);
         for event in record.events {
-            self.outbox.push(OutboxJson {
-                event_id: hex(event.event_id),
-                txn: record.txn.id.to_string(),
-                kind: event.event_type.name(),
-                payload: event.payload,
-                at: record.history.at.0,
-            });
+            self.outbox.push(vec![
+                id(event.event_id),
+                Cell::Text(txn.id.to_string()),
+                Cell::Static(event.event_type.name()),
+                Cell::Text(event.payload),
+                Cell::Int(history.at.0),
+            ]);
         }
         if record.erase_cred_block {
-            self.cred_blocks_gone.push(id.clone());
+            self.cred_blocks_gone.push(hex(key));
         }
-        if record.history.applied {
-            let timer = record.txn.wake.map(|wake| TimerJson {
-                id: id.clone(),
-                kind: wake_name(wake.kind),
-                due: wake.at.0,
+        if history.applied {
+            let timer = txn.wake.map(|wake| {
+                vec![id(key), Cell::Static(wake_name(wake.kind)), Cell::Int(wake.at.0), Cell::Int(0)]
             });
-            self.timers.insert(id, timer);
+            self.timers.insert(key, timer);
         }
     }
 
@@ -213,60 +179,106 @@ impl<'a> Rows<'a> {
     }
 
     /// Writes all of it; the caller commits.
-    pub(super) async fn write(&self, db: &mut SqliteConnection) -> Result<(), StoreError> {
-        insert(db, INSERT_TXNS, &self.new_txns).await?;
-        insert(db, UPDATE_TXNS, &self.changed_txns.values().collect::<Vec<_>>()).await?;
-        insert(db, INSERT_HISTORY, &self.history).await?;
-        insert(db, INSERT_IDEMPOTENCY, &self.idempotency).await?;
-        insert(db, INSERT_INBOX, &self.inbox).await?;
-        insert(db, INSERT_OUTBOX, &self.outbox).await?;
-        insert(db, UPSERT_TIMERS, &self.timers.values().flatten().collect::<Vec<_>>()).await?;
-        let gone: Vec<_> =
-            self.timers.iter().filter(|(_, timer)| timer.is_none()).map(|(id, _)| id).collect();
-        insert(db, DELETE_TIMERS, &gone).await?;
-        insert(db, INSERT_CRED_BLOCKS, &self.cred_blocks).await?;
-        insert(db, DELETE_CRED_BLOCKS, &self.cred_blocks_gone).await
+    pub(super) async fn write(self, db: &mut SqliteConnection) -> Result<(), StoreError> {
+        let changed: Vec<_> = self.changed_txns.into_values().collect();
+        let gone: Vec<String> =
+            self.timers.iter().filter(|(_, timer)| timer.is_none()).map(|(key, _)| hex(*key)).collect();
+        let timers: Vec<_> = self.timers.into_values().flatten().collect();
+        INSERT_TXNS.run(db, &self.new_txns).await?;
+        UPSERT_TXNS.run(db, &changed).await?;
+        INSERT_HISTORY.run(db, &self.history).await?;
+        INSERT_INBOX.run(db, &self.inbox).await?;
+        INSERT_OUTBOX.run(db, &self.outbox).await?;
+        UPSERT_TIMERS.run(db, &timers).await?;
+        delete(db, DELETE_TIMERS, &gone).await?;
+        INSERT_CRED_BLOCKS.run(db, &self.cred_blocks).await?;
+        delete(db, DELETE_CRED_BLOCKS, &self.cred_blocks_gone).await
     }
 }
 
-async fn insert(
-    db: &mut SqliteConnection,
-    sql: &'static str,
-    rows: &[impl Serialize],
-) -> Result<(), StoreError> {
-    if rows.is_empty() {
+impl Insert {
+    async fn run(&self, db: &mut SqliteConnection, rows: &[Vec<Cell>]) -> Result<(), StoreError> {
+        for (sql, arguments) in self.statements(rows)? {
+            sqlx::query_with(AssertSqlSafe(sql), arguments).execute(&mut *db).await?;
+        }
+        Ok(())
+    }
+
+    /// Texts of ours with question marks for every value, and the values.
+    fn statements(&self, mut rows: &[Vec<Cell>]) -> Result<Vec<(String, SqliteArguments)>, StoreError> {
+        let one = format!("(?{})", ", ?".repeat(self.columns - 1));
+        let mut statements = Vec::new();
+        for size in SIZES {
+            while rows.len() >= size {
+                let (now, later) = rows.split_at(size);
+                rows = later;
+                let values = vec![one.as_str(); size].join(", ");
+                statements.push((format!("{}{values}{}", self.before, self.after), arguments(now)?));
+            }
+        }
+        Ok(statements)
+    }
+}
+
+fn arguments(rows: &[Vec<Cell>]) -> Result<SqliteArguments, StoreError> {
+    use sqlx::Arguments as _;
+    let mut arguments = SqliteArguments::default();
+    for cell in rows.iter().flatten() {
+        match cell {
+            Cell::Text(text) => arguments.add(text.clone()),
+            Cell::Static(text) => arguments.add(*text),
+            Cell::Int(int) => arguments.add(*int),
+            Cell::Blob(bytes) => arguments.add(bytes.clone()),
+            Cell::Null => arguments.add(None::<i64>),
+        }
+        .map_err(|error| StoreError::Engine(error.to_string()))?;
+    }
+    Ok(arguments)
+}
+
+async fn delete(db: &mut SqliteConnection, sql: &'static str, ids: &[String]) -> Result<(), StoreError> {
+    if ids.is_empty() {
         return Ok(());
     }
-    let json = serde_json::to_string(rows).map_err(|error| StoreError::Engine(error.to_string()))?;
-    sqlx::query(sql).bind(json).execute(db).await?;
+    let ids = serde_json::to_string(ids).map_err(|error| StoreError::Engine(error.to_string()))?;
+    sqlx::query(sql).bind(ids).execute(db).await?;
     Ok(())
 }
 
-fn txn_row(record: &Record) -> TxnRow {
+/// In the order of the table's columns.
+fn txn_row(record: &Record) -> Vec<Cell> {
     let txn = &record.txn;
-    TxnRow {
-        id: hex(txn.id.uuid()),
-        psp: txn.id.psp().as_str().to_owned(),
-        tenant: txn.tenant.clone(),
-        subject: txn.subject.clone(),
-        device: txn.device_id.clone(),
-        from: txn.from.as_str().to_owned(),
-        to: txn.to.as_str().to_owned(),
-        amount: txn.amount.paise(),
-        note: txn.note.clone(),
-        state: txn.state.name(),
-        status: txn.state.status().name(),
-        version: txn.version,
-        code: txn.code.clone(),
-        rrn: txn.rrn.clone(),
-        created: txn.created_at.0,
-        updated: txn.updated_at.0,
-        send_by: txn.send_by.0,
-        dispatched: txn.dispatched_at.map(|at| at.0),
-        sends: txn.sends,
-        checks: txn.checks,
-        flagged: txn.flagged_at.map(|at| at.0),
-    }
+    let text = |text: &str| Cell::Text(text.to_owned());
+    let optional = |text: &Option<String>| text.clone().map_or(Cell::Null, Cell::Text);
+    let time = |at: Option<UnixMs>| at.map_or(Cell::Null, |at| Cell::Int(at.0));
+    vec![
+        id(txn.id.uuid()),
+        text(txn.id.psp().as_str()),
+        text(&txn.tenant),
+        text(&txn.subject),
+        text(&txn.device_id),
+        text(txn.from.as_str()),
+        text(txn.to.as_str()),
+        // Ten digits of rupees at most: far below i64's end.
+        Cell::Int(i64::try_from(txn.amount.paise()).unwrap_or(i64::MAX)),
+        text(&txn.note),
+        Cell::Static(txn.state.name()),
+        Cell::Static(txn.state.status().name()),
+        Cell::Int(i64::from(txn.version)),
+        optional(&txn.code),
+        optional(&txn.rrn),
+        Cell::Int(txn.created_at.0),
+        Cell::Int(txn.updated_at.0),
+        Cell::Int(txn.send_by.0),
+        time(txn.dispatched_at),
+        Cell::Int(i64::from(txn.sends)),
+        Cell::Int(i64::from(txn.checks)),
+        time(txn.flagged_at),
+    ]
+}
+
+fn id(uuid: Uuid) -> Cell {
+    Cell::Blob(uuid.as_bytes().to_vec())
 }
 
 /// The 32 digits that `unhex` takes.
