@@ -264,11 +264,7 @@ fn amounts_and_addresses(cases: &mut Cases<'_>) -> anyhow::Result<()> {
         cases.members("amount", &[("amount", amount)], (400, code))?;
     }
     cases.members("above the limit", &[("amount", "100000.01")], (422, "amount_above_limit"))?;
-    cases.members(
-        "far above the limit",
-        &[("amount", "9999999999.99")],
-        (422, "amount_above_limit"),
-    )?;
+    cases.members("far above the limit", &[("amount", "9999999999.99")], (422, "amount_above_limit"))?;
     for vpa in [
         r#""bob""#,
         r#""@torana""#,
