@@ -18,7 +18,8 @@ use crate::txn::{UnixMs, WakeKind};
 pub struct TimerConfig {
     /// How often to look.
     pub tick_ms: u64,
-    /// For how long a claimed timer is nobody else's.
+    /// For how long a claimed timer is nobody else's: after a crash its payment waits this long. Running one
+    /// twice does no harm, so short is right.
     pub lease_ms: u64,
     /// Claimed at a time.
     pub batch: u32,
@@ -26,7 +27,7 @@ pub struct TimerConfig {
 
 impl Default for TimerConfig {
     fn default() -> Self {
-        TimerConfig { tick_ms: 500, lease_ms: 30_000, batch: 100 }
+        TimerConfig { tick_ms: 500, lease_ms: 5_000, batch: 100 }
     }
 }
 

@@ -98,7 +98,7 @@ impl House {
              tls: {{certificate: txn-core.pem, key: txn-core.key, ca: internal-ca.pem}}\n\
              network: {{url: 'https://localhost:{}', timeout_ms: 500}}\n\
              store: {{sqlite: {{file: data/txn.db}}}}\nbus: {{local: {{file: data/bus.db}}}}\n\
-             timers: {{tick_ms: 20}}\ndrain_timeout_ms: 2000\n{}\n",
+             timers: {{tick_ms: 20, lease_ms: 300}}\ndrain_timeout_ms: 2000\n{}\n",
             self.proxy.port(),
             self.rules
         );
@@ -328,7 +328,7 @@ async fn a_budget_refusal_is_no_check() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_loses_nothing_and_sends_nothing_twice() {
     let house = House::build(QUICK).await;
-    // The first lives die while the proxy is away and while the outcome is unknown.
+    // The first life ends while the proxy is away: some are waiting, some are marked as sent.
     house.answers(&[unavailable()], &[status("FINAL", "PENDING", "01")]);
     let core = house.start().await;
     let mut ids = Vec::new();
@@ -337,9 +337,12 @@ async fn a_crash_loses_nothing_and_sends_nothing_twice() {
     }
     core.task.abort();
     house.answers(&[accepted()], &[status("FINAL", "SUCCESS", "00")]);
+    house.script.lock().unwrap().calls.clear();
     let core = house.start().await;
     for id in &ids {
         house.ends(&core, id, "COMPLETED").await;
+        let sent = house.calls("initiate").iter().filter(|call| call["txnId"] == **id).count();
+        assert!(sent <= 1, "accepted once, sent {sent} times");
     }
     core.task.abort();
     let core = house.start().await;
