@@ -6,11 +6,13 @@
 
 mod access_log;
 mod admin;
+mod door;
 mod edge;
 mod exchange;
 mod jwks;
 pub mod load;
 mod memory;
+mod message;
 mod metrics;
 pub mod server;
 mod trace;

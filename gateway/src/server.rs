@@ -15,7 +15,8 @@ use pingora::services::background::{BackgroundService, background_service};
 use pingora::services::listening::Service;
 
 use crate::admin::Admin;
-use crate::edge::{Door, Edge};
+use crate::door::Door;
+use crate::edge::Edge;
 use crate::jwks::KeyStore;
 use crate::load::Loaded;
 
