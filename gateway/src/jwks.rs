@@ -201,3 +201,97 @@ async fn read(source: &Source) -> anyhow::Result<Vec<u8>> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use filters::policy::{Algorithm, Issuer, Jwks};
+
+    use super::*;
+
+    fn keys(kid: &str) -> String {
+        // The public key of RFC 7517 appendix A.1.
+        format!(
+            r#"{{"keys":[{{"kty":"EC","crv":"P-256","kid":"{kid}","alg":"ES256",
+            "x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}}]}}"#
+        )
+    }
+
+    fn store(folder: &Path, unknown_kid_refresh_s: u64, stale_s: u64) -> KeyStore {
+        let jwks = Jwks {
+            url: None,
+            file: Some(Reference::File("jwks.json".into())),
+            ca: None,
+            refresh_s: 3_600,
+            stale_s,
+            unknown_kid_refresh_s,
+            timeout_ms: 1_000,
+        };
+        let issuer = Issuer {
+            issuer: "https://issuer.test".into(),
+            audiences: vec!["a".into()],
+            algorithms: vec![Algorithm::ES256],
+            jwks,
+            leeway_s: 0,
+        };
+        let issuers = BTreeMap::from([("main".to_owned(), At::nowhere(issuer))]);
+        KeyStore::new(&issuers, folder, Metrics::new().unwrap()).unwrap()
+    }
+
+    fn has(store: &KeyStore, kid: &str) -> bool {
+        store.keys("main").is_some_and(|keys| keys.find(Some(kid), Algorithm::ES256).is_some())
+    }
+
+    #[tokio::test]
+    async fn unknown_keys_are_looked_for_at_a_bounded_rate() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("jwks.json");
+        std::fs::write(&file, keys("old")).unwrap();
+        let store = store(folder.path(), 3_600, 3_600);
+        assert_eq!(store.missing(), ["main"]);
+        assert!(store.refresh_unknown("main").await);
+        assert!(store.missing().is_empty() && has(&store, "old"));
+
+        std::fs::write(&file, keys("new")).unwrap();
+        assert!(!store.refresh_unknown("main").await, "asked again within the bound");
+        assert!(has(&store, "old") && !has(&store, "new"));
+        assert!(!store.refresh_unknown("nobody").await);
+    }
+
+    #[tokio::test]
+    async fn the_last_good_keys_serve_while_a_refresh_fails_but_not_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("jwks.json");
+        for garbage in ["", "{}", "<html>", &"x".repeat(MOST_BYTES + 1)] {
+            std::fs::write(&file, keys("good")).unwrap();
+            let store = store(folder.path(), 0, 3_600);
+            assert!(store.refresh_unknown("main").await);
+            std::fs::write(&file, garbage).unwrap();
+            assert!(!store.refresh_unknown("main").await, "{} bytes were keys", garbage.len());
+            assert!(has(&store, "good"));
+            std::fs::remove_file(&file).unwrap();
+            assert!(!store.refresh_unknown("main").await);
+            assert!(has(&store, "good"));
+        }
+        std::fs::write(&file, keys("good")).unwrap();
+        let store = store(folder.path(), 0, 0);
+        assert!(store.refresh_unknown("main").await);
+        assert!(!has(&store, "good"), "stale at once");
+    }
+
+    #[tokio::test]
+    async fn keys_are_kept_fresh_in_the_background() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("jwks.json");
+        let store = Arc::new(store(folder.path(), 3_600, 3_600));
+        let running = tokio::spawn(Arc::clone(&store).keep_fresh());
+        // The source fails at first and is asked again soon.
+        while store.metrics.jwks_fetches.with_label_values(&["main", "error"]).get() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        std::fs::write(&file, keys("late")).unwrap();
+        while !has(&store, "late") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        running.abort();
+    }
+}

@@ -19,6 +19,13 @@ pub struct At<T> {
     pub(super) location: Location,
 }
 
+impl<T> At<T> {
+    /// A value that no file holds.
+    pub fn nowhere(value: T) -> Self {
+        Self { value, location: Location::UNKNOWN }
+    }
+}
+
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Spanned::deserialize(deserializer)
@@ -70,7 +77,7 @@ pub struct Document {
 
 impl<T: Default> Default for At<T> {
     fn default() -> Self {
-        Self { value: T::default(), location: Location::UNKNOWN }
+        Self::nowhere(T::default())
     }
 }
 
