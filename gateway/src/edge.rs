@@ -25,6 +25,7 @@ use crate::load::{ListenerFiles, Loaded};
 use crate::memory::{Full, Memory};
 use crate::message::{drain, is_small, read_body, request, target};
 use crate::metrics::Metrics;
+use crate::sockets::is_listening;
 use crate::upstream::Upstream;
 
 /// The policy and everything that serves it.
@@ -86,8 +87,11 @@ impl Edge {
     /// What keeps the edge from serving every route.
     pub(crate) fn missing(&self) -> Vec<String> {
         let keys = self.keys.missing().into_iter().map(|issuer| format!("keys of issuer {issuer}"));
+        let closed = self.policy.document().listeners.iter().map(|listener| &listener.value);
+        let closed = closed.filter(|listener| !is_listening(listener.address));
+        let closed = closed.map(|listener| format!("listener {}", listener.name));
         let draining = self.is_draining().then(|| "draining".to_owned());
-        keys.chain(draining).collect()
+        keys.chain(closed).chain(draining).collect()
     }
 
     /// The upstream's next address for this request; `None` before a route is found.

@@ -15,5 +15,6 @@ mod memory;
 mod message;
 mod metrics;
 pub mod server;
+mod sockets;
 mod trace;
 mod upstream;

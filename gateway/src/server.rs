@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use async_trait::async_trait;
-use filters::policy::At;
+use filters::policy::{At, Document};
 use pingora::apps::HttpServerOptions;
 use pingora::listeners::tls::TlsSettings;
 use pingora::proxy::ProxyServiceBuilder;
@@ -77,14 +77,35 @@ pub fn run(loaded: Loaded, options: Options) -> anyhow::Result<()> {
     keys.threads = Some(1);
     server.add_service(keys);
     server.bootstrap();
-    for At { value: listener, .. } in &document.listeners {
-        tracing::info!(listener = listener.name, address = %listener.address, "listening");
-    }
-    tracing::info!(admin = %admin_address, "ready");
+    announce(Arc::clone(&edge), &document);
     server.run(RunArgs {
         shutdown_signal: Box::new(Drain { edge, limit: Duration::from_secs(options.drain_s) }),
     });
     Ok(())
+}
+
+/// Says when the edge is ready: everything it needs is there and every listener open.
+fn announce(edge: Arc<Edge>, document: &Document) {
+    let admin = document.admin.address;
+    let listeners: Vec<_> = document
+        .listeners
+        .iter()
+        .map(|listener| format!("{} {}", listener.value.name, listener.value.address))
+        .collect();
+    std::thread::spawn(move || {
+        let mut told = Vec::new();
+        loop {
+            let missing = edge.missing();
+            if missing.is_empty() {
+                return tracing::info!(%admin, listeners = listeners.join(", "), "ready");
+            }
+            if missing != told {
+                tracing::info!(missing = missing.join(", "), "not ready yet");
+                told = missing;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
 }
 
 /// `ServerConf` has no `Clone`; these are the fields that this process sets.

@@ -22,7 +22,7 @@ struct Fault {
 fn faults() -> Vec<Fault> {
     let fault = |amount, fault, status, books| Fault { amount, fault, status, books };
     vec![
-        fault("66.01", json!({"kind": "silent"}), "COMPLETED", "COMPLETED"),
+        fault(SILENT, json!({"kind": "silent"}), "COMPLETED", "COMPLETED"),
         fault("66.02", json!({"kind": "duplicate_callback"}), "COMPLETED", "COMPLETED"),
         fault("66.03", json!({"kind": "replayed_callback"}), "COMPLETED", "COMPLETED"),
         fault("66.04", json!({"kind": "bad_signature"}), "COMPLETED", "COMPLETED"),
@@ -45,6 +45,9 @@ fn faults() -> Vec<Fault> {
     ]
 }
 
+/// Settled by the network, which never says so: a status check must find out.
+const SILENT: &str = "66.01";
+
 /// Accepted by the network and then nothing, ever.
 const UNSETTLED: &str = "66.99";
 
@@ -63,6 +66,10 @@ async fn payments_end_as_the_books_say() -> anyhow::Result<()> {
         assert_eq!(answer.status, 200, "{answer:?}");
         sent.push((fault, answer.text("txnId").to_owned()));
     }
+    let silent = sent.iter().find(|(fault, _)| fault.amount == SILENT).map(|(_, id)| id.clone());
+    let silent = silent.expect("it is among them");
+    assert_eq!(history(&stack, &silent).await?, ["PENDING"], "nobody has said anything yet");
+
     let mut wrong = Vec::new();
     let mut ends = Vec::new();
     for (fault, id) in sent {
@@ -78,6 +85,15 @@ async fn payments_end_as_the_books_say() -> anyhow::Result<()> {
         let books = moved.get(id.as_str()).map_or("FAILED", e2e::Moved::status);
         if (status.as_str(), books) != (fault.status, fault.books) {
             wrong.push(format!("{}: ended {status}, the books say {books}", fault.fault));
+        }
+    }
+    let calls = e2e::calls(&stack).await?;
+    assert!(calls["transactions"][&silent]["status"].as_u64() >= Some(1), "{calls}");
+    for (id, counts) in calls["transactions"].as_object().into_iter().flatten() {
+        let count = |api: &str| counts[api].as_u64().unwrap_or_default();
+        // The network's budget: three status checks of a payment, and one sending.
+        if count("status") > 3 || count("initiate") > 1 {
+            wrong.push(format!("{id} went over the budget: {counts}"));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

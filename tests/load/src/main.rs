@@ -1,6 +1,9 @@
 //! Measures, prints, asserts nothing: machines are shared and noisy.
 
 mod slice;
+mod store;
+
+use std::io::Write as _;
 
 use clap::{Parser, Subcommand};
 
@@ -16,6 +19,8 @@ struct Arguments {
 enum What {
     /// A payment's way from the edge to the disk: start-up, memory when idle, latency of `send` at a steady rate.
     Slice(slice::Arguments),
+    /// Payments that the embedded store makes durable a second.
+    Store(store::Arguments),
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -23,5 +28,10 @@ async fn main() -> anyhow::Result<()> {
     certs::install_crypto_provider();
     match Arguments::parse().what {
         What::Slice(arguments) => slice::run(arguments).await,
+        What::Store(arguments) => store::run(arguments).await,
     }
+}
+
+fn say(line: &str) -> anyhow::Result<()> {
+    Ok(writeln!(std::io::stdout().lock(), "{line}")?)
 }

@@ -1,12 +1,13 @@
 //! The figures of the whole slice: start, idle memory, `send` at a steady rate.
 
-use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use stack::{Binaries, Options, Payment, Service, Stack};
 use tokio::task::JoinSet;
+
+use crate::say;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -163,8 +164,4 @@ fn processor() -> String {
     let model =
         info.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split(": ").nth(1));
     model.unwrap_or("unknown processor").to_owned()
-}
-
-fn say(line: &str) -> anyhow::Result<()> {
-    Ok(writeln!(std::io::stdout().lock(), "{line}")?)
 }

@@ -100,9 +100,17 @@ async fn accept(api: &Api, headers: &HeaderMap, body: Body) -> Result<(TxnId, Ac
     let txn_id = txn.id;
     let idempotency = IdempotencyKey { tenant: caller.tenant.clone(), route: ROUTE, key: meant.key };
     let _first = InFlight::enter(api, &idempotency)?;
-    let new = NewTxn { txn, cred_block: meant.cred_block, idempotency, fingerprint, trace: caller.trace };
+    let trace = caller.trace.clone();
+    let new = NewTxn { txn, cred_block: meant.cred_block, idempotency, fingerprint, trace };
     let accepted = api.store.accept(new).await?;
-    tracing::info!(%txn_id, tenant = caller.tenant, ?accepted, "send");
+    tracing::info!(
+        %txn_id,
+        tenant = caller.tenant,
+        request_id = caller.trace.request_id,
+        traceparent = caller.trace.traceparent,
+        ?accepted,
+        "send"
+    );
     if matches!(accepted, Accepted::Replayed(_) | Accepted::KeyReused)
         && api.config.duplicates(&caller.tenant) == Duplicates::Conflict
     {

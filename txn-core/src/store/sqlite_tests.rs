@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::contract::request;
 use super::{Accepted, SqliteStore, Store as _, StoreError, WriterLimits, contract};
@@ -40,29 +39,4 @@ async fn a_full_queue_refuses_and_what_was_taken_is_answered() {
     }
     assert!(new > 0 && refused > 0, "{new} taken, {refused} refused");
     assert_eq!(store.unpublished(1000).await.unwrap().len(), new);
-}
-
-/// `cargo test --release -p txn-core accepted_payments_a_second -- --ignored --nocapture`
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "a measurement"]
-async fn accepted_payments_a_second() {
-    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR").to_owned() + "/../target").unwrap();
-    let store = Arc::new(open(&dir.path().join("txn.db"), &WriterLimits::default()).await);
-    let began = Instant::now();
-    let mut tasks = tokio::task::JoinSet::new();
-    const EACH: usize = 200;
-    const CLIENTS: usize = 512;
-    for client in 0..CLIENTS {
-        let store = store.clone();
-        tasks.spawn(async move {
-            for n in 0..EACH {
-                assert_eq!(store.accept(request(&format!("k-{client}-{n}"))).await.unwrap(), Accepted::New);
-            }
-        });
-    }
-    while let Some(done) = tasks.join_next().await {
-        done.unwrap();
-    }
-    let rate = (CLIENTS * EACH) as f64 / began.elapsed().as_secs_f64();
-    println!("{rate:.0} accepted payments a second ({CLIENTS} clients)");
 }
