@@ -1,8 +1,9 @@
 //! Signatures over requests and responses: RFC 9421 over the message, RFC 9530 over its body.
 //!
 //! The filter wants every request signed by the device that the token is bound to (RFC 7800) or by a partner
-//! with a key of its own. What a field says is protected whether or not the policy names it: a field that is
-//! named must be covered when it is there, and one that is covered must be there.
+//! with a key of its own. Method, path, query, token and the digest of the body are always covered
+//! ([`ALWAYS`]); a policy can only ask for more. A field that must be covered must be when it is there, and one
+//! that is covered must be there, so it can be neither changed, slipped in nor taken away.
 
 mod component;
 pub mod digest;
@@ -25,7 +26,9 @@ use crate::policy::{Keyring, Settings, Site, Unusable};
 pub struct Config {
     /// Whose key must have signed.
     pub signer: Signer,
-    /// What the signature must cover, as RFC 9421 names it. `@…` always; a field whenever the request has it.
+    /// What the signature must cover, as RFC 9421 names it, on top of `@method`, `@path`, `@query`,
+    /// `authorization` and `content-digest`, which it always must. A field is covered whenever the request has
+    /// it; a request with a body always has `content-digest`.
     pub components: Vec<String>,
     /// The label of the signature; absent: the request has exactly one.
     pub label: Option<String>,
@@ -49,20 +52,15 @@ pub enum Signer {
     Either,
 }
 
+/// What every signature covers, whatever the policy says. Without one of these a signature could be moved to
+/// another call, another sender's token or another body.
+const ALWAYS: [&str; 5] = ["@method", "@path", "@query", "authorization", "content-digest"];
+
 impl Default for Config {
     fn default() -> Self {
-        let components = [
-            "@method",
-            "@path",
-            "@query",
-            "authorization",
-            "content-digest",
-            "content-type",
-            "idempotency-key",
-        ];
         Self {
             signer: Signer::default(),
-            components: components.map(str::to_owned).to_vec(),
+            components: ["content-type", "idempotency-key"].map(str::to_owned).to_vec(),
             label: None,
             max_age_s: 300,
             max_skew_s: 30,
@@ -94,17 +92,22 @@ impl Settings for Config {
         if !(1..=3_600).contains(&self.max_age_s) || self.max_skew_s > 300 {
             return Err(Unusable::new("`max_age_s` is between 1 and 3600, `max_skew_s` at most 300"));
         }
-        let mut required = Vec::new();
+        let parse =
+            |text: &str| text.parse::<Component>().map_err(|why| Unusable::new(format!("{why}")));
+        let mut named: Vec<Component> = Vec::new();
         for text in &self.components {
-            let component: Component = text.parse().map_err(|why| Unusable::new(format!("{why}")))?;
-            if required.contains(&component) {
+            let component = parse(text)?;
+            if named.contains(&component) {
                 return Err(Unusable::new(format!("component `{text}` is named twice")));
             }
-            required.push(component);
+            named.push(component);
         }
-        if required.is_empty() || required.len() > message::COMPONENTS_MAX {
-            let why = format!("`components` names 1 to {} components", message::COMPONENTS_MAX);
-            return Err(Unusable::new(why));
+        let mut required = ALWAYS.into_iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+        named.retain(|component| !required.contains(component));
+        required.append(&mut named);
+        if required.len() > message::COMPONENTS_MAX {
+            let most = message::COMPONENTS_MAX - ALWAYS.len();
+            return Err(Unusable::new(format!("`components` adds at most {most} to those always covered")));
         }
         let identifiers: Vec<String> = required.iter().map(Component::identifier).collect();
         let wanted = format!(
@@ -142,7 +145,8 @@ impl Filter for Signature {
 
     fn body(&self, request: &Request<'_>, body: &[u8], _host: &dyn Host, _context: &mut Context) -> Verdict {
         let refuse = |code, detail| Verdict::refuse(400, code, detail);
-        // The field was covered if it was there; without it nothing vouches for a body.
+        // `head` made sure that the signature covers the field if it is there (`ALWAYS`); without it nothing
+        // vouches for a body.
         match request.headers.one("content-digest") {
             Ok(None) if body.is_empty() => Verdict::Pass,
             Ok(None) => refuse("digest_missing", "Send and sign a Content-Digest of the body (RFC 9530)."),
@@ -326,11 +330,11 @@ mod tests {
             components: components.iter().map(|text| (*text).to_owned()).collect(),
             ..Config::default()
         };
-        let many: Vec<String> = (0..33).map(|n| format!("h{n}")).collect();
+        let many: Vec<String> = (0..28).map(|n| format!("h{n}")).collect();
         assert!(build(Config::default()).is_ok());
+        assert!(build(of(&[])).is_ok());
         assert!(build(of(&["@method", "\"@query-param\";name=\"id\""])).is_ok());
         let unusable = [
-            of(&[]),
             of(&["@method", "@method"]),
             of(&["@made-up"]),
             of(&["Content-Digest"]),
