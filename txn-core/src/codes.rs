@@ -105,7 +105,10 @@ pub fn outcome(report: &Report) -> Outcome {
         return Outcome::StillPending;
     }
     if let Some(code) = &report.reversal_code {
-        return reversal_outcome(report.result, class(Section::Reversal, code));
+        return unless_the_payer_paid(
+            report,
+            reversal_outcome(report.result, class(Section::Reversal, code)),
+        );
     }
     let section =
         if report.source == Source::Inquiry && class(Section::StatusCheck, &report.code) == Class::NotFound {
@@ -132,14 +135,33 @@ pub fn outcome(report: &Report) -> Outcome {
             | Class::AskPayeeBank
             | Class::NotFound => Outcome::Unclear,
         },
-        ReportResult::Failure => match class_of_code {
-            Class::AskPayerBank => report
-                .payer_code
-                .as_deref()
-                .map_or(Outcome::Unclear, |code| failure_outcome(class(Section::Payment, code))),
-            other => failure_outcome(other),
-        },
+        ReportResult::Failure => {
+            let failed = match class_of_code {
+                Class::AskPayerBank => report
+                    .payer_code
+                    .as_deref()
+                    .map_or(Outcome::Unclear, |code| failure_outcome(class(Section::Payment, code))),
+                other => failure_outcome(other),
+            };
+            unless_the_payer_paid(report, failed)
+        }
     }
+}
+
+/// "Nothing moved" is not believed against the payer's own bank. If that bank says that it paid, only a confirmed
+/// reversal ends the payment; if it does not know, only a reversal that found nothing does.
+fn unless_the_payer_paid(report: &Report, outcome: Outcome) -> Outcome {
+    use Outcome as O;
+    let payer_bank = report.payer_code.as_deref().map(|code| class(Section::Payment, code));
+    let believed = match (outcome, payer_bank) {
+        (O::Declined | O::Expired | O::Failed | O::NotFound, Some(class)) => {
+            matches!(failure_outcome(class), O::Declined | O::Expired | O::Failed)
+        }
+        (O::ReversalRefused, Some(class)) => class != Class::Success,
+        (O::Debited | O::Succeeded | O::StillPending | O::Unclear | O::Deemed | O::Reversed, Some(_))
+        | (_, None) => true,
+    };
+    if believed { outcome } else { Outcome::Unclear }
 }
 
 fn success_outcome(report: &Report, class_of_code: Class) -> Outcome {
@@ -254,6 +276,17 @@ mod tests {
             (Failure, Stage::Final, ["U30", "ZA", "", ""], Declined),
             (Failure, Stage::Final, ["U30", "U67", "", ""], Unclear),
             (Failure, Stage::Final, ["U31", "00", "XH", ""], Unclear),
+            (Failure, Stage::Final, ["XH", "00", "XH", ""], Unclear),
+            (Failure, Stage::Final, ["Z9", "00", "", ""], Unclear),
+            (Failure, Stage::Final, ["XY", "00", "", ""], Unclear),
+            (Failure, Stage::Final, ["ZA", "00", "", ""], Unclear),
+            (Failure, Stage::Final, ["U69", "00", "", ""], Unclear),
+            (Failure, Stage::Final, ["Z9", "U67", "", ""], Unclear),
+            (Failure, Stage::Final, ["Z9", "Z9", "", ""], Failed),
+            (Failure, Stage::Final, ["21", "00", "", ""], Reversed),
+            (Failure, Stage::Final, ["XH", "00", "XH", "00"], Reversed),
+            (Failure, Stage::Final, ["U68", "00", "", "OD"], Unclear),
+            (Failure, Stage::Final, ["U67", "UT", "", "OD"], ReversalRefused),
             (Failure, Stage::Final, ["U31", "00", "XH", "00"], Reversed),
             (Failure, Stage::Final, ["U68", "00", "", "00"], Reversed),
             (Failure, Stage::Final, ["U68", "00", "", "96"], Deemed),
