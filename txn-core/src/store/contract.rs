@@ -204,11 +204,11 @@ async fn pin_blocks_go_out_once_and_are_forgotten(store: &impl Store) {
     store.accept(new).await.unwrap();
     assert_eq!(stepped(store, apply(id, Event::Dispatch)).await.2, Some(block.clone()));
     // Certainly not sent: the next sending needs it again.
-    let not_sent = Event::NotSent { reason: "network_unavailable".into(), retry_after_ms: None };
+    let not_sent = Event::NotSent { sending: 1, reason: "network_unavailable".into(), retry_after_ms: None };
     assert_eq!(stepped(store, apply(id, not_sent)).await.2, None);
     let later = Apply { at: NOW.plus(60_000), ..apply(id, Event::Dispatch) };
     assert_eq!(stepped(store, later).await.2, Some(block));
-    let (_, effects, none) = stepped(store, apply(id, Event::Acknowledged)).await;
+    let (_, effects, none) = stepped(store, apply(id, Event::Acknowledged { sending: 2 })).await;
     assert_eq!((effects, none), (vec![Effect::EraseCredBlock], None));
 }
 

@@ -132,8 +132,9 @@ pub fn ignored(txn: &Txn, why: Ignored, said: &Event, at: UnixMs) -> Option<Reco
         Event::Reported(report) => format!(":{}", report.code),
         Event::Dispatch
         | Event::NotSent { .. }
+        | Event::Unsendable { .. }
         | Event::OutcomeUnknown { .. }
-        | Event::Acknowledged
+        | Event::Acknowledged { .. }
         | Event::CheckDue
         | Event::CheckNotMade { .. }
         | Event::CheckUnanswered { .. } => String::new(),

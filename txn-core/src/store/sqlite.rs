@@ -210,6 +210,11 @@ impl SqliteEngine {
         let mut rows = Rows::default();
         let mut accepted = self.accept_all(&new, &mut rows).await?.into_iter();
         let mut applied = self.apply_all(&inputs, &mut rows).await?.into_iter();
+        for op in batch {
+            if let Op::Published(positions) = op {
+                rows.published(positions);
+            }
+        }
         let outgoing_events = rows.outgoing_events();
         rows.write(&mut self.db).await?;
 
@@ -218,13 +223,7 @@ impl SqliteEngine {
             replies.push(match op {
                 Op::Accept(_) => Reply::Accepted(accepted.next().ok_or_else(missing)?),
                 Op::Apply(_) => Reply::Applied(applied.next().ok_or_else(missing)?),
-                Op::Published(positions) => {
-                    let positions = serde_json::to_string(positions)
-                        .map_err(|error| StoreError::Engine(error.to_string()))?;
-                    let sql = "DELETE FROM outbox_events WHERE position IN (SELECT value FROM json_each(?1))";
-                    sqlx::query(sql).bind(positions).execute(&mut self.db).await?;
-                    Reply::Published
-                }
+                Op::Published(_) => Reply::Published,
                 Op::Claim { now, lease_ms, limit } => {
                     Reply::Claimed(sqlite_read::claim_due(&mut self.db, *now, *lease_ms, *limit).await?)
                 }

@@ -1,11 +1,12 @@
-//! Rows on their way into SQLite: each table takes its share of a batch in a few prepared multi-row
-//! statements, so that the number of calls hardly grows with the batch.
+//! Rows on their way into SQLite. Every call goes through a thread of its own and back, which costs more than
+//! the writing: a small batch is one call for all tables, each taking its rows from a JSON array. A large batch
+//! is a few prepared multi-row statements a table, which cost less for each row.
 
 use std::collections::{HashMap, HashSet};
 
 use sha2::{Digest as _, Sha256};
-use sqlx::sqlite::{SqliteArguments, SqliteConnection};
-use sqlx::{AssertSqlSafe, Row as _};
+use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
+use sqlx::{Arguments as _, AssertSqlSafe, Row as _};
 use uuid::Uuid;
 
 use super::record::Record;
@@ -24,7 +25,8 @@ pub(super) struct Rows {
     /// By id; none: the timer goes.
     timers: HashMap<Uuid, Option<Vec<Cell>>>,
     cred_blocks: Vec<Vec<Cell>>,
-    cred_blocks_gone: Vec<String>,
+    cred_blocks_gone: Vec<Uuid>,
+    published: Vec<i64>,
 }
 
 #[derive(Debug, Clone)]
@@ -36,52 +38,58 @@ enum Cell {
     Null,
 }
 
-/// A statement that takes any number of rows: what stands before and after its `VALUES`.
+/// A statement that takes any number of rows: what stands before and after them, and what they consist of.
 struct Insert {
     before: &'static str,
-    columns: usize,
+    /// A letter for each column: `b` for bytes, `v` for any other value.
+    columns: &'static str,
     after: &'static str,
 }
 
-const INSERT_TXNS: Insert = Insert { before: "INSERT INTO transactions VALUES ", columns: 21, after: "" };
+const INSERT_TXNS: Insert =
+    Insert { before: "INSERT INTO transactions", columns: "bvvvvvvvvvvvvvvvvvvvv", after: "" };
 
 const UPSERT_TXNS: Insert = Insert {
-    before: "INSERT INTO transactions VALUES ",
-    columns: 21,
+    before: "INSERT INTO transactions",
+    columns: "bvvvvvvvvvvvvvvvvvvvv",
     after: " ON CONFLICT (txn_id) DO UPDATE SET state = excluded.state, status = excluded.status,
         version = excluded.version, code = excluded.code, rrn = excluded.rrn, updated_at = excluded.updated_at,
         dispatched_at = excluded.dispatched_at, sends = excluded.sends, checks = excluded.checks,
         flagged_at = excluded.flagged_at",
 };
 
-const INSERT_HISTORY: Insert = Insert { before: "INSERT INTO txn_history VALUES ", columns: 7, after: "" };
+const INSERT_HISTORY: Insert = Insert { before: "INSERT INTO txn_history", columns: "bvvvvvv", after: "" };
 
 const INSERT_IDEMPOTENCY: Insert = Insert {
-    before: "INSERT INTO idempotency VALUES ",
-    columns: 4,
+    before: "INSERT INTO idempotency",
+    columns: "bbbv",
     after: " ON CONFLICT DO NOTHING RETURNING txn_id",
 };
 
-const INSERT_INBOX: Insert = Insert { before: "INSERT INTO inbox VALUES ", columns: 3, after: "" };
+const INSERT_INBOX: Insert = Insert { before: "INSERT INTO inbox", columns: "vvv", after: "" };
 
 const INSERT_OUTBOX: Insert = Insert {
-    before: "INSERT INTO outbox_events (event_id, aggregate_id, event_type, payload, created_at) VALUES ",
-    columns: 5,
+    before: "INSERT INTO outbox_events (event_id, aggregate_id, event_type, payload, created_at)",
+    columns: "bvvvv",
     after: "",
 };
 
 const UPSERT_TIMERS: Insert = Insert {
-    before: "INSERT INTO timers VALUES ",
-    columns: 4,
+    before: "INSERT INTO timers",
+    columns: "bvvv",
     after: " ON CONFLICT (txn_id) DO UPDATE SET kind = excluded.kind, due_at = excluded.due_at, lease_until = 0",
 };
 
-const INSERT_CRED_BLOCKS: Insert =
-    Insert { before: "INSERT INTO cred_blocks VALUES ", columns: 2, after: "" };
+const INSERT_CRED_BLOCKS: Insert = Insert { before: "INSERT INTO cred_blocks", columns: "bv", after: "" };
 
-const DELETE_TIMERS: &str = "DELETE FROM timers WHERE txn_id IN (SELECT unhex(value) FROM json_each(?1))";
+/// Statements that take away what one JSON array names.
+const DELETE_TIMERS: &str = "DELETE FROM timers WHERE txn_id IN (SELECT unhex(value) FROM json_each(?))";
 const DELETE_CRED_BLOCKS: &str =
-    "DELETE FROM cred_blocks WHERE txn_id IN (SELECT unhex(value) FROM json_each(?1))";
+    "DELETE FROM cred_blocks WHERE txn_id IN (SELECT unhex(value) FROM json_each(?))";
+const DELETE_PUBLISHED: &str = "DELETE FROM outbox_events WHERE position IN (SELECT value FROM json_each(?))";
+
+/// Up to so many rows of a table go as JSON.
+const FEW: usize = 32;
 
 /// Rows of a statement, largest first: few different texts, so that all of them stay prepared.
 const SIZES: [usize; 4] = [64, 16, 4, 1];
@@ -102,14 +110,17 @@ pub(super) async fn claim_keys(
             ]
         })
         .collect();
-    let mut claimed = HashSet::with_capacity(new.len());
-    for (sql, arguments) in INSERT_IDEMPOTENCY.statements(&rows)? {
-        for row in sqlx::query_with(AssertSqlSafe(sql), arguments).fetch_all(&mut *db).await? {
+    let mut script = Script::of(&[rows.len()]);
+    INSERT_IDEMPOTENCY.add(&rows, &mut script)?;
+    script
+        .run(db)
+        .await?
+        .iter()
+        .map(|row| {
             let bytes: Vec<u8> = row.try_get(0)?;
-            claimed.insert(Uuid::from_slice(&bytes).map_err(|e| StoreError::Engine(e.to_string()))?);
-        }
-    }
-    Ok(claimed)
+            Uuid::from_slice(&bytes).map_err(|error| StoreError::Engine(error.to_string()))
+        })
+        .collect()
 }
 
 /// The key of the table `idempotency`: of fixed length, and nothing in it that a client wrote.
@@ -164,7 +175,7 @@ impl Rows {
             ]);
         }
         if record.erase_cred_block {
-            self.cred_blocks_gone.push(hex(key));
+            self.cred_blocks_gone.push(key);
         }
         if history.applied {
             let timer = txn.wake.map(|wake| {
@@ -174,6 +185,11 @@ impl Rows {
         }
     }
 
+    /// Events that have been published go.
+    pub(super) fn published(&mut self, positions: &[i64]) {
+        self.published.extend_from_slice(positions);
+    }
+
     pub(super) fn outgoing_events(&self) -> usize {
         self.outbox.len()
     }
@@ -181,47 +197,137 @@ impl Rows {
     /// Writes all of it; the caller commits.
     pub(super) async fn write(self, db: &mut SqliteConnection) -> Result<(), StoreError> {
         let changed: Vec<_> = self.changed_txns.into_values().collect();
-        let gone: Vec<String> =
-            self.timers.iter().filter(|(_, timer)| timer.is_none()).map(|(key, _)| hex(*key)).collect();
+        let gone: Vec<Uuid> =
+            self.timers.iter().filter(|(_, timer)| timer.is_none()).map(|(key, _)| *key).collect();
         let timers: Vec<_> = self.timers.into_values().flatten().collect();
-        INSERT_TXNS.run(db, &self.new_txns).await?;
-        UPSERT_TXNS.run(db, &changed).await?;
-        INSERT_HISTORY.run(db, &self.history).await?;
-        INSERT_INBOX.run(db, &self.inbox).await?;
-        INSERT_OUTBOX.run(db, &self.outbox).await?;
-        UPSERT_TIMERS.run(db, &timers).await?;
-        delete(db, DELETE_TIMERS, &gone).await?;
-        INSERT_CRED_BLOCKS.run(db, &self.cred_blocks).await?;
-        delete(db, DELETE_CRED_BLOCKS, &self.cred_blocks_gone).await
+        let sizes =
+            [self.new_txns.len(), changed.len(), self.history.len(), self.inbox.len(), self.outbox.len()];
+        let mut script = Script::of(&sizes);
+        INSERT_TXNS.add(&self.new_txns, &mut script)?;
+        UPSERT_TXNS.add(&changed, &mut script)?;
+        INSERT_HISTORY.add(&self.history, &mut script)?;
+        INSERT_INBOX.add(&self.inbox, &mut script)?;
+        INSERT_OUTBOX.add(&self.outbox, &mut script)?;
+        UPSERT_TIMERS.add(&timers, &mut script)?;
+        script.delete(DELETE_TIMERS, &hexes(&gone))?;
+        INSERT_CRED_BLOCKS.add(&self.cred_blocks, &mut script)?;
+        script.delete(DELETE_CRED_BLOCKS, &hexes(&self.cred_blocks_gone))?;
+        script.delete(DELETE_PUBLISHED, &self.published)?;
+        script.run(db).await?;
+        Ok(())
+    }
+}
+
+/// Statements and their values on their way to SQLite, in order: rows refer to rows of tables before theirs.
+enum Script {
+    /// One call, with a text for each set of tables.
+    Few { text: String, values: SqliteArguments },
+    /// A call for each statement.
+    Many(Vec<(String, SqliteArguments)>),
+}
+
+impl Script {
+    /// For tables of these sizes.
+    fn of(sizes: &[usize]) -> Script {
+        if sizes.iter().all(|rows| *rows <= FEW) {
+            Script::Few { text: String::new(), values: SqliteArguments::default() }
+        } else {
+            Script::Many(Vec::new())
+        }
+    }
+
+    /// Adds a statement whose one value is JSON.
+    fn add(&mut self, sql: &str, json: String) -> Result<(), StoreError> {
+        let added = match self {
+            Script::Few { text, values } => {
+                text.push_str(sql);
+                text.push_str(";\n");
+                values.add(json)
+            }
+            Script::Many(statements) => {
+                let mut values = SqliteArguments::default();
+                let added = values.add(json);
+                statements.push((sql.to_owned(), values));
+                added
+            }
+        };
+        added.map_err(|error| StoreError::Engine(error.to_string()))
+    }
+
+    fn delete(&mut self, sql: &str, what: &[impl serde::Serialize]) -> Result<(), StoreError> {
+        if what.is_empty() {
+            return Ok(());
+        }
+        self.add(sql, serde_json::to_string(what).map_err(|error| StoreError::Engine(error.to_string()))?)
+    }
+
+    /// Runs everything, and gives the rows that came back.
+    async fn run(self, db: &mut SqliteConnection) -> Result<Vec<SqliteRow>, StoreError> {
+        let statements = match self {
+            Script::Few { text, .. } if text.is_empty() => Vec::new(),
+            Script::Few { text, values } => vec![(text, values)],
+            Script::Many(statements) => statements,
+        };
+        let mut rows = Vec::new();
+        for (sql, values) in statements {
+            rows.extend(sqlx::query_with(AssertSqlSafe(sql), values).fetch_all(&mut *db).await?);
+        }
+        Ok(rows)
     }
 }
 
 impl Insert {
-    async fn run(&self, db: &mut SqliteConnection, rows: &[Vec<Cell>]) -> Result<(), StoreError> {
-        for (sql, arguments) in self.statements(rows)? {
-            sqlx::query_with(AssertSqlSafe(sql), arguments).execute(&mut *db).await?;
+    fn add(&self, rows: &[Vec<Cell>], script: &mut Script) -> Result<(), StoreError> {
+        if rows.is_empty() {
+            return Ok(());
         }
-        Ok(())
-    }
-
-    /// Texts of ours with question marks for every value, and the values.
-    fn statements(&self, mut rows: &[Vec<Cell>]) -> Result<Vec<(String, SqliteArguments)>, StoreError> {
-        let one = format!("(?{})", ", ?".repeat(self.columns - 1));
-        let mut statements = Vec::new();
+        let Script::Many(statements) = script else {
+            return script.add(&self.json_sql(), json(rows));
+        };
+        let mut rows = rows;
+        let one = format!("(?{})", ", ?".repeat(self.columns.len() - 1));
         for size in SIZES {
             while rows.len() >= size {
                 let (now, later) = rows.split_at(size);
                 rows = later;
                 let values = vec![one.as_str(); size].join(", ");
-                statements.push((format!("{}{values}{}", self.before, self.after), arguments(now)?));
+                statements.push((format!("{} VALUES {values}{}", self.before, self.after), values_of(now)?));
             }
         }
-        Ok(statements)
+        Ok(())
+    }
+
+    /// The statement with its rows in one JSON array of arrays, bytes as hexadecimal digits.
+    fn json_sql(&self) -> String {
+        let columns: Vec<String> = self
+            .columns
+            .bytes()
+            .enumerate()
+            .map(
+                |(at, kind)| {
+                    if kind == b'b' { format!("unhex(value ->> {at})") } else { format!("value ->> {at}") }
+                },
+            )
+            .collect();
+        // Without WHERE the parser would take ON CONFLICT for a join's ON. `key` is the place in the array.
+        let columns = columns.join(", ");
+        format!("{} SELECT {columns} FROM json_each(?) WHERE true ORDER BY key{}", self.before, self.after)
     }
 }
 
-fn arguments(rows: &[Vec<Cell>]) -> Result<SqliteArguments, StoreError> {
-    use sqlx::Arguments as _;
+fn json(rows: &[Vec<Cell>]) -> String {
+    use serde_json::Value;
+    let cell = |cell: &Cell| match cell {
+        Cell::Text(text) => Value::from(text.as_str()),
+        Cell::Static(text) => Value::from(*text),
+        Cell::Int(int) => Value::from(*int),
+        Cell::Blob(bytes) => Value::from(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()),
+        Cell::Null => Value::Null,
+    };
+    Value::from_iter(rows.iter().map(|row| row.iter().map(cell).collect::<Value>())).to_string()
+}
+
+fn values_of(rows: &[Vec<Cell>]) -> Result<SqliteArguments, StoreError> {
     let mut arguments = SqliteArguments::default();
     for cell in rows.iter().flatten() {
         match cell {
@@ -236,13 +342,8 @@ fn arguments(rows: &[Vec<Cell>]) -> Result<SqliteArguments, StoreError> {
     Ok(arguments)
 }
 
-async fn delete(db: &mut SqliteConnection, sql: &'static str, ids: &[String]) -> Result<(), StoreError> {
-    if ids.is_empty() {
-        return Ok(());
-    }
-    let ids = serde_json::to_string(ids).map_err(|error| StoreError::Engine(error.to_string()))?;
-    sqlx::query(sql).bind(ids).execute(db).await?;
-    Ok(())
+fn hexes(ids: &[Uuid]) -> Vec<String> {
+    ids.iter().map(|id| hex(*id)).collect()
 }
 
 /// In the order of the table's columns.
