@@ -1,4 +1,5 @@
-//! What a policy's writer is told: every mistake with its place and, where it can be guessed, its mending.
+//! What a policy's writer is told: every mistake with its place and, where it can be guessed, its mending; and
+//! what is no mistake but worth a second look.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
 
@@ -159,5 +160,43 @@ fn security_adds_up_and_is_only_dropped_in_so_many_words() {
         let policy = read(&format!("{}{route}\n", GOOD)).unwrap();
         let names: Vec<_> = policy.rules()[0].chain.names().collect();
         assert_eq!(names.join(", "), filters, "{route}");
+    }
+}
+
+#[test]
+fn what_is_worth_a_second_look() {
+    const NOBODY: &str = "p.yaml:16:5: route `send` has neither `jwt` nor `signature`: anybody may call it";
+    const REPLAYS: &str = "p.yaml:16:5: route `send` has `signature` without `nonce`: who copies a signed request can send it again";
+    const FEW: &str = "p.yaml:16:5: route `send`: nonces are remembered for 390 s, so `state.memory.max_entries: 1000000` lasts for 2564 signed requests a second and refuses more with 503; 1950000 entries last for 5000";
+    let issuer = "issuers:\n  dev: { issuer: 'https://i', audiences: [a], algorithms: [ES256], jwks: { file: 'file:j' } }\n";
+    let state = |entries: u64| format!("state: {{ memory: {{ max_entries: {entries} }} }}\n");
+    for (route, below, expected) in [
+        ("", String::new(), vec![NOBODY]),
+        ("    filters: { jwt: {} }", issuer.into(), vec![]),
+        ("    filters: { jwt: {}, signature: {} }", issuer.into(), vec![REPLAYS]),
+        ("    filters: { signature: {} }", String::new(), vec![REPLAYS]),
+        ("    filters: { signature: {}, nonce: {} }", String::new(), vec![FEW]),
+        (
+            "    filters: { signature: {}, nonce: {} }",
+            state(1_949_999),
+            vec!["lasts for 4999 signed requests"],
+        ),
+        ("    filters: { signature: {}, nonce: {} }", state(1_950_000), vec![]),
+        ("    filters: { signature: {}, nonce: { window_s: 60 } }", state(750_000), vec![]),
+        (
+            "    except: [shape]",
+            String::new(),
+            vec![NOBODY, "p.yaml:20:14: route `send` does without `shape`"],
+        ),
+        (
+            "    except: [shape]\n    filters: { shape: {}, jwt: {} }",
+            issuer.into(),
+            vec!["p.yaml:20:14: route `send` does without `shape`"],
+        ),
+    ] {
+        let policy = read(&format!("{GOOD}{route}\n{below}")).unwrap();
+        let told: Vec<_> = policy.warnings().iter().map(|warning| warning.in_file("p.yaml")).collect();
+        let same = told.len() == expected.len() && told.iter().zip(&expected).all(|(t, e)| t.contains(e));
+        assert!(same, "{route}\nexpected {expected:#?}\ntold     {told:#?}");
     }
 }

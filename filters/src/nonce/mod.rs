@@ -31,6 +31,13 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// Seconds that a nonce is remembered: longer than any request that carries it could be taken.
+    pub(crate) fn remembered_s(&self) -> u64 {
+        self.window_s.saturating_add(self.max_skew_s).saturating_add(MARGIN_S)
+    }
+}
+
 impl Settings for Config {
     fn and(self, child: Self) -> Self {
         Self {
@@ -91,8 +98,7 @@ impl Filter for Nonce {
         }
         // Lengths tell the parts apart, whatever is in them.
         let key = format!("nonce/{}/{}/{nonce}", signed.keyid.len(), signed.keyid);
-        let seconds = config.window_s.saturating_add(config.max_skew_s).saturating_add(MARGIN_S);
-        context.ask(Op::Remember { key, ttl_ms: seconds.saturating_mul(1_000) });
+        context.ask(Op::Remember { key, ttl_ms: config.remembered_s().saturating_mul(1_000) });
         Verdict::Pass
     }
 

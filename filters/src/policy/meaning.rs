@@ -6,6 +6,7 @@ use ipnet::IpNet;
 
 use super::document::{At, Document, Issuer, Route};
 use super::mistake::{Mistake, nearest};
+use super::warning::warnings;
 use super::{Reference, Upstream};
 use crate::FilterSet;
 use crate::chain::Chain;
@@ -18,6 +19,7 @@ pub struct Policy {
     rules: Vec<RouteRule>,
     /// For each path, the position of the rule that serves a method.
     paths: matchit::Router<Vec<(String, usize)>>,
+    warnings: Vec<Mistake>,
 }
 
 /// A route and the filters that decide on it.
@@ -85,7 +87,8 @@ impl Policy {
         let rules = rules(&document, &keyring, &mut mistakes);
         let paths = paths(&document, &mut mistakes);
         if mistakes.is_empty() {
-            Ok(Self { document, rules, paths })
+            let warnings = warnings(&document);
+            Ok(Self { document, rules, paths, warnings })
         } else {
             mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
             Err(mistakes)
@@ -94,6 +97,12 @@ impl Policy {
 
     pub fn document(&self) -> &Document {
         &self.document
+    }
+
+    /// What the policy may say and its writer should know that it says, in the order of the file: routes that
+    /// anybody may call, say, and every filter that a route does without.
+    pub fn warnings(&self) -> &[Mistake] {
+        &self.warnings
     }
 
     pub fn rules(&self) -> &[RouteRule] {

@@ -7,6 +7,7 @@ mod document;
 mod meaning;
 mod mistake;
 mod reference;
+mod warning;
 
 pub use document::{
     Admin, Algorithm, At, Client, ClientCertificates, Document, HmacKey, Issuer, Jwks, Listener, ListenerTls,

@@ -1,0 +1,59 @@
+//! What a policy may say and its writer should know that it says: told by `check`, refused by nobody.
+
+use super::document::{At, Document, Route};
+use super::mistake::Mistake;
+use crate::FilterSet;
+
+/// The fewest signed requests a second that the memory should hold the nonces of. Below this it is worth a
+/// warning: a full memory refuses payments.
+const SIGNED_PER_S_MIN: u64 = 5_000;
+
+/// What is worth a second look in a document without mistakes, in the order of its lines.
+pub(super) fn warnings(document: &Document) -> Vec<Mistake> {
+    let mut warnings = Vec::new();
+    let mut longest: Option<(u64, &At<Route>)> = None;
+    for written in &document.routes {
+        let At { value: route, location } = written;
+        let except: Vec<&str> = route.except.iter().map(|filter| filter.value.as_str()).collect();
+        for filter in &route.except {
+            let message = format!("route `{}` does without `{}`", route.name, filter.value);
+            warnings.push(Mistake::of(filter, message));
+        }
+        let filters = document.filters.value.inherited(&route.filters.value, &except);
+        if let Some(missing) = missing(&filters) {
+            warnings.push(Mistake::at(*location, format!("route `{}` {missing}", route.name)));
+        }
+        if let Some(nonce) = &filters.nonce {
+            let seconds = nonce.remembered_s();
+            if longest.is_none_or(|(most, _)| seconds > most) {
+                longest = Some((seconds, written));
+            }
+        }
+    }
+    warnings.extend(longest.and_then(|(seconds, route)| too_few_entries(document, seconds, route)));
+    warnings.sort_by_key(|warning| (warning.line, warning.column));
+    warnings
+}
+
+fn missing(filters: &FilterSet) -> Option<&'static str> {
+    match (filters.jwt.is_some(), filters.signature.is_some(), filters.nonce.is_some()) {
+        (false, false, _) => Some("has neither `jwt` nor `signature`: anybody may call it"),
+        (_, true, false) => {
+            Some("has `signature` without `nonce`: who copies a signed request can send it again")
+        }
+        (_, true, true) | (true, false, _) => None,
+    }
+}
+
+/// Every nonce is an entry for as long as it is remembered, so entries and time bound the requests a second.
+fn too_few_entries(document: &Document, seconds: u64, route: &At<Route>) -> Option<Mistake> {
+    let entries = document.state.memory.max_entries;
+    let per_s = u64::try_from(entries).unwrap_or(u64::MAX).checked_div(seconds)?;
+    let message = format!(
+        "route `{}`: nonces are remembered for {seconds} s, so `state.memory.max_entries: {entries}` lasts for \
+         {per_s} signed requests a second and refuses more with 503; {} entries last for {SIGNED_PER_S_MIN}",
+        route.value.name,
+        SIGNED_PER_S_MIN.saturating_mul(seconds),
+    );
+    (per_s < SIGNED_PER_S_MIN).then(|| Mistake::of(route, message))
+}
