@@ -4,7 +4,7 @@
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::wire::{
-    Callback, CallbackAck, Pay, PayAck, StatusAnswer, StatusInquiry, ValidateAnswer, ValidateVpa,
+    Callback, CallbackAck, Pay, PayAck, Stamp, StatusAnswer, StatusInquiry, ValidateAnswer, ValidateVpa,
 };
 
 /// The calls of the façade.
@@ -59,11 +59,18 @@ pub trait Exchange: Serialize {
     type Answer: DeserializeOwned;
     /// Whether the answer names the same message as the request.
     fn answered_by(&self, answer: &Self::Answer) -> bool;
+    /// When it was asked for, if it must not go out long after.
+    fn asked_at(&self) -> Option<Stamp> {
+        None
+    }
 }
 
 impl Exchange for Pay {
     const API: Api = Api::Pay;
     type Answer = PayAck;
+    fn asked_at(&self) -> Option<Stamp> {
+        Some(self.initiated_at)
+    }
     fn answered_by(&self, answer: &PayAck) -> bool {
         (&self.txn_id, &self.msg_id) == (&answer.txn_id, &answer.msg_id)
     }

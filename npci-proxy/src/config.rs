@@ -82,8 +82,8 @@ pub struct Network {
     pub verify: Key,
     #[serde(default = "connect_timeout_ms")]
     pub connect_timeout_ms: u64,
-    #[serde(default = "pay")]
-    pub pay: Call,
+    #[serde(default)]
+    pub pay: PayCall,
     #[serde(default = "ten_seconds")]
     pub status: Call,
     #[serde(default = "ten_seconds")]
@@ -106,6 +106,18 @@ pub struct Call {
     pub timeout_ms: u64,
     #[serde(default = "in_flight")]
     pub max_in_flight: usize,
+}
+
+/// The call that moves money.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PayCall {
+    pub timeout_ms: u64,
+    pub max_in_flight: usize,
+    /// A payment whose `initiatedAt` lies further back is not sent (how far ahead it may lie is
+    /// `freshness.ahead_ms`). Keep it below the time of the first status check: who asked about a payment
+    /// and heard that the network does not know it must not see it go out afterwards.
+    pub max_age_ms: i64,
 }
 
 /// Where callbacks are made durable.
@@ -172,6 +184,12 @@ impl StatusChecks {
     }
 }
 
+impl Default for PayCall {
+    fn default() -> Self {
+        PayCall { timeout_ms: 15_000, max_in_flight: in_flight(), max_age_ms: 20_000 }
+    }
+}
+
 impl Default for StatusChecks {
     fn default() -> Self {
         let budget::Rules { first_after_ms, most, within_ms } = budget::Rules::default();
@@ -194,9 +212,6 @@ fn connect_timeout_ms() -> u64 {
 fn core_timeout_ms() -> u64 {
     5_000
 }
-fn pay() -> Call {
-    Call { timeout_ms: 15_000, max_in_flight: in_flight() }
-}
 fn ten_seconds() -> Call {
     Call { timeout_ms: 10_000, max_in_flight: in_flight() }
 }
@@ -211,7 +226,8 @@ mod tests {
     fn the_example_is_valid_and_shows_the_defaults() {
         let config = Config::parse(EXAMPLE, "/etc/torana".into()).unwrap();
         assert_eq!(config.network.tls.certificate, Path::new("/etc/torana/pki/psp.pem"));
-        assert_eq!((config.network.pay.timeout_ms, config.network.status.timeout_ms), (15_000, 10_000));
+        assert_eq!(config.network.pay, PayCall::default());
+        assert_eq!(config.network.status.timeout_ms, 10_000);
         assert_eq!(config.network.breaker, breaker::Rules::default());
         assert_eq!(config.freshness, freshness::Rules::default());
         assert_eq!(config.status_checks.rules(), budget::Rules::default());

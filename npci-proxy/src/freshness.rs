@@ -32,7 +32,12 @@ pub enum Stale {
 impl Rules {
     /// `created_s` is RFC 9421's `created`, Unix time in seconds.
     pub fn check(&self, created_s: i64, now_ms: i64) -> Result<(), Stale> {
-        let age_ms = now_ms.saturating_sub(created_s.saturating_mul(1_000));
+        self.check_ms(created_s.saturating_mul(1_000), now_ms)
+    }
+
+    /// The same for a time in milliseconds.
+    pub fn check_ms(&self, created_ms: i64, now_ms: i64) -> Result<(), Stale> {
+        let age_ms = now_ms.saturating_sub(created_ms);
         if age_ms > self.window_ms {
             return Err(Stale::TooOld);
         }

@@ -1,5 +1,7 @@
 //! Calls to the payment network. Each goes through bulkhead and breaker, is signed, and its answer is believed
-//! only if the network signed it for this very request. Nothing is ever sent twice from here.
+//! only if the network signed it for this very request. Nothing is ever sent twice from here, and no payment
+//! long after it was asked for: the process may have stood still with the request in a socket's buffer, and
+//! whoever waited may have asked the network meanwhile and heard that it knows no such payment.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -13,7 +15,8 @@ use crate::{
     breaker::{Breaker, CallResult, Ticket},
     clock::Clock,
     codec::{Api, Codec, Exchange},
-    config, freshness,
+    config,
+    freshness::{self, Stale},
     metrics::Metrics,
     pinned,
     problem::{Problem, Sent},
@@ -31,6 +34,8 @@ pub struct Network {
     signer: Signer,
     verifier: Verifier,
     freshness: freshness::Rules,
+    /// When a payment was asked for, seen from the moment that it goes out.
+    pay_age: freshness::Rules,
     lanes: [Lane; 3],
     clock: Clock,
     metrics: Metrics,
@@ -64,6 +69,8 @@ pub enum CallError {
     AnswerInvalid(&'static str),
     #[error("the call could not be written")]
     NotWritten,
+    #[error("not of now (initiatedAt): {0}")]
+    RequestTooOld(Stale),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -91,12 +98,13 @@ impl Network {
             connect_timeout: Duration::from_millis(config.connect_timeout_ms),
             ..certs::client::ClientLimits::default()
         };
-        let lane = |call: config::Call| Lane {
-            timeout: Duration::from_millis(call.timeout_ms),
-            max_in_flight: call.max_in_flight,
-            slots: Semaphore::new(call.max_in_flight),
+        let lane = |timeout_ms, max_in_flight| Lane {
+            timeout: Duration::from_millis(timeout_ms),
+            max_in_flight,
+            slots: Semaphore::new(max_in_flight),
             breaker: Mutex::new(Breaker::new(config.breaker)),
         };
+        let (pay, status, validate) = (config.pay, config.status, config.validate);
         Ok(Network {
             client: certs::client::https(tls, limits)?,
             url: base_url(&config.url).ok_or(NetworkError::Url)?,
@@ -104,7 +112,12 @@ impl Network {
             signer,
             verifier,
             freshness,
-            lanes: [lane(config.pay), lane(config.status), lane(config.validate)],
+            pay_age: freshness::Rules { window_ms: pay.max_age_ms, ..freshness },
+            lanes: [
+                lane(pay.timeout_ms, pay.max_in_flight),
+                lane(status.timeout_ms, status.max_in_flight),
+                lane(validate.timeout_ms, validate.max_in_flight),
+            ],
             clock,
             metrics,
         })
@@ -168,6 +181,11 @@ impl Network {
             .map_err(|_| CallError::NotWritten)?;
 
         let url = format!("{}{path}", self.url);
+        // The last thing before the bytes leave; from here on only the connect timeout can hold them up.
+        if let Some(asked_at) = request.asked_at() {
+            let checked = self.pay_age.check_ms(asked_at.unix_ms, self.clock.now_ms());
+            checked.map_err(CallError::RequestTooOld)?;
+        }
         let sent = self.client.post(url).headers(headers).body(body).timeout(timeout).send().await;
         let mut response = sent.map_err(|error| CallError::of(&error))?;
         let status = response.status().as_u16();
@@ -232,6 +250,7 @@ impl CallError {
             CallError::Status(_) => "status",
             CallError::AnswerInvalid(_) => "answer_invalid",
             CallError::NotWritten => "not_written",
+            CallError::RequestTooOld(_) => "request_too_old",
         }
     }
 
@@ -242,9 +261,10 @@ impl CallError {
             }
             CallError::Status(status) if status >= 500 => CallResult::Failure,
             CallError::Status(_) => CallResult::Success,
-            CallError::BreakerOpen { .. } | CallError::TooManyCalls | CallError::NotWritten => {
-                CallResult::Abandoned
-            }
+            CallError::BreakerOpen { .. }
+            | CallError::TooManyCalls
+            | CallError::NotWritten
+            | CallError::RequestTooOld(_) => CallResult::Abandoned,
         }
     }
 
@@ -254,7 +274,8 @@ impl CallError {
             CallError::BreakerOpen { .. }
             | CallError::TooManyCalls
             | CallError::Unreachable
-            | CallError::NotWritten => Sent::No,
+            | CallError::NotWritten
+            | CallError::RequestTooOld(_) => Sent::No,
             CallError::Timeout | CallError::Broken | CallError::Status(_) | CallError::AnswerInvalid(_) => {
                 Sent::Unknown
             }
@@ -272,6 +293,7 @@ impl From<CallError> for Problem {
             CallError::TooManyCalls | CallError::Unreachable | CallError::NotWritten => {
                 Problem::new(StatusCode::SERVICE_UNAVAILABLE, "network_unavailable").retry_after_ms(1_000)
             }
+            CallError::RequestTooOld(_) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "request_too_old"),
             CallError::Timeout => Problem::new(StatusCode::GATEWAY_TIMEOUT, "network_timeout"),
             CallError::Broken | CallError::Status(_) => {
                 Problem::new(StatusCode::BAD_GATEWAY, "network_error")
@@ -364,6 +386,7 @@ mod tests {
         check(CallError::TooManyCalls, 503, "network_unavailable", Sent::No);
         check(CallError::Unreachable, 503, "network_unavailable", Sent::No);
         check(CallError::NotWritten, 503, "network_unavailable", Sent::No);
+        check(CallError::RequestTooOld(Stale::TooOld), 503, "request_too_old", Sent::No);
         check(CallError::Timeout, 504, "network_timeout", Sent::Unknown);
         check(CallError::Broken, 502, "network_error", Sent::Unknown);
         check(CallError::Status(503), 502, "network_error", Sent::Unknown);

@@ -137,6 +137,30 @@ async fn the_breaker_opens_on_a_silent_network_and_recovers() {
 }
 
 #[tokio::test]
+async fn a_payment_does_not_go_out_long_after_it_was_asked_for() {
+    let world = World::new().await;
+    // More often than the breaker would forgive: the network is not to blame.
+    for ago_ms in [20_500, 21_000, 3_600_000, -6_000, -3_600_000] {
+        let (status, problem) = world.pay_asked(1, "1.00", ago_ms).await;
+        let said = (status, &problem["code"], &problem["sent"]);
+        assert_eq!(said, (503, &json!("request_too_old"), &json!("no")), "{ago_ms} ms ago: {problem}");
+    }
+    assert!(world.sim("/calls").await["totals"].as_object().unwrap().is_empty(), "nothing went out");
+    assert_eq!(world.status(1).await.1["code"], "NO");
+    // Asked for again under the same id, it goes out; a clock that is a little off does not matter.
+    for (number, ago_ms) in [(1, 0), (2, 15_000), (3, -3_000)] {
+        assert_eq!(world.pay_asked(number, "1.00", ago_ms).await.1["ack"], "ACCEPTED", "{ago_ms} ms ago");
+    }
+    // Only payments age: a check is about something old.
+    world.pass_ms(60_000);
+    assert_eq!(world.status(1).await.0, 200);
+    assert_eq!(
+        world.metric(r#"npci_call_duration_seconds_count{api="pay",outcome="request_too_old"}"#).await,
+        5.0
+    );
+}
+
+#[tokio::test]
 async fn status_checks_keep_to_the_budget() {
     let world = World::with(Settings { status_first_after_ms: 90_000, ..Settings::default() }).await;
     assert_eq!(world.pay(1, "1.00").await.0, 200);

@@ -96,7 +96,7 @@ async fn a_pin_goes_from_the_device_to_the_bank() {
         let body = json!({
             "txnId": txn(number), "msgId": txn(number), "type": "PAY", "payerVpa": "pinned@torana",
             "payeeVpa": "bob@torana", "amount": "1.00", "note": "tea", "credBlock": block,
-            "initiatedAt": "2026-01-01T00:00:00.000Z",
+            "initiatedAt": world.now(),
         });
         assert_eq!(world.call("/v1/initiateTransaction", &body).await.0, 200);
         until(ends, || async { world.core.told(&txn(number)).iter().any(|told| told == ends) }).await;

@@ -18,6 +18,7 @@ use npci_proxy::{
     clock::Clock,
     seal::{Mark, Signer, Verifier},
     secret::SecretRef,
+    wire::Stamp,
 };
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -234,19 +235,30 @@ status_checks: {{ first_after_ms: {first_after_ms} }}
     }
 
     pub async fn pay(&self, number: u32, amount: &str) -> (u16, Value) {
+        self.pay_asked(number, amount, 0).await
+    }
+
+    /// A payment that was asked for so long ago.
+    pub async fn pay_asked(&self, number: u32, amount: &str, ago_ms: i64) -> (u16, Value) {
+        let initiated_at = Stamp { unix_ms: self.now_ms() - ago_ms };
         self.call(
             "/v1/initiateTransaction",
             &json!({
                 "txnId": txn(number), "msgId": txn(number), "type": "PAY", "payerVpa": "alice@torana",
                 "payeeVpa": "bob@torana", "amount": amount, "note": "tea", "deviceId": "d",
-                "initiatedAt": "2026-01-01T00:00:00.000Z",
+                "initiatedAt": initiated_at,
             }),
         )
         .await
     }
 
+    /// The present, as messages say it.
+    pub fn now(&self) -> Stamp {
+        Stamp { unix_ms: self.now_ms() }
+    }
+
     pub async fn status(&self, number: u32) -> (u16, Value) {
-        let original_at = npci_proxy::wire::Stamp { unix_ms: self.now_ms() };
+        let original_at = self.now();
         self.call(
             "/v1/statusInquiry",
             &json!({"txnId": txn(number), "msgId": txn(number + 1_000), "originalAt": original_at}),
