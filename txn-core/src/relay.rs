@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::bus::{Bus, Message, Topic};
@@ -36,8 +36,7 @@ impl Relay {
             match self.relay_some().await {
                 Ok(0) => tokio::select! {
                     _ = stop.wait_for(|stop| *stop) => return,
-                    // What is committed in the next moment goes out in the same round.
-                    _ = timeout(LOOK_AT_LEAST_EVERY, bell.notified()) => sleep(GATHER).await,
+                    () = woken(&bell) => {}
                 },
                 Ok(_) => {}
                 Err(error) => {
@@ -64,6 +63,13 @@ impl Relay {
         self.metrics.published.inc_by(rows.len() as u64);
         self.store.published(rows.iter().map(|row| row.position).collect()).await?;
         Ok(rows.len())
+    }
+}
+
+/// Waits for something to relay. What is committed in the next moment goes out in the same round.
+async fn woken(bell: &Notify) {
+    if timeout(LOOK_AT_LEAST_EVERY, bell.notified()).await.is_ok() {
+        sleep(GATHER).await;
     }
 }
 
