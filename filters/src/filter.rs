@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::crypto::{Local, Verify, VerifyingKey};
 use crate::jwt::KeySet;
 use crate::state::{Answer, Op};
 
@@ -55,6 +56,11 @@ pub trait Host {
 
     /// The current keys of an issuer named in the policy; `None` while none were ever loaded.
     fn keys(&self, issuer: &str) -> Option<Arc<KeySet>>;
+
+    /// Who verifies signatures: the crate's own code, unless the data plane has something faster.
+    fn verifier(&self) -> &dyn Verify {
+        &Local
+    }
 }
 
 /// What a filter decided.
@@ -270,8 +276,21 @@ pub struct Identity {
     pub device: Option<String>,
     /// `scope`, split at spaces.
     pub scopes: BTreeSet<String>,
-    /// `cnf.jwk` (RFC 7800): the key that the sender must prove to hold.
-    pub device_key: Option<crate::crypto::VerifyingKey>,
+    /// `cnf`: what the sender must prove.
+    pub binding: Binding,
+}
+
+/// What a token is bound to (RFC 7800): who bears it must prove to hold that.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Binding {
+    /// The token has no `cnf`.
+    #[default]
+    None,
+    /// `cnf.jwk`.
+    Key(VerifyingKey),
+    /// The token is bound by means that are not understood here, a certificate or a key's thumbprint say.
+    /// Nobody can prove that here, so it is never as good as [`None`](Binding::None).
+    NotUnderstood,
 }
 
 /// A message signature that was verified.

@@ -22,7 +22,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use filters::FilterSet;
 use filters::chain::Refused;
-use filters::crypto::SigningKey;
+use filters::crypto::{CryptoError, Local, SigningKey, Verify, VerifyingKey};
 use filters::filter::{Context, Headers, Host, Request};
 use filters::jwt::KeySet;
 use filters::policy::{Match, Policy};
@@ -49,6 +49,8 @@ struct Case {
     with: BTreeMap<String, Value>,
     #[serde(default)]
     trusted_proxies: Vec<String>,
+    /// The tenant that the client with the key `partner-1` belongs to.
+    client_tenant: Option<String>,
     requests: Vec<Step>,
 }
 
@@ -169,7 +171,7 @@ fn p256() -> SigningKey {
 }
 
 fn jwk(key: &SigningKey) -> Value {
-    let filters::crypto::VerifyingKey::EcdsaP256(public) = key.verifying_key().unwrap() else { panic!() };
+    let VerifyingKey::EcdsaP256(public) = key.verifying_key().unwrap() else { panic!() };
     let point = public.uncompressed();
     let [x, y] = [&point[1..33], &point[33..]].map(|part| URL_SAFE_NO_PAD.encode(part));
     json!({ "kty": "EC", "crv": "P-256", "x": x, "y": y })
@@ -319,6 +321,13 @@ struct World<'k> {
     keys: &'k Keys,
     now_ms: Cell<u64>,
     state: Map,
+    verifier: &'k dyn Verify,
+}
+
+impl<'k> World<'k> {
+    fn new(keys: &'k Keys) -> Self {
+        Self { keys, now_ms: Cell::new(EPOCH_S * 1_000), state: Map::default(), verifier: &Local }
+    }
 }
 
 #[derive(Default)]
@@ -340,6 +349,9 @@ impl Host for World<'_> {
     fn keys(&self, issuer: &str) -> Option<Arc<KeySet>> {
         (issuer == "main").then(|| Arc::clone(&self.keys.jwks))
     }
+    fn verifier(&self) -> &dyn Verify {
+        self.verifier
+    }
 }
 
 /// A policy of one route that accepts anything, with the case's filters on it.
@@ -359,7 +371,7 @@ fn policy(filter: &str, case: &Case) -> Result<Policy, String> {
             "issuer": "https://issuer.test", "audiences": ["torana"], "algorithms": ["ES256"],
             "jwks": { "file": "file:jwks.json" },
         } },
-        "clients": { "acme-bank": { "hmac_keys": [{ "id": "partner-1", "secret": "file:s" }] } },
+        "clients": { "acme-bank": { "tenant": case.client_tenant, "hmac_keys": [{ "id": "partner-1", "secret": "file:s" }] } },
         "routes": [{
             "name": "r", "methods": ["GET", "POST", "PUT", "DELETE"], "path": "/{*rest}", "upstream": "u",
             "filters": filters,
@@ -397,7 +409,7 @@ fn decide(policy: &Policy, sent: &Sent, world: &mut World<'_>) -> (String, Conte
 
 fn run(filter: &str, case: &Case, keys: &Keys) -> Result<(), String> {
     let policy = policy(filter, case)?;
-    let mut world = World { keys, now_ms: Cell::new(EPOCH_S * 1_000), state: Map::default() };
+    let mut world = World::new(keys);
     for (number, step) in case.requests.iter().enumerate() {
         world.now_ms.set(EPOCH_S * 1_000 + step.at_ms);
         let sent = Sent::new(step, keys, i64::try_from(world.now_ms.get() / 1_000).unwrap());
@@ -448,4 +460,33 @@ fn every_case_of_every_filter() {
         }
     }
     assert!(failures.is_empty(), "{} of {count} cases failed:\n{}", failures.len(), failures.join("\n"));
+}
+
+/// A data plane that can verify nothing.
+struct Unable;
+
+impl Verify for Unable {
+    fn verify(&self, key: &VerifyingKey, _message: &[u8], _signature: &[u8]) -> Result<(), CryptoError> {
+        Err(CryptoError::Unsupported(key.algorithm()))
+    }
+}
+
+/// Tokens and signatures are verified by the data plane's cryptography, not past it.
+#[test]
+fn the_data_plane_verifies() {
+    let keys = Keys::new();
+    for (filter, step, expected) in [
+        ("jwt", "{ token: {}, verdict: '' }", "503 token_not_verifiable"),
+        (
+            "signature",
+            "{ sign: { key: partner, created: 0, digest: false, components: ['@method', '@path', '@query'] }, verdict: '' }",
+            "503 signature_not_verifiable",
+        ),
+    ] {
+        let case: Case = serde_saphyr::from_str(&format!("name: {filter}\nrequests: [{step}]")).unwrap();
+        let policy = policy(filter, &case).unwrap();
+        let mut world = World { verifier: &Unable, ..World::new(&keys) };
+        let sent = Sent::new(&case.requests[0], &keys, EPOCH_S as i64);
+        assert_eq!(decide(&policy, &sent, &mut world).0, expected, "{filter}");
+    }
 }

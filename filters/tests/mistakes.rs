@@ -122,6 +122,7 @@ fn every_mistake_has_a_place_and_a_message() {
             "secret: \"file:acme.secret\" }, { id: acme-1, secret: 'env:B' }]",
             "key id `acme-1` is used twice",
         ),
+        ("acme: {", "acme: { tenant: '',", "p.yaml:12:19: client `acme`: `tenant` is empty"),
         ("routes:", "routes: []\nx:", "unknown field `x`"),
         ("  - name: send", "  name: send", "p.yaml:16:3: "),
     ] {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer};
 use super::keys::verifying_key;
 use super::token::TokenError;
 use crate::crypto::VerifyingKey;
-use crate::filter::Identity;
+use crate::filter::{Binding, Identity};
 
 /// The claims that the edge reads; others are for the upstream to ask for. Text that reaches an upstream in a
 /// header is visible ASCII, so that no claim can write a header of its own.
@@ -59,7 +59,7 @@ enum Audience {
     Many(Vec<String>),
 }
 
-/// RFC 7800 section 3.1. Confirmation by other means than a key is not read.
+/// RFC 7800 section 3.1. Of confirmation by other means than a key it is only kept that there is one.
 #[derive(Deserialize)]
 struct Confirmation {
     jwk: Option<Jwk>,
@@ -101,15 +101,18 @@ impl Claims {
         if !readable || vpas.len() > VPAS_MAX || vpas.iter().any(|vpa| vpa.contains([',', ' '])) {
             return Err(TokenError::Malformed);
         }
-        let device_key = match written.cnf.and_then(|cnf| cnf.jwk) {
-            // A key that cannot be read must not turn a bound token into one that anybody may use.
-            Some(jwk) => match verifying_key(&jwk).map_err(|_| TokenError::Malformed)? {
-                key @ (VerifyingKey::EcdsaP256(_) | VerifyingKey::Ed25519(_)) => Some(key),
-                VerifyingKey::Hmac(_) | VerifyingKey::RsaPssSha512(_) | VerifyingKey::RsaV15Sha256(_) => {
-                    return Err(TokenError::Malformed);
+        // What cannot be read must not turn a bound token into one that anybody may use.
+        let binding = match written.cnf {
+            None => Binding::None,
+            Some(Confirmation { jwk: None }) => Binding::NotUnderstood,
+            Some(Confirmation { jwk: Some(jwk) }) => {
+                match verifying_key(&jwk).map_err(|_| TokenError::Malformed)? {
+                    key @ (VerifyingKey::EcdsaP256(_) | VerifyingKey::Ed25519(_)) => Binding::Key(key),
+                    VerifyingKey::Hmac(_) | VerifyingKey::RsaPssSha512(_) | VerifyingKey::RsaV15Sha256(_) => {
+                        return Err(TokenError::Malformed);
+                    }
                 }
-            },
-            None => None,
+            }
         };
         let scopes: BTreeSet<String> = written
             .scope
@@ -132,7 +135,7 @@ impl Claims {
                 tenant: written.tenant,
                 device: written.device,
                 scopes,
-                device_key,
+                binding,
             },
             vpas,
         })
@@ -242,9 +245,27 @@ mod tests {
             tenant: Some("t".into()),
             device: Some("d".into()),
             scopes,
-            device_key: None,
+            binding: Binding::None,
         };
         assert_eq!((claims.identity, claims.vpas), (expected, vec!["a@b".to_owned(), "c@d".to_owned()]));
+    }
+
+    #[test]
+    fn what_a_token_is_bound_to() {
+        let p256 = r#"{"kty":"EC","crv":"P-256","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}"#;
+        let binding = |rest: &str| {
+            let text = format!(r#"{{"sub":"u1","aud":"edge","exp":1{rest}}}"#);
+            Claims::parse(text.as_bytes(), "dev").map(|claims| claims.identity.binding)
+        };
+        assert_eq!(binding(""), Ok(Binding::None));
+        for others in ["{}", r#"{"jkt":"x"}"#, r#"{"x5t#S256":"x"}"#, r#"{"kid":"x"}"#, r#"{"jwk":null}"#] {
+            assert_eq!(binding(&format!(r#","cnf":{others}"#)), Ok(Binding::NotUnderstood), "{others}");
+        }
+        for key in [format!(r#"{{"jwk":{p256}}}"#), format!(r#"{{"kid":"x","jwk":{p256}}}"#)] {
+            let bound = binding(&format!(r#","cnf":{key}"#));
+            assert!(matches!(bound, Ok(Binding::Key(VerifyingKey::EcdsaP256(_)))), "{key}: {bound:?}");
+        }
+        assert_eq!(binding(r#","cnf":"x""#), Err(TokenError::Malformed));
     }
 
     proptest! {

@@ -19,7 +19,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use self::cache::{Cache, Verified};
-use crate::crypto::{Local, sha256};
+use crate::crypto::sha256;
 use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict};
 use crate::policy::{Issuer, Settings, Site, Unusable};
 
@@ -200,7 +200,7 @@ impl Jwt {
             refusal.stale_keys = Some(Arc::clone(&trusted.name));
             return Err(refusal);
         };
-        let payload = token.verify(key, &Local).map_err(refused)?;
+        let payload = token.verify(key, host.verifier()).map_err(refused)?;
         let claims = Claims::parse(payload, &trusted.name).map_err(refused)?;
         Ok((trusted, Arc::new(Verified { key: key.clone(), claims })))
     }

@@ -220,6 +220,9 @@ pub struct Jwks {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Client {
+    /// The tenant that it belongs to. A request that it signs with a token of another tenant, or of none, is
+    /// refused; absent: it may sign for any token.
+    pub tenant: Option<At<String>>,
     /// Keys for HMAC-SHA256 message signatures.
     pub hmac_keys: Vec<HmacKey>,
 }

@@ -55,19 +55,29 @@ pub struct Site<'p> {
 
 /// Keys that sign requests, by key id.
 #[derive(Clone, Debug, Default)]
-pub struct Keyring(HashMap<String, (String, VerifyingKey)>);
+pub struct Keyring(HashMap<String, ClientKey>);
+
+/// A client's key.
+#[derive(Clone, Debug)]
+pub struct ClientKey {
+    /// The client's name in the policy.
+    pub client: String,
+    /// The tenant that the client belongs to, if it may only sign for one.
+    pub tenant: Option<String>,
+    pub key: VerifyingKey,
+}
 
 impl Keyring {
-    /// The client that a key id belongs to, and its key.
-    pub fn get(&self, keyid: &str) -> Option<(&str, &VerifyingKey)> {
-        self.0.get(keyid).map(|(client, key)| (client.as_str(), key))
+    /// The key of that id.
+    pub fn get(&self, keyid: &str) -> Option<&ClientKey> {
+        self.0.get(keyid)
     }
 }
 
-impl FromIterator<(String, String, VerifyingKey)> for Keyring {
-    /// From key id, client and key.
-    fn from_iter<I: IntoIterator<Item = (String, String, VerifyingKey)>>(keys: I) -> Self {
-        Self(keys.into_iter().map(|(id, client, key)| (id, (client, key))).collect())
+impl FromIterator<(String, ClientKey)> for Keyring {
+    /// From key ids and keys.
+    fn from_iter<I: IntoIterator<Item = (String, ClientKey)>>(keys: I) -> Self {
+        Self(keys.into_iter().collect())
     }
 }
 
@@ -187,6 +197,11 @@ fn keyring(
 ) -> Keyring {
     let mut keys = HashMap::new();
     for (client, settings) in &document.clients {
+        let tenant = settings.tenant.as_ref();
+        if let Some(tenant) = tenant.filter(|tenant| tenant.value.trim().is_empty()) {
+            let message = format!("client `{client}`: `tenant` is empty: no token could be of that tenant");
+            mistakes.push(Mistake::at(tenant.location, message));
+        }
         for key in &settings.hmac_keys {
             let reference = &key.secret.value;
             let read =
@@ -199,7 +214,8 @@ fn keyring(
                 }
             };
             let id = key.id.value.clone();
-            if keys.insert(id, (client.clone(), verifying)).is_some() {
+            let tenant = tenant.map(|tenant| tenant.value.clone());
+            if keys.insert(id, ClientKey { client: client.clone(), tenant, key: verifying }).is_some() {
                 mistakes
                     .push(Mistake::at(key.id.location, format!("key id `{}` is used twice", key.id.value)));
             }

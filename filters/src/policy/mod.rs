@@ -13,7 +13,7 @@ pub use document::{
     Admin, Algorithm, At, Client, ClientCertificates, Document, HmacKey, Issuer, Jwks, Listener, ListenerTls,
     Memory, Route, State, Upstream, UpstreamTls,
 };
-pub use meaning::{Keyring, Match, Policy, RouteRule, Site};
+pub use meaning::{ClientKey, Keyring, Match, Policy, RouteRule, Site};
 pub use mistake::{Mistake, Unusable};
 pub use reference::{Reference, ReferenceError};
 

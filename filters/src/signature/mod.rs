@@ -16,9 +16,9 @@ use serde::Deserialize;
 use self::digest::DigestError;
 use self::message::{Component, Fields, Message, Parsed, SignatureError};
 use crate::crypto::VerifyingKey;
-use crate::filter::{Context, Filter, Headers, Host, Refusal, Request, Signed, Verdict};
+use crate::filter::{Binding, Context, Filter, Headers, Host, Refusal, Request, Signed, Verdict};
 use crate::jwt::thumbprint;
-use crate::policy::{Keyring, Settings, Site, Unusable};
+use crate::policy::{ClientKey, Keyring, Settings, Site, Unusable};
 
 /// Requires a signature over the request (RFC 9421) and a digest of its body (RFC 9530).
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -46,8 +46,8 @@ pub enum Signer {
     Device,
     /// The key of a client of the policy, named by `keyid`.
     Client,
-    /// The device when the token names its key, otherwise the client that `keyid` names. A partner's key
-    /// never stands in for the device that a token is bound to.
+    /// The device when the token is bound to one, otherwise the client that `keyid` names. A partner's key
+    /// never stands in for what a token is bound to.
     #[default]
     Either,
 }
@@ -172,6 +172,12 @@ impl Filter for Signature {
 
 impl Signature {
     fn verify(&self, request: &Request<'_>, host: &dyn Host, context: &Context) -> Result<Signed, Refusal> {
+        if self.config.signer != Signer::Client && binding(context) == &Binding::NotUnderstood {
+            // No signature could help, so this is said before one is looked at.
+            let detail = "The access token is bound by means that are not understood here. Get one bound to a key.";
+            return Err(Refusal::new(401, "token_binding_unsupported", detail)
+                .header("www-authenticate", "Bearer error=\"invalid_token\""));
+        }
         let parsed = message::parse(&request.headers, self.config.label.as_deref())
             .map_err(|why| self.refused(&why))?;
         let params = parsed.params();
@@ -180,7 +186,7 @@ impl Signature {
             return Err(self.incomplete("The signature must say when it was `created`."));
         };
         self.check_age(created, params.expires, host)?;
-        let (keyid, key) = self.key(params.keyid.as_deref(), context).ok_or_else(|| {
+        let signer = self.key(params.keyid.as_deref(), context).ok_or_else(|| {
             let detail = "The signature's key is neither a known client's nor the token's device key.";
             Refusal::new(401, "signature_key_unknown", detail).header("www-authenticate", CHALLENGE)
         })?;
@@ -192,8 +198,15 @@ impl Signature {
             request.query,
             &request.headers,
         );
-        parsed.verify(&message, key).map_err(|why| self.refused(&why))?;
-        Ok(Signed { keyid, created, nonce: params.nonce.clone() })
+        parsed.verify_with(&message, signer.key, host.verifier()).map_err(|why| self.refused(&why))?;
+        // Only who holds the key learns whose it is.
+        if let (Some(tenant), Some(identity)) = (signer.tenant, &context.identity)
+            && identity.tenant.as_deref() != Some(tenant)
+        {
+            let detail = "The client that signed belongs to another tenant than the access token.";
+            return Err(Refusal::new(403, "client_tenant_mismatch", detail));
+        }
+        Ok(Signed { keyid: signer.name, created, nonce: params.nonce.clone() })
     }
 
     fn check_coverage(&self, parsed: &Parsed, request: &Request<'_>) -> Result<(), Refusal> {
@@ -222,25 +235,19 @@ impl Signature {
         Ok(())
     }
 
-    /// The key that must have signed, and a name for it that its holder cannot choose.
-    fn key<'k>(&'k self, keyid: Option<&str>, context: &'k Context) -> Option<(String, &'k VerifyingKey)> {
+    /// Whose key must have signed.
+    fn key<'k>(&'k self, keyid: Option<&str>, context: &'k Context) -> Option<Holder<'k>> {
         let client = || {
-            let (_, key) = self.keyring.get(keyid?)?;
-            Some((format!("client/{}", keyid?), key))
+            let ClientKey { key, tenant, .. } = self.keyring.get(keyid?)?;
+            Some(Holder { name: format!("client/{}", keyid?), key, tenant: tenant.as_deref() })
         };
-        let device = || {
-            let key = context.identity.as_ref()?.device_key.as_ref()?;
-            Some((format!("device/{}", thumbprint(key)?), key))
+        let device = |key: &'k VerifyingKey| {
+            Some(Holder { name: format!("device/{}", thumbprint(key)?), key, tenant: None })
         };
-        match self.config.signer {
-            Signer::Client => client(),
-            Signer::Device => device(),
-            Signer::Either => {
-                match context.identity.as_ref().and_then(|identity| identity.device_key.as_ref()) {
-                    Some(_) => device(),
-                    None => client(),
-                }
-            }
+        match (self.config.signer, binding(context)) {
+            (Signer::Client, _) | (Signer::Either, Binding::None) => client(),
+            (Signer::Device | Signer::Either, Binding::Key(key)) => device(key),
+            (Signer::Device, Binding::None) | (Signer::Device | Signer::Either, Binding::NotUnderstood) => None,
         }
     }
 
@@ -286,6 +293,19 @@ impl Signature {
     }
 }
 
+/// Who must have signed.
+struct Holder<'k> {
+    /// A name for the key that its holder cannot choose.
+    name: String,
+    key: &'k VerifyingKey,
+    /// The tenant that the holder may sign for, if it is only one.
+    tenant: Option<&'k str>,
+}
+
+fn binding(context: &Context) -> &Binding {
+    context.identity.as_ref().map_or(&Binding::None, |identity| &identity.binding)
+}
+
 /// A 401 names a scheme (RFC 9110 section 11.6.1); `Accept-Signature` says the rest.
 const CHALLENGE: &str = "Signature";
 
@@ -320,7 +340,8 @@ mod tests {
 
     fn build(config: Config) -> Result<Box<dyn Filter>, Unusable> {
         let key = VerifyingKey::hmac(&[7; 32]).expect("long enough");
-        let keyring: Keyring = [("k".to_owned(), "client".to_owned(), key)].into_iter().collect();
+        let client = ClientKey { client: "client".to_owned(), tenant: None, key };
+        let keyring: Keyring = [("k".to_owned(), client)].into_iter().collect();
         config.build(&Site { route: "r", issuers: &BTreeMap::new(), trusted_proxies: &[], keyring: &keyring })
     }
 
