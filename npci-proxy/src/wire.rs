@@ -1,5 +1,7 @@
 //! The messages of the façade, inside and outside, as values that are already valid.
-//! A value of these types never prints a whole VPA or a credential block.
+//!
+//! `Debug` is what logs get: no message of these prints a whole VPA, a credential block, a device or text that
+//! somebody wrote freely (a note, a reason, a name). Whoever adds such a field writes `Debug` by hand.
 
 use std::fmt;
 
@@ -10,7 +12,7 @@ mod values;
 pub use values::{Amount, Code, CredBlock, Id, Invalid, Rrn, Stamp, Vpa};
 
 /// A payment to start (`POST /v1/initiateTransaction`).
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Pay {
     pub txn_id: Id,
@@ -29,6 +31,21 @@ pub struct Pay {
     pub initiated_at: Stamp,
 }
 
+impl fmt::Debug for Pay {
+    // Note and device are personal data, the credential block is a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pay")
+            .field("txn_id", &self.txn_id)
+            .field("msg_id", &self.msg_id)
+            .field("kind", &self.kind)
+            .field("payer_vpa", &self.payer_vpa)
+            .field("payee_vpa", &self.payee_vpa)
+            .field("amount", &self.amount)
+            .field("initiated_at", &self.initiated_at)
+            .finish_non_exhaustive()
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum PayKind {
@@ -36,7 +53,7 @@ pub enum PayKind {
 }
 
 /// The network's immediate answer to [`Pay`]: it says that the payment was taken in, not how it ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PayAck {
     pub txn_id: Id,
@@ -44,8 +61,21 @@ pub struct PayAck {
     pub ack: Ack,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<Code>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The network's own words, for people; at most 120 characters of them are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "reason")]
     pub reason: Option<String>,
+}
+
+impl fmt::Debug for PayAck {
+    // The reason may name anybody; the code says enough.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PayAck")
+            .field("txn_id", &self.txn_id)
+            .field("msg_id", &self.msg_id)
+            .field("ack", &self.ack)
+            .field("code", &self.code)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,6 +193,17 @@ fn note<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D:
     }
 }
 
+/// A longer reason is cut, not refused: what became of the payment does not hang on how it is put.
+fn reason<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let mut reason = Option::<String>::deserialize(deserializer)?;
+    if let Some(reason) = &mut reason
+        && let Some((end, _)) = reason.char_indices().nth(120)
+    {
+        reason.truncate(end);
+    }
+    Ok(reason)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,5 +229,40 @@ mod tests {
             r#"{{"msgId":"{ID}","txnId":"{ID}","stage":"DEBIT","result":"SUCCESS","code":"00","at":"2026-01-02T03:04:05.678Z"}}"#
         );
         check(&news, serde_json::from_str::<Callback>(&news).and_then(|m| serde_json::to_string(&m)));
+    }
+
+    #[test]
+    fn a_reason_has_an_end() {
+        for (written, kept) in [(0, 0), (1, 1), (120, 120), (121, 120), (50_000, 120)] {
+            let reason = "é".repeat(written);
+            let ack = format!(r#"{{"txnId":"{ID}","msgId":"{ID}","ack":"REJECTED","reason":"{reason}"}}"#);
+            let ack: PayAck = serde_json::from_str(&ack).unwrap();
+            assert_eq!(ack.reason.unwrap().chars().count(), kept, "{written}");
+        }
+    }
+
+    #[test]
+    fn what_debug_prints_names_nobody() {
+        fn printed<T: serde::de::DeserializeOwned + fmt::Debug>(message: serde_json::Value) -> String {
+            format!("{:?}", serde_json::from_value::<T>(message).unwrap())
+        }
+        let (id, at) = (ID, "2026-01-02T03:04:05.678Z");
+        for text in [
+            printed::<Pay>(serde_json::json!({
+                "txnId": id, "msgId": id, "type": "PAY", "payerVpa": "alice@torana", "payeeVpa": "bob@torana",
+                "amount": "150.75", "note": "for private", "deviceId": "private-4711",
+                "credBlock": "private", "initiatedAt": at,
+            })),
+            printed::<PayAck>(serde_json::json!({
+                "txnId": id, "msgId": id, "ack": "REJECTED", "code": "U09", "reason": "alice@torana private",
+            })),
+            printed::<ValidateAnswer>(serde_json::json!({
+                "vpa": "alice@torana", "valid": true, "name": "A. private", "code": "00",
+            })),
+            printed::<ValidateVpa>(serde_json::json!({"vpa": "alice@torana", "msgId": id})),
+        ] {
+            assert!(!text.contains("private") && !text.contains("alice@"), "{text}");
+            assert!(text.contains("a***@torana") || text.contains(ID), "{text}");
+        }
     }
 }

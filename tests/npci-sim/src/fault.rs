@@ -58,8 +58,12 @@ pub enum Fault {
     /// Accepted, then declined before any debit. A code of the network (`U…`) stands alone; any other is
     /// the payer bank's, under U30.
     Decline { code: Code },
-    /// Refused in the acknowledgement; nothing moves.
-    Reject { code: Code },
+    /// Refused in the acknowledgement, in these words; nothing moves.
+    Reject {
+        code: Code,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
     /// The connection breaks without an answer and the call leaves no trace.
     Unreachable,
 }

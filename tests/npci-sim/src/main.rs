@@ -29,7 +29,7 @@ use tracing_subscriber::EnvFilter;
     verbatim_doc_comment,
     after_help = "Fault kinds: slow{ms}, slow_settlement{ms}, silent, silent_unsettled, duplicate_callback,\n\
     replayed_callback, bad_signature, bad_answer_signature, debit_timeout,\n\
-    debit_then_credit_timeout{ends: deemed|reversed}, deemed, reversal, decline{code}, reject{code}, unreachable.\n\
+    debit_then_credit_timeout{ends: deemed|reversed}, deemed, reversal, decline{code}, reject{code, reason}, unreachable.\n\
     Matches: {vpa} (payer or payee, `*` at one end), {amount: \"13.37\"}, {any: true}; the first that fits counts.\n\
     Logs are JSON lines on standard output; RUST_LOG sets the level (default info)."
 )]

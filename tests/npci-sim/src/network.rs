@@ -194,7 +194,7 @@ impl Network {
             msg_id: pay.msg_id.clone(),
             ack: if refused.is_some() { Ack::Rejected } else { Ack::Accepted },
             code: refused.as_ref().map(|(code, _)| code.clone()),
-            reason: refused.as_ref().map(|(_, reason)| (*reason).to_owned()),
+            reason: refused.as_ref().map(|(_, reason)| reason.clone()),
         };
         let state = match refused {
             None => State::Accepted,
@@ -248,19 +248,20 @@ impl Network {
     }
 
     /// Why the network does not even take a payment in.
-    fn refusal(&self, pay: &Pay, fault: Option<&Fault>) -> Option<(Code, &'static str)> {
-        if let Some(Fault::Reject { code }) = fault {
-            return Some((code.clone(), "refused on demand"));
+    fn refusal(&self, pay: &Pay, fault: Option<&Fault>) -> Option<(Code, String)> {
+        if let Some(Fault::Reject { code, reason }) = fault {
+            let reason = reason.clone().unwrap_or_else(|| "refused on demand".to_owned());
+            return Some((code.clone(), reason));
         }
         if self.payments.len() >= self.limits.payments {
-            return Some((code("U09"), "the network takes no more payments"));
+            return Some((code("U09"), "the network takes no more payments".to_owned()));
         }
         if pay.amount.paise > self.limits.amount_max_paise {
-            return Some((code("U02"), "above the network's amount cap"));
+            return Some((code("U02"), "above the network's amount cap".to_owned()));
         }
         let known = |vpa: &Vpa| self.banks.account(vpa).is_some();
         if !known(&pay.payer_vpa) || !known(&pay.payee_vpa) {
-            return Some((code("ZH"), "no such address"));
+            return Some((code("ZH"), "no such address".to_owned()));
         }
         None
     }

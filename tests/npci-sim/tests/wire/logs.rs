@@ -40,11 +40,15 @@ async fn nothing_private_is_logged() {
     let world = World::new().await;
     let body = json!({
         "txnId": txn(1), "msgId": txn(1), "type": "PAY", "payerVpa": "alice@torana", "payeeVpa": "bob@torana",
-        "amount": "1.00", "note": "tea", "credBlock": "Y3JlZGVudGlhbHM", "initiatedAt": world.now(),
+        "amount": "1.00", "note": "for Asha", "deviceId": "device-4711", "credBlock": "Y3JlZGVudGlhbHM", "initiatedAt": world.now(),
     });
     assert_eq!(world.call("/v1/initiateTransaction", &body).await.0, 200);
     until("the payment is told", || async { world.core.told(&txn(1)).len() == 2 }).await;
     world.status(1).await;
+    let fault = json!({"kind": "reject", "code": "U09", "reason": "alice@torana blocked"});
+    world.every_call(fault).await;
+    assert_eq!(world.pay(2, "1.00").await.1["reason"], "alice@torana blocked");
+    world.faults(json!([])).await;
     world.call("/v1/validateVPA", &json!({"vpa": "alice@torana", "msgId": txn(1)})).await;
     world.call("/v1/validateVPA", &json!({"vpa": "alice@torana", "msgId": "alice@torana"})).await;
     let network = https(world.pki.path(), "network-ca", Some("network"));
@@ -53,8 +57,19 @@ async fn nothing_private_is_logged() {
 
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     assert!(text.contains("a***@torana") && text.contains("callback is durable"), "{text}");
-    for private in ["alice@", "bob@", "pinned@", "Alice", "Y3JlZGVudGlhbHM", "abababab", "cdcdcdcd", "sig1="]
-    {
+    for private in [
+        "alice@",
+        "bob@",
+        "pinned@",
+        "Alice",
+        "blocked",
+        "Asha",
+        "device-4711",
+        "Y3JlZGVudGlhbHM",
+        "abababab",
+        "cdcdcdcd",
+        "sig1=",
+    ] {
         let line = text.lines().find(|line| line.contains(private));
         assert!(line.is_none(), "{private}: {line:?}");
     }
