@@ -56,6 +56,16 @@ macro_rules! filters {
                 Ok(chain)
             }
 
+            /// What routes share, by filter.
+            pub(crate) fn shared(&self) -> Vec<(&'static str, policy::Shared)> {
+                let mut all = Vec::new();
+                $(if let Some(config) = &self.$name {
+                    let shared = policy::Settings::shared(config).into_iter();
+                    all.extend(shared.map(|shared| (stringify!($name), shared)));
+                })*
+                all
+            }
+
             /// Whether the set names a filter.
             pub fn has(&self, filter: &str) -> bool {
                 $((filter == stringify!($name) && self.$name.is_some()) ||)* false

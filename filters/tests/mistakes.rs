@@ -201,3 +201,61 @@ fn what_is_worth_a_second_look() {
         assert!(same, "{route}\nexpected {expected:#?}\ntold     {told:#?}");
     }
 }
+
+#[test]
+fn a_limit_of_one_name_is_one_limit() {
+    let limit = |by: &str, numbers: &str| {
+        format!("filters: {{ rate_limit: {{ limits: [{{ name: n, by: {by}, {numbers} }}] }} }}")
+    };
+    let usual = limit("ip", "requests: 10, per_s: 60");
+    let told = |from: &str, to: &str| {
+        format!(
+            "p.yaml:25:14: route `other`: rate_limit: `n` is {to} here and {from} on route `send`, and both"
+        )
+    };
+    let ten = "10 requests in 60 s, 10 at once, by ip";
+    for (first, second, expected) in [
+        (&usual, usual.clone(), None),
+        (&usual, limit("ip", "requests: 10, per_s: 60, burst: 10"), None),
+        (
+            &usual,
+            limit("ip", "requests: 5, per_s: 60"),
+            Some(told(ten, "5 requests in 60 s, 5 at once, by ip")),
+        ),
+        (
+            &usual,
+            limit("ip", "requests: 10, per_s: 30"),
+            Some(told(ten, "10 requests in 30 s, 10 at once, by ip")),
+        ),
+        (
+            &usual,
+            limit("ip", "requests: 10, per_s: 60, burst: 1"),
+            Some(told(ten, "10 requests in 60 s, 1 at once, by ip")),
+        ),
+        (
+            &usual,
+            limit("user", "requests: 10, per_s: 60"),
+            Some(told(ten, "10 requests in 60 s, 10 at once, by user")),
+        ),
+        (&usual, limit("route", "requests: 10, per_s: 60"), Some(told(ten, "a limit of each route"))),
+        (&limit("route", "requests: 10, per_s: 60"), limit("route", "requests: 5, per_s: 60"), None),
+        (&usual, "filters: { rate_limit: { limits: [] } }".to_owned(), Some("needs one to".to_owned())),
+    ] {
+        let other = "  - name: other\n    methods: [GET]\n    path: /v1/other\n    upstream: txn-core\n";
+        let read = read(&format!("{GOOD}    {first}\n{other}    {second}\n"));
+        match (read, expected) {
+            (Ok(_), None) => {}
+            (Err(told), Some(expected)) if told.contains(&expected) => {}
+            (read, expected) => {
+                panic!("{second}\nexpected {expected:?}\ntold     {:?}", read.map(|_| "nothing"))
+            }
+        }
+    }
+    // A route that does without the limit of every route may not give its name another meaning either.
+    let above = GOOD.replacen("shape: {}", &usual["filters: { ".len()..usual.len() - 2], 1);
+    let below = limit("ip", "requests: 5, per_s: 60");
+    let first = "    upstream: txn-core\n  - name: other\n    methods: [GET]\n    path: /v1/other\n    upstream: txn-core\n";
+    let text = above.replacen("    upstream: txn-core\n", first, 1);
+    let told = read(&format!("{text}    except: [rate_limit]\n    {below}\n")).unwrap_err();
+    assert!(told.contains("here and 10 requests in 60 s"), "{told}");
+}

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::document::{At, Document, Issuer, Route};
 use super::mistake::{Mistake, nearest};
 use super::warning::warnings;
-use super::{Reference, Upstream};
+use super::{Reference, Shared, Upstream};
 use crate::FilterSet;
 use crate::chain::Chain;
 use crate::crypto::VerifyingKey;
@@ -230,6 +230,7 @@ fn rules(document: &Document, keyring: &Keyring, mistakes: &mut Vec<Mistake>) ->
     }
     let mut names = HashSet::new();
     let mut rules = Vec::new();
+    let mut shared: HashMap<(&str, String), (String, &str)> = HashMap::new();
     for At { value: route, location } in &document.routes {
         if !names.insert(&route.name) {
             mistakes.push(Mistake::at(*location, format!("two routes are named `{}`", route.name)));
@@ -251,6 +252,23 @@ fn rules(document: &Document, keyring: &Keyring, mistakes: &mut Vec<Mistake>) ->
             trusted_proxies: &document.trusted_proxies,
             keyring,
         };
+        // A mistake lies where the filter is named: on the route if it names it, above otherwise.
+        let place = |filter| match route.filters.value.has(filter) {
+            true => route.filters.location,
+            false => document.filters.location,
+        };
+        for (filter, Shared { name, meaning }) in filters.shared() {
+            let (first, elsewhere) =
+                shared.entry((filter, name.clone())).or_insert_with(|| (meaning.clone(), &route.name));
+            if *first != meaning {
+                let message = format!(
+                    "route `{}`: {filter}: `{name}` is {meaning} here and {first} on route `{elsewhere}`, and \
+                     both would count together; use another name or the same settings",
+                    route.name
+                );
+                mistakes.push(Mistake::at(place(filter), message));
+            }
+        }
         match filters.build(&site) {
             Ok(filters) => rules.push(RouteRule {
                 name: route.name.clone(),
@@ -260,10 +278,7 @@ fn rules(document: &Document, keyring: &Keyring, mistakes: &mut Vec<Mistake>) ->
                 except: except.into_iter().map(str::to_owned).collect(),
             }),
             Err(why) => {
-                // The mistake lies where the filter is named: on the route if it names it, above otherwise.
-                let own = route.filters.value.has(why.filter);
-                let location = if own { route.filters.location } else { document.filters.location };
-                mistakes.push(Mistake::at(location, format!("route `{}`: {why}", route.name)));
+                mistakes.push(Mistake::at(place(why.filter), format!("route `{}`: {why}", route.name)));
             }
         }
     }

@@ -19,11 +19,24 @@ pub use reference::{Reference, ReferenceError};
 
 use crate::filter::Filter;
 
+/// A name that routes share, and what it means where it is used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shared {
+    pub name: String,
+    /// Equal if and only if the routes mean the same; told to the policy's writer when they do not.
+    pub meaning: String,
+}
+
 /// The settings of one filter, as the policy states them.
 pub trait Settings: Sized {
     /// What holds where a parent and a child both state settings: both.
     #[must_use]
     fn and(self, child: Self) -> Self;
+
+    /// What is shared with every other route that names it too, and must therefore mean the same there.
+    fn shared(&self) -> Vec<Shared> {
+        Vec::new()
+    }
 
     /// Makes the filter, or says what is wrong with the settings.
     fn build(self, site: &Site<'_>) -> Result<Box<dyn Filter>, Unusable>;

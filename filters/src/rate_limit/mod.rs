@@ -3,11 +3,13 @@
 //! The arithmetic is [`crate::state`]'s. Fields: `RateLimit-Policy`, `RateLimit`
 //! (draft-ietf-httpapi-ratelimit-headers) and `Retry-After` (RFC 9110 section 10.2.3).
 
+use std::net::{IpAddr, Ipv6Addr};
+
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::filter::{Context, Filter, Host, Request, Verdict};
-use crate::policy::{Settings, Site, Unusable};
+use crate::policy::{Settings, Shared, Site, Unusable};
 use crate::state::{Answer, Op, Rate};
 
 /// Limits that all hold at once.
@@ -29,7 +31,9 @@ fn one() -> u32 {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Limit {
-    /// Its name in the RateLimit fields and in the logs: lower-case letters, digits, `-` and `_`.
+    /// Its name in the RateLimit fields and in the logs: lower-case letters, digits, `-` and `_`. Routes that
+    /// use one name share the limit, so it must be the same limit on all of them; `by: route` is each route's
+    /// own.
     pub name: String,
     /// Whose requests are counted together.
     pub by: By,
@@ -47,7 +51,7 @@ pub struct Limit {
 pub enum By {
     /// Everybody's on this route.
     Route,
-    /// The client's address.
+    /// The client's address; of IPv6 the network of 64 bits, all of whose addresses one sender may have.
     Ip,
     Tenant,
     /// `sub` of the token.
@@ -58,10 +62,36 @@ pub enum By {
     Key,
 }
 
+impl By {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Route => "route",
+            Self::Ip => "ip",
+            Self::Tenant => "tenant",
+            Self::User => "user",
+            Self::Device => "device",
+            Self::Key => "key",
+        }
+    }
+}
+
 impl Settings for Config {
     fn and(mut self, mut child: Self) -> Self {
         self.limits.append(&mut child.limits);
         Self { limits: self.limits, cost: self.cost.max(child.cost) }
+    }
+
+    fn shared(&self) -> Vec<Shared> {
+        let meaning = |limit: &Limit| match limit.by {
+            By::Route => "a limit of each route".to_owned(),
+            by @ (By::Ip | By::Tenant | By::User | By::Device | By::Key) => {
+                let burst = limit.burst.unwrap_or(limit.requests);
+                let Limit { requests, per_s, .. } = limit;
+                format!("{requests} requests in {per_s} s, {burst} at once, by {}", by.name())
+            }
+        };
+        let shared = |limit: &Limit| Shared { name: limit.name.clone(), meaning: meaning(limit) };
+        self.limits.iter().map(shared).collect()
     }
 
     fn build(self, site: &Site<'_>) -> Result<Box<dyn Filter>, Unusable> {
@@ -130,7 +160,7 @@ impl Filter for RateLimit {
                 By::Route => self.route.as_str(),
                 By::Ip | By::Tenant | By::User | By::Device | By::Key => "",
             };
-            let key = format!("take/{}/{scope}/{subject}", limit.name);
+            let key = format!("take/{}/{}/{scope}/{subject}", limit.name, limit.by.name());
             context.ask(Op::Take { key, rate: limit.rate, cost: self.cost });
         }
         Verdict::Pass
@@ -182,10 +212,22 @@ fn subject(by: By, context: &Context) -> Option<String> {
     let within_tenant = |subject: &str| tenant().map(|tenant| format!("{}/{tenant}/{subject}", tenant.len()));
     match by {
         By::Route => Some(String::new()),
-        By::Ip => Some(context.client_ip.to_string()),
+        By::Ip => Some(sender(context.client_ip)),
         By::Tenant => tenant().map(str::to_owned),
         By::User => within_tenant(&identity?.subject),
         By::Device => within_tenant(identity?.device.as_deref()?),
         By::Key => Some(context.signed.as_ref()?.keyid.clone()),
+    }
+}
+
+/// The last 64 bits of an IPv6 address are its owner's to choose (RFC 4291 section 2.5.1), so they tell no
+/// sender from another. An IPv4 address written as IPv6 is the IPv4 address.
+fn sender(ip: IpAddr) -> String {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => {
+            let network = ip.to_bits() >> 64 << 64;
+            format!("{}/64", Ipv6Addr::from_bits(network))
+        }
     }
 }

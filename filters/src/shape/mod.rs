@@ -130,6 +130,10 @@ impl Filter for Shape {
             },
             Err(_) => return length_invalid(),
         }
+        if !framed_once(request) {
+            let detail = "Send either one Content-Length or `Transfer-Encoding: chunked`.";
+            return Verdict::refuse(400, "framing_ambiguous", detail);
+        }
         if request.headers.all("content-encoding").next().is_some() {
             return Verdict::refuse(415, "content_encoding_unsupported", "Send the body without an encoding.");
         }
@@ -163,6 +167,16 @@ impl Shape {
     fn too_large(&self) -> Verdict {
         let detail = format!("A body here has at most {} bytes.", self.0.max_body_bytes);
         Verdict::refuse(413, "body_too_large", detail)
+    }
+}
+
+/// Whether every reader finds the same end of the body: where there is a transfer coding, it is `chunked` to
+/// the letter and alone, and no length contradicts it (RFC 9112 section 6.3, request smuggling).
+fn framed_once(request: &Request<'_>) -> bool {
+    match request.headers.one("transfer-encoding") {
+        Ok(None) => true,
+        Ok(Some("chunked")) => request.headers.all("content-length").next().is_none(),
+        Ok(Some(_)) | Err(_) => false,
     }
 }
 
