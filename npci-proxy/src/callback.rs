@@ -3,6 +3,10 @@
 //! The checks, each before the next: client certificate (in TLS), its name, size of the body, content digest,
 //! signature, freshness, nonce. The nonce is consumed only once the signature holds, so that nobody else can
 //! use up the network's nonces; when txn-core is away the network comes back with a fresh one.
+//!
+//! Nonces are remembered in memory only, so what was created before this process started may be a replay of
+//! what the one before it took, and is refused. The network loses nothing by it: it signs undelivered news
+//! again, with a fresh `created`, at every attempt.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -37,6 +41,8 @@ pub struct Callbacks {
     signer: Signer,
     freshness: freshness::Rules,
     seen: Mutex<Expiring<String, ()>>,
+    /// Since when nonces are remembered, Unix time.
+    started_ms: i64,
     slots: Semaphore,
     body_max_bytes: usize,
     core: Arc<Core>,
@@ -63,6 +69,7 @@ impl Callbacks {
             slots: Semaphore::new(config.outside.max_in_flight),
             body_max_bytes: config.outside.body_max_bytes,
             core,
+            started_ms: clock.now_ms(),
             clock,
             metrics,
         }
@@ -90,6 +97,11 @@ impl Callbacks {
             };
             Problem::new(StatusCode::UNAUTHORIZED, code).detail(stale.to_string())
         })?;
+        // `created` has whole seconds: the second in which we started counts as before.
+        if mark.created_s.saturating_mul(1_000) < self.started_ms {
+            return Err(Problem::new(StatusCode::UNAUTHORIZED, "created_before_start")
+                .detail("created before this service started; sign again"));
+        }
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         match seen.remember(now_ms, mark.nonce.clone(), ()) {
             Remembered::New => Ok(mark),

@@ -84,6 +84,26 @@ async fn what_is_not_a_callback() {
 }
 
 #[tokio::test]
+async fn a_restart_forgets_nonces_and_takes_nothing_from_before_it() {
+    let mut world = World::new().await;
+    let network = https(world.pki.path(), "network-ca", Some("network"));
+    let body = news(1, &txn(1));
+    let captured = world.signed_callback(&body, world.now_ms() / 1_000);
+    assert_eq!(world.post_callback(&network, captured.clone(), &body).await.0, 200);
+    world.restart_proxy().await;
+    let (status, problem) = world.post_callback(&network, captured, &body).await;
+    assert_eq!((status, &problem["code"]), (401, &json!("created_before_start")));
+    assert_eq!(world.metric(r#"npci_callbacks_total{verdict="created_before_start"}"#).await, 1.0);
+    let now_s = world.now_ms() / 1_000;
+    for (created_s, expected) in [(now_s - 60, 401), (now_s - 2, 401), (now_s, 200)] {
+        let headers = world.signed_callback(&body, created_s);
+        assert_eq!(world.post_callback(&network, headers, &body).await.0, expected, "{}", created_s - now_s);
+    }
+    let heard: Vec<bool> = world.core.events().iter().map(|(_, first)| *first).collect();
+    assert_eq!(heard, [true, false], "the network's next attempt is a duplicate, the replay is nothing");
+}
+
+#[tokio::test]
 async fn only_the_network_uses_up_a_nonce() {
     let world = World::new().await;
     let network = https(world.pki.path(), "network-ca", Some("network"));

@@ -35,6 +35,9 @@ pub struct World {
     pub client: reqwest::Client,
     plain: reqwest::Client,
     ahead_ms: Arc<AtomicI64>,
+    clock: Clock,
+    proxy_config: npci_proxy::config::Config,
+    proxy: JoinHandle<()>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -141,15 +144,9 @@ impl World {
             admin: TcpListener::bind("127.0.0.1:0").await.unwrap(),
             front: TcpListener::bind("127.0.0.1:0").await.unwrap(),
         };
-        let proxy_listeners = npci_proxy::service::Listeners {
-            admin: TcpListener::bind("127.0.0.1:0").await.unwrap(),
-            inside: TcpListener::bind("127.0.0.1:0").await.unwrap(),
-            outside: TcpListener::bind("127.0.0.1:0").await.unwrap(),
-        };
-        let port = |listener: &TcpListener| listener.local_addr().unwrap().port();
         let (sim_front, sim_admin) = (port(&sim_listeners.front), port(&sim_listeners.admin));
-        let (inside, outside, proxy_admin) =
-            (port(&proxy_listeners.inside), port(&proxy_listeners.outside), port(&proxy_listeners.admin));
+        let proxy_listeners = proxy_listeners().await;
+        let outside = port(&proxy_listeners.outside);
 
         let sim_config = format!(
             r#"
@@ -199,24 +196,43 @@ status_checks: {{ first_after_ms: {first_after_ms} }}
                 .await
                 .unwrap();
         }));
-        tasks.push(tokio::spawn(async move {
-            npci_proxy::service::run(&proxy_config, proxy_listeners, clock, std::future::pending())
-                .await
-                .unwrap();
-        }));
-        World {
+        let mut world = World {
             client: https(pki.path(), "internal-ca", Some("txn-core")),
             plain: reqwest::Client::new(),
             pki,
             core,
-            inside: format!("https://localhost:{inside}"),
-            outside: format!("https://localhost:{outside}"),
-            proxy_admin: format!("http://127.0.0.1:{proxy_admin}"),
+            inside: String::new(),
+            outside: String::new(),
+            proxy_admin: String::new(),
             sim_front: format!("https://localhost:{sim_front}"),
             sim_admin: format!("http://127.0.0.1:{sim_admin}"),
             ahead_ms,
+            clock,
+            proxy_config,
+            proxy: tokio::spawn(async {}),
             tasks,
-        }
+        };
+        world.start_proxy(proxy_listeners).await;
+        world
+    }
+
+    /// A new process in the place of the proxy; the simulator goes on calling the old one back.
+    pub async fn restart_proxy(&mut self) {
+        self.proxy.abort();
+        self.start_proxy(proxy_listeners().await).await;
+    }
+
+    async fn start_proxy(&mut self, listeners: npci_proxy::service::Listeners) {
+        self.inside = format!("https://localhost:{}", port(&listeners.inside));
+        self.outside = format!("https://localhost:{}", port(&listeners.outside));
+        self.proxy_admin = format!("http://127.0.0.1:{}", port(&listeners.admin));
+        let (config, clock) = (self.proxy_config.clone(), self.clock.clone());
+        self.proxy = tokio::spawn(async move {
+            npci_proxy::service::run(&config, listeners, clock, std::future::pending()).await.unwrap();
+        });
+        self.plain.get(format!("{}/health", self.proxy_admin)).send().await.unwrap();
+        // What was created in the second of the start is refused.
+        self.pass_ms(1_000);
     }
 
     /// Puts every clock forward.
@@ -230,8 +246,17 @@ status_checks: {{ first_after_ms: {first_after_ms} }}
 
     /// Status and body of a façade call.
     pub async fn call(&self, path: &str, body: &Value) -> (u16, Value) {
-        let request = self.client.post(format!("{}{path}", self.inside)).json(body);
+        answer(self.request(path, body).send().await.unwrap()).await
+    }
+
+    /// The same, of which txn-core says who started it.
+    pub async fn call_of(&self, initiated_by: &str, path: &str, body: &Value) -> (u16, Value) {
+        let request = self.request(path, body).header("x-initiated-by", initiated_by);
         answer(request.send().await.unwrap()).await
+    }
+
+    fn request(&self, path: &str, body: &Value) -> reqwest::RequestBuilder {
+        self.client.post(format!("{}{path}", self.inside)).json(body)
     }
 
     pub async fn pay(&self, number: u32, amount: &str) -> (u16, Value) {
@@ -330,8 +355,18 @@ status_checks: {{ first_after_ms: {first_after_ms} }}
 
 impl Drop for World {
     fn drop(&mut self) {
+        self.proxy.abort();
         self.tasks.iter().for_each(JoinHandle::abort);
     }
+}
+
+async fn proxy_listeners() -> npci_proxy::service::Listeners {
+    let bind = async || TcpListener::bind("127.0.0.1:0").await.unwrap();
+    npci_proxy::service::Listeners { admin: bind().await, inside: bind().await, outside: bind().await }
+}
+
+fn port(listener: &TcpListener) -> u16 {
+    listener.local_addr().unwrap().port()
 }
 
 pub fn txn(number: u32) -> String {
