@@ -123,12 +123,16 @@ fn is_vpa(text: &str) -> bool {
     text.len() <= 255 && name_ok && (handle_ok || is_account_handle(handle))
 }
 
-/// `account@IFSC.ifsc.npci`: an address by account number.
+/// `account@ABCD0123456.ifsc.npci`, an address by account number: four letters, a zero, six letters or digits.
+/// txn-core has the same rule: what it takes from a client must not be refused here.
 fn is_account_handle(handle: &str) -> bool {
-    let lower = handle.to_ascii_lowercase();
-    lower
-        .strip_suffix(".ifsc.npci")
-        .is_some_and(|ifsc| ifsc.len() == 11 && ifsc.bytes().all(|b| b.is_ascii_alphanumeric()))
+    let Some((ifsc, rest)) = handle.split_once('.') else { return false };
+    let Some((bank, branch)) = ifsc.split_at_checked(4) else { return false };
+    rest.eq_ignore_ascii_case("ifsc.npci")
+        && bank.bytes().all(|b| b.is_ascii_alphabetic())
+        && branch.len() == 7
+        && branch.starts_with('0')
+        && branch.bytes().all(|b| b.is_ascii_alphanumeric())
 }
 
 /// The PIN, encrypted on the device for the bank. Passed on, never looked into, never printed.
@@ -262,22 +266,34 @@ mod tests {
 
     #[test]
     fn addresses() {
+        let long = format!("{}@torana", "a".repeat(248));
         for (text, valid) in [
             ("alice@torana", true),
-            ("a.b_c-1@ok", true),
-            ("12345@HDFC0000123.ifsc.npci", true),
-            ("12345@HDFC.ifsc.npci", false),
+            ("a.b_c-9@ok", true),
+            ("12345678@HDFC0001234.ifsc.npci", true),
+            ("12345678@hdfc0ab12cd.IFSC.NPCI", true),
+            ("12345678@HDFC1001234.ifsc.npci", false),
+            ("12345678@HD1C0001234.ifsc.npci", false),
+            ("12345678@HDFC000123.ifsc.npci", false),
+            ("12345678@HDFC00012345.ifsc.npci", false),
+            ("12345678@HDFC000-234.ifsc.npci", false),
+            ("12345678@HDFC0001234.ifsc.npcj", false),
+            ("12345678@HDFC.ifsc.npci", false),
             ("a@torana", false),
+            ("alice@t", false),
             ("alice@", false),
-            ("@torana", false),
             ("alice", false),
-            ("alice@tor4na", false),
+            ("alice@bob@torana", false),
+            ("alice@torana1", false),
             ("al ice@torana", false),
-            ("alice@torana@x", false),
-            ("alicé@torana", false),
+            ("älice@torana", false),
+            ("@torana", false),
+            ("", false),
+            (&long[..], true),
         ] {
             assert_eq!(text.parse::<Vpa>().is_ok(), valid, "{text}");
         }
+        assert!(format!("a{long}").parse::<Vpa>().is_err(), "256 is too long");
     }
 
     #[test]
