@@ -1,4 +1,7 @@
 //! How often the network may be asked about one payment: its rule, not ours; who breaks it is throttled.
+//!
+//! There is no way round it and none is wanted: a payment whose budget is spent gets its end from a callback or
+//! from the network's reconciliation files, never from a further call.
 
 use serde::Deserialize;
 
@@ -33,7 +36,7 @@ pub enum Verdict {
     TooSoon {
         retry_after_ms: i64,
     },
-    /// No further check is allowed, ever: the payment waits for a callback or for reconciliation.
+    /// No further check is allowed, ever: the payment waits for a callback or for the network's files.
     Exhausted,
 }
 

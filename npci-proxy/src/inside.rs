@@ -162,8 +162,10 @@ struct Caller {
     initiated_by: Initiator,
 }
 
+/// Who started a call, by the header `x-initiated-by`; see [`peak_hours`].
 #[derive(Clone, Copy)]
 enum Initiator {
+    /// Also txn-core, when it checks a payment that a user is waiting for.
     User,
     /// Also whoever does not say.
     System,

@@ -1,4 +1,8 @@
 //! Peak hours: when the network takes no call that no user started.
+//!
+//! The caller says who started a call, in `x-initiated-by`. txn-core says `user` for a payment and for its own
+//! checks of a user's pending payment, however they were timed: the user is waiting for them. What is left,
+//! `system`, can wait for the end of the window and is refused.
 
 use serde::Deserialize;
 use time::{Duration, OffsetDateTime, Time, UtcOffset, macros::format_description};

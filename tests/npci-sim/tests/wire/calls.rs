@@ -183,11 +183,24 @@ async fn peak_hours_are_for_users() {
         world.pass_ms(3_600_000);
     }
     assert_eq!(world.pay(1, "1.00").await.0, 200, "payments are always a user's");
-    let (status, problem) = world.status(1).await;
-    assert_eq!((status, &problem["code"], &problem["sent"]), (429, &json!("peak_hours"), &json!("no")));
-    let body = json!({"vpa": "bob@torana", "msgId": txn(2)});
-    let request = world.client.post(format!("{}/v1/validateVPA", world.inside)).json(&body);
-    assert_eq!(request.header("x-initiated-by", "user").send().await.unwrap().status(), 200);
+    let check = json!({"txnId": txn(1), "msgId": txn(2), "originalAt": world.now()});
+    let address = json!({"vpa": "bob@torana", "msgId": txn(3)});
+    for (path, body) in [("/v1/statusInquiry", &check), ("/v1/validateVPA", &address)] {
+        for refused in [world.call_of("system", path, body).await, world.call(path, body).await] {
+            let (status, problem) = refused;
+            let said = (status, &problem["code"], &problem["sent"]);
+            assert_eq!(said, (429, &json!("peak_hours"), &json!("no")), "{path}");
+            assert!(problem["retry_after"].as_u64().is_some(), "{problem}");
+        }
+        // A user waits for the payment that is checked, whoever set the time of the check.
+        assert_eq!(world.call_of("user", path, body).await.0, 200, "{path}");
+    }
+    let totals = &world.sim("/calls").await["totals"];
+    assert_eq!(
+        (&totals["status"], &totals["validate"]),
+        (&json!(1), &json!(1)),
+        "what was refused stayed here"
+    );
 }
 
 #[tokio::test]
