@@ -6,7 +6,7 @@ use std::{
 };
 
 use certs::TlsFiles;
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{breaker, budget, freshness, peak_hours, secret::SecretRef};
 
@@ -148,19 +148,31 @@ pub enum ConfigError {
     Parse { path: PathBuf, message: String },
 }
 
+/// Reads a configuration file with `parse`, which gets its text and its folder.
+pub fn load<C>(
+    path: &Path,
+    parse: impl FnOnce(&str, PathBuf) -> Result<C, String>,
+) -> Result<C, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+    parse(&text, folder).map_err(|message| ConfigError::Parse { path: path.to_owned(), message })
+}
+
+/// What the YAML says, before paths are resolved. The message names line and column, and shows no line: it may
+/// be a key that somebody wrote inline.
+pub fn from_yaml<C: DeserializeOwned>(text: &str) -> Result<C, String> {
+    serde_saphyr::from_str(text).map_err(|error| error.without_snippet().to_string())
+}
+
 impl Config {
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        let folder = path.parent().unwrap_or(Path::new("")).to_owned();
-        Config::parse(&text, folder).map_err(|message| ConfigError::Parse { path: path.to_owned(), message })
+        load(path, Config::parse)
     }
 
     /// The message names line and column.
     pub fn parse(text: &str, folder: PathBuf) -> Result<Config, String> {
-        // Without the lines around the mistake: one of them may be a key that somebody wrote inline.
-        let config: Config =
-            serde_saphyr::from_str(text).map_err(|error| error.without_snippet().to_string())?;
+        let config: Config = from_yaml(text)?;
         let files = |files: &TlsFiles| files.relative_to(&folder);
         let config = Config {
             inside: Inside { tls: files(&config.inside.tls), ..config.inside },

@@ -26,6 +26,7 @@ pub mod peak_hours;
 pub mod peer;
 pub mod pinned;
 pub mod problem;
+pub mod process;
 pub mod seal;
 pub mod secret;
 pub mod service;

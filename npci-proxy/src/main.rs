@@ -1,13 +1,12 @@
-use std::{io::Write as _, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use npci_proxy::{
     clock::Clock,
     config::Config,
+    process,
     service::{self, Listeners},
 };
-use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 /// The only door to and from the payment network.
 ///
@@ -35,30 +34,11 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    certs::install_crypto_provider();
-    match run(&Arguments::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "npci-proxy: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-async fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let levels = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(levels).init();
-
-    let config = Config::load(&arguments.config)?;
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let shutdown = async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tracing::info!("stopping");
-    };
-    let listeners = Listeners::bind(&config).await?;
-    service::run(&config, listeners, Clock::system(), shutdown).await?;
-    Ok(())
+    let arguments = Arguments::parse();
+    process::run("npci-proxy", async |shutdown| {
+        let config = Config::load(&arguments.config)?;
+        let listeners = Listeners::bind(&config).await?;
+        service::run(&config, listeners, Clock::system(), shutdown).await
+    })
+    .await
 }

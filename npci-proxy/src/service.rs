@@ -9,11 +9,12 @@ use crate::{
     admin::Admin,
     callback::Callbacks,
     clock::Clock,
-    config::{Config, Key},
+    config::{Config, ConfigError, Key},
     core::{Core, CoreSetupError},
     inside::Inside,
     metrics::Metrics,
     network::{Network, NetworkError},
+    process::{CannotListen, bind},
     seal::{CannotSign, Signer, Verifier},
     secret::SecretError,
 };
@@ -28,8 +29,10 @@ pub struct Listeners {
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("cannot listen on {address}: {source}")]
-    Listen { address: std::net::SocketAddr, source: io::Error },
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Listen(#[from] CannotListen),
     #[error("{listener}.tls: {source}")]
     Tls { listener: &'static str, source: certs::CertError },
     #[error(transparent)]
@@ -48,9 +51,6 @@ pub enum StartError {
 
 impl Listeners {
     pub async fn bind(config: &Config) -> Result<Listeners, StartError> {
-        let bind = |address| async move {
-            TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
-        };
         Ok(Listeners {
             admin: bind(config.admin.listen).await?,
             inside: bind(config.inside.listen).await?,

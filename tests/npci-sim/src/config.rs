@@ -6,7 +6,10 @@ use std::{
 };
 
 use certs::TlsFiles;
-use npci_proxy::{secret::SecretRef, wire::Vpa};
+use npci_proxy::{
+    config::{self, Admin, ConfigError, Key},
+    wire::Vpa,
+};
 use serde::Deserialize;
 
 use crate::fault::{CreditTimeoutEnds, Rule};
@@ -34,12 +37,6 @@ pub struct Config {
     pub drain_timeout_ms: u64,
     #[serde(skip)]
     folder: PathBuf,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Admin {
-    pub listen: SocketAddr,
 }
 
 /// Where the network takes calls.
@@ -73,13 +70,6 @@ pub struct Callback {
     pub retry_ms: u64,
     #[serde(default = "retry_max_ms")]
     pub retry_max_ms: u64,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Key {
-    pub key_id: String,
-    pub key: SecretRef,
 }
 
 /// How fast the banks are, and what becomes of a credit that nobody answered.
@@ -139,27 +129,14 @@ impl AccountConfig {
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    #[error("cannot read {}: {source}", path.display())]
-    Read { path: PathBuf, source: std::io::Error },
-    #[error("{}: {message}", path.display())]
-    Parse { path: PathBuf, message: String },
-}
-
 impl Config {
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        let folder = path.parent().unwrap_or(Path::new("")).to_owned();
-        Config::parse(&text, folder).map_err(|message| ConfigError::Parse { path: path.to_owned(), message })
+        config::load(path, Config::parse)
     }
 
     /// The message names line and column, if the file is to blame for one place.
     pub fn parse(text: &str, folder: PathBuf) -> Result<Config, String> {
-        // Without the lines around the mistake: one of them may be a key that somebody wrote inline.
-        let config: Config =
-            serde_saphyr::from_str(text).map_err(|error| error.without_snippet().to_string())?;
+        let config: Config = config::from_yaml(text)?;
         let mut seen = std::collections::HashSet::new();
         for account in &config.accounts {
             if !seen.insert(account.vpa.folded()) {

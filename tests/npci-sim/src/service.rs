@@ -3,7 +3,11 @@
 use std::{future::Future, io, sync::Arc, time::Duration};
 
 use certs::{ClientAuth, Versions, serve};
-use npci_proxy::clock::Clock;
+use npci_proxy::{
+    clock::Clock,
+    config::ConfigError,
+    process::{CannotListen, bind},
+};
 use tokio::net::TcpListener;
 
 use crate::{
@@ -23,8 +27,10 @@ pub struct Listeners {
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("cannot listen on {address}: {source}")]
-    Listen { address: std::net::SocketAddr, source: io::Error },
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Listen(#[from] CannotListen),
     #[error("front.tls: {0}")]
     Tls(#[from] certs::CertError),
     #[error(transparent)]
@@ -37,9 +43,6 @@ pub enum StartError {
 
 impl Listeners {
     pub async fn bind(config: &Config) -> Result<Listeners, StartError> {
-        let bind = |address| async move {
-            TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
-        };
         Ok(Listeners { admin: bind(config.admin.listen).await?, front: bind(config.front.listen).await? })
     }
 }
