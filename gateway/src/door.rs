@@ -14,6 +14,7 @@ use pingora::upstreams::peer::HttpPeer;
 use crate::access_log;
 use crate::edge::{Edge, of_edge};
 use crate::exchange::{Exchange, InFlight};
+use crate::listener::Clock;
 use crate::message::target;
 use crate::trace::TraceContext;
 
@@ -45,11 +46,19 @@ impl ProxyHttp for Door {
         }
     }
 
+    async fn early_request_filter(&self, session: &mut Session, _exchange: &mut Exchange) -> Result<()> {
+        if let Some(clock) = Clock::of(session.digest()) {
+            clock.request_begins();
+        }
+        Ok(())
+    }
+
     async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
         let traceparent =
             session.req_header().headers.get("traceparent").and_then(|value| value.to_str().ok());
         exchange.trace = TraceContext::continued(traceparent, rand::random());
         session.set_read_timeout(Some(self.request_timeout));
+        session.set_write_timeout(Some(self.request_timeout));
         session.set_keepalive(if self.edge.is_draining() {
             None
         } else {
@@ -137,6 +146,9 @@ impl ProxyHttp for Door {
     }
 
     async fn logging(&self, session: &mut Session, _error: Option<&Error>, exchange: &mut Exchange) {
+        if let Some(clock) = Clock::of(session.digest()) {
+            clock.request_ends();
+        }
         let status = session.response_written().map_or(0, |answer| answer.status.as_u16());
         let header = session.req_header();
         let (path, _) = target(header);
@@ -157,7 +169,7 @@ impl ProxyHttp for Door {
     fn request_summary(&self, session: &Session, exchange: &Exchange) -> String {
         let header = session.req_header();
         let (path, _) = target(header);
-        format!("{} {} {}", header.method, access_log::masked(path), exchange.request_id)
+        format!("{} {} {}", header.method, access_log::told(path), exchange.request_id)
     }
 }
 

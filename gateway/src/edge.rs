@@ -25,7 +25,6 @@ use crate::load::{ListenerFiles, Loaded};
 use crate::memory::{Full, Memory};
 use crate::message::{drain, is_small, read_body, request, target};
 use crate::metrics::Metrics;
-use crate::sockets::is_listening;
 use crate::upstream::Upstream;
 
 /// The policy and everything that serves it.
@@ -87,11 +86,8 @@ impl Edge {
     /// What keeps the edge from serving every route.
     pub(crate) fn missing(&self) -> Vec<String> {
         let keys = self.keys.missing().into_iter().map(|issuer| format!("keys of issuer {issuer}"));
-        let closed = self.policy.document().listeners.iter().map(|listener| &listener.value);
-        let closed = closed.filter(|listener| !is_listening(listener.address));
-        let closed = closed.map(|listener| format!("listener {}", listener.name));
         let draining = self.is_draining().then(|| "draining".to_owned());
-        keys.chain(closed).chain(draining).collect()
+        keys.chain(draining).collect()
     }
 
     /// The upstream's next address for this request; `None` before a route is found.
@@ -115,6 +111,7 @@ impl Edge {
         let Some(peer) = peer else {
             return Err(of_edge(Refusal::new(400, "peer_unknown", "The connection has no address.")));
         };
+        exchange.context = Some(Context::new(peer));
         let position = self.find(session.req_header())?;
         exchange.rule = Some(position);
         let Some(rule) = self.policy.rules().get(position) else { return Err(of_edge(not_found())) };
@@ -247,8 +244,9 @@ impl Edge {
     pub(crate) fn dress(&self, header: &mut ResponseHeader, exchange: &Exchange) -> Answered<()> {
         header.insert_header("x-request-id", exchange.request_id.as_str())?;
         header.remove_header("server");
-        if let (Some(rule), Some(context)) = (self.rule(exchange), &exchange.context) {
-            for (name, value) in rule.chain.response(context) {
+        let chain = self.rule(exchange).map_or(self.policy.everywhere(), |rule| &rule.chain);
+        if let Some(context) = &exchange.context {
+            for (name, value) in chain.response(context) {
                 header.insert_header(name.into_owned(), value)?;
             }
         }

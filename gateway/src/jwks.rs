@@ -145,11 +145,8 @@ impl KeyStore {
                 "ok"
             }
             Err(error) => {
-                tracing::warn!(
-                    issuer,
-                    error = format!("{error:#}"),
-                    "keys not refreshed; the last good ones serve"
-                );
+                let still_served = self.keys(issuer).is_some();
+                tracing::warn!(issuer, still_served, error = format!("{error:#}"), "keys not refreshed");
                 "error"
             }
         };
@@ -169,6 +166,7 @@ fn client(ca: Option<&Reference>, folder: &Path, timeout: Duration) -> anyhow::R
         Some(Reference::Env(_)) => anyhow::bail!("`jwks.ca` must be a `file:`"),
         None => Ok(reqwest::Client::builder()
             .https_only(true)
+            .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(timeout)
             .timeout(timeout)

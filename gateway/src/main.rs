@@ -50,6 +50,10 @@ enum Command {
     Schema,
 }
 
+/// Pingora tells of every client that hangs up; what concerns a request is in the access log.
+const DEFAULT_LOG: &str =
+    "info,pingora_core=warn,pingora_core::apps=off,pingora_core::protocols=off,pingora_proxy=off";
+
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
@@ -68,8 +72,7 @@ fn serve(policy: &std::path::Path, threads: usize, drain_s: u64) -> ExitCode {
         .json()
         .flatten_event(true)
         .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env()
-                .unwrap_or_else(|_| "info,pingora_core=warn,pingora_proxy=off".into()),
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| DEFAULT_LOG.into()),
         )
         .init();
     match load::load(policy) {

@@ -6,18 +6,15 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use async_trait::async_trait;
 use filters::policy::{At, Document};
-use pingora::apps::HttpServerOptions;
-use pingora::listeners::tls::TlsSettings;
-use pingora::proxy::ProxyServiceBuilder;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora::services::background::{BackgroundService, background_service};
 use pingora::services::listening::Service;
 
 use crate::admin::Admin;
-use crate::door::Door;
 use crate::edge::Edge;
 use crate::jwks::KeyStore;
+use crate::listener::Listener;
 use crate::load::Loaded;
 
 #[derive(Clone, Copy, Debug)]
@@ -43,30 +40,9 @@ pub fn run(loaded: Loaded, options: Options) -> anyhow::Result<()> {
     });
     let mut server = Server::new_with_opt_and_conf(None, ServerConf { ..copied(&conf) });
     let admin_address = document.admin.address;
-    let (edge, listeners) = Edge::new(loaded)?;
-    for (At { value: listener, .. }, files) in document.listeners.iter().zip(listeners) {
-        let mut http = HttpServerOptions::default();
-        http.keepalive_request_limit = Some(listener.max_requests_per_connection);
-        http.h2_idle_timeout = Some(Duration::from_millis(listener.idle_timeout_ms));
-        let mut tls =
-            TlsSettings::with_callbacks(Box::new(NoCallbacks)).map_err(|e| anyhow::anyhow!("{e}"))?;
-        tls.set_cert_resolver(files.identity.live());
-        match files.clients {
-            certs::ClientAuth::Off => {}
-            clients => tls.set_client_cert_verifier(certs::client_verifier(clients)?),
-        }
-        tls.enable_h2();
-        let door = Door {
-            edge: Arc::clone(&edge),
-            request_timeout: Duration::from_millis(listener.request_timeout_ms),
-            idle_timeout: Duration::from_millis(listener.idle_timeout_ms),
-        };
-        // Bound here once, so that an address in use is a clear error and not a panic in Pingora's thread.
-        drop(std::net::TcpListener::bind(listener.address).with_context(|| format!("{}", listener.address))?);
-        let mut service =
-            ProxyServiceBuilder::new(&conf, door).name(&listener.name).server_options(http).build();
-        service.add_tls_with_settings(&listener.address.to_string(), None, tls);
-        server.add_service(service);
+    let (edge, files) = Edge::new(loaded)?;
+    for (At { value: settings, .. }, files) in document.listeners.iter().zip(files) {
+        server.add_service(Listener::open(settings, files, &edge, &conf)?);
     }
     let mut admin = Service::new("admin".to_owned(), Admin(Arc::clone(&edge)));
     drop(std::net::TcpListener::bind(admin_address).with_context(|| format!("{admin_address}"))?);
@@ -119,11 +95,6 @@ fn copied(conf: &ServerConf) -> ServerConf {
         ..ServerConf::default()
     }
 }
-
-/// Resolver and verifier are set on the settings themselves; nothing is left for callbacks to do.
-struct NoCallbacks;
-
-impl pingora::listeners::TlsAccept for NoCallbacks {}
 
 struct Refresh(Arc<KeyStore>);
 

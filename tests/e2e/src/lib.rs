@@ -168,3 +168,11 @@ pub async fn calls(stack: &Stack) -> anyhow::Result<Value> {
     let url = format!("{}/calls", stack.admin_url(Service::NpciSim));
     Ok(stack.plain().get(url).send().await?.error_for_status()?.json().await?)
 }
+
+/// How many payments the core has made durable since it started.
+pub async fn accepted(stack: &Stack) -> anyhow::Result<u64> {
+    let url = format!("{}/metrics", stack.admin_url(Service::TxnCore));
+    let text = stack.plain().get(url).send().await?.text().await?;
+    let line = text.lines().find(|line| line.starts_with("txn_sends_total{result=\"new\"}"));
+    Ok(line.and_then(|line| line.rsplit(' ').next()).map(str::parse).transpose()?.unwrap_or_default())
+}

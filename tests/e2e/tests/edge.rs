@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use e2e::{Answer, Ledger, end_of, options, start};
 use rustls::ProtocolVersion;
 use stack::{Payment, Service, Stack};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 #[tokio::test]
 async fn protocols_traces_logs_and_a_planned_stop() -> anyhow::Result<()> {
@@ -81,7 +82,13 @@ async fn trace_and_logs(stack: &Stack) -> anyhow::Result<()> {
             assert!(!log.contains(private), "the log of {} holds {private}", service.name());
         }
     }
+    // What no route serves is answered and logged like anything else.
+    let nothing =
+        Answer::read(stack.http().get(format!("{}/nothing", stack.edge_url())).send().await?).await?;
+    assert_eq!((nothing.status, nothing.header("x-content-type-options")), (404, "nosniff"), "{nothing:?}");
     let gateway = std::fs::read_to_string(stack.dir().join("logs/gateway.log"))?;
+    let line = gateway.lines().find(|line| line.contains(nothing.header("x-request-id")));
+    assert!(line.is_some_and(|line| line.contains("127.0.0.1")), "who asked is not logged: {line:?}");
     let line =
         gateway.lines().find(|line| line.contains(request_id)).context("the request was not logged")?;
     assert!(line.contains(trace_id), "{line}");
@@ -122,4 +129,48 @@ async fn a_planned_stop_loses_nothing(stack: &Stack) -> anyhow::Result<()> {
         }
     }
     Ledger::of(stack).await?.check()
+}
+
+/// Nobody holds a connection for long without asking for something, and there are only so many of them.
+#[tokio::test]
+async fn connections_are_bounded() -> anyhow::Result<()> {
+    let options = options("connections")?
+        .set(Service::Gateway, "/listeners/0/request_timeout_ms", 1_000.into())
+        .set(Service::Gateway, "/listeners/0/handshake_timeout_ms", 1_000.into())
+        .set(Service::Gateway, "/listeners/0/max_connections", 3.into());
+    let stack = start(options).await?;
+    let port: u16 = stack.edge_url().rsplit(':').next().context("a port")?.parse()?;
+    let ca = stack.dir().join("pki/edge-ca.pem");
+
+    // A header that comes byte by byte, and a client that says nothing at all: both are cut off.
+    let mut dripping = e2e::raw::connect(port, &ca).await?;
+    let drip = async {
+        for byte in b"GET /v1/transactions/x HTTP/1.1\r\nx-slow: ".iter().chain(std::iter::repeat(&b'x')) {
+            dripping.write_all(&[*byte]).await?;
+            dripping.flush().await?;
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+        anyhow::Ok(())
+    };
+    let cut_off = tokio::time::timeout(e2e::LONGEST, drip).await;
+    assert!(matches!(cut_off, Ok(Err(_))), "the edge waited for it");
+    let mut silent = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+    let said = tokio::time::timeout(e2e::LONGEST, silent.read(&mut [0; 1])).await?;
+    assert!(matches!(said, Ok(0) | Err(_)), "the edge waited for a handshake: {said:?}");
+
+    // Three hold their places; the fourth gets one when they are let go.
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(e2e::raw::connect(port, &ca).await?);
+    }
+    let fourth = tokio::spawn({
+        let ca = ca.clone();
+        async move { e2e::raw::connect(port, &ca).await }
+    });
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert!(!fourth.is_finished(), "the fourth of three connections was served");
+    drop(held);
+    fourth.await??;
+    stack.stop().await;
+    Ok(())
 }

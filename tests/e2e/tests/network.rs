@@ -59,6 +59,9 @@ async fn payments_end_as_the_books_say() -> anyhow::Result<()> {
     let stack = start(options("network")?.set(Service::NpciSim, "/faults", Value::Array(rules))).await?;
     let alice = stack.alice()?;
 
+    let unsettled = Payment::new("alice@torana", "bob@torana", UNSETTLED);
+    let unsettled = Answer::to(&stack, &stack.payment(alice, &unsettled)?).await?.text("txnId").to_owned();
+
     let mut sent = Vec::new();
     for fault in faults() {
         let payment = Payment::new("alice@torana", "bob@torana", fault.amount);
@@ -99,8 +102,36 @@ async fn payments_end_as_the_books_say() -> anyhow::Result<()> {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 
     only_the_network_calls_back(&stack).await?;
+    status_checks_end(&stack, &unsettled).await?;
     stack.stop().await;
     Ok(())
+}
+
+/// A payment that the network never settles: three checks and no more, and then it still is not known how it
+/// ends. The development stack's checks are 3, 8 and 16 seconds after the sending.
+async fn status_checks_end(stack: &Stack, id: &str) -> anyhow::Result<()> {
+    let checks = async || {
+        let calls = e2e::calls(stack).await?;
+        anyhow::Ok(calls["transactions"][id]["status"].as_u64().unwrap_or_default())
+    };
+    let until = tokio::time::Instant::now() + e2e::LONGEST;
+    while checks().await? < 3 && tokio::time::Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let metric = "txn_unresolved_total";
+    while !flagged(stack, metric).await? && tokio::time::Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(flagged(stack, metric).await?, "nobody is told that {id} must be reconciled");
+    assert_eq!((checks().await?, history(stack, id).await?), (3, vec!["PENDING".to_owned()]));
+    Ok(())
+}
+
+async fn flagged(stack: &Stack, metric: &str) -> anyhow::Result<bool> {
+    let url = format!("{}/metrics", stack.admin_url(Service::TxnCore));
+    let text = stack.plain().get(url).send().await?.text().await?;
+    let line = text.lines().find(|line| line.starts_with(metric) && !line.starts_with('#'));
+    Ok(line.is_some_and(|line| !line.ends_with(" 0")))
 }
 
 /// A payment that the network never settles: whoever claims that it is settled must be the network.

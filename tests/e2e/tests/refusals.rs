@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use e2e::{Answer, Ledger, calls, options, pay, start};
+use e2e::{Answer, Ledger, accepted, calls, options, pay, start};
 use filters::signature::message::Params;
 use serde_json::{Value, json};
 use stack::{Claims, Device, EdgeRequest, Forgery, Payment, Service, Stack, signature_params};
@@ -132,6 +132,7 @@ async fn every_refusal_has_its_code_and_leaves_no_trace() -> anyhow::Result<()> 
 
     let ledger = Ledger::of(&stack).await?;
     assert!(ledger.entries.is_empty(), "a refused payment moved money: {:?}", ledger.entries);
+    assert_eq!(accepted(&stack).await?, 0, "the core accepted a payment that the edge or itself refused");
     let calls = calls(&stack).await?;
     assert!(!calls.to_string().contains("TOR"), "a refused payment reached the network: {calls}");
 
@@ -182,7 +183,7 @@ fn signatures(cases: &mut Cases<'_>) -> anyhow::Result<()> {
     let request = cases.unsigned()?.signed(&thief)?;
     cases.add("another device's key", request, (401, "signature_invalid"));
 
-    for component in ["@method", "@path", "content-digest", "authorization", "idempotency-key"] {
+    for component in ["@method", "@path", "@query", "content-digest", "authorization", "idempotency-key"] {
         let request = over(cases.unsigned()?, cases.device()?, &without(component), now_s(), &nonce())?;
         cases.add("partial signature", request, (401, "signature_incomplete"));
     }
@@ -196,6 +197,10 @@ fn signatures(cases: &mut Cases<'_>) -> anyhow::Result<()> {
     let digest = filters::signature::digest::content_digest(&request.body);
     request.set("content-digest", Some(&digest));
     cases.add("body and digest changed after signing", request, (401, "signature_invalid"));
+
+    let mut request = cases.unsigned()?.signed(cases.device()?)?;
+    request.url.push_str("?amount=90");
+    cases.add("a query added after signing", request, (401, "signature_invalid"));
 
     let mut request = cases.unsigned()?;
     request.set("content-digest", None);

@@ -1,0 +1,195 @@
+//! What an upstream gets to see: a recording one, behind a real gateway.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::extract::Request;
+use axum::{Json, Router};
+use filters::signature::{digest, message};
+
+const SECRET: &str = "a partner's secret of 32 bytes!!";
+
+/// A gateway that is killed when the test ends.
+struct Gateway(Child);
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Answers every request with the header fields that arrived, and under `:body` and `:path` the rest.
+async fn recorder(folder: &Path) -> u16 {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let pem = |name: &str| folder.join(name);
+    let identity = certs::Identity::load(&pem("txn-core.pem"), &pem("txn-core.key")).unwrap();
+    let clients = certs::ClientAuth::Required(certs::Trust::load(&pem("internal-ca.pem")).unwrap());
+    let tls = certs::server_config(&identity, clients, certs::Versions::Tls13Only, &[b"http/1.1"]).unwrap();
+    let app = Router::new().fallback(async |request: Request| {
+        let mut seen = BTreeMap::new();
+        seen.insert(":path".to_owned(), request.uri().to_string());
+        for (name, value) in request.headers() {
+            seen.entry(name.to_string()).or_insert_with(String::new).push_str(value.to_str().unwrap_or("?"));
+        }
+        let body = axum::body::to_bytes(request.into_body(), 1 << 20).await.unwrap_or_default();
+        seen.insert(":body".to_owned(), String::from_utf8_lossy(&body).into_owned());
+        Json(seen)
+    });
+    tokio::spawn(certs::serve::serve(
+        listener,
+        tls,
+        app,
+        certs::serve::Limits::default(),
+        std::future::pending(),
+    ));
+    port
+}
+
+async fn start(folder: &Path) -> (Gateway, String, reqwest::Client) {
+    certs::install_crypto_provider();
+    certs::pki::init(folder, false).unwrap();
+    let (edge, admin, upstream) = (free_port(), free_port(), recorder(folder).await);
+    let policy = format!(
+        r#"
+listeners:
+  - {{ name: edge, address: "127.0.0.1:{edge}", tls: {{ certificate: "file:edge.pem", key: "file:edge.key" }} }}
+admin: {{ address: "127.0.0.1:{admin}" }}
+upstreams:
+  recorder:
+    addresses: ["127.0.0.1:{upstream}"]
+    tls: {{ server_name: txn-core.torana.internal, ca: "file:internal-ca.pem", certificate: "file:gateway.pem", key: "file:gateway.key" }}
+clients:
+  acme: {{ hmac_keys: [{{ id: acme-1, secret: "env:ACME_SECRET" }}] }}
+filters: {{ headers: {{}} }}
+routes:
+  - {{ name: open, methods: [GET, POST], path: "/open/{{*rest}}", upstream: recorder }}
+  - name: signed
+    methods: [POST]
+    path: /signed
+    upstream: recorder
+    filters: {{ signature: {{ signer: client }}, nonce: {{}} }}
+"#
+    );
+    std::fs::write(folder.join("edge.yaml"), policy).unwrap();
+    let child = Command::new(env!("CARGO_BIN_EXE_gateway"))
+        .args(["serve", "edge.yaml"])
+        .current_dir(folder)
+        .env("ACME_SECRET", SECRET)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let gateway = Gateway(child);
+    let trust = certs::Trust::load(&folder.join("edge-ca.pem")).unwrap();
+    let tls = certs::client_config(&trust, None, certs::Versions::Tls12And13).unwrap();
+    let http = certs::client::https(tls, certs::client::ClientLimits::default()).unwrap();
+    let url = format!("https://localhost:{edge}");
+    for _ in 0..200 {
+        if http.get(&url).send().await.is_ok() {
+            return (gateway, url, http);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the gateway does not answer");
+}
+
+#[tokio::test]
+async fn the_upstream_sees_the_edges_word_and_never_a_clients() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_gateway, url, http) = start(folder.path()).await;
+
+    let forged = [
+        "forwarded",
+        "x-client-cert",
+        "x-forwarded-client-cert",
+        "x-forwarded-host",
+        "x-forwarded-port",
+        "x-original-url",
+        "x-real-ip",
+        "x-rewrite-url",
+        "x-tenant-id",
+        "x-user-id",
+        "x-torana-subject",
+        "x-torana-tenant",
+        "x-torana-vpa",
+        "x-torana-device",
+        "x-torana-anything",
+        "authorization",
+    ];
+    let mut request = http.post(format!("{url}/open/a?b=c%20d")).body("the body");
+    for name in forged {
+        request = request.header(name, "forged");
+    }
+    for name in ["x-forwarded-for", "x-forwarded-proto", "x-request-id"] {
+        request = request.header(name, "forged");
+    }
+    let response = request.header("x-harmless", "kept").send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    let request_id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
+    let seen: BTreeMap<String, String> = response.json().await.unwrap();
+    for name in forged {
+        assert!(!seen.contains_key(name), "{name} came through: {seen:?}");
+    }
+    for (name, expected) in [
+        (":path", "/open/a?b=c%20d"),
+        (":body", "the body"),
+        ("x-harmless", "kept"),
+        ("x-forwarded-for", "127.0.0.1"),
+        ("x-forwarded-proto", "https"),
+        ("x-request-id", &request_id),
+    ] {
+        assert_eq!(seen.get(name).map(String::as_str), Some(expected), "{name}");
+    }
+    assert!(seen["traceparent"].starts_with("00-"), "{seen:?}");
+}
+
+#[tokio::test]
+async fn a_partner_signs_with_its_own_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_gateway, url, http) = start(folder.path()).await;
+    let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap();
+    let authority = url.trim_start_matches("https://").to_owned();
+    let send = async |secret: &str, keyid: &str, nonce: &str| {
+        let body = "{}";
+        let mut headers = vec![
+            ("content-type".to_owned(), "application/json".to_owned()),
+            ("content-digest".to_owned(), digest::content_digest(body.as_bytes())),
+        ];
+        let components = ["@method", "@path", "@query", "content-digest", "content-type"];
+        let mut params = message::Params::covering(&components).unwrap();
+        params.created = Some(now);
+        params.nonce = Some(nonce.to_owned());
+        params.keyid = Some(keyid.to_owned());
+        let key = message::SigningKey::hmac(secret.as_bytes()).unwrap();
+        let signed = message::Message::request("POST", "https", &authority, "/signed", None, &headers);
+        let fields = message::sign(&signed, "sig1", &params, &key).unwrap();
+        headers.push(("signature-input".to_owned(), fields.signature_input));
+        headers.push(("signature".to_owned(), fields.signature));
+        let mut request = http.post(format!("{url}/signed")).body(body);
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        let response = request.send().await.unwrap();
+        let status = response.status().as_u16();
+        let body: serde_json::Value = response.json().await.unwrap();
+        (status, body["code"].as_str().unwrap_or_default().to_owned())
+    };
+    for (secret, keyid, nonce, expected) in [
+        (SECRET, "acme-1", "nonce-0123456789-a", (200, "")),
+        (SECRET, "acme-1", "nonce-0123456789-a", (401, "nonce_replayed")),
+        (SECRET, "acme-2", "nonce-0123456789-b", (401, "signature_key_unknown")),
+        ("another secret, also of 32 bytes", "acme-1", "nonce-0123456789-c", (401, "signature_invalid")),
+    ] {
+        let (status, code) = send(secret, keyid, nonce).await;
+        assert_eq!((status, code.as_str()), expected, "{keyid} {nonce}");
+    }
+}
