@@ -150,8 +150,8 @@ fn read(body: &[u8]) -> Result<Meant, Problem> {
     {
         return Err(body_invalid("idempotencyKey: 1 to 128 visible ASCII characters"));
     }
-    if written.cred_block.as_ref().is_some_and(|block| block.len() > MAX_CRED_BLOCK) {
-        return Err(body_invalid("credBlock: at most 4096 bytes"));
+    if written.cred_block.as_deref().is_some_and(|block| !is_cred_block(block)) {
+        return Err(body_invalid("credBlock: 1 to 4096 characters of base64"));
     }
     Ok(Meant {
         from,
@@ -162,6 +162,12 @@ fn read(body: &[u8]) -> Result<Meant, Problem> {
         key: written.idempotency_key,
         cred_block: written.cred_block.map(CredBlock),
     })
+}
+
+/// What npci-proxy takes, and nothing else: a payment that it can't read could never be sent.
+fn is_cred_block(text: &str) -> bool {
+    (1..=MAX_CRED_BLOCK).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'=' | b'-' | b'_'))
 }
 
 fn check(config: &Config, caller: &Caller, headers: &HeaderMap, meant: &Meant) -> Result<(), Problem> {
