@@ -110,12 +110,13 @@ pub fn outcome(report: &Report) -> Outcome {
             reversal_outcome(report.result, class(Section::Reversal, code)),
         );
     }
-    let section =
-        if report.source == Source::Inquiry && class(Section::StatusCheck, &report.code) == Class::NotFound {
-            Section::StatusCheck
-        } else {
-            Section::Payment
-        };
+    let section = if matches!(report.source, Source::Inquiry { .. })
+        && class(Section::StatusCheck, &report.code) == Class::NotFound
+    {
+        Section::StatusCheck
+    } else {
+        Section::Payment
+    };
     let class_of_code = class(section, &report.code);
     match report.result {
         ReportResult::Pending => Outcome::StillPending,
@@ -318,9 +319,9 @@ mod tests {
     #[test]
     fn unknown_to_the_network_only_counts_as_the_answer_to_a_status_check() {
         for (source, want) in [
-            (Source::Inquiry, Outcome::NotFound),
+            (Source::Inquiry { check: 1 }, Outcome::NotFound),
             (Source::Callback, Outcome::Unclear),
-            (Source::Ack, Outcome::Unclear),
+            (Source::Ack { sending: 1 }, Outcome::Unclear),
         ] {
             let report = Report {
                 source,

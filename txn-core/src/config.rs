@@ -12,7 +12,7 @@ use crate::bus::Retention;
 use crate::bus::consume::Retry;
 use crate::store::WriterLimits;
 use crate::timers::{Housekeeping, TimerConfig};
-use crate::txn::Rules;
+use crate::txn::{Rules, UnixMs};
 
 /// Everything `txn-core` is told. `config.example.yaml` explains each line.
 #[derive(Debug, Clone, Deserialize)]
@@ -216,6 +216,12 @@ impl Config {
             self.rules.send_settles_within_ms,
             self.network.timeout_ms
         );
+        let first_check_ms = UnixMs(0).until(self.rules.first_check_unanswered(UnixMs(0)));
+        ensure!(
+            self.rules.send_starts_within_ms < first_check_ms,
+            "rules.send_starts_within_ms ({}) must be less than the time of the first status check ({first_check_ms})",
+            self.rules.send_starts_within_ms
+        );
         ensure!(self.rules.status_checks_ms.is_sorted(), "rules.status_checks_ms: not in ascending order");
         ensure!(
             self.network.max_sends > 0 && self.network.max_inquiries > 0,
@@ -263,6 +269,8 @@ mod tests {
             ("admin: 127.0.0.1", "admin: 0.0.0.0", "loopback"),
             ("timeout_ms: 20000", "timeout_ms: 40000", "overtakes"),
             ("[90000, 900000, 5400000]", "[900000, 90000]", "ascending"),
+            ("send_starts_within_ms: 5000", "send_starts_within_ms: 90000", "first status check"),
+            ("send_within_ms:", "reconcile_every_ms: 1000\n  send_within_ms:", "reconcile_every_ms"),
             ("psp: TOR", "psp: TOR\npsb: TOR", "psb"),
             ("duplicates: conflict", "duplicates: maybe", "maybe"),
             ("inbox_keep_ms: 1209600000", "inbox_keep_ms: 1", "act twice"),

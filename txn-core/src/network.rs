@@ -9,7 +9,8 @@ use uuid::Uuid;
 use crate::store::{CredBlock, Trace};
 use crate::txn::{Event, Report, ReportResult, Source, Stage, Txn};
 
-/// The network as the orchestrator sees it.
+/// The network as the orchestrator sees it. What it gives carries the number of the sending or check that it is
+/// the result of, the payment's `sends` or `checks` as they were when the call was made.
 #[async_trait]
 pub trait Network: std::fmt::Debug + Send + Sync + 'static {
     /// Hands a payment over, once. Gives what is known afterwards: acknowledged, refused, certainly not
@@ -98,6 +99,12 @@ struct Refusal {
     sent: Option<String>,
 }
 
+/// The header `x-initiated-by` of every call, status checks too. In peak hours the network takes no call that no
+/// user started (UPI.md, "Times and limits"). A check of a payment's own schedule belongs to the payment that a
+/// user has just made and waits for; checks that nobody waits for (batches, reconciliation) are not made here and
+/// would have to say `system`.
+const BY_USER: &str = "user";
+
 /// No answer of the proxy is longer.
 const MAX_ANSWER: usize = 64 * 1024;
 
@@ -112,6 +119,8 @@ struct NoAnswer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sent {
     No,
+    /// And the same request never will be: the proxy can't read it.
+    Never,
     Unknown,
 }
 
@@ -152,7 +161,11 @@ impl NpciProxy {
         }
         let refusal: Refusal = serde_json::from_slice(&body).map_err(|_| unusable("proxy_refused"))?;
         // Only these two letters are a definite word; everything else may have been sent.
-        let sent = if refusal.sent.as_deref() == Some("no") { Sent::No } else { Sent::Unknown };
+        let sent = match (refusal.sent.as_deref(), status, refusal.code.as_str()) {
+            (Some("no"), StatusCode::BAD_REQUEST, "bad_request") => Sent::Never,
+            (Some("no"), _, _) => Sent::No,
+            (_, _, _) => Sent::Unknown,
+        };
         Err(NoAnswer { reason: refusal.code, sent, retry_after_ms })
     }
 }
@@ -170,15 +183,17 @@ impl Network for NpciProxy {
             note: &txn.note,
             device_id: &txn.device_id,
             cred_block: cred_block.map(|block| block.0.as_str()),
+            // Of this sending, not of the acceptance: the proxy refuses what was held up for too long.
             initiated_at: txn.dispatched_at.unwrap_or(txn.created_at).to_string(),
         };
-        match self.call::<Ack>("/v1/initiateTransaction", &request, "user", trace).await {
+        let sending = txn.sends;
+        match self.call::<Ack>("/v1/initiateTransaction", &request, BY_USER, trace).await {
             Ok(ack) if ack.txn_id != request.txn_id => {
-                Event::OutcomeUnknown { reason: "proxy_answer_invalid".to_owned() }
+                Event::OutcomeUnknown { sending, reason: "proxy_answer_invalid".to_owned() }
             }
-            Ok(Ack { ack: AckResult::Accepted, .. }) => Event::Acknowledged,
+            Ok(Ack { ack: AckResult::Accepted, .. }) => Event::Acknowledged { sending },
             Ok(Ack { ack: AckResult::Rejected, code, .. }) => Event::Reported(Report {
-                source: Source::Ack,
+                source: Source::Ack { sending },
                 msg_id: request.msg_id,
                 stage: Stage::Final,
                 result: ReportResult::Failure,
@@ -188,10 +203,11 @@ impl Network for NpciProxy {
                 reversal_code: None,
                 rrn: None,
             }),
+            Err(NoAnswer { sent: Sent::Never, reason, .. }) => Event::Unsendable { sending, reason },
             Err(NoAnswer { sent: Sent::No, reason, retry_after_ms }) => {
-                Event::NotSent { reason, retry_after_ms }
+                Event::NotSent { sending, reason, retry_after_ms }
             }
-            Err(NoAnswer { sent: Sent::Unknown, reason, .. }) => Event::OutcomeUnknown { reason },
+            Err(NoAnswer { sent: Sent::Unknown, reason, .. }) => Event::OutcomeUnknown { sending, reason },
         }
     }
 
@@ -201,13 +217,16 @@ impl Network for NpciProxy {
             msg_id: msg_id(txn),
             original_at: txn.dispatched_at.unwrap_or(txn.created_at).to_string(),
         };
+        let check = txn.checks;
         let answer =
-            self.call::<NetworkEvent>("/v1/statusInquiry", &request, "system", &Trace::default()).await;
+            self.call::<NetworkEvent>("/v1/statusInquiry", &request, BY_USER, &Trace::default()).await;
         match answer {
-            Ok(event) if event.txn_id == request.txn_id => Event::Reported(event.report(Source::Inquiry)),
+            Ok(event) if event.txn_id == request.txn_id => {
+                Event::Reported(event.report(Source::Inquiry { check }))
+            }
             Ok(_) => Event::CheckUnanswered { reason: "proxy_answer_invalid".to_owned() },
-            Err(NoAnswer { sent: Sent::No, reason, retry_after_ms }) => {
-                Event::CheckNotMade { reason, retry_after_ms }
+            Err(NoAnswer { sent: Sent::No | Sent::Never, reason, retry_after_ms }) => {
+                Event::CheckNotMade { check, reason, retry_after_ms }
             }
             Err(NoAnswer { sent: Sent::Unknown, reason, .. }) => Event::CheckUnanswered { reason },
         }

@@ -32,11 +32,13 @@ pub struct Orchestrator {
     bounds: Bounds,
 }
 
-/// Calls to the network under way at once.
+/// Calls to the network under way at once, and how long a marked payment may wait for its call.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     pub sends: u32,
     pub inquiries: u32,
+    /// From the mark to the call; see [`Rules::send_starts_within_ms`](crate::txn::Rules).
+    pub send_starts_within_ms: u64,
 }
 
 /// Tries to write down what a call said. If all fail, the timer set before the call finds out again.
@@ -60,7 +62,8 @@ impl Orchestrator {
     }
 
     /// Marks a payment as dispatched and, if that was allowed, sends it in the background.
-    /// Waits while too many are under way.
+    /// Waits while too many are under way. May be dropped while it waits: either nothing happens, or the payment
+    /// is marked and sent all the same, and [`Orchestrator::drain`] waits for it.
     ///
     /// # Errors
     /// Of the store: nothing was marked and nothing is sent.
@@ -73,35 +76,40 @@ impl Orchestrator {
         let permit = self.sending.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
         let inbox = inbox.map(|message| (GROUP, message));
         let input = Apply { txn_id, event: Event::Dispatch, at: UnixMs::now(), inbox };
-        match self.apply(input).await? {
-            Applied::Stepped { txn, effects, cred_block } if effects.contains(&Effect::Send) => {
-                tokio::spawn(self.clone().send(*txn, cred_block, trace, permit));
+        let this = self.clone();
+        detached(async move {
+            match this.apply(input).await? {
+                Applied::Stepped { txn, effects, cred_block } if effects.contains(&Effect::Send) => {
+                    tokio::spawn(this.send(*txn, cred_block, trace, permit));
+                }
+                Applied::Stepped { .. } | Applied::Ignored { .. } | Applied::SeenBefore => {}
+                Applied::UnknownTxn => {
+                    tracing::error!(%txn_id, "asked to dispatch a payment that is not stored");
+                }
             }
-            Applied::Stepped { .. } | Applied::Ignored { .. } | Applied::SeenBefore => {}
-            Applied::UnknownTxn => tracing::error!(%txn_id, "asked to dispatch a payment that is not stored"),
-        }
-        Ok(())
+            Ok(())
+        })
+        .await
     }
 
-    /// Takes a due status check and, if it is allowed, asks in the background.
+    /// Takes a due status check and, if it is allowed, asks in the background. May be dropped as
+    /// [`Orchestrator::dispatch`] may.
     ///
     /// # Errors
     /// Of the store: the timer stands.
     pub async fn check(&self, txn_id: TxnId) -> Result<(), StoreError> {
         let permit = self.asking.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
         let input = Apply { txn_id, event: Event::CheckDue, at: UnixMs::now(), inbox: None };
-        if let Applied::Stepped { txn, effects, .. } = self.apply(input).await?
-            && effects.contains(&Effect::Inquire)
-        {
-            let this = self.clone();
-            tokio::spawn(async move {
-                let event = this.network.inquire(&txn).await;
-                this.metrics.network_calls.with_label_values(&["inquire", event.name()]).inc();
-                this.write_down(txn.id, event).await;
-                drop(permit);
-            });
-        }
-        Ok(())
+        let this = self.clone();
+        detached(async move {
+            if let Applied::Stepped { txn, effects, .. } = this.apply(input).await?
+                && effects.contains(&Effect::Inquire)
+            {
+                tokio::spawn(this.ask(*txn, permit));
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// Waits until no call is under way, or until it has taken too long.
@@ -132,8 +140,24 @@ impl Orchestrator {
     }
 
     async fn send(self, txn: Txn, cred_block: Option<CredBlock>, trace: Trace, permit: OwnedSemaphorePermit) {
-        let event = self.network.initiate(&txn, cred_block.as_ref(), &trace).await;
-        self.metrics.network_calls.with_label_values(&["initiate", event.name()]).inc();
+        // A process that was held up since the mark (a slow disk, a stopped machine) must not send: status checks
+        // may have begun, and what they say of a payment that is still on its way would be wrong.
+        let waited_ms = txn.dispatched_at.unwrap_or(txn.created_at).until(UnixMs::now());
+        let event = if waited_ms > self.bounds.send_starts_within_ms {
+            tracing::warn!(txn_id = %txn.id, waited_ms, "held up for too long to be sent now; later");
+            Event::NotSent { sending: txn.sends, reason: "held_up".to_owned(), retry_after_ms: None }
+        } else {
+            let event = self.network.initiate(&txn, cred_block.as_ref(), &trace).await;
+            self.metrics.network_calls.with_label_values(&["initiate", event.name()]).inc();
+            event
+        };
+        self.write_down(txn.id, event).await;
+        drop(permit);
+    }
+
+    async fn ask(self, txn: Txn, permit: OwnedSemaphorePermit) {
+        let event = self.network.inquire(&txn).await;
+        self.metrics.network_calls.with_label_values(&["inquire", event.name()]).inc();
         self.write_down(txn.id, event).await;
         drop(permit);
     }
@@ -154,6 +178,13 @@ impl Orchestrator {
     }
 }
 
+/// Goes on to its end even if whoever waits for it is dropped: between a mark and its call nothing may stop.
+async fn detached(
+    work: impl Future<Output = Result<(), StoreError>> + Send + 'static,
+) -> Result<(), StoreError> {
+    tokio::spawn(work).await.unwrap_or_else(|error| Err(StoreError::Engine(error.to_string())))
+}
+
 /// Consumes `upi.transaction.initiated`.
 #[async_trait]
 impl Handler for Orchestrator {
@@ -166,3 +197,6 @@ impl Handler for Orchestrator {
             .map_err(|error| HandlerError::Unavailable(error.to_string()))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,6 +29,7 @@ use crate::orchestrator::{Bounds, GROUP, Orchestrator};
 use crate::relay::Relay;
 use crate::store::{SqliteStore, Store};
 use crate::timers;
+use crate::txn::WakeKind;
 
 /// A service whose listeners are bound and whose stores are open.
 #[derive(Debug)]
@@ -70,7 +71,11 @@ impl Server {
         let store = open_store(&config, metrics.clone()).await?;
         let bus = open_bus(&config).await?;
         let network = Arc::new(NpciProxy::new(http, &config.network.url));
-        let bounds = Bounds { sends: config.network.max_sends, inquiries: config.network.max_inquiries };
+        let bounds = Bounds {
+            sends: config.network.max_sends,
+            inquiries: config.network.max_inquiries,
+            send_starts_within_ms: config.rules.send_starts_within_ms,
+        };
         let orchestrator = Orchestrator::new(store.clone(), network, metrics.clone(), bounds);
         let listener =
             TcpListener::bind(config.listen).await.with_context(|| format!("listen {}", config.listen))?;
@@ -114,8 +119,10 @@ impl Server {
             metrics: self.metrics.clone(),
         };
         tasks.spawn(consumer.run(Topic::Initiated, stopped.clone()));
-        let timer_config = self.config.timers.clone();
-        tasks.spawn(timers::run(store.clone(), self.orchestrator.clone(), timer_config, stopped.clone()));
+        for kind in [WakeKind::Send, WakeKind::Check] {
+            let (orchestrator, config) = (self.orchestrator.clone(), self.config.timers.clone());
+            tasks.spawn(timers::run(store.clone(), orchestrator, config, kind, stopped.clone()));
+        }
         let housekeeping = self.config.housekeeping.clone();
         tasks.spawn(timers::keep_house(store.clone(), bus.clone(), housekeeping, stopped.clone()));
 

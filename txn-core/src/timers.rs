@@ -49,15 +49,23 @@ impl Default for Housekeeping {
     }
 }
 
-/// Runs due timers until `stop` turns true.
+/// Runs due timers of one kind until `stop` turns true. Each kind has a loop of its own: sendings that wait for
+/// their turn hold up no status check.
 pub async fn run(
     store: Arc<dyn Store>,
     orchestrator: Orchestrator,
     config: TimerConfig,
+    kind: WakeKind,
     mut stop: watch::Receiver<bool>,
 ) {
-    while !*stop.borrow() {
-        let full = match run_due(&*store, &orchestrator, &config).await {
+    loop {
+        // What was claimed and not begun is somebody's again when the lease has run out.
+        let ran = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            ran = run_due(&*store, &orchestrator, &config, kind) => ran,
+        };
+        let full = match ran {
             Ok(claimed) => claimed >= config.batch as usize,
             Err(StoreError::Closed) => return,
             Err(error) => {
@@ -79,12 +87,13 @@ async fn run_due(
     store: &dyn Store,
     orchestrator: &Orchestrator,
     config: &TimerConfig,
+    kind: WakeKind,
 ) -> Result<usize, StoreError> {
-    let due = store.claim_due(UnixMs::now(), config.lease_ms, config.batch.max(1)).await?;
-    for timer in &due {
-        match timer.kind {
-            WakeKind::Send => orchestrator.dispatch(timer.txn_id, None, Trace::default()).await?,
-            WakeKind::Check => orchestrator.check(timer.txn_id).await?,
+    let due = store.claim_due(kind, UnixMs::now(), config.lease_ms, config.batch.max(1)).await?;
+    for txn_id in &due {
+        match kind {
+            WakeKind::Send => orchestrator.dispatch(*txn_id, None, Trace::default()).await?,
+            WakeKind::Check => orchestrator.check(*txn_id).await?,
         }
     }
     Ok(due.len())

@@ -129,18 +129,22 @@ pub enum WakeKind {
 pub enum Event {
     /// The orchestrator takes it up; the answer to it carries [`Effect::Send`] if it may be sent now.
     Dispatch,
-    /// The proxy says: certainly not sent.
-    NotSent { reason: String, retry_after_ms: Option<u64> },
+    /// Certainly not sent. `sending` here and below is the [`Txn::sends`] of the sending that it is about: the
+    /// result of an older one says nothing about the one under way.
+    NotSent { sending: u32, reason: String, retry_after_ms: Option<u64> },
+    /// Certainly not sent, and no later sending would be taken either: the proxy can't read it.
+    Unsendable { sending: u32, reason: String },
     /// The call ended and nobody knows whether the network has it.
-    OutcomeUnknown { reason: String },
+    OutcomeUnknown { sending: u32, reason: String },
     /// The network took it; the outcome comes later.
-    Acknowledged,
+    Acknowledged { sending: u32 },
     /// The network says how it stands.
     Reported(Report),
     /// A timer says: ask the network. The answer to it carries [`Effect::Inquire`] if that is allowed now.
     CheckDue,
-    /// The status check was not made (budget, peak hours, no way to the network): it does not count.
-    CheckNotMade { reason: String, retry_after_ms: Option<u64> },
+    /// The status check was not made (budget, peak hours, no way to the network): it does not count. `check` is
+    /// its number, [`Txn::checks`] while it was under way.
+    CheckNotMade { check: u32, reason: String, retry_after_ms: Option<u64> },
     /// The status check was made and brought nothing usable.
     CheckUnanswered { reason: String },
 }
@@ -161,11 +165,15 @@ pub struct Report {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// Refused at once, in the answer to the sending.
-    Ack,
+    /// Refused at once, in the answer to this sending.
+    Ack {
+        sending: u32,
+    },
     Callback,
-    /// The answer to a status check.
-    Inquiry,
+    /// The answer to this status check.
+    Inquiry {
+        check: u32,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
@@ -293,14 +301,19 @@ pub fn step(txn: &Txn, event: &Event, now: UnixMs, rules: &Rules) -> Result<Step
         }
         Input::ChecksExhausted => {
             next.flagged_at = Some(now);
-            next.wake = rules.reconcile_wake(&next, now);
+            next.wake = None;
             effects.push(Effect::Publish(EventType::TransactionUnresolved));
         }
         Input::CheckNotMade => {
             next.checks = next.checks.saturating_sub(1);
             next.wake = rules.wake_after_check_not_made(&next, now, retry_after_ms(event));
         }
-        Input::SendingExpired | Input::Acknowledged | Input::CheckUnanswered | Input::Reported(_) => {}
+        Input::SendingExpired
+        | Input::Unsendable
+        | Input::Acknowledged
+        | Input::CheckUnanswered
+        | Input::NotFoundYet
+        | Input::Reported(_) => {}
     }
     if state != txn.state {
         entered(&mut next, now, rules, &mut effects);
@@ -318,7 +331,7 @@ fn entered(next: &mut Txn, now: UnixMs, rules: &Rules, effects: &mut Vec<Effect>
         }
         State::Deemed => {
             next.flagged_at = next.flagged_at.or(Some(now));
-            next.wake = rules.reconcile_wake(next, now);
+            next.wake = None;
         }
     }
     effects.push(Effect::EraseCredBlock);
@@ -328,6 +341,9 @@ fn entered(next: &mut Txn, now: UnixMs, rules: &Rules, effects: &mut Vec<Effect>
 /// Reads the event against the payment: a timer may be stale, a sending too late, a check one too many.
 fn input_of(txn: &Txn, event: &Event, now: UnixMs, rules: &Rules) -> Result<Input, Ignored> {
     let due = |kind| txn.wake.is_some_and(|wake| wake.kind == kind && wake.at <= now);
+    if event.sending().is_some_and(|sending| sending < txn.sends) {
+        return Err(Ignored::Late);
+    }
     Ok(match event {
         Event::Dispatch if txn.state == State::Created && now >= txn.send_by => Input::SendingExpired,
         Event::Dispatch if txn.state == State::Created && txn.sends > 0 && !due(WakeKind::Send) => {
@@ -335,12 +351,20 @@ fn input_of(txn: &Txn, event: &Event, now: UnixMs, rules: &Rules) -> Result<Inpu
         }
         Event::Dispatch => Input::Dispatch,
         Event::NotSent { .. } => Input::NotSent,
+        Event::Unsendable { .. } => Input::Unsendable,
         Event::OutcomeUnknown { .. } => Input::OutcomeUnknown,
-        Event::Acknowledged => Input::Acknowledged,
-        Event::Reported(report) => Input::Reported(codes::outcome(report)),
+        Event::Acknowledged { .. } => Input::Acknowledged,
+        Event::Reported(report) => match (codes::outcome(report), report.source) {
+            (Outcome::NotFound, Source::Inquiry { check }) if !rules.is_last_check(check) => {
+                Input::NotFoundYet
+            }
+            (outcome, _) => Input::Reported(outcome),
+        },
         Event::CheckDue if !due(WakeKind::Check) => return Err(Ignored::NotDue),
         Event::CheckDue if rules.checks_are_exhausted(txn, now) => Input::ChecksExhausted,
         Event::CheckDue => Input::CheckDue,
+        // Given back already.
+        Event::CheckNotMade { check, .. } if *check != txn.checks => return Err(Ignored::Late),
         Event::CheckNotMade { .. } => Input::CheckNotMade,
         Event::CheckUnanswered { .. } => Input::CheckUnanswered,
     })
@@ -354,19 +378,22 @@ fn note_what_was_said(next: &mut Txn, event: &Event, input: Input) -> Option<Str
             (report.code != "00").then(|| report.code.clone())
         }
         Event::NotSent { reason, .. }
-        | Event::OutcomeUnknown { reason }
+        | Event::Unsendable { reason, .. }
+        | Event::OutcomeUnknown { reason, .. }
         | Event::CheckNotMade { reason, .. }
         | Event::CheckUnanswered { reason } => Some(reason.clone()),
-        Event::Dispatch | Event::Acknowledged | Event::CheckDue => match input {
+        Event::Dispatch | Event::Acknowledged { .. } | Event::CheckDue => match input {
             Input::SendingExpired => Some("not_sent_in_time".to_owned()),
             Input::ChecksExhausted => Some("status_checks_exhausted".to_owned()),
             Input::Dispatch
             | Input::NotSent
+            | Input::Unsendable
             | Input::OutcomeUnknown
             | Input::Acknowledged
             | Input::CheckDue
             | Input::CheckNotMade
             | Input::CheckUnanswered
+            | Input::NotFoundYet
             | Input::Reported(_) => None,
         },
     }
@@ -376,8 +403,9 @@ fn retry_after_ms(event: &Event) -> Option<u64> {
     match event {
         Event::NotSent { retry_after_ms, .. } | Event::CheckNotMade { retry_after_ms, .. } => *retry_after_ms,
         Event::Dispatch
+        | Event::Unsendable { .. }
         | Event::OutcomeUnknown { .. }
-        | Event::Acknowledged
+        | Event::Acknowledged { .. }
         | Event::Reported(_)
         | Event::CheckDue
         | Event::CheckUnanswered { .. } => None,
@@ -385,16 +413,33 @@ fn retry_after_ms(event: &Event) -> Option<u64> {
 }
 
 impl Event {
+    /// Which sending it is the result of, if it is one's.
+    fn sending(&self) -> Option<u32> {
+        match self {
+            Event::NotSent { sending, .. }
+            | Event::Unsendable { sending, .. }
+            | Event::OutcomeUnknown { sending, .. }
+            | Event::Acknowledged { sending }
+            | Event::Reported(Report { source: Source::Ack { sending }, .. }) => Some(*sending),
+            Event::Dispatch
+            | Event::Reported(Report { source: Source::Callback | Source::Inquiry { .. }, .. })
+            | Event::CheckDue
+            | Event::CheckNotMade { .. }
+            | Event::CheckUnanswered { .. } => None,
+        }
+    }
+
     /// The event's name in the history.
     pub fn name(&self) -> &'static str {
         match self {
             Event::Dispatch => "dispatch",
             Event::NotSent { .. } => "not_sent",
+            Event::Unsendable { .. } => "unsendable",
             Event::OutcomeUnknown { .. } => "outcome_unknown",
-            Event::Acknowledged => "acknowledged",
-            Event::Reported(Report { source: Source::Ack, .. }) => "refused",
+            Event::Acknowledged { .. } => "acknowledged",
+            Event::Reported(Report { source: Source::Ack { .. }, .. }) => "refused",
             Event::Reported(Report { source: Source::Callback, .. }) => "callback",
-            Event::Reported(Report { source: Source::Inquiry, .. }) => "status_answer",
+            Event::Reported(Report { source: Source::Inquiry { .. }, .. }) => "status_answer",
             Event::CheckDue => "check_due",
             Event::CheckNotMade { .. } => "check_not_made",
             Event::CheckUnanswered { .. } => "check_unanswered",

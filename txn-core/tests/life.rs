@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::{Json, Router, routing::post};
 use certs::{ClientAuth, Identity, Trust, Versions};
@@ -29,7 +29,9 @@ struct Script {
 type Shared = Arc<Mutex<Script>>;
 
 /// Answers with the script's next line; `"txnId"` and `"msgId"` are the request's.
-fn play(script: &Shared, call: &str, body: Value) -> Response {
+fn play(script: &Shared, call: &str, headers: &HeaderMap, body: Value) -> Response {
+    // The network's rule for peak hours: sendings and their status checks are both a user's.
+    assert_eq!(headers["x-initiated-by"], "user", "{call}");
     let mut script = script.lock().unwrap();
     script.calls.push((call.to_owned(), body.clone()));
     let lines = if call == "initiate" { &mut script.initiate } else { &mut script.inquire };
@@ -54,9 +56,12 @@ struct Running {
     stop: oneshot::Sender<()>,
 }
 
+/// Encrypted by a device, so to speak.
+const SECRET: &str = "Mi4wfHNlY3JldA==";
+
 const QUICK: &str =
     "rules: {send_within_ms: 3000, resend_base_ms: 50, resend_max_ms: 100, send_settles_within_ms: 600,
-    status_checks_ms: [100, 200, 300], last_check_grace_ms: 100}";
+    send_starts_within_ms: 500, status_checks_ms: [100, 200, 300], last_check_grace_ms: 100}";
 
 impl House {
     async fn build(rules: &'static str) -> House {
@@ -67,14 +72,14 @@ impl House {
         let app = Router::new()
             .route(
                 "/v1/initiateTransaction",
-                post(async |State(script): State<Shared>, Json(body): Json<Value>| {
-                    play(&script, "initiate", body)
+                post(async |State(script): State<Shared>, headers: HeaderMap, Json(body): Json<Value>| {
+                    play(&script, "initiate", &headers, body)
                 }),
             )
             .route(
                 "/v1/statusInquiry",
-                post(async |State(script): State<Shared>, Json(body): Json<Value>| {
-                    play(&script, "inquire", body)
+                post(async |State(script): State<Shared>, headers: HeaderMap, Json(body): Json<Value>| {
+                    play(&script, "inquire", &headers, body)
                 }),
             )
             .with_state(script.clone());
@@ -132,7 +137,7 @@ impl House {
     async fn send(&self, core: &Running, key: &str) -> String {
         let body = json!({
             "fromVPA": "alice@torana", "toVPA": "bob@torana", "amount": 150.75, "txnNote": "Tea",
-            "deviceId": "d-1", "idempotencyKey": key, "credBlock": "2.0|secret"
+            "deviceId": "d-1", "idempotencyKey": key, "credBlock": SECRET
         });
         let request = self
             .client("gateway")
@@ -224,7 +229,7 @@ async fn sent_debited_completed() {
         (&initiate["payerVpa"], &initiate["payeeVpa"]),
         (&json!("alice@torana"), &json!("bob@torana"))
     );
-    assert_eq!(initiate["credBlock"], "2.0|secret");
+    assert_eq!(initiate["credBlock"], SECRET);
     assert_eq!(house.callback(&core, &id, "DEBIT", "SUCCESS", "00").await["applied"], true);
     assert_eq!(house.find(&core, &id).await["status"], "DEBITED");
     assert_eq!(house.callback(&core, &id, "FINAL", "SUCCESS", "00").await["applied"], true);
@@ -238,7 +243,7 @@ async fn sent_debited_completed() {
     for file in std::fs::read_dir(house.dir.path().join("data")).unwrap() {
         let path = file.unwrap().path();
         let bytes = std::fs::read(&path).unwrap();
-        assert!(!bytes.windows(10).any(|window| window == b"2.0|secret"), "{}", path.display());
+        assert!(!bytes.windows(SECRET.len()).any(|window| window == SECRET.as_bytes()), "{}", path.display());
     }
 }
 
@@ -261,13 +266,27 @@ async fn certainly_not_sent_is_sent_again_under_the_same_id() {
     house.ends(&core, &id, "COMPLETED").await;
     let sent = house.calls("initiate");
     assert_eq!(sent.len(), 3);
-    assert!(sent.iter().all(|call| call["txnId"] == id && call["credBlock"] == "2.0|secret"));
+    assert!(sent.iter().all(|call| call["txnId"] == id && call["credBlock"] == SECRET));
+    let times: Vec<&str> = sent.iter().map(|call| call["initiatedAt"].as_str().unwrap()).collect();
+    assert!(times.is_sorted() && times[0] < times[1], "each of its own sending: {times:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_proxy_cannot_read_is_not_sent_again() {
+    let house = House::build(QUICK).await;
+    house.answers(&[(400, json!({"code": "bad_request", "sent": "no"}))], &[]);
+    let core = house.start().await;
+    let id = house.send(&core, "k-1").await;
+    let found = house.ends(&core, &id, "FAILED").await;
+    assert_eq!(found["history"][1]["reason"], "bad_request", "{found}");
+    assert_eq!((house.calls("initiate").len(), house.calls("inquire").len()), (1, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn never_sent_is_given_up_when_it_is_too_late() {
     let house = House::build(
-        "rules: {send_within_ms: 400, resend_base_ms: 50, resend_max_ms: 100, send_settles_within_ms: 600}",
+        "rules: {send_within_ms: 400, resend_base_ms: 50, resend_max_ms: 100, send_settles_within_ms: 600,
+        send_starts_within_ms: 500}",
     )
     .await;
     house.answers(&[unavailable()], &[]);
@@ -294,6 +313,8 @@ async fn an_unknown_outcome_is_asked_about_and_never_sent_again() {
         let id = house.send(&core, "k-1").await;
         house.ends(&core, &id, end).await;
         assert_eq!(house.calls("initiate").len(), 1, "{end}");
+        // "Unknown to the network" counts at the last check alone.
+        assert!(end != "FAILED" || house.calls("inquire").len() == 3, "{:?}", house.calls("inquire"));
     }
 }
 

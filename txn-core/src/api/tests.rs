@@ -20,7 +20,7 @@ struct Nobody;
 #[async_trait::async_trait]
 impl Network for Nobody {
     async fn initiate(&self, _: &Txn, _: Option<&CredBlock>, _: &Trace) -> Event {
-        Event::OutcomeUnknown { reason: "nobody".into() }
+        Event::OutcomeUnknown { sending: 1, reason: "nobody".into() }
     }
     async fn inquire(&self, _: &Txn) -> Event {
         Event::CheckUnanswered { reason: "nobody".into() }
@@ -57,7 +57,7 @@ impl Edge {
         let store =
             SqliteStore::open(&file, config.rules.clone(), &WriterLimits::default(), metrics.clone()).await;
         let store: Arc<dyn Store> = Arc::new(store.unwrap());
-        let bounds = Bounds { sends: 1, inquiries: 1 };
+        let bounds = Bounds { sends: 1, inquiries: 1, send_starts_within_ms: 5_000 };
         let orchestrator = Orchestrator::new(store.clone(), Arc::new(Nobody), metrics.clone(), bounds);
         let api = Arc::new(Api {
             psp: config.psp.parse().unwrap(),
@@ -160,7 +160,7 @@ async fn a_payment_and_the_same_again() {
     let quoted =
         edge.send(&payment("k-1"), |h| drop(h.insert("idempotency-key", "\"k-1\"".parse().unwrap()))).await;
     assert_eq!(quoted.status, 200);
-    let fresh_pin = edge.send(&with("k-1", "credBlock", json!("2.0|x")), |_| {}).await;
+    let fresh_pin = edge.send(&with("k-1", "credBlock", json!("Mi4wfHg=")), |_| {}).await;
     assert_eq!(fresh_pin.status, 200, "the PIN encrypted afresh is the same payment");
     let other = edge.send(&with("k-1", "amount", json!(150.76)), |_| {}).await;
     assert_eq!((other.status, &other.body["code"]), (422, &json!("idempotency_key_reused")));
@@ -206,6 +206,10 @@ async fn refusals_have_stable_codes_and_write_nothing() {
         (with("k", "txnNote", json!("é".repeat(51))), 400, "note_invalid"),
         (with("k", "txnNote", json!("a\nb")), 400, "note_invalid"),
         (with("k", "credBlock", json!("x".repeat(4097))), 400, "body_invalid"),
+        (with("k", "credBlock", json!("")), 400, "body_invalid"),
+        (with("k", "credBlock", json!("2.0|x")), 400, "body_invalid"),
+        (with("k", "credBlock", json!("Mi4w fHg=")), 400, "body_invalid"),
+        (with("k", "credBlock", json!("MÌ4wfHg=")), 400, "body_invalid"),
         (with("k", "extra", json!(1)), 400, "body_invalid"),
         (with("k", "toVPA", json!(7)), 400, "body_invalid"),
     ];

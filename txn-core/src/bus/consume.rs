@@ -20,6 +20,8 @@ use crate::txn::UnixMs;
 /// Does what a message asks for, and its inbox row, in one transaction.
 #[async_trait]
 pub trait Handler: Send + Sync + 'static {
+    /// A stop drops it at any of its awaits, and the message comes again: what must not be cut in two runs in a
+    /// task of its own.
     async fn handle(&self, message: &Message) -> Result<(), HandlerError>;
 }
 

@@ -47,8 +47,15 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Takes published events out of the outbox.
     async fn published(&self, positions: Vec<i64>) -> Result<(), StoreError>;
 
-    /// Claims timers that are due; nobody else gets them before the lease has run out.
-    async fn claim_due(&self, now: UnixMs, lease_ms: u64, limit: u32) -> Result<Vec<DueTimer>, StoreError>;
+    /// Claims timers of one kind that are due and gives their payments; nobody else gets them before the lease
+    /// has run out.
+    async fn claim_due(
+        &self,
+        kind: WakeKind,
+        now: UnixMs,
+        lease_ms: u64,
+        limit: u32,
+    ) -> Result<Vec<TxnId>, StoreError>;
 
     /// Forgets idempotency keys and inbox rows older than the two times; at most some thousand rows a call.
     /// Gives how many went.
@@ -158,12 +165,6 @@ pub struct OutboxRow {
     pub txn_id: String,
     pub event_type: EventType,
     pub payload: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DueTimer {
-    pub txn_id: TxnId,
-    pub kind: WakeKind,
 }
 
 /// Sizes worth watching.

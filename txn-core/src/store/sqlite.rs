@@ -16,11 +16,9 @@ use tokio::sync::Notify;
 use super::sqlite_read;
 use super::sqlite_rows::{self, Rows};
 use super::writer::{Committed, Engine, Op, Reply, Writer, WriterLimits};
-use super::{
-    Accepted, Applied, Apply, DueTimer, Figures, HistoryRow, NewTxn, OutboxRow, Store, StoreError, record,
-};
+use super::{Accepted, Applied, Apply, Figures, HistoryRow, NewTxn, OutboxRow, Store, StoreError, record};
 use crate::metrics::Metrics;
-use crate::txn::{Effect, Rules, Txn, TxnId, UnixMs, step};
+use crate::txn::{Effect, Rules, Txn, TxnId, UnixMs, WakeKind, step};
 
 /// The store in one SQLite file.
 #[derive(Debug)]
@@ -30,8 +28,10 @@ pub struct SqliteStore {
 }
 
 /// Forward only: an applied file never changes, a new one is added.
-const MIGRATIONS: &[(i64, &str, &str)] =
-    &[(1, "payments", include_str!("../../migrations/sqlite/0001_payments.sql"))];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "payments", include_str!("../../migrations/sqlite/0001_payments.sql")),
+    (2, "timers_by_kind", include_str!("../../migrations/sqlite/0002_timers_by_kind.sql")),
+];
 
 const READERS: u32 = 4;
 const PURGE_ROWS: i64 = 5_000;
@@ -136,17 +136,24 @@ impl Store for SqliteStore {
         }
     }
 
-    async fn claim_due(&self, now: UnixMs, lease_ms: u64, limit: u32) -> Result<Vec<DueTimer>, StoreError> {
+    async fn claim_due(
+        &self,
+        kind: WakeKind,
+        now: UnixMs,
+        lease_ms: u64,
+        limit: u32,
+    ) -> Result<Vec<TxnId>, StoreError> {
         // Looks before it asks the writer, so that an idle core writes nothing.
-        let anything: Option<i64> =
-            sqlx::query_scalar("SELECT 1 FROM timers WHERE due_at <= ?1 AND lease_until <= ?1 LIMIT 1")
-                .bind(now.0)
-                .fetch_optional(&self.readers)
-                .await?;
+        let sql = "SELECT 1 FROM timers WHERE kind = ?2 AND due_at <= ?1 AND lease_until <= ?1 LIMIT 1";
+        let anything: Option<i64> = sqlx::query_scalar(sql)
+            .bind(now.0)
+            .bind(sqlite_rows::wake_name(kind))
+            .fetch_optional(&self.readers)
+            .await?;
         if anything.is_none() {
             return Ok(Vec::new());
         }
-        match self.writer.ask(Op::Claim { now, lease_ms, limit }).await? {
+        match self.writer.ask(Op::Claim { kind, now, lease_ms, limit }).await? {
             Reply::Claimed(due) => Ok(due),
             other => Err(mismatch(&other)),
         }
@@ -224,9 +231,9 @@ impl SqliteEngine {
                 Op::Accept(_) => Reply::Accepted(accepted.next().ok_or_else(missing)?),
                 Op::Apply(_) => Reply::Applied(applied.next().ok_or_else(missing)?),
                 Op::Published(_) => Reply::Published,
-                Op::Claim { now, lease_ms, limit } => {
-                    Reply::Claimed(sqlite_read::claim_due(&mut self.db, *now, *lease_ms, *limit).await?)
-                }
+                Op::Claim { kind, now, lease_ms, limit } => Reply::Claimed(
+                    sqlite_read::claim_due(&mut self.db, *kind, *now, *lease_ms, *limit).await?,
+                ),
                 Op::Purge { idempotency_before, inbox_before } => {
                     let sql = "DELETE FROM idempotency WHERE key_hash IN
                         (SELECT key_hash FROM idempotency WHERE created_at < ?1 LIMIT ?2)";

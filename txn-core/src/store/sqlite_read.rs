@@ -7,9 +7,9 @@ use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use uuid::Uuid;
 
-use super::sqlite_rows::{hex, key_hash, wake_from_name};
-use super::{Apply, CredBlock, DueTimer, Figures, HistoryRow, NewTxn, OutboxRow, StoreError};
-use crate::txn::{AmountPaise, EventType, PspCode, State, Txn, TxnId, UnixMs, Wake};
+use super::sqlite_rows::{hex, key_hash, wake_from_name, wake_name};
+use super::{Apply, CredBlock, Figures, HistoryRow, NewTxn, OutboxRow, StoreError};
+use crate::txn::{AmountPaise, EventType, PspCode, State, Txn, TxnId, UnixMs, Wake, WakeKind};
 
 /// What an idempotency key stands for.
 #[derive(Debug, Clone, Copy)]
@@ -42,8 +42,9 @@ const FIND_UNPUBLISHED: &str =
     ORDER BY position LIMIT ?1";
 
 const CLAIM_DUE: &str = "UPDATE timers SET lease_until = ?1 + ?2 WHERE txn_id IN (
-        SELECT txn_id FROM timers WHERE due_at <= ?1 AND lease_until <= ?1 ORDER BY due_at LIMIT ?3)
-    RETURNING txn_id, kind";
+        SELECT txn_id FROM timers WHERE kind = ?4 AND due_at <= ?1 AND lease_until <= ?1
+        ORDER BY due_at LIMIT ?3)
+    RETURNING txn_id";
 
 const FIGURES: &str = "SELECT (SELECT count(*) FROM outbox_events) AS outbox, (SELECT count(*) FROM timers) AS timers,
     (SELECT count(*) FROM transactions WHERE flagged_at IS NOT NULL AND status IN ('PENDING', 'DEBITED', 'DEEMED'))
@@ -125,25 +126,21 @@ pub(super) async fn unpublished(db: &mut SqliteConnection, limit: u32) -> Result
 /// Claims within the caller's transaction.
 pub(super) async fn claim_due(
     db: &mut SqliteConnection,
+    kind: WakeKind,
     now: UnixMs,
     lease_ms: u64,
     limit: u32,
-) -> Result<Vec<DueTimer>, StoreError> {
+) -> Result<Vec<TxnId>, StoreError> {
     let lease_ms = i64::try_from(lease_ms).map_err(odd)?;
-    let rows = sqlx::query(CLAIM_DUE).bind(now.0).bind(lease_ms).bind(limit).fetch_all(&mut *db).await?;
+    let claim = sqlx::query(CLAIM_DUE).bind(now.0).bind(lease_ms).bind(limit).bind(wake_name(kind));
+    let rows = claim.fetch_all(&mut *db).await?;
     let claimed: Vec<Uuid> = rows.iter().map(|row| uuid(row, "txn_id")).collect::<Result<_, _>>()?;
     if claimed.is_empty() {
         return Ok(Vec::new());
     }
     let asked: Vec<String> = claimed.iter().map(|id| hex(*id)).collect();
     let rows = sqlx::query(FIND_TXNS).bind(json(&asked)?).fetch_all(db).await?;
-    rows.iter()
-        .map(|row| {
-            let txn = txn(row)?;
-            let wake = txn.wake.ok_or_else(|| odd("timer"))?;
-            Ok(DueTimer { txn_id: txn.id, kind: wake.kind })
-        })
-        .collect()
+    rows.iter().map(|row| Ok(txn(row)?.id)).collect()
 }
 
 pub(super) async fn figures(db: &mut SqliteConnection) -> Result<Figures, StoreError> {

@@ -9,9 +9,9 @@ use async_trait::async_trait;
 use serde::Deserialize;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::{Accepted, Applied, Apply, DueTimer, NewTxn, StoreError};
+use super::{Accepted, Applied, Apply, NewTxn, StoreError};
 use crate::metrics::Metrics;
-use crate::txn::UnixMs;
+use crate::txn::{TxnId, UnixMs, WakeKind};
 
 /// Bounds of the writer.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -35,7 +35,7 @@ pub(super) enum Op {
     Accept(Box<NewTxn>),
     Apply(Box<Apply>),
     Published(Vec<i64>),
-    Claim { now: UnixMs, lease_ms: u64, limit: u32 },
+    Claim { kind: WakeKind, now: UnixMs, lease_ms: u64, limit: u32 },
     Purge { idempotency_before: UnixMs, inbox_before: UnixMs },
 }
 
@@ -45,7 +45,7 @@ pub(super) enum Reply {
     Accepted(Accepted),
     Applied(Applied),
     Published,
-    Claimed(Vec<DueTimer>),
+    Claimed(Vec<TxnId>),
     Purged(u64),
 }
 

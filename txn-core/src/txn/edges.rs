@@ -14,6 +14,8 @@ pub enum Input {
     SendingExpired,
     /// Certainly not sent: a later try is safe.
     NotSent,
+    /// Certainly not sent, and it never can be.
+    Unsendable,
     /// Sent or not, nobody knows.
     OutcomeUnknown,
     /// The network took it.
@@ -26,6 +28,9 @@ pub enum Input {
     CheckNotMade,
     /// The status check was made and brought nothing.
     CheckUnanswered,
+    /// The network does not know it, and there are status checks left: a sending that was held up on its way may
+    /// still arrive.
+    NotFoundYet,
     /// The network says how it stands (callback, status answer, refusal at once).
     Reported(Outcome),
 }
@@ -47,10 +52,11 @@ pub enum Edge {
 
 impl Input {
     /// Every input, for tables and tests.
-    pub const ALL: [Input; 20] = [
+    pub const ALL: [Input; 22] = [
         Input::Dispatch,
         Input::SendingExpired,
         Input::NotSent,
+        Input::Unsendable,
         Input::OutcomeUnknown,
         Input::Acknowledged,
         Input::Reported(Outcome::Debited),
@@ -63,6 +69,7 @@ impl Input {
         Input::Reported(Outcome::Deemed),
         Input::Reported(Outcome::Reversed),
         Input::Reported(Outcome::ReversalRefused),
+        Input::NotFoundYet,
         Input::Reported(Outcome::NotFound),
         Input::CheckDue,
         Input::ChecksExhausted,
@@ -76,6 +83,7 @@ impl Input {
             Input::Dispatch => "dispatch",
             Input::SendingExpired => "sending expired",
             Input::NotSent => "not sent",
+            Input::Unsendable => "unsendable",
             Input::OutcomeUnknown => "outcome unknown",
             Input::Acknowledged => "acknowledged",
             Input::Reported(Outcome::Debited) => "debited",
@@ -88,6 +96,7 @@ impl Input {
             Input::Reported(Outcome::Deemed) => "deemed",
             Input::Reported(Outcome::Reversed) => "reversed",
             Input::Reported(Outcome::ReversalRefused) => "nothing to reverse",
+            Input::NotFoundYet => "unknown to network, checks left",
             Input::Reported(Outcome::NotFound) => "unknown to network",
             Input::CheckDue => "check due",
             Input::ChecksExhausted => "checks exhausted",
@@ -110,24 +119,26 @@ pub fn edge(state: State, input: Input) -> Edge {
         (S::Created, I::SendingExpired) => To(S::Failed),
         (S::Created, I::Reported(O::StillPending | O::Unclear | O::ReversalRefused)) => To(S::Accepted),
         (S::Created, I::NotSent) => Duplicate,
+        (S::Created, I::Unsendable) => Late,
         (S::Created, I::OutcomeUnknown | I::Acknowledged) => To(S::Accepted),
         (S::Created, I::CheckDue | I::ChecksExhausted | I::CheckNotMade | I::CheckUnanswered) => Late,
-        (S::Created, I::Reported(O::NotFound)) => Late,
+        (S::Created, I::NotFoundYet | I::Reported(O::NotFound)) => Late,
 
         // May be with the network.
         (S::Dispatched, I::Dispatch) => Duplicate,
         (S::Dispatched, I::SendingExpired) => Late,
         (S::Dispatched, I::NotSent) => To(S::Created),
-        (S::Dispatched, I::OutcomeUnknown) => Stay,
+        (S::Dispatched, I::Unsendable) => To(S::Failed),
+        (S::Dispatched, I::OutcomeUnknown | I::NotFoundYet) => Stay,
         (S::Dispatched, I::Acknowledged | I::Reported(O::StillPending | O::Unclear)) => To(S::Accepted),
         (S::Dispatched, I::Reported(O::ReversalRefused | O::NotFound)) => To(S::Failed),
 
         // With the network; nothing is known about a debit.
         (S::Accepted, I::Dispatch | I::Acknowledged) => Duplicate,
-        (S::Accepted, I::SendingExpired | I::NotSent | I::OutcomeUnknown) => Late,
+        (S::Accepted, I::SendingExpired | I::NotSent | I::Unsendable | I::OutcomeUnknown) => Late,
         (S::Accepted, I::Reported(O::StillPending | O::Unclear)) => Stay,
         (S::Accepted, I::Reported(O::ReversalRefused)) => To(S::Failed),
-        (S::Accepted, I::Reported(O::NotFound)) => Conflict,
+        (S::Accepted, I::NotFoundYet | I::Reported(O::NotFound)) => Conflict,
 
         // The three states before a debit end alike.
         (S::Created | S::Dispatched | S::Accepted, I::Reported(O::Debited)) => To(S::Debited),
@@ -137,7 +148,10 @@ pub fn edge(state: State, input: Input) -> Edge {
 
         // The payer has paid: nothing but a success, a reversal or a deemed end closes it.
         (S::Debited, I::Reported(O::Debited) | I::Dispatch) => Duplicate,
-        (S::Debited, I::SendingExpired | I::NotSent | I::OutcomeUnknown | I::Acknowledged) => Late,
+        (
+            S::Debited,
+            I::SendingExpired | I::NotSent | I::Unsendable | I::OutcomeUnknown | I::Acknowledged,
+        ) => Late,
         (S::Debited, I::Reported(O::StillPending | O::Unclear)) => Stay,
         (
             S::Debited,
@@ -152,7 +166,7 @@ pub fn edge(state: State, input: Input) -> Edge {
         }
         (S::Created | S::Dispatched | S::Accepted | S::Debited, I::Reported(O::Deemed)) => To(S::Deemed),
         (
-            S::Dispatched | S::Accepted | S::Debited | S::Deemed,
+            S::Dispatched | S::Accepted | S::Debited,
             I::CheckDue | I::ChecksExhausted | I::CheckNotMade | I::CheckUnanswered,
         ) => Stay,
 
@@ -162,6 +176,9 @@ pub fn edge(state: State, input: Input) -> Edge {
         (S::Deemed, I::Reported(O::Declined | O::Expired | O::Failed | O::ReversalRefused | O::NotFound)) => {
             Conflict
         }
+
+        (S::Debited | S::Completed | S::Deemed, I::NotFoundYet) => Conflict,
+        (S::Failed | S::Declined | S::Expired | S::Reversed, I::NotFoundYet) => Late,
 
         (S::Completed, I::Reported(O::Succeeded)) => Duplicate,
         (S::Completed, I::Reported(O::Debited | O::StillPending | O::Unclear | O::Deemed)) => Late,
@@ -198,10 +215,15 @@ pub fn edge(state: State, input: Input) -> Edge {
 
         (
             S::Completed | S::Failed | S::Declined | S::Expired | S::Deemed | S::Reversed,
-            I::Dispatch | I::SendingExpired | I::NotSent | I::OutcomeUnknown | I::Acknowledged,
+            I::Dispatch
+            | I::SendingExpired
+            | I::NotSent
+            | I::Unsendable
+            | I::OutcomeUnknown
+            | I::Acknowledged,
         ) => Late,
         (
-            S::Completed | S::Failed | S::Declined | S::Expired | S::Reversed,
+            S::Completed | S::Failed | S::Declined | S::Expired | S::Deemed | S::Reversed,
             I::CheckDue | I::ChecksExhausted | I::CheckNotMade | I::CheckUnanswered,
         ) => Late,
     }
