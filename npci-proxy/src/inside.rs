@@ -16,7 +16,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{
     budget::{self, Spent},
     clock::Clock,
-    codec::{Api, Exchange},
+    codec::{Api, CodecError, Exchange},
     config,
     expiring::Expiring,
     network::{CallError, Network},
@@ -210,9 +210,10 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
             }
             .sent(Sent::No)
         })?;
-        // The message of a value's own check says what is expected and quotes nothing.
         serde_json::from_slice(&body).map(Body).map_err(|error| {
-            Problem::new(StatusCode::BAD_REQUEST, "bad_request").detail(error.to_string()).sent(Sent::No)
+            // Where, not what: serde quotes a value that it did not expect.
+            let detail = CodecError::from(error).to_string();
+            Problem::new(StatusCode::BAD_REQUEST, "bad_request").detail(detail).sent(Sent::No)
         })
     }
 }

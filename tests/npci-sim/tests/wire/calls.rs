@@ -211,6 +211,8 @@ async fn what_inside_refuses() {
         ("/v1/validateVPA", json!({"vpa": "bob", "msgId": txn(1)}), "400 bad_request"),
         ("/v1/validateVPA", json!({"vpa": "bob@torana", "msgId": "1"}), "400 bad_request"),
         ("/v1/validateVPA", json!([]), "400 bad_request"),
+        ("/v1/validateVPA", json!("bob"), "400 bad_request"),
+        ("/v1/validateVPA", json!({"vpa": ["bob@torana"], "msgId": txn(1)}), "400 bad_request"),
         ("/v1/validateVPA", json!({"vpa": "x".repeat(70_000), "msgId": txn(1)}), "413 body_too_large"),
         ("/v1/other", good.clone(), "404 not_found"),
     ] {
