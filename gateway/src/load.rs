@@ -47,13 +47,15 @@ pub fn load(path: &Path) -> Result<Loaded, Vec<Mistake>> {
 
 /// What a policy amounts to, for a person who checks it.
 pub fn summary(path: &Path, loaded: &Loaded) -> String {
-    let mut text = format!("{}: ok\n", path.display());
+    let file = path.to_string_lossy();
+    let mut text = String::new();
+    for warning in loaded.policy.warnings() {
+        let _ = writeln!(text, "warning: {}", warning.in_file(&file));
+    }
+    let _ = writeln!(text, "{file}: ok");
     for rule in loaded.policy.rules() {
         let filters: Vec<_> = rule.chain.names().collect();
         let _ = writeln!(text, "  route {} -> {}: {}", rule.name, rule.upstream, filters.join(", "));
-        if !rule.except.is_empty() {
-            let _ = writeln!(text, "    warning: does without {}", rule.except.join(", "));
-        }
     }
     text
 }

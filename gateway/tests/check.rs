@@ -45,7 +45,7 @@ fn policies_are_read_as_they_would_be_served() {
     let (status, told) = check(folder.path(), POLICY);
     assert_eq!(status, 0, "{told}");
     assert!(told.contains("route send -> txn-core: headers"), "{told}");
-    assert!(told.contains("warning: does without shape"), "{told}");
+    assert!(told.contains("warning: edge.yaml:15:81: route `send` does without `shape`"), "{told}");
 
     for (from, to, expected) in [
         ("file:edge.pem", "file:none.pem", "edge.yaml:5:25: "),

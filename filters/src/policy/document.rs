@@ -91,10 +91,17 @@ pub struct Listener {
     #[schemars(with = "String")]
     pub address: SocketAddr,
     pub tls: ListenerTls,
-    /// How long a client may take to send one request, milliseconds.
+    /// Most connections at once; more wait in the kernel's queue.
+    #[serde(default = "n::<10_000>")]
+    pub max_connections: u32,
+    /// How long a TLS handshake may take, milliseconds.
+    #[serde(default = "ms::<5_000>")]
+    pub handshake_timeout_ms: u64,
+    /// How long a client may take from its handshake to the end of its first request's header, and for each
+    /// request's body, milliseconds.
     #[serde(default = "ms::<10_000>")]
     pub request_timeout_ms: u64,
-    /// How long an idle connection is kept, milliseconds.
+    /// How long a connection is kept without another whole request, milliseconds.
     #[serde(default = "ms::<60_000>")]
     pub idle_timeout_ms: u64,
     /// Requests on one connection, after which it is closed so that load spreads again.
@@ -257,7 +264,7 @@ pub struct Memory {
 
 impl Default for Memory {
     fn default() -> Self {
-        Self { max_entries: 1_000_000 }
+        Self { max_entries: 2_000_000 }
     }
 }
 

@@ -17,6 +17,8 @@ use crate::crypto::VerifyingKey;
 pub struct Policy {
     document: Document,
     rules: Vec<RouteRule>,
+    /// The filters of every route, for answers to requests that have none.
+    everywhere: Chain,
     /// For each path, the position of the rule that serves a method.
     paths: matchit::Router<Vec<(String, usize)>>,
     warnings: Vec<Mistake>,
@@ -95,10 +97,11 @@ impl Policy {
         check_issuers(&document, &mut mistakes);
         let keyring = keyring(&document, secret, &mut mistakes);
         let rules = rules(&document, &keyring, &mut mistakes);
+        let everywhere = everywhere(&document, &keyring, &mut mistakes);
         let paths = paths(&document, &mut mistakes);
         if mistakes.is_empty() {
             let warnings = warnings(&document);
-            Ok(Self { document, rules, paths, warnings })
+            Ok(Self { document, rules, everywhere, paths, warnings })
         } else {
             mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
             Err(mistakes)
@@ -113,6 +116,11 @@ impl Policy {
     /// anybody may call, say, and every filter that a route does without.
     pub fn warnings(&self) -> &[Mistake] {
         &self.warnings
+    }
+
+    /// The filters of every route, for the answer to a request that no route serves.
+    pub fn everywhere(&self) -> &Chain {
+        &self.everywhere
     }
 
     pub fn rules(&self) -> &[RouteRule] {
@@ -283,6 +291,17 @@ fn rules(document: &Document, keyring: &Keyring, mistakes: &mut Vec<Mistake>) ->
         }
     }
     rules
+}
+
+/// The filters of every route, on no route at all.
+fn everywhere(document: &Document, keyring: &Keyring, mistakes: &mut Vec<Mistake>) -> Chain {
+    let issuers = &document.issuers;
+    let site = Site { route: "", issuers, trusted_proxies: &document.trusted_proxies, keyring };
+    let built = document.filters.value.clone().build(&site);
+    Chain::new(built.unwrap_or_else(|why| {
+        mistakes.push(Mistake::at(document.filters.location, format!("every route: {why}")));
+        Vec::new()
+    }))
 }
 
 fn except<'d>(document: &Document, route: &'d Route, mistakes: &mut Vec<Mistake>) -> Vec<&'d str> {
