@@ -176,7 +176,7 @@ fn what_is_worth_a_second_look() {
         ("    filters: { jwt: {} }", issuer.into(), vec![]),
         ("    filters: { jwt: {}, signature: {} }", issuer.into(), vec![REPLAYS]),
         ("    filters: { signature: {} }", String::new(), vec![REPLAYS]),
-        ("    filters: { signature: {}, nonce: {} }", String::new(), vec![FEW]),
+        ("    filters: { signature: {}, nonce: {} }", state(1_000_000), vec![FEW]),
         (
             "    filters: { signature: {}, nonce: {} }",
             state(1_949_999),
