@@ -54,6 +54,12 @@ pub trait Host {
     /// Milliseconds since the Unix epoch.
     fn now_ms(&self) -> u64;
 
+    /// Since when the shared state remembers what it was told to, milliseconds since the Unix epoch: 0 when it
+    /// outlives this process, otherwise the moment at which it began.
+    fn remembers_since_ms(&self) -> u64 {
+        0
+    }
+
     /// The current keys of an issuer named in the policy; `None` while none were ever loaded.
     fn keys(&self, issuer: &str) -> Option<Arc<KeySet>>;
 

@@ -35,6 +35,7 @@ pub(crate) struct Edge {
     keys: Arc<KeyStore>,
     state: Memory,
     metrics: Metrics,
+    started_ms: u64,
     draining: AtomicBool,
 }
 
@@ -54,7 +55,8 @@ impl Edge {
             .collect();
         let state = Memory::new(document.state.memory.max_entries);
         let draining = AtomicBool::new(false);
-        let edge = Self { upstreams, keys, state, metrics, draining, policy: loaded.policy };
+        let edge =
+            Self { upstreams, keys, state, metrics, started_ms: now_ms(), draining, policy: loaded.policy };
         Ok((Arc::new(edge), loaded.listeners))
     }
 
@@ -260,6 +262,10 @@ struct Now<'e>(&'e Edge);
 impl Host for Now<'_> {
     fn now_ms(&self) -> u64 {
         now_ms()
+    }
+
+    fn remembers_since_ms(&self) -> u64 {
+        self.0.started_ms
     }
 
     fn keys(&self, issuer: &str) -> Option<Arc<KeySet>> {

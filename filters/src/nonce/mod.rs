@@ -83,6 +83,14 @@ impl Filter for Nonce {
             );
             return Refusal::new(401, "nonce_missing", detail).into();
         };
+        // `created` has whole seconds: what was signed in the second of the beginning counts as after it.
+        let since_s = i64::try_from(host.remembers_since_ms() / 1_000).unwrap_or(i64::MAX);
+        if signed.created < since_s {
+            return refuse(
+                "created_before_start",
+                "The request was signed before this edge began to remember requests. Sign it anew.",
+            );
+        }
         let age_s = i64::try_from(host.now_ms() / 1_000).unwrap_or(i64::MAX).saturating_sub(signed.created);
         match u64::try_from(age_s) {
             Ok(age) if age > config.window_s => {

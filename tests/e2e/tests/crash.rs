@@ -75,7 +75,8 @@ async fn load(stack: Arc<Stack>, client: usize, over: Arc<AtomicBool>) -> anyhow
                     break;
                 }
                 // Away, overloaded or still in flight: nothing is known, so ask again.
-                Ok(response) if matches!(response.status().as_u16(), 409 | 429 | 502..=504) => {}
+                // 401: signed before the edge was started again.
+                Ok(response) if matches!(response.status().as_u16(), 401 | 409 | 429 | 502..=504) => {}
                 Ok(response) => anyhow::bail!("{:?}", Answer::read(response).await?),
                 Err(_) => {}
             }

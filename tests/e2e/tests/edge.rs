@@ -16,6 +16,7 @@ async fn protocols_traces_logs_and_a_planned_stop() -> anyhow::Result<()> {
     protocols(&stack).await?;
     trace_and_logs(&stack).await?;
     a_planned_stop_loses_nothing(&stack).await?;
+    a_restart_forgets_no_nonce(&stack).await?;
     stack.stop().await;
     Ok(())
 }
@@ -129,6 +130,18 @@ async fn a_planned_stop_loses_nothing(stack: &Stack) -> anyhow::Result<()> {
         }
     }
     Ledger::of(stack).await?.check()
+}
+
+/// What was taken before the edge was restarted is not taken again, although its memory is gone.
+async fn a_restart_forgets_no_nonce(stack: &Stack) -> anyhow::Result<()> {
+    let request = stack.payment(stack.alice()?, &Payment::new("alice@torana", "bob@torana", "1.00"))?;
+    assert_eq!(Answer::to(stack, &request).await?.status, 200);
+    // Signatures tell whole seconds.
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    stack.restart(Service::Gateway).await?;
+    let replayed = Answer::to(stack, &request).await?;
+    assert_eq!((replayed.status, replayed.code()), (401, "created_before_start"), "{replayed:?}");
+    Ok(())
 }
 
 /// Nobody holds a connection for long without asking for something, and there are only so many of them.
