@@ -16,7 +16,10 @@ async fn protocols_traces_logs_and_a_planned_stop() -> anyhow::Result<()> {
     protocols(&stack).await?;
     let openapi = stack.http().get(format!("{}/openapi.json", stack.edge_url())).send().await?;
     let openapi = Answer::read(openapi).await?;
-    assert!(openapi.status == 200 && openapi.body["paths"]["/v1/transactions/send"].is_object(), "{openapi:?}");
+    assert!(
+        openapi.status == 200 && openapi.body["paths"]["/v1/transactions/send"].is_object(),
+        "{openapi:?}"
+    );
     trace_and_logs(&stack).await?;
     a_planned_stop_loses_nothing(&stack).await?;
     a_restart_forgets_no_nonce(&stack).await?;
