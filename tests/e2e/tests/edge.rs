@@ -154,7 +154,7 @@ async fn a_restart_forgets_no_nonce(stack: &Stack) -> anyhow::Result<()> {
 #[tokio::test]
 async fn connections_are_bounded() -> anyhow::Result<()> {
     let options = options("connections")?
-        .set(Service::Gateway, "/listeners/0/request_timeout_ms", 1_000.into())
+        .set(Service::Gateway, "/listeners/0/request_timeout_ms", 4_000.into())
         .set(Service::Gateway, "/listeners/0/handshake_timeout_ms", 1_000.into())
         .set(Service::Gateway, "/listeners/0/max_connections", 3.into());
     let stack = start(options).await?;
