@@ -28,7 +28,7 @@ pub struct Options {
 /// Serves until a signal, then drains. Returns only before anything is served, with what is wrong.
 pub fn run(loaded: Loaded, options: Options) -> anyhow::Result<()> {
     let document = loaded.policy.document().clone();
-    let conf = Arc::new(ServerConf {
+    let conf = ServerConf {
         threads: options.threads,
         // The drain below ends the process as soon as nothing is in flight, at the latest then.
         grace_period_seconds: Some(options.drain_s + 1),
@@ -37,8 +37,9 @@ pub fn run(loaded: Loaded, options: Options) -> anyhow::Result<()> {
         max_retries: 2,
         upstream_keepalive_pool_size: 1_024,
         ..ServerConf::default()
-    });
-    let mut server = Server::new_with_opt_and_conf(None, ServerConf { ..copied(&conf) });
+    };
+    let mut server = Server::new_with_opt_and_conf(None, conf);
+    let conf = Arc::clone(&server.configuration);
     let admin_address = document.admin.address;
     let (edge, files) = Edge::new(loaded)?;
     for (At { value: settings, .. }, files) in document.listeners.iter().zip(files) {
@@ -82,18 +83,6 @@ fn announce(edge: Arc<Edge>, document: &Document) {
             std::thread::sleep(Duration::from_millis(50));
         }
     });
-}
-
-/// `ServerConf` has no `Clone`; these are the fields that this process sets.
-fn copied(conf: &ServerConf) -> ServerConf {
-    ServerConf {
-        threads: conf.threads,
-        grace_period_seconds: conf.grace_period_seconds,
-        graceful_shutdown_timeout_seconds: conf.graceful_shutdown_timeout_seconds,
-        max_retries: conf.max_retries,
-        upstream_keepalive_pool_size: conf.upstream_keepalive_pool_size,
-        ..ServerConf::default()
-    }
 }
 
 struct Refresh(Arc<KeyStore>);
