@@ -15,8 +15,14 @@ pub struct Chain(Vec<Box<dyn Filter>>);
 /// A refusal and the filter that decided it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
+    /// [`Refused::EDGE`] when no filter did.
     pub filter: &'static str,
     pub refusal: Refusal,
+}
+
+impl Refused {
+    /// Stands for the edge itself, in metrics and logs too.
+    pub const EDGE: &'static str = "edge";
 }
 
 impl Chain {

@@ -54,12 +54,6 @@ pub trait Host {
     /// Milliseconds since the Unix epoch.
     fn now_ms(&self) -> u64;
 
-    /// Since when the shared state remembers what it was told to, milliseconds since the Unix epoch: 0 when it
-    /// outlives this process, otherwise the moment at which it began.
-    fn remembers_since_ms(&self) -> u64 {
-        0
-    }
-
     /// The current keys of an issuer named in the policy; `None` while none were ever loaded.
     fn keys(&self, issuer: &str) -> Option<Arc<KeySet>>;
 
@@ -128,6 +122,12 @@ impl Refusal {
         })
         .to_string()
     }
+}
+
+/// The refusal of a request whose verdict needs shared state that could not be asked.
+pub(crate) fn state_unavailable() -> Verdict {
+    let detail = "The edge cannot check this at the moment. Nothing was done; try again.";
+    Refusal::new(503, "state_unavailable", detail).header("retry-after", "1").into()
 }
 
 /// The standard reason phrase (RFC 9110 section 15), which RFC 9457 asks for as the title of `about:blank`.
@@ -238,6 +238,8 @@ pub struct Context {
     pub upstream: Vec<(&'static str, String)>,
     /// Fields to add to the answer, whatever it is.
     pub answer: Vec<(&'static str, String)>,
+    /// What to give back to shared state when the request leaves.
+    pub(crate) held: Vec<Op>,
     pub(crate) ops: Vec<Asked>,
     pub(crate) asking: usize,
 }
@@ -251,6 +253,7 @@ impl Context {
             idempotency_key: None,
             upstream: Vec::new(),
             answer: Vec::new(),
+            held: Vec::new(),
             ops: Vec::new(),
             asking: 0,
         }

@@ -7,11 +7,14 @@
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
+pub mod admission;
 pub mod chain;
 pub mod crypto;
+pub mod failure;
 pub mod filter;
 pub mod policy;
 pub mod state;
+pub mod trace;
 
 /// The one list of filters, in the order in which they decide: what is cheap and needs no identity first,
 /// what needs shared state last. To add a filter, add its folder and its name here.

@@ -385,7 +385,9 @@ fn policy(filter: &str, case: &Case) -> Result<Policy, String> {
 fn decide(policy: &Policy, sent: &Sent, world: &mut World<'_>) -> (String, Context, Vec<(String, String)>) {
     let request = sent.request();
     let mut context = Context::new(sent.peer);
-    let Match::Route(rule) = policy.route("GET", "/anything") else { panic!("the stock route is gone") };
+    let Match::Route(rule) = policy.route("GET", "/anything", None) else {
+        panic!("the stock route is gone")
+    };
     let chain = &policy.rules()[rule].chain;
     let decided = chain
         .head(&request, world, &mut context)

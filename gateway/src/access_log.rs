@@ -2,25 +2,36 @@
 
 use std::borrow::Cow;
 
+use filters::admission::Admission;
+
 use crate::exchange::Exchange;
 
 /// Writes the line. The query is never written; addresses of payers and payees in the path are masked.
-pub(crate) fn write(exchange: &Exchange, method: &str, path: &str, status: u16, in_flight_ms: f64) {
-    let context = exchange.context.as_ref();
+pub(crate) fn write(
+    exchange: &Exchange,
+    route: Option<&str>,
+    method: &str,
+    path: &str,
+    status: u16,
+    in_flight_ms: f64,
+) {
+    let admission = exchange.admission.as_ref();
+    let context = admission.map(Admission::context);
+    let identity = context.and_then(|context| context.identity.as_ref());
     tracing::info!(
         target: "access",
-        request_id = %exchange.request_id,
-        trace_id = exchange.trace.trace_id(),
+        request_id = admission.map(Admission::request_id),
+        trace_id = admission.map(|admission| admission.trace().trace_id()),
         method,
         path = %told(path),
-        route = exchange.route.as_deref(),
+        route,
         status,
         code = exchange.refusal.map(|(code, _)| code),
-        filter = exchange.refusal.and_then(|(_, filter)| filter),
+        filter = exchange.refusal.map(|(_, filter)| filter),
         duration_ms = in_flight_ms,
         client_ip = context.map(|context| context.client_ip.to_string()),
-        tenant = context.and_then(|c| c.identity.as_ref()).and_then(|who| who.tenant.as_deref()),
-        subject = context.and_then(|c| c.identity.as_ref()).map(|who| who.subject.as_str()),
+        tenant = identity.and_then(|who| who.tenant.as_deref()),
+        subject = identity.map(|who| who.subject.as_str()),
     );
 }
 

@@ -3,27 +3,28 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use filters::admission::{Admission, HIDDEN_FROM_CLIENTS};
 use filters::chain::Refused;
-use filters::filter::{Context, Host, Refusal};
+use filters::failure::Failure;
+use filters::filter::{Host, Refusal};
 use filters::jwt::KeySet;
-use filters::policy::{Match, Policy, RouteRule};
-use filters::shape;
+use filters::policy::{Policy, RouteRule};
+use filters::state::{Answer, Full, Memory, Op};
 use pingora::Result as Answered;
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::prelude::*;
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::exchange::Exchange;
 use crate::jwks::KeyStore;
 use crate::load::{ListenerFiles, Loaded};
-use crate::memory::{Full, Memory};
-use crate::message::{drain, is_small, read_body, request, target};
+use crate::message::{drain, is_small, read_body, request};
 use crate::metrics::Metrics;
 use crate::upstream::Upstream;
 
@@ -31,11 +32,10 @@ use crate::upstream::Upstream;
 #[derive(Debug)]
 pub(crate) struct Edge {
     policy: Policy,
-    upstreams: BTreeMap<String, Upstream>,
+    upstreams: BTreeMap<String, Arc<Upstream>>,
     keys: Arc<KeyStore>,
-    state: Memory,
+    state: Mutex<Memory>,
     metrics: Metrics,
-    started_ms: u64,
     draining: AtomicBool,
 }
 
@@ -50,13 +50,12 @@ impl Edge {
             .iter()
             .filter_map(|(name, files)| {
                 let settings = loaded.policy.upstream(name)?;
-                Some((name.clone(), Upstream::new(settings, files)))
+                Some((name.clone(), Arc::new(Upstream::new(settings, files))))
             })
             .collect();
-        let state = Memory::new(document.state.memory.max_entries);
+        let state = Mutex::new(Memory::new(document.state.memory.max_entries, now_ms()));
         let draining = AtomicBool::new(false);
-        let edge =
-            Self { upstreams, keys, state, metrics, started_ms: now_ms(), draining, policy: loaded.policy };
+        let edge = Self { upstreams, keys, state, metrics, draining, policy: loaded.policy };
         Ok((Arc::new(edge), loaded.listeners))
     }
 
@@ -69,7 +68,7 @@ impl Edge {
     }
 
     pub(crate) fn state_entries(&self) -> usize {
-        self.state.len()
+        self.state().len()
     }
 
     pub(crate) fn in_flight(&self) -> i64 {
@@ -94,12 +93,17 @@ impl Edge {
 
     /// The upstream's next address for this request; `None` before a route is found.
     pub(crate) fn peer(&self, exchange: &Exchange) -> Option<HttpPeer> {
-        let rule = self.rule(exchange)?;
-        self.upstreams.get(&rule.upstream)?.peer(Duration::from_millis(rule.timeout_ms))
+        let timeout = Duration::from_millis(self.rule(exchange)?.timeout_ms);
+        exchange.upstream.as_ref()?.peer(timeout)
+    }
+
+    /// The name of the route that serves the request, once known.
+    pub(crate) fn route(&self, exchange: &Exchange) -> Option<&str> {
+        self.rule(exchange).map(|rule| rule.name.as_str())
     }
 
     fn rule(&self, exchange: &Exchange) -> Option<&RouteRule> {
-        self.policy.rules().get(exchange.rule?)
+        exchange.admission.as_ref()?.rule(&self.policy)
     }
 
     /// Everything that is decided before the upstream is spoken to.
@@ -110,41 +114,25 @@ impl Edge {
         time: Duration,
     ) -> Result<(), Refused> {
         let peer = session.client_addr().and_then(|addr| addr.as_inet()).map(|addr| addr.ip());
-        let Some(peer) = peer else {
-            return Err(of_edge(Refusal::new(400, "peer_unknown", "The connection has no address.")));
+        let (Some(admission), Some(peer)) = (&mut exchange.admission, peer) else {
+            return Err(Failure::Malformed.into());
         };
-        exchange.context = Some(Context::new(peer));
-        let position = self.find(session.req_header())?;
-        exchange.rule = Some(position);
-        let Some(rule) = self.policy.rules().get(position) else { return Err(of_edge(not_found())) };
-        exchange.route = Some(rule.name.as_str().into());
-        let context = self.head(session.req_header(), peer, rule).await;
-        let (mut context, headed) = context;
-        if let Err(refused) = headed {
-            exchange.context = Some(context);
-            return Err(refused);
+        self.head(session.req_header(), peer, admission).await?;
+        let body = match tokio::time::timeout(time, read_body(session)).await {
+            Ok(body) => body?,
+            Err(_) => return Err(Failure::RequestTimeout.into()),
+        };
+        admission.body(&self.policy, &request(session.req_header(), peer), &body, &Now(self))?;
+        // A place in the upstream's bulkhead comes before anything is spent in shared state.
+        let name = admission.rule(&self.policy).and_then(|rule| rule.upstream(rand::random()));
+        let upstream = name.and_then(|name| self.upstreams.get(name)).ok_or(Failure::UpstreamUnreachable)?;
+        exchange.upstream = Some(Arc::clone(upstream));
+        exchange.place = Some(upstream.enter().ok_or(Failure::UpstreamOverloaded)?);
+        let batch = admission.batch(&self.policy);
+        if !batch.is_empty() {
+            admission.answered(&self.policy, self.ask(&batch))?;
         }
-        let decided = self.whole(session, peer, rule, &mut context, time).await;
-        exchange.context = Some(context);
-        exchange.place = decided?;
         Ok(())
-    }
-
-    fn find(&self, header: &RequestHeader) -> Result<usize, Refused> {
-        let (path, _) = target(header);
-        if !shape::unambiguous(path) {
-            let detail =
-                "Send the path plainly: no empty or dot segments, no encoded characters, no parameters.";
-            return Err(of_edge(Refusal::new(400, "path_ambiguous", detail)));
-        }
-        match self.policy.route(header.method.as_str(), path) {
-            Match::Route(rule) => Ok(rule),
-            Match::NotFound => Err(of_edge(not_found())),
-            Match::MethodNotAllowed(methods) => {
-                let refusal = Refusal::new(405, "method_not_allowed", "This path has no such method.");
-                Err(of_edge(refusal.header("allow", methods.join(", "))))
-            }
-        }
     }
 
     /// Decides on the header; once more with fresh keys if the first answer rested on keys that may be old.
@@ -152,63 +140,41 @@ impl Edge {
         &self,
         header: &RequestHeader,
         peer: IpAddr,
-        rule: &RouteRule,
-    ) -> (Context, Result<(), Refused>) {
-        let decide = || {
-            let mut context = Context::new(peer);
-            let decided = rule.chain.head(&request(header, peer), &Now(self), &mut context);
-            (context, decided)
+        admission: &mut Admission,
+    ) -> Result<(), Refused> {
+        let first = admission.head(&self.policy, &request(header, peer), &Now(self));
+        let Err(Refused { refusal: Refusal { stale_keys: Some(issuer), .. }, .. }) = &first else {
+            return first;
         };
-        let first = decide();
-        let stale = match &first.1 {
-            Err(refused) => refused.refusal.stale_keys.clone(),
-            Ok(()) => None,
-        };
-        match stale {
-            Some(issuer) if self.keys.refresh_unknown(&issuer).await => decide(),
-            Some(_) | None => first,
+        if self.keys.refresh_unknown(issuer).await {
+            return admission.head(&self.policy, &request(header, peer), &Now(self));
+        }
+        first
+    }
+
+    /// Runs a batch on the state.
+    fn ask(&self, batch: &[Op]) -> Result<Vec<Answer>, Full> {
+        self.state().run(batch, now_ms())
+    }
+
+    fn state(&self) -> MutexGuard<'_, Memory> {
+        // A panic while the lock was held cannot have left half a batch: writing one does not fail.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives back what the request held.
+    pub(crate) fn release(&self, exchange: &mut Exchange) {
+        let held = exchange.admission.as_mut().map(Admission::leaves).unwrap_or_default();
+        if !held.is_empty() {
+            // Giving back needs no room, so the memory cannot be too full for it.
+            let _ = self.ask(&held);
         }
     }
 
-    /// Decides on the body and asks shared state, holding a place in the upstream's bulkhead before anything
-    /// is spent there.
-    async fn whole(
-        &self,
-        session: &mut Session,
-        peer: IpAddr,
-        rule: &RouteRule,
-        context: &mut Context,
-        time: Duration,
-    ) -> Result<Option<OwnedSemaphorePermit>, Refused> {
-        let body = match tokio::time::timeout(time, read_body(session)).await {
-            Ok(body) => body?,
-            Err(_) => {
-                let detail = "The request did not arrive in time.";
-                return Err(of_edge(Refusal::new(408, "request_timeout", detail)));
-            }
-        };
-        rule.chain.body(&request(session.req_header(), peer), &body, &Now(self), context)?;
-        let place = match self.upstreams.get(&rule.upstream) {
-            Some(upstream) => upstream.enter().ok_or_else(|| {
-                let detail = "The service is at its limit. Nothing was done; try again.";
-                of_edge(Refusal::new(503, "upstream_overloaded", detail).header("retry-after", "1"))
-            })?,
-            None => return Err(of_edge(not_found())),
-        };
-        let batch = rule.chain.batch(context);
-        if !batch.is_empty() {
-            let answers = self.state.run(&batch, now_ms()).map_err(|Full| {
-                let detail = "The edge cannot remember more at the moment. Nothing was done; try again.";
-                of_edge(Refusal::new(503, "state_full", detail).header("retry-after", "1"))
-            })?;
-            rule.chain.answered(&answers, context)?;
-        }
-        Ok(Some(place))
-    }
-
-    fn note_refusal(&self, exchange: &mut Exchange, code: &'static str, filter: Option<&'static str>) {
-        exchange.refusal = Some((code, filter));
-        self.metrics.refusals.with_label_values(&[filter.unwrap_or("edge"), code]).inc();
+    fn note_refusal(&self, exchange: &mut Exchange, refused: &Refused) {
+        let Refused { filter, refusal } = refused;
+        exchange.refusal = Some((refusal.code, filter));
+        self.metrics.refusals.with_label_values(&[*filter, refusal.code]).inc();
     }
 
     /// Sends a refusal and everything that belongs on an answer of this route.
@@ -218,13 +184,15 @@ impl Edge {
         exchange: &mut Exchange,
         refused: Refused,
     ) -> Answered<()> {
-        let filter = (!refused.filter.is_empty()).then_some(refused.filter);
-        self.note_refusal(exchange, refused.refusal.code, filter);
-        let body = Bytes::from(refused.refusal.problem(&exchange.request_id));
+        self.note_refusal(exchange, &refused);
+        let Some(admission) = &exchange.admission else {
+            return Error::e_explain(ErrorType::InternalError, "a refusal without a request");
+        };
+        let (fields, body) = admission.problem(&refused.refusal);
+        let body = Bytes::from(body);
         let mut header = ResponseHeader::build(refused.refusal.status, Some(16))?;
-        header.insert_header("content-type", "application/problem+json")?;
         header.insert_header("content-length", body.len())?;
-        for (name, value) in refused.refusal.headers {
+        for (name, value) in fields {
             header.insert_header(name, value)?;
         }
         self.dress(&mut header, exchange)?;
@@ -244,11 +212,11 @@ impl Edge {
 
     /// The fields of every answer, whoever gives it.
     pub(crate) fn dress(&self, header: &mut ResponseHeader, exchange: &Exchange) -> Answered<()> {
-        header.insert_header("x-request-id", exchange.request_id.as_str())?;
-        header.remove_header("server");
-        let chain = self.rule(exchange).map_or(self.policy.everywhere(), |rule| &rule.chain);
-        if let Some(context) = &exchange.context {
-            for (name, value) in chain.response(context) {
+        for name in HIDDEN_FROM_CLIENTS {
+            header.remove_header(name);
+        }
+        if let Some(admission) = &exchange.admission {
+            for (name, value) in admission.answer_fields(&self.policy) {
                 header.insert_header(name.into_owned(), value)?;
             }
         }
@@ -264,10 +232,6 @@ impl Host for Now<'_> {
         now_ms()
     }
 
-    fn remembers_since_ms(&self) -> u64 {
-        self.0.started_ms
-    }
-
     fn keys(&self, issuer: &str) -> Option<Arc<KeySet>> {
         self.0.keys.keys(issuer)
     }
@@ -276,12 +240,4 @@ impl Host for Now<'_> {
 fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn not_found() -> Refusal {
-    Refusal::new(404, "route_not_found", "There is nothing here.")
-}
-
-pub(crate) fn of_edge(refusal: Refusal) -> Refused {
-    Refused { filter: "", refusal }
 }

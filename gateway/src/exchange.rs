@@ -3,26 +3,21 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use filters::filter::Context;
+use filters::admission::Admission;
 use prometheus::IntGauge;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::trace::TraceContext;
+use crate::upstream::Upstream;
 
 #[derive(Debug)]
 pub(crate) struct Exchange {
     pub(crate) started: Instant,
-    /// A UUID of ours: a client's own would let it forge our logs.
-    pub(crate) request_id: String,
-    pub(crate) trace: TraceContext,
-    /// The route's name, once known.
-    pub(crate) route: Option<Arc<str>>,
-    /// The rule's position in the policy.
-    pub(crate) rule: Option<usize>,
-    /// What the filters learned.
-    pub(crate) context: Option<Context>,
-    /// The code of a refusal and the filter that decided it, `None` for the edge itself.
-    pub(crate) refusal: Option<(&'static str, Option<&'static str>)>,
+    /// Set as soon as the header is read.
+    pub(crate) admission: Option<Admission>,
+    /// The code of a refusal and the filter that decided it.
+    pub(crate) refusal: Option<(&'static str, &'static str)>,
+    /// Who serves it, chosen once.
+    pub(crate) upstream: Option<Arc<Upstream>>,
     /// Our place in the upstream's bulkhead.
     pub(crate) place: Option<OwnedSemaphorePermit>,
     /// Counted until dropped.

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use certs::{Identity, Trust};
-use filters::policy::{At, Document, Mistake, Policy, Reference};
+use filters::policy::{At, Document, Mistake, Policy, Reference, RouteRule};
 
 /// A policy and the files that it names.
 #[derive(Debug)]
@@ -55,9 +55,20 @@ pub fn summary(path: &Path, loaded: &Loaded) -> String {
     let _ = writeln!(text, "{file}: ok");
     for rule in loaded.policy.rules() {
         let filters: Vec<_> = rule.chain.names().collect();
-        let _ = writeln!(text, "  route {} -> {}: {}", rule.name, rule.upstream, filters.join(", "));
+        let _ = writeln!(text, "  route {} -> {}: {}", rule.name, served_by(rule), filters.join(", "));
     }
     text
+}
+
+/// `core`, or `core 95, core-next 5`.
+fn served_by(rule: &RouteRule) -> String {
+    match rule.upstreams.as_slice() {
+        [only] => only.upstream.clone(),
+        several => {
+            let shares: Vec<_> = several.iter().map(|s| format!("{} {}", s.upstream, s.weight)).collect();
+            shares.join(", ")
+        }
+    }
 }
 
 /// The JSON Schema of the policy document.

@@ -4,13 +4,11 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use filters::chain::Refused;
-use filters::filter::{Headers, Refusal, Request};
+use filters::failure::Failure;
+use filters::filter::{Headers, Request};
 use filters::shape;
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
-
-use crate::edge::of_edge;
 
 /// The path and the query exactly as they were sent. A target that is not text is none that we route.
 pub(crate) fn target(header: &RequestHeader) -> (&str, Option<&str>) {
@@ -33,21 +31,20 @@ pub(crate) fn request(header: &RequestHeader, peer: IpAddr) -> Request<'_> {
 }
 
 /// Reads the whole body, at most what the edge holds. Pingora keeps a copy for the upstream.
-pub(crate) async fn read_body(session: &mut Session) -> Result<Bytes, Refused> {
+pub(crate) async fn read_body(session: &mut Session) -> Result<Bytes, Failure> {
     session.enable_retry_buffering();
     if expects_continue(session.req_header()) && session.write_continue_response().await.is_err() {
-        return Err(incomplete());
+        return Err(Failure::BodyIncomplete);
     }
     let mut body = BytesMut::new();
     loop {
         match session.read_request_body().await {
             Ok(Some(chunk)) if body.len() + chunk.len() > shape::Config::MOST_BODY_BYTES => {
-                let detail = format!("A body has at most {} bytes.", shape::Config::MOST_BODY_BYTES);
-                return Err(of_edge(Refusal::new(413, "body_too_large", detail)));
+                return Err(Failure::BodyTooLarge);
             }
             Ok(Some(chunk)) => body.extend_from_slice(&chunk),
             Ok(None) => return Ok(body.freeze()),
-            Err(_) => return Err(incomplete()),
+            Err(_) => return Err(Failure::BodyIncomplete),
         }
     }
 }
@@ -79,8 +76,4 @@ pub(crate) async fn drain(session: &mut Session) -> bool {
 
 fn expects_continue(header: &RequestHeader) -> bool {
     header.headers.get("expect").is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
-}
-
-fn incomplete() -> Refused {
-    of_edge(Refusal::new(400, "body_incomplete", "The body did not arrive whole."))
 }

@@ -7,7 +7,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict};
+use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict, state_unavailable};
 use crate::policy::{Settings, Site, Unusable};
 use crate::state::{Answer, Op};
 
@@ -83,14 +83,6 @@ impl Filter for Nonce {
             );
             return Refusal::new(401, "nonce_missing", detail).into();
         };
-        // `created` has whole seconds: what was signed in the second of the beginning counts as after it.
-        let since_s = i64::try_from(host.remembers_since_ms() / 1_000).unwrap_or(i64::MAX);
-        if signed.created < since_s {
-            return refuse(
-                "created_before_start",
-                "The request was signed before this edge began to remember requests. Sign it anew.",
-            );
-        }
         let age_s = i64::try_from(host.now_ms() / 1_000).unwrap_or(i64::MAX).saturating_sub(signed.created);
         match u64::try_from(age_s) {
             Ok(age) if age > config.window_s => {
@@ -106,7 +98,8 @@ impl Filter for Nonce {
         }
         // Lengths tell the parts apart, whatever is in them.
         let key = format!("nonce/{}/{}/{nonce}", signed.keyid.len(), signed.keyid);
-        context.ask(Op::Remember { key, ttl_ms: config.remembered_s().saturating_mul(1_000) });
+        let ttl_ms = config.remembered_s().saturating_mul(1_000);
+        context.ask(Op::Remember { key, ttl_ms, made_s: signed.created });
         Verdict::Pass
     }
 
@@ -114,12 +107,17 @@ impl Filter for Nonce {
         match answer {
             Answer::Remembered => Verdict::Pass,
             Answer::Seen => refuse("nonce_replayed", "This signed request was taken before. Sign a new one."),
-            // Not an answer to what was asked: fail closed.
-            Answer::Taken(_) | Answer::Exhausted { .. } => Verdict::refuse(
-                503,
-                "state_unavailable",
-                "The nonce could not be checked. Try again shortly.",
+            Answer::TooOld => refuse(
+                "created_before_start",
+                "The request was signed before this edge began to remember requests. Sign it anew.",
             ),
+            // The state is away, or this is no answer to what was asked: fail closed.
+            Answer::Away
+            | Answer::Taken(_)
+            | Answer::Exhausted { .. }
+            | Answer::Held(_)
+            | Answer::Busy { .. }
+            | Answer::Released => state_unavailable(),
         }
     }
 }

@@ -11,6 +11,7 @@ use serde_saphyr::{Location, Spanned};
 
 use super::Reference;
 use crate::FilterSet;
+use crate::state::LimitsWhenAway;
 
 /// A value and the place in the file where it is written.
 #[derive(Clone, Debug)]
@@ -158,6 +159,48 @@ pub struct Upstream {
     /// Most requests in flight; more are refused at once with 503.
     #[serde(default = "n::<1_024>")]
     pub max_in_flight: u32,
+    /// Probes that find an address that does not serve before a request does; absent: none.
+    pub health: Option<Health>,
+    /// When an address that fails requests is left out for a while.
+    #[serde(default)]
+    pub outlier: Outlier,
+}
+
+/// Active health checks: `GET path` must be answered with 200.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Health {
+    /// The path to ask for.
+    pub path: String,
+    /// Milliseconds between two probes of an address.
+    #[serde(default = "ms::<5_000>")]
+    pub interval_ms: u64,
+    /// Milliseconds a probe may take.
+    #[serde(default = "ms::<1_000>")]
+    pub timeout_ms: u64,
+    /// Failures in a row after which an address gets no more requests.
+    #[serde(default = "n::<3>")]
+    pub unhealthy_after: u32,
+    /// Successes in a row after which it gets them again.
+    #[serde(default = "n::<2>")]
+    pub healthy_after: u32,
+}
+
+/// The circuit breaker of each address. Only what the edge sees itself counts: connections refused, broken or
+/// without an answer in time. When every address is left out, requests are refused with 503.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Outlier {
+    /// Failures in a row after which an address is left out; 0: never.
+    pub failures: u32,
+    /// Milliseconds that it is left out.
+    pub eject_ms: u64,
+}
+
+impl Default for Outlier {
+    fn default() -> Self {
+        Self { failures: 3, eject_ms: 10_000 }
+    }
 }
 
 /// Mutual TLS to an upstream. There is no way to switch verification off.
@@ -251,6 +294,41 @@ pub struct State {
     /// In the memory of this process.
     #[serde(default)]
     pub memory: Memory,
+    /// Where `gateway state` offers its memory to Envoy's workers; absent: it does not.
+    pub service: Option<At<StateService>>,
+    /// What becomes of limits while the state service is away. Nonces are refused then, always.
+    #[serde(default)]
+    pub limits_when_away: LimitsWhenAway,
+}
+
+/// The state service: nonces, limits and the issuers' keys for every Envoy worker of this policy.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StateService {
+    /// IP address and port. Exactly one of `address` and `socket`.
+    #[schemars(with = "Option<String>")]
+    pub address: Option<SocketAddr>,
+    /// The path of a Unix socket; who may open it is asked nothing else.
+    pub socket: Option<String>,
+    /// Mutual TLS; may be absent on loopback only. A socket has none.
+    pub tls: Option<StateTls>,
+    /// Milliseconds that one answer may take, after which the service counts as away.
+    #[serde(default = "ms::<100>")]
+    pub timeout_ms: u64,
+}
+
+/// Both ends of the mutual TLS between Envoy and the state service.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StateTls {
+    /// The service's chain, PEM.
+    pub certificate: At<Reference>,
+    /// The service's key, PEM.
+    pub key: At<Reference>,
+    /// The CAs that sign its clients' certificates, PEM.
+    pub client_ca: At<Reference>,
+    /// What Envoy shows and believes when it connects.
+    pub client: UpstreamTls,
 }
 
 /// Bounds of the in-memory state.
@@ -279,8 +357,16 @@ pub struct Route {
     /// `/v1/send` exactly, `/v1/transactions/{id}` with any one segment, or `/v1/files/{*rest}` with the
     /// rest. The most specific route serves.
     pub path: String,
-    /// The name of the upstream.
-    pub upstream: At<String>,
+    /// The version of the API that it serves, as `X-API-Version: 2` or `Accept: application/vnd.NAME.v2+json`
+    /// asks for it. A route without one serves requests that ask for none.
+    pub version: Option<At<String>>,
+    /// The name of the upstream. Exactly one of `upstream` and `upstreams`.
+    pub upstream: Option<At<String>>,
+    /// Upstreams that share the requests by weight, for a canary say.
+    #[serde(default)]
+    pub upstreams: Vec<At<Share>>,
+    /// Sends a copy of each request to another upstream, whose answer nobody hears.
+    pub mirror: Option<At<Mirror>>,
     /// Milliseconds the upstream may take for the whole answer.
     #[serde(default = "ms::<5_000>")]
     pub timeout_ms: u64,
@@ -290,6 +376,28 @@ pub struct Route {
     /// Filters of every route that this one does without, in so many words.
     #[serde(default)]
     pub except: Vec<At<String>>,
+}
+
+/// An upstream's share of a route's requests.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Share {
+    /// The name of the upstream.
+    pub upstream: String,
+    /// Its part of the sum of all weights; 0 to 10000.
+    pub weight: u32,
+}
+
+/// Copies of requests, to see how another version fares. They never delay or fail the original, carry
+/// `X-Torana-Mirror: 1`, and must not move money a second time: that is the upstream's to see to.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Mirror {
+    /// The name of the upstream.
+    pub upstream: String,
+    /// How many of a hundred requests are copied.
+    #[serde(default = "n::<100>")]
+    pub percent: u32,
 }
 
 fn ms<const N: u64>() -> u64 {

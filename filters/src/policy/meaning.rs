@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use ipnet::IpNet;
+use serde_saphyr::Location;
 
-use super::document::{At, Document, Issuer, Route};
+use super::document::{At, Document, Issuer, Mirror, Route, Share, StateService};
 use super::mistake::{Mistake, nearest};
+use super::routing::{Match, Paths};
 use super::warning::warnings;
 use super::{Reference, Shared, Upstream};
 use crate::FilterSet;
@@ -19,8 +21,7 @@ pub struct Policy {
     rules: Vec<RouteRule>,
     /// The filters of every route, for answers to requests that have none.
     everywhere: Chain,
-    /// For each path, the position of the rule that serves a method.
-    paths: matchit::Router<Vec<(String, usize)>>,
+    paths: Paths,
     warnings: Vec<Mistake>,
 }
 
@@ -28,21 +29,13 @@ pub struct Policy {
 #[derive(Debug)]
 pub struct RouteRule {
     pub name: String,
-    pub upstream: String,
+    /// At least one; the sum of the weights is not 0.
+    pub upstreams: Vec<Share>,
+    pub mirror: Option<Mirror>,
     pub timeout_ms: u64,
     pub chain: Chain,
     /// Filters of every route that this one does without.
     pub except: Vec<String>,
-}
-
-/// What a method and a path lead to.
-#[derive(Debug)]
-pub enum Match<'p> {
-    /// The position of the rule in [`Policy::rules`].
-    Route(usize),
-    /// The path exists, with these methods.
-    MethodNotAllowed(Vec<&'p str>),
-    NotFound,
 }
 
 /// What a filter may know of the rest of the policy when it is made.
@@ -67,6 +60,21 @@ pub struct ClientKey {
     /// The tenant that the client belongs to, if it may only sign for one.
     pub tenant: Option<String>,
     pub key: VerifyingKey,
+}
+
+impl RouteRule {
+    /// The upstream of one request, by weight. `draw` is random.
+    pub fn upstream(&self, draw: u32) -> Option<&str> {
+        let sum: u32 = self.upstreams.iter().map(|share| share.weight).sum();
+        let mut left = draw.checked_rem(sum)?;
+        for share in &self.upstreams {
+            match left.checked_sub(share.weight) {
+                None => return Some(&share.upstream),
+                Some(rest) => left = rest,
+            }
+        }
+        None
+    }
 }
 
 impl Keyring {
@@ -98,7 +106,8 @@ impl Policy {
         let keyring = keyring(&document, secret, &mut mistakes);
         let rules = rules(&document, &keyring, &mut mistakes);
         let everywhere = everywhere(&document, &keyring, &mut mistakes);
-        let paths = paths(&document, &mut mistakes);
+        let paths = Paths::new(&document, &mut mistakes);
+        check_state(&document, &mut mistakes);
         if mistakes.is_empty() {
             let warnings = warnings(&document);
             Ok(Self { document, rules, everywhere, paths, warnings })
@@ -131,13 +140,10 @@ impl Policy {
         self.document.upstreams.get(name).map(|upstream| &upstream.value)
     }
 
-    /// Finds the rule for a request. The path must be [unambiguous](crate::shape::unambiguous).
-    pub fn route(&self, method: &str, path: &str) -> Match<'_> {
-        let Ok(found) = self.paths.at(path) else { return Match::NotFound };
-        match found.value.iter().find(|(served, _)| served == method) {
-            Some((_, rule)) => Match::Route(*rule),
-            None => Match::MethodNotAllowed(found.value.iter().map(|(method, _)| method.as_str()).collect()),
-        }
+    /// Finds the rule for a request. The path must be [unambiguous](crate::shape::unambiguous); the version is
+    /// the one that the request [asks for](super::version).
+    pub fn route(&self, method: &str, path: &str, version: Option<&str>) -> Match<'_> {
+        self.paths.find(method, path, version)
     }
 }
 
@@ -163,11 +169,53 @@ fn check_upstreams(document: &Document, mistakes: &mut Vec<Mistake>) {
             mistakes.push(Mistake::at(*location, format!("upstream `{name}` has no address")));
         }
         if upstream.tls.server_name.value.trim().is_empty() {
-            let message = "`server_name` is empty: the upstream's certificate could not be verified";
-            mistakes.push(Mistake::at(upstream.tls.server_name.location, message));
+            mistakes.push(Mistake::at(upstream.tls.server_name.location, NO_SERVER_NAME));
+        }
+        if let Some(health) = &upstream.health {
+            if !health.path.starts_with('/') {
+                let message = format!("upstream `{name}`: the `path` of `health` begins with /");
+                mistakes.push(Mistake::at(*location, message));
+            }
+            let numbers = [health.interval_ms, health.timeout_ms];
+            let counts = [health.unhealthy_after, health.healthy_after];
+            if numbers.contains(&0) || counts.contains(&0) {
+                let message = format!("upstream `{name}`: the numbers of `health` are at least 1");
+                mistakes.push(Mistake::at(*location, message));
+            }
+        }
+        if upstream.outlier.failures > 0 && upstream.outlier.eject_ms == 0 {
+            let message =
+                format!("upstream `{name}`: `eject_ms` is at least 1; `failures: 0` never leaves one out");
+            mistakes.push(Mistake::at(*location, message));
         }
     }
 }
+
+fn check_state(document: &Document, mistakes: &mut Vec<Mistake>) {
+    let Some(service) = &document.state.service else { return };
+    let StateService { address, socket, tls, timeout_ms } = &service.value;
+    let mut wrong = |message: &str| mistakes.push(Mistake::of(service, message));
+    match (address, socket, tls) {
+        (Some(_), Some(_), _) | (None, None, _) => {
+            wrong("the state service needs exactly one of `address` and `socket`");
+        }
+        (None, Some(_), Some(_)) => wrong("the state service's `socket` has no `tls`"),
+        (Some(address), None, None) if !address.ip().is_loopback() => {
+            wrong("the state service needs `tls` off the host: it hands out nonces, limits and keys");
+        }
+        (Some(_), None, _) | (None, Some(_), None) => {}
+    }
+    if *timeout_ms == 0 {
+        wrong("the state service's `timeout_ms` is at least 1");
+    }
+    if let Some(tls) = tls
+        && tls.client.server_name.value.trim().is_empty()
+    {
+        mistakes.push(Mistake::at(tls.client.server_name.location, NO_SERVER_NAME));
+    }
+}
+
+const NO_SERVER_NAME: &str = "`server_name` is empty: the upstream's certificate could not be verified";
 
 fn check_issuers(document: &Document, mistakes: &mut Vec<Mistake>) {
     for (name, At { value: issuer, location }) in &document.issuers {
@@ -243,11 +291,8 @@ fn rules(document: &Document, keyring: &Keyring, mistakes: &mut Vec<Mistake>) ->
         if !names.insert(&route.name) {
             mistakes.push(Mistake::at(*location, format!("two routes are named `{}`", route.name)));
         }
-        if !document.upstreams.contains_key(&route.upstream.value) {
-            let known = document.upstreams.keys().map(String::as_str);
-            let message = unknown("upstream", &route.upstream.value, known);
-            mistakes.push(Mistake::at(route.upstream.location, message));
-        }
+        let upstreams = shares(document, route, *location, mistakes);
+        let mirror = mirror(document, route, mistakes);
         if route.timeout_ms == 0 {
             mistakes
                 .push(Mistake::at(*location, format!("route `{}`: `timeout_ms` is at least 1", route.name)));
@@ -280,7 +325,8 @@ fn rules(document: &Document, keyring: &Keyring, mistakes: &mut Vec<Mistake>) ->
         match filters.build(&site) {
             Ok(filters) => rules.push(RouteRule {
                 name: route.name.clone(),
-                upstream: route.upstream.value.clone(),
+                upstreams,
+                mirror,
                 timeout_ms: route.timeout_ms,
                 chain: Chain::new(filters),
                 except: except.into_iter().map(str::to_owned).collect(),
@@ -291,6 +337,47 @@ fn rules(document: &Document, keyring: &Keyring, mistakes: &mut Vec<Mistake>) ->
         }
     }
     rules
+}
+
+/// Who serves a route, and in which shares.
+fn shares(document: &Document, route: &Route, location: Location, mistakes: &mut Vec<Mistake>) -> Vec<Share> {
+    const MOST_WEIGHT: u32 = 10_000;
+    let known = || document.upstreams.keys().map(String::as_str);
+    let written: Vec<At<Share>> = match (&route.upstream, route.upstreams.as_slice()) {
+        (Some(At { value, location }), []) => {
+            vec![At { value: Share { upstream: value.clone(), weight: 1 }, location: *location }]
+        }
+        (None, shares @ [_, ..]) => shares.to_vec(),
+        (None, []) | (Some(_), [_, ..]) => {
+            let message = format!("route `{}` needs exactly one of `upstream` and `upstreams`", route.name);
+            mistakes.push(Mistake::at(location, message));
+            return Vec::new();
+        }
+    };
+    for share in &written {
+        if !document.upstreams.contains_key(&share.value.upstream) {
+            mistakes.push(Mistake::of(share, unknown("upstream", &share.value.upstream, known())));
+        }
+        if share.value.weight > MOST_WEIGHT {
+            mistakes.push(Mistake::of(share, format!("`weight` is at most {MOST_WEIGHT}")));
+        }
+    }
+    if written.iter().all(|share| share.value.weight == 0) {
+        mistakes.push(Mistake::at(location, format!("route `{}`: every weight is 0", route.name)));
+    }
+    written.into_iter().map(|share| share.value).collect()
+}
+
+fn mirror(document: &Document, route: &Route, mistakes: &mut Vec<Mistake>) -> Option<Mirror> {
+    let mirror = route.mirror.as_ref()?;
+    if !document.upstreams.contains_key(&mirror.value.upstream) {
+        let known = document.upstreams.keys().map(String::as_str);
+        mistakes.push(Mistake::of(mirror, unknown("upstream", &mirror.value.upstream, known)));
+    }
+    if !(1..=100).contains(&mirror.value.percent) {
+        mistakes.push(Mistake::of(mirror, "`percent` is between 1 and 100"));
+    }
+    Some(mirror.value.clone())
 }
 
 /// The filters of every route, on no route at all.
@@ -317,45 +404,7 @@ fn except<'d>(document: &Document, route: &'d Route, mistakes: &mut Vec<Mistake>
     route.except.iter().map(|filter| filter.value.as_str()).collect()
 }
 
-fn paths(document: &Document, mistakes: &mut Vec<Mistake>) -> matchit::Router<Vec<(String, usize)>> {
-    let mut by_path: BTreeMap<&str, Vec<(String, usize)>> = BTreeMap::new();
-    for (position, At { value: route, location }) in document.routes.iter().enumerate() {
-        let fixed = route.path.replace(['{', '}', '*'], "");
-        if !crate::shape::unambiguous(&fixed) {
-            let message =
-                format!("route `{}`: `{}` is not a path that a request could have", route.name, route.path);
-            mistakes.push(Mistake::at(*location, message));
-            continue;
-        }
-        if route.methods.is_empty() {
-            mistakes.push(Mistake::at(*location, format!("route `{}` names no method", route.name)));
-        }
-        let methods = by_path.entry(&route.path).or_default();
-        for method in &route.methods {
-            if method.is_empty() || !method.bytes().all(|byte| byte.is_ascii_uppercase()) {
-                let message = format!("route `{}`: `{method}` is not an HTTP method", route.name);
-                mistakes.push(Mistake::at(*location, message));
-            } else if methods.iter().any(|(seen, _)| seen == method) {
-                let message =
-                    format!("route `{}`: {method} {} is served by a route above", route.name, route.path);
-                mistakes.push(Mistake::at(*location, message));
-            } else {
-                methods.push((method.clone(), position));
-            }
-        }
-    }
-    let mut router = matchit::Router::new();
-    for (path, methods) in by_path {
-        if let Err(why) = router.insert(path, methods) {
-            let routes = document.routes.iter().find(|route| route.value.path == path);
-            let location = routes.map_or(serde_saphyr::Location::UNKNOWN, |route| route.location);
-            mistakes.push(Mistake::at(location, format!("path `{path}`: {why}")));
-        }
-    }
-    router
-}
-
-fn unknown<'n>(what: &str, name: &str, known: impl Iterator<Item = &'n str> + Clone) -> String {
+pub(super) fn unknown<'n>(what: &str, name: &str, known: impl Iterator<Item = &'n str> + Clone) -> String {
     match nearest(name, known.clone()) {
         Some(near) => format!("there is no {what} `{name}`; did you mean `{near}`?"),
         None => format!("there is no {what} `{name}`; known: {}", known.collect::<Vec<_>>().join(", ")),

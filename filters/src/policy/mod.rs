@@ -7,15 +7,17 @@ mod document;
 mod meaning;
 mod mistake;
 mod reference;
+mod routing;
 mod warning;
 
 pub use document::{
-    Admin, Algorithm, At, Client, ClientCertificates, Document, HmacKey, Issuer, Jwks, Listener, ListenerTls,
-    Memory, Route, State, Upstream, UpstreamTls,
+    Admin, Algorithm, At, Client, ClientCertificates, Document, Health, HmacKey, Issuer, Jwks, Listener,
+    ListenerTls, Memory, Mirror, Outlier, Route, Share, State, StateService, StateTls, Upstream, UpstreamTls,
 };
-pub use meaning::{ClientKey, Keyring, Match, Policy, RouteRule, Site};
+pub use meaning::{ClientKey, Keyring, Policy, RouteRule, Site};
 pub use mistake::{Mistake, Unusable};
 pub use reference::{Reference, ReferenceError};
+pub use routing::{Match, version};
 
 use crate::filter::Filter;
 

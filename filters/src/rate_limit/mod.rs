@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::filter::{Context, Filter, Host, Request, Verdict};
+use crate::filter::{Context, Filter, Host, Request, Verdict, state_unavailable};
 use crate::policy::{Settings, Shared, Site, Unusable};
 use crate::state::{Answer, Op, Rate};
 
@@ -170,7 +170,15 @@ impl Filter for RateLimit {
         let (allowance, retry_after_ms) = match answer {
             Answer::Taken(allowance) => (allowance, None),
             Answer::Exhausted { allowance, retry_after_ms } => (allowance, Some(*retry_after_ms)),
-            Answer::Remembered | Answer::Seen => return Verdict::Pass,
+            // The state is away and the policy has no limits without it, or this is no answer to what was
+            // asked: fail closed.
+            Answer::Away
+            | Answer::Remembered
+            | Answer::Seen
+            | Answer::TooOld
+            | Answer::Held(_)
+            | Answer::Busy { .. }
+            | Answer::Released => return state_unavailable(),
         };
         let Some(limit) = self.limits.iter().find(|limit| op.key().starts_with(&format!("take/{}/", limit.name)))
         else {

@@ -2,31 +2,84 @@
 //!
 //! A request asks for at most one [`batch`](run) of operations. A batch happens as a whole or not at all: if
 //! one operation is refused, nothing is written, so a nonce is not burnt by a limit and a tenant's allowance
-//! not by a user's. Memory, Redis and Envoy's host all run this same arithmetic.
+//! not by a user's. Memory, Redis and Envoy's host all run this same arithmetic. Operations and answers are
+//! also what travels between Envoy's module and the state service, as JSON.
+
+mod away;
+mod memory;
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
+pub use away::{LimitsWhenAway, away};
+pub use memory::{Full, Memory};
 
 /// One operation on shared state.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Op {
     /// Takes `cost` from the allowance `key` (GCRA).
     Take { key: String, rate: Rate, cost: u32 },
-    /// Remembers `key` for `ttl_ms`; refused when it is remembered already.
-    Remember { key: String, ttl_ms: u64 },
+    /// Remembers `key` for `ttl_ms`; refused when it is remembered already, and when it was made, at `made_s`
+    /// in Unix seconds, before the memory began: it may have been there before.
+    Remember { key: String, ttl_ms: u64, made_s: i64 },
+    /// Holds one of the `most` places of `key`, for `lease_ms` at most.
+    Hold { key: String, most: u32, lease_ms: u64 },
+    /// Gives a place back, unless its lease has ended. Never refused, and never undone by a refusal.
+    Release { key: String, place: Place },
 }
 
 impl Op {
     pub fn key(&self) -> &str {
         match self {
-            Self::Take { key, .. } | Self::Remember { key, .. } => key,
+            Self::Take { key, .. }
+            | Self::Remember { key, .. }
+            | Self::Hold { key, .. }
+            | Self::Release { key, .. } => key,
         }
     }
+
+    /// The most places that [`Op::Hold`] may share out.
+    pub const MOST_PLACES: u32 = 1_024;
+}
+
+/// A place that was held: which, and until when, microseconds since the Unix epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    pub number: u32,
+    pub until_us: u64,
 }
 
 /// So many requests in so long, spread evenly, with a burst on top.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Numbers", into = "Numbers")]
 pub struct Rate {
     requests: u32,
     per_ms: u64,
     burst: u32,
+}
+
+/// A [`Rate`] as it travels, before it is checked.
+#[derive(Serialize, Deserialize)]
+struct Numbers {
+    requests: u32,
+    per_ms: u64,
+    burst: u32,
+}
+
+impl From<Rate> for Numbers {
+    fn from(Rate { requests, per_ms, burst }: Rate) -> Self {
+        Self { requests, per_ms, burst }
+    }
+}
+
+impl TryFrom<Numbers> for Rate {
+    type Error = RateError;
+
+    fn try_from(Numbers { requests, per_ms, burst }: Numbers) -> Result<Self, RateError> {
+        Self::new(requests, per_ms, burst)
+    }
 }
 
 impl Rate {
@@ -79,7 +132,8 @@ pub enum RateError {
 }
 
 /// What the state says to one operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Answer {
     /// To [`Op::Take`].
     Taken(Allowance),
@@ -89,19 +143,29 @@ pub enum Answer {
     Remembered,
     /// To [`Op::Remember`]: it was remembered before.
     Seen,
+    /// To [`Op::Remember`]: it is older than the memory.
+    TooOld,
+    /// To [`Op::Hold`].
+    Held(Place),
+    /// To [`Op::Hold`]: every place is held; the first lease ends then.
+    Busy { retry_after_ms: u64 },
+    /// To [`Op::Release`].
+    Released,
+    /// To anything: the state could not be asked.
+    Away,
 }
 
 impl Answer {
     fn refuses(&self) -> bool {
         match self {
-            Self::Taken(_) | Self::Remembered => false,
-            Self::Exhausted { .. } | Self::Seen => true,
+            Self::Taken(_) | Self::Remembered | Self::Held(_) | Self::Released => false,
+            Self::Exhausted { .. } | Self::Seen | Self::TooOld | Self::Busy { .. } | Self::Away => true,
         }
     }
 }
 
 /// How much is left of a limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Allowance {
     /// Requests of cost 1 that would pass now.
     pub remaining: u32,
@@ -114,27 +178,91 @@ pub trait Cells {
     /// The number kept under `key`, unless it has expired by `now_us`.
     fn get(&self, key: &str, now_us: u64) -> Option<u64>;
     fn put(&mut self, key: &str, value: u64, expires_us: u64);
+
+    /// Since when the cells remember, microseconds since the Unix epoch: 0 when they outlive this process.
+    fn since_us(&self) -> u64 {
+        0
+    }
 }
 
-/// Runs a batch: every operation is judged, and only if none refuses is anything written.
+/// Runs a batch: every operation is judged, and only if none refuses is anything written. The keys of a batch
+/// are distinct, so no operation depends on another.
 pub fn run(batch: &[Op], now_ms: u64, cells: &mut dyn Cells) -> Vec<Answer> {
     let now_us = now_ms.saturating_mul(1_000);
-    let judged: Vec<(Answer, u64)> = batch
-        .iter()
-        .map(|op| match op {
-            Op::Take { key, rate, cost } => take(cells.get(key, now_us), now_us, rate, *cost),
-            Op::Remember { key, ttl_ms } => match cells.get(key, now_us) {
-                Some(until) => (Answer::Seen, until),
-                None => (Answer::Remembered, now_us.saturating_add(ttl_ms.saturating_mul(1_000))),
-            },
-        })
-        .collect();
+    for op in batch {
+        if let Op::Release { key, place } = op {
+            let cell = cell(key, place.number);
+            if cells.get(&cell, now_us) == Some(place.until_us) {
+                cells.put(&cell, now_us, now_us);
+            }
+        }
+    }
+    let judged: Vec<(Answer, Option<Write<'_>>)> = batch.iter().map(|op| judge(op, now_us, cells)).collect();
     if !judged.iter().any(|(answer, _)| answer.refuses()) {
-        for (op, (_, value)) in batch.iter().zip(&judged) {
-            cells.put(op.key(), *value, *value);
+        for (_, write) in &judged {
+            if let Some(Write { key, value_us }) = write {
+                cells.put(key, *value_us, *value_us);
+            }
         }
     }
     judged.into_iter().map(|(answer, _)| answer).collect()
+}
+
+/// What an operation keeps: every number kept is also the time at which it may be forgotten.
+struct Write<'k> {
+    key: Cow<'k, str>,
+    value_us: u64,
+}
+
+fn judge<'k>(op: &'k Op, now_us: u64, cells: &dyn Cells) -> (Answer, Option<Write<'k>>) {
+    let later = |ms: u64| now_us.saturating_add(ms.saturating_mul(1_000));
+    match op {
+        Op::Take { key, rate, cost } => {
+            let (answer, value_us) = take(cells.get(key, now_us), now_us, rate, *cost);
+            (answer, Some(Write { key: key.into(), value_us }))
+        }
+        Op::Remember { key, ttl_ms, made_s } => {
+            // Whole seconds: what was made in the second of the beginning counts as after it.
+            let since_s = i64::try_from(cells.since_us() / 1_000_000).unwrap_or(i64::MAX);
+            if *made_s < since_s {
+                (Answer::TooOld, None)
+            } else if cells.get(key, now_us).is_some() {
+                (Answer::Seen, None)
+            } else {
+                (Answer::Remembered, Some(Write { key: key.into(), value_us: later(*ttl_ms) }))
+            }
+        }
+        Op::Hold { key, most, lease_ms } => {
+            hold(key, (*most).min(Op::MOST_PLACES), later(*lease_ms), now_us, cells)
+        }
+        Op::Release { .. } => (Answer::Released, None),
+    }
+}
+
+/// The first free place of `key`. Each place is a cell of its own that its lease's end empties.
+fn hold<'k>(
+    key: &str,
+    most: u32,
+    until_us: u64,
+    now_us: u64,
+    cells: &dyn Cells,
+) -> (Answer, Option<Write<'k>>) {
+    let mut first_end_us = until_us;
+    for number in 0..most {
+        let key = cell(key, number);
+        match cells.get(&key, now_us) {
+            None => {
+                let held = Answer::Held(Place { number, until_us });
+                return (held, Some(Write { key: key.into(), value_us: until_us }));
+            }
+            Some(end_us) => first_end_us = first_end_us.min(end_us),
+        }
+    }
+    (Answer::Busy { retry_after_ms: first_end_us.saturating_sub(now_us).div_ceil(1_000) }, None)
+}
+
+fn cell(key: &str, place: u32) -> String {
+    format!("{key}#{place}")
 }
 
 /// GCRA on the theoretical arrival time (TAT): the moment at which the whole burst is available again.
@@ -177,7 +305,12 @@ mod tests {
         fn put(&mut self, key: &str, value: u64, expires_us: u64) {
             self.0.insert(key.to_owned(), (value, expires_us));
         }
+        fn since_us(&self) -> u64 {
+            (T0 - 60_000) * 1_000
+        }
     }
+
+    const MADE_S: i64 = (T0 / 1_000) as i64;
 
     const T0: u64 = 1_700_000_000_000;
 
@@ -213,7 +346,7 @@ mod tests {
         let mut cells = Map::default();
         let wide = rate(100, 1_000, 100);
         let narrow = rate(1, 60_000, 1);
-        let nonce = |n: &str| Op::Remember { key: format!("nonce/{n}"), ttl_ms: 600_000 };
+        let nonce = |n: &str| Op::Remember { key: format!("nonce/{n}"), ttl_ms: 600_000, made_s: MADE_S };
         let batch = |n: &str| [nonce(n), take_op("tenant", wide, 1), take_op("user", narrow, 1)];
         assert!(run(&batch("a"), T0, &mut cells).iter().all(|a| !a.refuses()));
         let before = cells.0.clone();
@@ -227,10 +360,79 @@ mod tests {
     #[test]
     fn what_is_remembered_is_forgotten_after_its_time() {
         let mut cells = Map::default();
-        let op = [Op::Remember { key: "n".into(), ttl_ms: 1_000 }];
+        let op = [Op::Remember { key: "n".into(), ttl_ms: 1_000, made_s: MADE_S }];
         for (at, expected) in [(0, Answer::Remembered), (999, Answer::Seen), (1_000, Answer::Remembered)] {
             assert_eq!(run(&op, T0 + at, &mut cells), [expected], "at {at} ms");
         }
+    }
+
+    #[test]
+    fn what_is_older_than_the_memory_is_refused() {
+        for (made_s, expected) in
+            [(MADE_S - 61, Answer::TooOld), (MADE_S - 60, Answer::Remembered), (MADE_S, Answer::Remembered)]
+        {
+            let op = [Op::Remember { key: "n".into(), ttl_ms: 1_000, made_s }];
+            assert_eq!(run(&op, T0, &mut Map::default()), [expected], "made at {made_s}");
+        }
+    }
+
+    #[test]
+    fn places_are_held_given_back_and_freed_by_their_lease() {
+        let mut cells = Map::default();
+        let hold = [Op::Hold { key: "t".into(), most: 2, lease_ms: 1_000 }];
+        let place = |number, at_ms: u64| Place { number, until_us: (T0 + at_ms + 1_000) * 1_000 };
+        let release = |place| [Op::Release { key: "t".into(), place }];
+        assert_eq!(run(&hold, T0, &mut cells), [Answer::Held(place(0, 0))]);
+        assert_eq!(run(&hold, T0 + 400, &mut cells), [Answer::Held(place(1, 400))]);
+        assert_eq!(run(&hold, T0 + 400, &mut cells), [Answer::Busy { retry_after_ms: 600 }]);
+        assert_eq!(run(&release(place(1, 400)), T0 + 500, &mut cells), [Answer::Released]);
+        assert_eq!(run(&hold, T0 + 500, &mut cells), [Answer::Held(place(1, 500))]);
+        // A place that was given back already, or whose lease has ended, is somebody else's by now.
+        assert_eq!(run(&release(place(1, 400)), T0 + 500, &mut cells), [Answer::Released]);
+        assert_eq!(run(&hold, T0 + 500, &mut cells), [Answer::Busy { retry_after_ms: 500 }]);
+        assert_eq!(run(&hold, T0 + 1_000, &mut cells), [Answer::Held(place(0, 1_000))]);
+    }
+
+    #[test]
+    fn a_release_counts_whatever_becomes_of_its_batch() {
+        let mut cells = Map::default();
+        let hold = Op::Hold { key: "t".into(), most: 1, lease_ms: 1_000 };
+        let [Answer::Held(place)] = run(std::slice::from_ref(&hold), T0, &mut cells)[..] else { panic!() };
+        run(&[take_op("u", rate(1, 60_000, 1), 1)], T0, &mut cells);
+        let batch = [Op::Release { key: "t".into(), place }, take_op("u", rate(1, 60_000, 1), 1)];
+        assert!(matches!(run(&batch, T0, &mut cells)[..], [Answer::Released, Answer::Exhausted { .. }]));
+        assert!(matches!(run(&[hold], T0, &mut cells)[..], [Answer::Held(_)]));
+    }
+
+    #[test]
+    fn operations_and_answers_travel_as_json() {
+        let place = Place { number: 3, until_us: 9 };
+        let ops = [
+            take_op("k", rate(10, 1_000, 3), 2),
+            Op::Remember { key: "n".into(), ttl_ms: 5, made_s: -1 },
+            Op::Hold { key: "h".into(), most: 4, lease_ms: 6 },
+            Op::Release { key: "h".into(), place },
+        ];
+        let text = serde_json::to_string(&ops).unwrap();
+        assert_eq!(
+            text,
+            r#"[{"take":{"key":"k","rate":{"requests":10,"per_ms":1000,"burst":3},"cost":2}},{"remember":{"key":"n","ttl_ms":5,"made_s":-1}},{"hold":{"key":"h","most":4,"lease_ms":6}},{"release":{"key":"h","place":{"number":3,"until_us":9}}}]"#
+        );
+        assert_eq!(serde_json::from_str::<Vec<Op>>(&text).unwrap(), ops);
+        let answers = [
+            Answer::Taken(Allowance { remaining: 1, reset_ms: 2 }),
+            Answer::Exhausted { allowance: Allowance { remaining: 0, reset_ms: 2 }, retry_after_ms: 3 },
+            Answer::Remembered,
+            Answer::Held(place),
+        ];
+        let text = serde_json::to_string(&answers).unwrap();
+        assert_eq!(
+            text,
+            r#"[{"taken":{"remaining":1,"reset_ms":2}},{"exhausted":{"allowance":{"remaining":0,"reset_ms":2},"retry_after_ms":3}},"remembered",{"held":{"number":3,"until_us":9}}]"#
+        );
+        assert_eq!(serde_json::from_str::<Vec<Answer>>(&text).unwrap(), answers);
+        let impossible = r#"{"take":{"key":"k","rate":{"requests":0,"per_ms":1,"burst":1},"cost":1}}"#;
+        assert!(serde_json::from_str::<Op>(impossible).is_err(), "a rate is checked on its way in");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// A trace and this hop's place in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TraceContext {
+pub struct TraceContext {
     trace_id: u128,
     span_id: u64,
     sampled: bool,
@@ -12,7 +12,7 @@ pub(crate) struct TraceContext {
 
 impl TraceContext {
     /// Continues the caller's trace with a span of our own, or begins one. `random` is fresh for each call.
-    pub(crate) fn continued(traceparent: Option<&str>, random: (u128, u64)) -> Self {
+    pub fn continued(traceparent: Option<&str>, random: (u128, u64)) -> Self {
         let (trace_id, span_id) = random;
         match traceparent.and_then(parse) {
             Some(parent) => Self { span_id: span_id.max(1), ..parent },
@@ -20,7 +20,8 @@ impl TraceContext {
         }
     }
 
-    pub(crate) fn trace_id(&self) -> String {
+    /// 32 hexadecimal digits.
+    pub fn trace_id(&self) -> String {
         format!("{:032x}", self.trace_id)
     }
 }
@@ -30,6 +31,20 @@ impl fmt::Display for TraceContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "00-{:032x}-{:016x}-{:02x}", self.trace_id, self.span_id, u8::from(self.sampled))
     }
+}
+
+/// A UUID of version 4 from random bits: what problems and logs share, so that a person can go from one to the
+/// other.
+pub fn request_id(random: u128) -> String {
+    let id = (random & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
+    format!(
+        "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
+        id >> 96,
+        id >> 80 & 0xffff,
+        id >> 64 & 0xffff,
+        id >> 48 & 0xffff,
+        id & 0xffff_ffff_ffff
+    )
 }
 
 /// Version 00; a later version may have more fields, which are ignored (section 3.2.2).
@@ -52,6 +67,17 @@ fn hex(text: &str, digits: usize) -> Option<u128> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn request_ids_are_version_4_uuids() {
+        for (random, expected) in [
+            (0, "00000000-0000-4000-8000-000000000000"),
+            (u128::MAX, "ffffffff-ffff-4fff-bfff-ffffffffffff"),
+            (0x0123_4567_89ab_cdef_0123_4567_89ab_cdef, "01234567-89ab-4def-8123-456789abcdef"),
+        ] {
+            assert_eq!(request_id(random), expected);
+        }
+    }
 
     #[test]
     fn a_callers_trace_goes_on_and_a_broken_one_does_not() {

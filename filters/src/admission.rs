@@ -1,0 +1,197 @@
+//! One request's way through the edge, whichever data plane carries it: first the route, then the filters on
+//! the header, on the whole body and on what shared state says; at last the fields that go to the upstream and
+//! to the client.
+//!
+//! Owns every decision between a request and its upstream. The data plane only moves bytes: it calls the steps
+//! in order, none after a refusal but [`answer_fields`](Admission::answer_fields) and
+//! [`leaves`](Admission::leaves).
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+use crate::chain::{Chain, Refused};
+use crate::failure::Failure;
+use crate::filter::{Context, Host, Refusal, Request};
+use crate::policy::{Match, Policy, RouteRule, version};
+use crate::shape;
+use crate::state::{Answer, Full, Op};
+use crate::trace::{TraceContext, request_id};
+
+/// What the edge knows of one request.
+#[derive(Debug)]
+pub struct Admission {
+    peer: IpAddr,
+    request_id: String,
+    trace: TraceContext,
+    rule: Option<usize>,
+    context: Context,
+}
+
+/// Random numbers that make a request's names; fresh for each request.
+#[derive(Clone, Copy, Debug)]
+pub struct Draw {
+    pub request_id: u128,
+    pub trace_id: u128,
+    pub span_id: u64,
+}
+
+/// What becomes of a request's fields on their way to the upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamFields {
+    /// Fields of the client that the upstream must not see.
+    pub remove: Vec<String>,
+    /// Fields to set, in place of any of that name.
+    pub set: Vec<(&'static str, String)>,
+}
+
+impl Admission {
+    /// Of a request from `peer`. `traceparent` is the client's, if it sent exactly one.
+    pub fn new(peer: IpAddr, traceparent: Option<&str>, draw: Draw) -> Self {
+        Self {
+            peer,
+            request_id: request_id(draw.request_id),
+            trace: TraceContext::continued(traceparent, (draw.trace_id, draw.span_id)),
+            rule: None,
+            context: Context::new(peer),
+        }
+    }
+
+    /// A UUID of ours: a client's own would let it forge our logs.
+    pub fn request_id(&self) -> &str {
+        &self.request_id
+    }
+
+    pub fn trace(&self) -> &TraceContext {
+        &self.trace
+    }
+
+    /// What the filters learned.
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// The rule that serves the request, once [`head`](Self::head) found it.
+    pub fn rule<'p>(&self, policy: &'p Policy) -> Option<&'p RouteRule> {
+        policy.rules().get(self.rule?)
+    }
+
+    /// Finds the route and decides on the header. May be called again, when a first refusal rests on keys that
+    /// were renewed since ([`Refusal::stale_keys`]).
+    pub fn head(&mut self, policy: &Policy, request: &Request<'_>, host: &dyn Host) -> Result<(), Refused> {
+        self.context = Context::new(self.peer);
+        let position = find(policy, request)?;
+        self.rule = Some(position);
+        let rule = policy.rules().get(position).ok_or_else(not_found)?;
+        rule.chain.head(request, host, &mut self.context)
+    }
+
+    /// Decides on the whole body.
+    pub fn body(
+        &mut self,
+        policy: &Policy,
+        request: &Request<'_>,
+        body: &[u8],
+        host: &dyn Host,
+    ) -> Result<(), Refused> {
+        if body.len() > shape::Config::MOST_BODY_BYTES {
+            return Err(Failure::BodyTooLarge.into());
+        }
+        let rule = self.rule(policy).ok_or_else(not_found)?;
+        rule.chain.body(request, body, host, &mut self.context)
+    }
+
+    /// What to ask of shared state, in one trip; empty when no trip is needed.
+    pub fn batch(&self, policy: &Policy) -> Vec<Op> {
+        self.rule(policy).map(|rule| rule.chain.batch(&self.context)).unwrap_or_default()
+    }
+
+    /// Decides on what shared state said, answer for operation.
+    pub fn answered(&mut self, policy: &Policy, answers: Result<Vec<Answer>, Full>) -> Result<(), Refused> {
+        let answers = answers.map_err(|Full| Failure::StateFull)?;
+        let rule = self.rule(policy).ok_or_else(not_found)?;
+        rule.chain.answered(&answers, &mut self.context)
+    }
+
+    /// What the request gives back to shared state when it leaves, however it ends. Answers once.
+    pub fn leaves(&mut self) -> Vec<Op> {
+        std::mem::take(&mut self.context.held)
+    }
+
+    /// What becomes of the fields that the client sent, by their lower-case names.
+    pub fn upstream_fields<'n>(&self, sent: impl Iterator<Item = &'n str>) -> UpstreamFields {
+        let hidden = |name: &&str| shape::edge_only(name) || HIDDEN.contains(name);
+        let mut remove: Vec<String> = sent.filter(hidden).map(str::to_owned).collect();
+        remove.sort_unstable();
+        remove.dedup();
+        let mut set = vec![
+            ("x-request-id", self.request_id.clone()),
+            ("traceparent", self.trace.to_string()),
+            ("x-forwarded-for", self.context.client_ip.to_string()),
+            ("x-forwarded-proto", "https".to_owned()),
+        ];
+        set.extend(self.context.upstream.iter().cloned());
+        UpstreamFields { remove, set }
+    }
+
+    /// The fields of every answer to this request, whoever gives it; they replace those of the same names.
+    pub fn answer_fields(&self, policy: &Policy) -> Vec<(Cow<'static, str>, String)> {
+        let chain: &Chain = self.rule(policy).map_or(policy.everywhere(), |rule| &rule.chain);
+        let mut fields = chain.response(&self.context);
+        fields.push((Cow::Borrowed("x-request-id"), self.request_id.clone()));
+        fields
+    }
+
+    /// A refusal's own fields and its body.
+    pub fn problem(&self, refusal: &Refusal) -> (Vec<(&'static str, String)>, String) {
+        let mut fields = vec![("content-type", "application/problem+json".to_owned())];
+        fields.extend(refusal.headers.iter().cloned());
+        (fields, refusal.problem(&self.request_id))
+    }
+}
+
+/// Fields that have done their work at the edge: what the upstream needs of the token is in fields of ours.
+const HIDDEN: [&str; 2] = ["authorization", "expect"];
+
+/// Fields of an answer that tell what is behind the edge, and that no client needs.
+pub const HIDDEN_FROM_CLIENTS: [&str; 1] = ["server"];
+
+/// The position of the rule that serves the request.
+fn find(policy: &Policy, request: &Request<'_>) -> Result<usize, Refused> {
+    if !shape::unambiguous(request.path) {
+        let detail = "Send the path plainly: no empty or dot segments, no encoded characters, no parameters.";
+        return Err(Refusal::new(400, "path_ambiguous", detail).into());
+    }
+    let version = version(&request.headers).map_err(|_| {
+        let detail = "Ask for one version, in X-API-Version or in the media type that you accept.";
+        Refusal::new(400, "version_ambiguous", detail)
+    })?;
+    match policy.route(request.method, request.path, version) {
+        Match::Route(rule) => Ok(rule),
+        Match::NotFound => Err(not_found()),
+        Match::VersionUnknown(versions) => {
+            let detail = format!("Ask for one of the versions {}.", versions.join(", "));
+            Err(Refusal::new(400, "version_unknown", detail).into())
+        }
+        Match::MethodNotAllowed(methods) => {
+            let refusal = Refusal::new(405, "method_not_allowed", "This path has no such method.");
+            Err(refusal.header("allow", methods.join(", ")).into())
+        }
+    }
+}
+
+fn not_found() -> Refused {
+    Refusal::new(404, "route_not_found", "There is nothing here.").into()
+}
+
+impl From<Refusal> for Refused {
+    /// A refusal of the edge itself.
+    fn from(refusal: Refusal) -> Self {
+        Self { filter: Self::EDGE, refusal }
+    }
+}
+
+impl From<Failure> for Refused {
+    fn from(failure: Failure) -> Self {
+        failure.refusal().into()
+    }
+}

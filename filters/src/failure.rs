@@ -1,0 +1,83 @@
+//! What a client is told when the edge itself, or what is behind it, fails: the same words in every data plane.
+
+use crate::filter::Refusal;
+
+/// A failure that no filter decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Failure {
+    /// The request is not HTTP as the edge reads it.
+    Malformed,
+    /// The request did not arrive whole.
+    BodyIncomplete,
+    /// The body is larger than any that the edge holds.
+    BodyTooLarge,
+    /// The request did not arrive in time.
+    RequestTimeout,
+    /// As many requests are in flight to the upstream as the policy lets.
+    UpstreamOverloaded,
+    /// No connection could be made: the upstream has seen nothing of the request.
+    UpstreamUnreachable,
+    /// The answer did not come in time.
+    UpstreamTimeout,
+    /// The connection broke after the request had been sent.
+    UpstreamFailed,
+    /// The shared state is full of what is still needed.
+    StateFull,
+}
+
+impl Failure {
+    pub const ALL: [Self; 9] = [
+        Self::Malformed,
+        Self::BodyIncomplete,
+        Self::BodyTooLarge,
+        Self::RequestTimeout,
+        Self::UpstreamOverloaded,
+        Self::UpstreamUnreachable,
+        Self::UpstreamTimeout,
+        Self::UpstreamFailed,
+        Self::StateFull,
+    ];
+
+    /// What the client is told.
+    pub fn refusal(self) -> Refusal {
+        let soon = |refusal: Refusal| refusal.header("retry-after", "1");
+        match self {
+            Self::Malformed => Refusal::new(400, "request_malformed", "The request is not well-formed HTTP."),
+            Self::BodyIncomplete => Refusal::new(400, "body_incomplete", "The body did not arrive whole."),
+            Self::BodyTooLarge => {
+                let most = crate::shape::Config::MOST_BODY_BYTES;
+                Refusal::new(413, "body_too_large", format!("A body has at most {most} bytes."))
+            }
+            Self::RequestTimeout => {
+                Refusal::new(408, "request_timeout", "The request did not arrive in time.")
+            }
+            Self::UpstreamOverloaded => soon(Refusal::new(
+                503,
+                "upstream_overloaded",
+                "The service is at its limit. Nothing was done; try again.",
+            )),
+            Self::UpstreamUnreachable => soon(Refusal::new(
+                503,
+                "upstream_unreachable",
+                "The service cannot be reached. Nothing was done; try again.",
+            )),
+            Self::UpstreamTimeout => Refusal::new(
+                504,
+                "upstream_timeout",
+                "The service did not answer in time. Whether it acted is unknown: \
+                 ask again with the same Idempotency-Key.",
+            ),
+            Self::UpstreamFailed => Refusal::new(
+                502,
+                "upstream_failed",
+                "The service broke off. Whether it acted is unknown: \
+                 ask again with the same Idempotency-Key.",
+            ),
+            Self::StateFull => soon(Refusal::new(
+                503,
+                "state_full",
+                "The edge cannot remember more at the moment. Nothing was done; try again.",
+            )),
+        }
+    }
+}

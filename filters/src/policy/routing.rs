@@ -1,0 +1,168 @@
+//! Which route serves a request: by path, method and version.
+
+use std::collections::BTreeMap;
+
+use super::document::{At, Document};
+use super::mistake::Mistake;
+use crate::filter::Headers;
+
+/// What a request leads to.
+#[derive(Debug)]
+pub enum Match<'p> {
+    /// The position of the rule in [`Policy::rules`](super::Policy::rules).
+    Route(usize),
+    /// The path exists, with these methods.
+    MethodNotAllowed(Vec<&'p str>),
+    /// The path and the method exist, in these versions.
+    VersionUnknown(Vec<&'p str>),
+    NotFound,
+}
+
+/// Every route, by path.
+#[derive(Debug, Default)]
+pub(super) struct Paths(matchit::Router<Vec<Served>>);
+
+/// What one path serves.
+#[derive(Clone, Debug)]
+struct Served {
+    method: String,
+    version: Option<String>,
+    /// The rule's position.
+    rule: usize,
+}
+
+impl Paths {
+    pub(super) fn new(document: &Document, mistakes: &mut Vec<Mistake>) -> Self {
+        let mut by_path: BTreeMap<&str, Vec<Served>> = BTreeMap::new();
+        for (rule, At { value: route, location }) in document.routes.iter().enumerate() {
+            let fixed = route.path.replace(['{', '}', '*'], "");
+            if !crate::shape::unambiguous(&fixed) {
+                let message = format!(
+                    "route `{}`: `{}` is not a path that a request could have",
+                    route.name, route.path
+                );
+                mistakes.push(Mistake::at(*location, message));
+                continue;
+            }
+            if route.methods.is_empty() {
+                mistakes.push(Mistake::at(*location, format!("route `{}` names no method", route.name)));
+            }
+            if let Some(version) = &route.version
+                && !is_version(&version.value)
+            {
+                let message =
+                    format!("`{}` is not a version: use digits and dots, at most 16", version.value);
+                mistakes.push(Mistake::of(version, message));
+            }
+            let version = route.version.as_ref().map(|version| version.value.clone());
+            let served = by_path.entry(&route.path).or_default();
+            for method in &route.methods {
+                if method.is_empty() || !method.bytes().all(|byte| byte.is_ascii_uppercase()) {
+                    let message = format!("route `{}`: `{method}` is not an HTTP method", route.name);
+                    mistakes.push(Mistake::at(*location, message));
+                } else if served.iter().any(|seen| seen.method == *method && seen.version == version) {
+                    let message =
+                        format!("route `{}`: {method} {} is served by a route above", route.name, route.path);
+                    mistakes.push(Mistake::at(*location, message));
+                } else {
+                    served.push(Served { method: method.clone(), version: version.clone(), rule });
+                }
+            }
+        }
+        let mut router = matchit::Router::new();
+        for (path, served) in by_path {
+            if let Err(why) = router.insert(path, served) {
+                let routes = document.routes.iter().find(|route| route.value.path == path);
+                let location = routes.map_or(serde_saphyr::Location::UNKNOWN, |route| route.location);
+                mistakes.push(Mistake::at(location, format!("path `{path}`: {why}")));
+            }
+        }
+        Self(router)
+    }
+
+    pub(super) fn find(&self, method: &str, path: &str, version: Option<&str>) -> Match<'_> {
+        let Ok(found) = self.0.at(path) else { return Match::NotFound };
+        let of_method = || found.value.iter().filter(|served| served.method == method);
+        if let Some(served) = of_method().find(|served| served.version.as_deref() == version) {
+            return Match::Route(served.rule);
+        }
+        let versions: Vec<&str> = of_method().filter_map(|served| served.version.as_deref()).collect();
+        match of_method().next() {
+            None => {
+                let mut methods: Vec<&str> =
+                    found.value.iter().map(|served| served.method.as_str()).collect();
+                methods.sort_unstable();
+                methods.dedup();
+                Match::MethodNotAllowed(methods)
+            }
+            // Where nothing has a version, asking for one changes nothing.
+            Some(only) if versions.is_empty() => Match::Route(only.rule),
+            Some(_) => Match::VersionUnknown(versions),
+        }
+    }
+}
+
+/// The version that a request asks for: by `X-API-Version`, or by the media type it accepts,
+/// `application/vnd.NAME.v2+json` say. An error when what it asks for is no version, or not one.
+pub fn version<'r>(headers: &Headers<'r>) -> Result<Option<&'r str>, NotOneVersion> {
+    let by_field = headers.one("x-api-version").map_err(|_| NotOneVersion)?;
+    if by_field.is_some_and(|version| !is_version(version)) {
+        return Err(NotOneVersion);
+    }
+    let mut asked = by_field;
+    for accept in headers.all("accept") {
+        // What is not text names no version of ours; what else it means is the upstream's to say.
+        let Ok(accept) = std::str::from_utf8(accept) else { continue };
+        for version in accept.split(',').filter_map(of_media_type) {
+            if asked.is_some_and(|asked| asked != version) {
+                return Err(NotOneVersion);
+            }
+            asked = Some(version);
+        }
+    }
+    Ok(asked)
+}
+
+/// The request asks for several versions, or for something that is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the request does not ask for one version")]
+pub struct NotOneVersion;
+
+/// Of `application/vnd.torana.v2+json;q=1` the `2`.
+fn of_media_type(media_type: &str) -> Option<&str> {
+    let name =
+        media_type.split(';').next()?.trim().strip_prefix("application/vnd.")?.strip_suffix("+json")?;
+    let (_, version) = name.rsplit_once(".v")?;
+    is_version(version).then_some(version)
+}
+
+fn is_version(text: &str) -> bool {
+    let bounded = (1..=16).contains(&text.len()) && text.starts_with(|first: char| first.is_ascii_digit());
+    bounded && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_asked_for_in_two_ways_and_once() {
+        type Given<'g> = &'g [(&'g str, &'g [u8])];
+        let cases: [(Given<'_>, Result<Option<&str>, NotOneVersion>); 11] = [
+            (&[], Ok(None)),
+            (&[("x-api-version", b"2")], Ok(Some("2"))),
+            (&[("x-api-version", b"2.1")], Ok(Some("2.1"))),
+            (&[("x-api-version", b"two")], Err(NotOneVersion)),
+            (&[("x-api-version", b"1"), ("x-api-version", b"2")], Err(NotOneVersion)),
+            (&[("accept", b"application/vnd.torana.v2+json")], Ok(Some("2"))),
+            (&[("accept", b"text/html, application/vnd.a.b.v3+json;q=0.5")], Ok(Some("3"))),
+            (&[("accept", b"application/json, */*")], Ok(None)),
+            (&[("accept", b"application/vnd.v2+json")], Ok(None)),
+            (&[("accept", b"application/vnd.a.v2+json"), ("x-api-version", b"2")], Ok(Some("2"))),
+            (&[("accept", b"application/vnd.a.v2+json, application/vnd.a.v1+json")], Err(NotOneVersion)),
+        ];
+        for (fields, expected) in cases {
+            assert_eq!(version(&fields.iter().copied().collect()), expected, "{fields:?}");
+        }
+    }
+}
