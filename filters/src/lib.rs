@@ -9,6 +9,7 @@
 
 pub mod admission;
 pub mod chain;
+pub mod compiled;
 pub mod crypto;
 pub mod failure;
 pub mod filter;
