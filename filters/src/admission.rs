@@ -14,7 +14,7 @@ use crate::failure::Failure;
 use crate::filter::{Context, Host, Refusal, Request};
 use crate::policy::{Match, Policy, RouteRule, version};
 use crate::shape;
-use crate::state::{Answer, Full, Op};
+use crate::state::{Answer, Batch, Full, Op};
 use crate::trace::{TraceContext, request_id};
 
 /// What the edge knows of one request.
@@ -100,12 +100,12 @@ impl Admission {
         rule.chain.body(request, body, host, &mut self.context)
     }
 
-    /// What to ask of shared state, in one trip; empty when no trip is needed.
-    pub fn batch(&self, policy: &Policy) -> Vec<Op> {
+    /// What to ask of state, shared state in one trip; empty when nothing is asked.
+    pub fn batch(&self, policy: &Policy) -> Batch {
         self.rule(policy).map(|rule| rule.chain.batch(&self.context)).unwrap_or_default()
     }
 
-    /// Decides on what shared state said, answer for operation.
+    /// Decides on what state said, answer for operation.
     pub fn answered(&mut self, policy: &Policy, answers: Result<Vec<Answer>, Full>) -> Result<(), Refused> {
         let answers = answers.map_err(|Full| Failure::StateFull)?;
         let rule = self.rule(policy).ok_or_else(not_found)?;

@@ -5,8 +5,9 @@
 
 use std::borrow::Cow;
 
+use crate::failure::Failure;
 use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict};
-use crate::state::{Answer, Op};
+use crate::state::{Answer, Batch};
 
 /// The filters of one route, in order.
 #[derive(Debug)]
@@ -47,8 +48,8 @@ impl Chain {
     }
 
     /// The one batch for shared state; empty when no trip is needed.
-    pub fn batch(&self, context: &Context) -> Vec<Op> {
-        context.ops.iter().map(|asked| asked.op.clone()).collect()
+    pub fn batch(&self, context: &Context) -> Batch {
+        context.ops.iter().map(|asked| (asked.op.clone(), asked.counted)).collect()
     }
 
     /// Decides on what shared state said, answer for operation. Every filter hears its answers, so that the
@@ -56,6 +57,9 @@ impl Chain {
     pub fn answered(&self, answers: &[Answer], context: &mut Context) -> Result<(), Refused> {
         let asked = std::mem::take(&mut context.ops);
         let mut first = Ok(());
+        if answers.len() != asked.len() {
+            return Err(Failure::StateUnavailable.into());
+        }
         for (asked, answer) in asked.iter().zip(answers) {
             let Some(filter) = self.0.get(asked.filter) else { continue };
             if let Verdict::Refuse(refusal) = filter.answered(&asked.op, answer, context)
@@ -63,6 +67,10 @@ impl Chain {
             {
                 first = Err(Refused { filter: filter.name(), refusal: *refusal });
             }
+        }
+        // Whatever a filter makes of an answer, none that refuses lets the request pass.
+        if first.is_ok() && answers.iter().any(Answer::refuses) {
+            return Err(Failure::StateUnavailable.into());
         }
         first
     }

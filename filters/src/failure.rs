@@ -23,10 +23,12 @@ pub enum Failure {
     UpstreamFailed,
     /// The shared state is full of what is still needed.
     StateFull,
+    /// The shared state could not be asked, and the request must not pass without it.
+    StateUnavailable,
 }
 
 impl Failure {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Malformed,
         Self::BodyIncomplete,
         Self::BodyTooLarge,
@@ -36,6 +38,7 @@ impl Failure {
         Self::UpstreamTimeout,
         Self::UpstreamFailed,
         Self::StateFull,
+        Self::StateUnavailable,
     ];
 
     /// What the client is told.
@@ -77,6 +80,11 @@ impl Failure {
                 503,
                 "state_full",
                 "The edge cannot remember more at the moment. Nothing was done; try again.",
+            )),
+            Self::StateUnavailable => soon(Refusal::new(
+                503,
+                "state_unavailable",
+                "The edge cannot check this at the moment. Nothing was done; try again.",
             )),
         }
     }

@@ -10,8 +10,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::crypto::{Local, Verify, VerifyingKey};
+use crate::failure::Failure;
 use crate::jwt::KeySet;
-use crate::state::{Answer, Op};
+use crate::state::{Answer, Counted, Op};
 
 /// One edge decision. Hooks run in this order; each defaults to letting the request pass.
 ///
@@ -126,8 +127,7 @@ impl Refusal {
 
 /// The refusal of a request whose verdict needs shared state that could not be asked.
 pub(crate) fn state_unavailable() -> Verdict {
-    let detail = "The edge cannot check this at the moment. Nothing was done; try again.";
-    Refusal::new(503, "state_unavailable", detail).header("retry-after", "1").into()
+    Failure::StateUnavailable.refusal().into()
 }
 
 /// The standard reason phrase (RFC 9110 section 15), which RFC 9457 asks for as the title of `about:blank`.
@@ -261,7 +261,12 @@ impl Context {
 
     /// Adds an operation to the request's one batch for shared state.
     pub fn ask(&mut self, op: Op) {
-        self.ops.push(Asked { filter: self.asking, op });
+        self.ask_of(Counted::Shared, op);
+    }
+
+    /// Adds an operation to the request's one batch.
+    pub fn ask_of(&mut self, counted: Counted, op: Op) {
+        self.ops.push(Asked { filter: self.asking, counted, op });
     }
 }
 
@@ -269,6 +274,7 @@ impl Context {
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
     pub(crate) filter: usize,
+    pub(crate) counted: Counted,
     pub(crate) op: Op,
 }
 

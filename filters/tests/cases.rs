@@ -393,7 +393,7 @@ fn decide(policy: &Policy, sent: &Sent, world: &mut World<'_>) -> (String, Conte
         .head(&request, world, &mut context)
         .and_then(|()| chain.body(&request, sent.body.as_bytes(), world, &mut context))
         .and_then(|()| {
-            let batch = chain.batch(&context);
+            let batch = chain.batch(&context).all();
             let answers = state::run(&batch, world.now_ms.get(), &mut world.state);
             chain.answered(&answers, &mut context)
         });

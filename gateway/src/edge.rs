@@ -128,7 +128,7 @@ impl Edge {
         let upstream = name.and_then(|name| self.upstreams.get(name)).ok_or(Failure::UpstreamUnreachable)?;
         exchange.upstream = Some(Arc::clone(upstream));
         exchange.place = Some(upstream.enter().ok_or(Failure::UpstreamOverloaded)?);
-        let batch = admission.batch(&self.policy);
+        let batch = admission.batch(&self.policy).all();
         if !batch.is_empty() {
             admission.answered(&self.policy, self.ask(&batch))?;
         }

@@ -111,6 +111,7 @@ impl Filter for Nonce {
                 "created_before_start",
                 "The request was signed before this edge began to remember requests. Sign it anew.",
             ),
+            Answer::NotAsked => Verdict::Pass,
             // The state is away, or this is no answer to what was asked: fail closed.
             Answer::Away
             | Answer::Taken(_)

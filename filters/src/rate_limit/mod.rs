@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::filter::{Context, Filter, Host, Request, Verdict, state_unavailable};
 use crate::policy::{Settings, Shared, Site, Unusable};
-use crate::state::{Answer, Op, Rate};
+use crate::state::{Answer, Counted, Op, Rate};
 
 /// Limits that all hold at once.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
@@ -43,6 +43,9 @@ pub struct Limit {
     pub per_s: u64,
     /// Requests that may come at once; `requests` when absent.
     pub burst: Option<u32>,
+    /// Where it is counted.
+    #[serde(default)]
+    pub counted: Counted,
 }
 
 /// Whose requests are counted together. Every counter but `route` and `ip` lies within the tenant.
@@ -87,7 +90,11 @@ impl Settings for Config {
             by @ (By::Ip | By::Tenant | By::User | By::Device | By::Key) => {
                 let burst = limit.burst.unwrap_or(limit.requests);
                 let Limit { requests, per_s, .. } = limit;
-                format!("{requests} requests in {per_s} s, {burst} at once, by {}", by.name())
+                let here = match limit.counted {
+                    Counted::Shared => "",
+                    Counted::Here => ", counted here",
+                };
+                format!("{requests} requests in {per_s} s, {burst} at once, by {}{here}", by.name())
             }
         };
         let shared = |limit: &Limit| Shared { name: limit.name.clone(), meaning: meaning(limit) };
@@ -122,7 +129,7 @@ impl Settings for Config {
                     limit.name
                 )));
             }
-            limits.push(Built { name: limit.name, by: limit.by, rate });
+            limits.push(Built { name: limit.name, by: limit.by, rate, counted: limit.counted });
         }
         Ok(Box::new(RateLimit { route: site.route.to_owned(), cost: self.cost, limits }))
     }
@@ -143,6 +150,7 @@ struct Built {
     name: String,
     by: By,
     rate: Rate,
+    counted: Counted,
 }
 
 impl Filter for RateLimit {
@@ -161,7 +169,7 @@ impl Filter for RateLimit {
                 By::Ip | By::Tenant | By::User | By::Device | By::Key => "",
             };
             let key = format!("take/{}/{}/{scope}/{subject}", limit.name, limit.by.name());
-            context.ask(Op::Take { key, rate: limit.rate, cost: self.cost });
+            context.ask_of(limit.counted, Op::Take { key, rate: limit.rate, cost: self.cost });
         }
         Verdict::Pass
     }
@@ -170,6 +178,7 @@ impl Filter for RateLimit {
         let (allowance, retry_after_ms) = match answer {
             Answer::Taken(allowance) => (allowance, None),
             Answer::Exhausted { allowance, retry_after_ms } => (allowance, Some(*retry_after_ms)),
+            Answer::NotAsked => return Verdict::Pass,
             // The state is away and the policy has no limits without it, or this is no answer to what was
             // asked: fail closed.
             Answer::Away

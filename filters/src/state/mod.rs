@@ -6,6 +6,7 @@
 //! also what travels between Envoy's module and the state service, as JSON.
 
 mod away;
+mod batch;
 mod memory;
 
 use std::borrow::Cow;
@@ -13,6 +14,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 pub use away::{LimitsWhenAway, away};
+pub use batch::{Batch, Counted};
 pub use memory::{Full, Memory};
 
 /// One operation on shared state.
@@ -153,13 +155,21 @@ pub enum Answer {
     Released,
     /// To anything: the state could not be asked.
     Away,
+    /// To anything: it was not asked, for another operation of the request was refused before.
+    NotAsked,
 }
 
 impl Answer {
-    fn refuses(&self) -> bool {
+    /// Whether the request cannot pass with this answer.
+    pub fn refuses(&self) -> bool {
         match self {
             Self::Taken(_) | Self::Remembered | Self::Held(_) | Self::Released => false,
-            Self::Exhausted { .. } | Self::Seen | Self::TooOld | Self::Busy { .. } | Self::Away => true,
+            Self::Exhausted { .. }
+            | Self::Seen
+            | Self::TooOld
+            | Self::Busy { .. }
+            | Self::Away
+            | Self::NotAsked => true,
         }
     }
 }
