@@ -1,0 +1,225 @@
+//! What a case says: a filter's settings or a whole policy, requests, and what becomes of each.
+//!
+//! Requests of one case share one state and one clock, so that replays and limits can be told. Tokens and
+//! signatures are made when the case runs: a case says what is in them, or what is wrong with them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use filters::FilterSet;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    cases: Vec<Case>,
+}
+
+/// One policy and what it decides.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Case {
+    pub name: String,
+    /// The settings of the filter that the file belongs to.
+    #[serde(default)]
+    config: Value,
+    /// Settings of other filters that the case needs.
+    #[serde(default)]
+    with: BTreeMap<String, Value>,
+    #[serde(default)]
+    pub trusted_proxies: Vec<String>,
+    /// The tenant that the client with the key `partner-1` belongs to.
+    pub client_tenant: Option<String>,
+    /// Filters of every route.
+    #[serde(default)]
+    pub everywhere: Value,
+    /// Routes as a policy has them; absent: one that takes everything, with the filters above. The upstreams
+    /// `u` and `v` are there.
+    #[serde(default)]
+    pub routes: Vec<Value>,
+    /// Bounds of the state's memory.
+    pub max_entries: Option<usize>,
+    pub requests: Vec<Step>,
+}
+
+/// A request and what becomes of it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Step {
+    /// Milliseconds after the case began.
+    #[serde(default)]
+    pub at_ms: u64,
+    #[serde(default = "get")]
+    pub method: String,
+    #[serde(default = "anything")]
+    pub target: String,
+    /// A list of values sends the field once for each.
+    #[serde(default)]
+    pub headers: BTreeMap<String, OneOrMany>,
+    /// Fields of so many bytes, on top.
+    #[serde(default)]
+    pub long_headers: BTreeMap<String, usize>,
+    /// Fields of bytes that are no text, in hexadecimal, on top.
+    #[serde(default)]
+    pub byte_headers: BTreeMap<String, String>,
+    /// So many fields `x-n: 1` on top.
+    #[serde(default)]
+    pub more_headers: usize,
+    #[serde(default)]
+    pub body: String,
+    /// A body of so many bytes instead.
+    pub long_body: Option<usize>,
+    #[serde(default = "loopback")]
+    pub peer: IpAddr,
+    pub token: Option<Token>,
+    pub sign: Option<Sign>,
+    /// How often the same bytes are sent; the verdict is the last one's.
+    #[serde(default = "once")]
+    pub times: u32,
+    /// Bytes to send instead of a request; what has no request in it is not decided in process.
+    pub raw: Option<String>,
+    /// `pass`, or the refusal's status and code: `400 path_ambiguous`. Where there is no code: `400 -`.
+    pub verdict: String,
+    /// Fields that the upstream must get from the edge.
+    #[serde(default)]
+    pub upstream: BTreeMap<String, String>,
+    /// Fields that the answer must carry; an empty value: that it must not.
+    #[serde(default)]
+    pub answer: BTreeMap<String, String>,
+    /// A data plane that must differ.
+    #[serde(default)]
+    pub differs: BTreeMap<String, Difference>,
+}
+
+/// What a data plane decides instead, and what forces it to.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Difference {
+    pub verdict: String,
+    pub because: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl OneOrMany {
+    pub fn values(&self) -> &[String] {
+        match self {
+            Self::One(value) => std::slice::from_ref(value),
+            Self::Many(values) => values,
+        }
+    }
+}
+
+/// A token to send as `Authorization: Bearer`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Token {
+    /// Claims on top of the usual ones; null removes one, `+60` and `-60` are seconds from now, `@60` seconds
+    /// after the case began. The same claims are the same token.
+    pub claims: BTreeMap<String, Value>,
+    /// Header parameters on top of the usual ones; null removes one.
+    pub header: BTreeMap<String, Value>,
+    /// `issuer` (the default), `stranger` (a key that nobody published), `none` (no signature at all), or
+    /// `public_as_secret` (HMAC with the issuer's public key as the secret).
+    pub key: Option<String>,
+}
+
+/// A message signature to send.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sign {
+    /// `device` (the key in the token), `partner` (the HMAC key `partner-1`), `stranger`.
+    pub key: String,
+    #[serde(default)]
+    pub keyid: Option<String>,
+    pub components: Vec<String>,
+    /// Seconds from now; absent: the parameter is left out.
+    pub created: Option<i64>,
+    pub nonce: Option<String>,
+    pub alg: Option<String>,
+    /// `true` (the default) adds the Content-Digest of the body.
+    #[serde(default = "yes")]
+    pub digest: bool,
+    /// Fields and body changed after signing.
+    #[serde(default)]
+    pub then: Then,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Then {
+    pub headers: BTreeMap<String, String>,
+    pub target: Option<String>,
+    pub method: Option<String>,
+    pub body: Option<String>,
+}
+
+fn get() -> String {
+    "GET".into()
+}
+fn anything() -> String {
+    "/anything".into()
+}
+fn loopback() -> IpAddr {
+    [127, 0, 0, 1].into()
+}
+fn once() -> u32 {
+    1
+}
+fn yes() -> bool {
+    true
+}
+
+/// A case and where it comes from.
+#[derive(Debug)]
+pub struct Named {
+    /// The filter's name, or `policy/FILE`.
+    pub family: String,
+    pub case: Case,
+}
+
+impl Named {
+    /// The filters of the case's one route, when it has no routes of its own.
+    pub fn filters(&self) -> Value {
+        let Case { with, config, .. } = &self.case;
+        let mut filters = json!(with);
+        filters[&self.family] = if config.is_null() { json!({}) } else { config.clone() };
+        filters
+    }
+}
+
+/// Every case of every filter, and every case of a whole policy.
+///
+/// # Errors
+/// When a file is missing, cannot be read, or holds no case.
+pub fn all() -> anyhow::Result<Vec<Named>> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files: Vec<(String, PathBuf)> = Vec::new();
+    for filter in FilterSet::NAMES {
+        files.push(((*filter).to_owned(), here.join(format!("../../filters/src/{filter}/cases.yaml"))));
+    }
+    let mut policies: Vec<PathBuf> = std::fs::read_dir(here.join("cases"))?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<_, _>>()?;
+    policies.sort();
+    for path in policies {
+        let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+        files.push((format!("policy/{stem}"), path));
+    }
+    let mut named = Vec::new();
+    for (family, path) in files {
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let file: File = serde_saphyr::from_str(&text).with_context(|| path.display().to_string())?;
+        anyhow::ensure!(!file.cases.is_empty(), "{} has no case", path.display());
+        named.extend(file.cases.into_iter().map(|case| Named { family: family.clone(), case }));
+    }
+    Ok(named)
+}

@@ -1,0 +1,281 @@
+//! A data plane under one case's policy: the binaries that users run, over the wire.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use serde_json::Value;
+
+use crate::case::Named;
+use crate::clock::Clock;
+use crate::document::{Places, READY_PATH, policy};
+use crate::in_process::{InProcess, RUN_UP_MS};
+use crate::mint::{AUTHORITY, Sent};
+use crate::outcome::{Outcome, answer_fields, upstream_fields};
+use crate::ports;
+use crate::upstream::Seen;
+use crate::wire::{Raw, bytes, exchange};
+use crate::world::World;
+
+/// Who decides over the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Gateway,
+    Envoy,
+}
+
+impl Kind {
+    pub const ALL: [Self; 2] = [Self::Gateway, Self::Envoy];
+
+    /// The name in cases and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::Envoy => "envoy",
+        }
+    }
+}
+
+/// The executables.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    pub gateway: PathBuf,
+    pub envoy: PathBuf,
+    pub module: PathBuf,
+}
+
+impl Programs {
+    /// What `cargo build`, `tests/run install` and `filters/wasm/build` have left under `target`.
+    ///
+    /// # Errors
+    /// When one is missing: with the command that makes it.
+    pub fn find(gateway: PathBuf, target: &Path, kinds: &[Kind]) -> anyhow::Result<Self> {
+        let found =
+            Self { gateway, envoy: target.join("envoy/envoy"), module: target.join("wasm/torana.wasm") };
+        let mut needed = vec![(&found.gateway, "cargo build --bin gateway")];
+        if kinds.contains(&Kind::Envoy) {
+            needed.push((&found.envoy, "tests/run install"));
+            needed.push((&found.module, "filters/wasm/build"));
+        }
+        for (file, how) in needed {
+            anyhow::ensure!(file.exists(), "{} is missing; it comes from: {how}", file.display());
+        }
+        Ok(found)
+    }
+}
+
+/// A data plane and what belongs to it, until dropped.
+#[derive(Debug)]
+pub struct Plane<'w> {
+    world: &'w World,
+    kind: Kind,
+    places: Places,
+    clock: Clock,
+    folder: PathBuf,
+    children: Vec<Ended>,
+}
+
+/// A child process that ends with this value.
+#[derive(Debug)]
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+const READY_WITHIN: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(10);
+
+impl<'w> Plane<'w> {
+    /// Starts one in a folder of its own and waits until it serves.
+    ///
+    /// # Errors
+    /// When it does not: with the end of its log.
+    pub async fn start(
+        world: &'w World,
+        programs: &Programs,
+        kind: Kind,
+        named: &Named,
+        folder: &Path,
+    ) -> anyhow::Result<Self> {
+        let [v4, admin, state] = ports::v4()?;
+        let upstreams = [world.upstreams[0].address, world.upstreams[1].address];
+        let places = Places { listeners: [v4, ports::v6()?], admin, state, upstreams };
+        let document = policy(named, &places, world.folder());
+        let file = folder.join("policy.yaml");
+        std::fs::write(&file, document.to_string())?;
+        let clock = Clock::new(&world.library, &folder.join("now"), world.epoch_ms - RUN_UP_MS)?;
+        let mut plane = Self { world, kind, places, clock, folder: folder.to_owned(), children: Vec::new() };
+        match kind {
+            Kind::Gateway => plane.spawn(Command::new(&programs.gateway).arg("serve").arg(&file))?,
+            Kind::Envoy => {
+                plane.spawn(Command::new(&programs.gateway).arg("state").arg(&file))?;
+                let bootstrap = folder.join("envoy.json");
+                let generated = Command::new(&programs.gateway)
+                    .args([
+                        "envoy".as_ref(),
+                        file.as_os_str(),
+                        "--module".as_ref(),
+                        programs.module.as_os_str(),
+                    ])
+                    .output()?;
+                if !generated.status.success() {
+                    bail!("gateway envoy: {}", String::from_utf8_lossy(&generated.stdout));
+                }
+                std::fs::write(&bootstrap, generated.stdout)?;
+                plane.spawn(Command::new(&programs.envoy).arg("-c").arg(&bootstrap).args([
+                    "--concurrency",
+                    "1",
+                    "--log-level",
+                    "warning",
+                    "--disable-hot-restart",
+                ]))?;
+            }
+        }
+        plane.ready().await.with_context(|| plane.last_words())?;
+        Ok(plane)
+    }
+
+    fn spawn(&mut self, command: &mut Command) -> anyhow::Result<()> {
+        let log = File::options().create(true).append(true).open(self.log())?;
+        let child = command
+            .envs(self.clock.variables())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+        self.children.push(Ended(child));
+        Ok(())
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.join("log")
+    }
+
+    /// The end of what its processes wrote.
+    pub fn last_words(&self) -> String {
+        let text = std::fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        format!("{}:\n{}", self.kind.name(), lines[lines.len().saturating_sub(8)..].join("\n"))
+    }
+
+    /// Waits until it serves and has its keys.
+    async fn ready(&mut self) -> anyhow::Result<()> {
+        let request = format!(
+            "GET {READY_PATH} HTTP/1.1\r\nhost: {AUTHORITY}\r\nauthorization: Bearer e30.e30.AAAA\r\n\r\n"
+        );
+        let began = Instant::now();
+        let mut last = "it does not listen".to_owned();
+        while began.elapsed() < READY_WITHIN {
+            for Ended(child) in &mut self.children {
+                if let Some(status) = child.try_wait()? {
+                    bail!("it ended with {status}");
+                }
+            }
+            let from = [127, 0, 0, 1].into();
+            let both =
+                [(self.places.listeners[0], from), (self.places.listeners[1], self.places.listeners[1].ip())];
+            let mut served = 0;
+            for (to, from) in both {
+                match exchange(to, from, &self.world.client, request.as_bytes()).await {
+                    Ok(Some(raw)) if !raw.code().starts_with("token_keys") && raw.status != 500 => {
+                        served += 1
+                    }
+                    Ok(Some(raw)) => last = format!("{} {}", raw.status, raw.code()),
+                    Ok(None) => last = "it closes connections".to_owned(),
+                    Err(why) => last = format!("{why:#}"),
+                }
+            }
+            if served == both.len() {
+                return Ok(());
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        bail!("it is not ready: {last}")
+    }
+
+    /// Moves the clock.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn at(&self, now_ms: u64) -> anyhow::Result<()> {
+        self.clock.set(now_ms)
+    }
+
+    /// Sends one request, or bytes that are none.
+    ///
+    /// # Errors
+    /// When there is no answer, or none that can be understood.
+    pub async fn decide(&self, sent: &Sent, raw: Option<&str>) -> anyhow::Result<Outcome> {
+        let bytes = raw.map_or_else(|| bytes(sent), |raw| raw.as_bytes().to_vec());
+        let (to, from) = match sent.peer.to_canonical() {
+            peer if peer.is_ipv4() => (self.places.listeners[0], peer),
+            peer if peer.is_loopback() => (self.places.listeners[1], peer),
+            peer => (self.places.listeners[1], peer),
+        };
+        let answer = exchange(to, from, &self.world.client, &bytes).await?;
+        let entries = Some(self.entries().await?);
+        let Some(answer) = answer else {
+            let answer = answer_fields([]);
+            return Ok(Outcome {
+                verdict: "closed".into(),
+                upstream: None,
+                served_by: None,
+                answer,
+                entries,
+            });
+        };
+        let fields =
+            answer_fields(answer.fields.iter().map(|(name, value)| (name.as_str(), value.as_slice())));
+        if answer.status == 200 {
+            let seen: Seen = serde_json::from_slice(&answer.body).context("not the upstream's answer")?;
+            anyhow::ensure!(seen.body == sent.body, "the upstream got another body");
+            let upstream =
+                upstream_fields(seen.fields.iter().map(|(name, value)| (name.as_str(), value.as_slice())));
+            let served_by = Some(seen.upstream);
+            return Ok(Outcome {
+                verdict: "pass".into(),
+                upstream: Some(upstream),
+                served_by,
+                answer: fields,
+                entries,
+            });
+        }
+        let verdict = format!("{} {}", answer.status, answer.code());
+        Ok(Outcome { verdict, upstream: None, served_by: None, answer: fields, entries })
+    }
+
+    /// How many things the state remembers.
+    async fn entries(&self) -> anyhow::Result<usize> {
+        let (address, metric) = match self.kind {
+            Kind::Gateway => (self.places.admin, "gateway_state_entries "),
+            Kind::Envoy => (self.places.state, "gateway_state_entries "),
+        };
+        let text = reqwest::Client::builder().no_proxy().build()?;
+        let text = text.get(format!("http://{address}/metrics")).send().await?.text().await?;
+        let line = text.lines().find_map(|line| line.strip_prefix(metric));
+        Ok(line.context("the state does not say how much it remembers")?.trim().parse()?)
+    }
+}
+
+impl Raw {
+    /// The problem's code, `-` when the answer is none.
+    pub fn code(&self) -> String {
+        let problem: Value = serde_json::from_slice(&self.body).unwrap_or_default();
+        problem["code"].as_str().unwrap_or("-").to_owned()
+    }
+}
+
+/// The same case, decided in process: what the others must agree with.
+///
+/// # Errors
+/// When the policy is refused.
+pub fn reference<'w>(world: &'w World, named: &Named) -> anyhow::Result<InProcess<'w>> {
+    InProcess::new(named, &world.keys, world.epoch_ms)
+}

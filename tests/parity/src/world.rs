@@ -1,0 +1,69 @@
+//! What all cases share: certificates, keys and the two upstreams.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use certs::pki::{Authority, Leaf};
+use certs::{ClientAuth, Identity, Trust, Versions};
+
+use crate::clock::Library;
+use crate::mint::{AUTHORITY, Keys, PARTNER_SECRET};
+use crate::upstream::Upstream;
+
+/// The surroundings of every case.
+#[derive(Debug)]
+pub struct World {
+    folder: tempfile::TempDir,
+    pub keys: Keys,
+    pub library: Library,
+    /// When every case begins.
+    pub epoch_ms: u64,
+    /// `u` and `v`.
+    pub upstreams: [Upstream; 2],
+    /// Trusts the edge.
+    pub client: Arc<rustls::ClientConfig>,
+}
+
+impl World {
+    /// Makes the files and starts the upstreams.
+    ///
+    /// # Errors
+    /// When a file cannot be written, or no port is free.
+    pub async fn new() -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path();
+        let authority = Authority::create("parity")?;
+        std::fs::write(path.join("ca.pem"), authority.certificate_pem())?;
+        authority.issue(&Leaf::new("edge", &[AUTHORITY]))?.write(path, "edge")?;
+        authority.issue(&Leaf::new("upstream", &["upstream.test"]))?.write(path, "upstream")?;
+        let keys = Keys::new()?;
+        std::fs::write(path.join("jwks.json"), keys.jwks.to_string())?;
+        std::fs::write(path.join("partner-1.key"), PARTNER_SECRET)?;
+        let trust = Trust::load(&path.join("ca.pem"))?;
+        let identity = Identity::load(&path.join("upstream.pem"), &path.join("upstream.key"))?;
+        let required = ClientAuth::Required(trust.clone());
+        let tls = certs::server_config(&identity, required, Versions::Tls12And13, &[b"http/1.1"])?;
+        let upstreams = [Upstream::start("u", Arc::clone(&tls)).await?, Upstream::start("v", tls).await?];
+        let mut client = certs::client_config(&trust, None, Versions::Tls12And13)?;
+        client.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let library = Library::compile(path)?;
+        let epoch_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() * 1_000;
+        Ok(Self { keys, library, epoch_ms, upstreams, client: Arc::new(client), folder })
+    }
+
+    /// Where the files are that [`crate::document`] names.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A new folder for one case.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn case_folder(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let folder = self.folder.path().join(name);
+        std::fs::create_dir_all(&folder)?;
+        Ok(folder)
+    }
+}
