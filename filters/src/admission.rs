@@ -47,6 +47,8 @@ pub struct UpstreamFields {
 impl Admission {
     /// Of a request from `peer`. `traceparent` is the client's, if it sent exactly one.
     pub fn new(peer: IpAddr, traceparent: Option<&str>, draw: Draw) -> Self {
+        // A listener of both families sees IPv4 senders with IPv6 addresses; they are the same senders.
+        let peer = peer.to_canonical();
         Self {
             peer,
             request_id: request_id(draw.request_id),

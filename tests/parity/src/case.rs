@@ -191,7 +191,9 @@ impl Named {
     pub fn filters(&self) -> Value {
         let Case { with, config, .. } = &self.case;
         let mut filters = json!(with);
-        filters[&self.family] = if config.is_null() { json!({}) } else { config.clone() };
+        if FilterSet::NAMES.contains(&self.family.as_str()) {
+            filters[&self.family] = if config.is_null() { json!({}) } else { config.clone() };
+        }
         filters
     }
 }

@@ -165,7 +165,8 @@ impl Sent {
     pub fn new(step: &Step, keys: &Keys, times: Times) -> anyhow::Result<Self> {
         let mut headers = Vec::new();
         for (name, values) in &step.headers {
-            headers.extend(values.values().iter().map(|value| (name.clone(), value.clone().into_bytes())));
+            let field = |value: &String| (name.to_ascii_lowercase(), value.clone().into_bytes());
+            headers.extend(values.values().iter().map(field));
         }
         headers.extend(step.long_headers.iter().map(|(name, length)| (name.clone(), vec![b'x'; *length])));
         for (name, digits) in &step.byte_headers {

@@ -103,7 +103,7 @@ impl<'w> Plane<'w> {
         named: &Named,
         folder: &Path,
     ) -> anyhow::Result<Self> {
-        let [v4, admin, state] = ports::v4()?;
+        let (v4, admin, state) = (ports::v4()?, ports::v4()?, ports::v4()?);
         let upstreams = [world.upstreams[0].address, world.upstreams[1].address];
         let places = Places { listeners: [v4, ports::v6()?], admin, state, upstreams };
         let document = policy(named, &places, world.folder());

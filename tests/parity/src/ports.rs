@@ -1,22 +1,33 @@
 //! Free ports of loopback.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicU16, Ordering};
 
-/// `N` free ports of an address. They are free at the same time, so no two are the same.
-fn free<const N: usize>(ip: IpAddr) -> anyhow::Result<[SocketAddr; N]> {
-    let listeners: Vec<TcpListener> = (0..N).map(|_| TcpListener::bind((ip, 0))).collect::<Result<_, _>>()?;
-    let mut places = [SocketAddr::new(ip, 0); N];
-    for (place, listener) in places.iter_mut().zip(&listeners) {
-        *place = listener.local_addr()?;
+/// Below the range from which the kernel takes ports for outgoing connections (32768 on Linux), so that a port
+/// that is free stays free until its process listens.
+const FIRST: u16 = 12_000;
+const LAST: u16 = 31_999;
+
+/// The port after the one given out last.
+static NEXT: AtomicU16 = AtomicU16::new(FIRST);
+
+/// A port of `ip` that nobody listens on, and that this process gives out once.
+fn free(ip: IpAddr) -> anyhow::Result<SocketAddr> {
+    loop {
+        let port = NEXT.fetch_add(1, Ordering::Relaxed);
+        anyhow::ensure!((FIRST..=LAST).contains(&port), "no free port between {FIRST} and {LAST}");
+        let address = SocketAddr::new(ip, port);
+        if TcpListener::bind(address).is_ok() {
+            return Ok(address);
+        }
     }
-    Ok(places)
 }
 
-/// Free ports of 127.0.0.1.
+/// A free port of 127.0.0.1.
 ///
 /// # Errors
-/// When there are none.
-pub fn v4<const N: usize>() -> anyhow::Result<[SocketAddr; N]> {
+/// When there is none.
+pub fn v4() -> anyhow::Result<SocketAddr> {
     free(Ipv4Addr::LOCALHOST.into())
 }
 
@@ -25,5 +36,5 @@ pub fn v4<const N: usize>() -> anyhow::Result<[SocketAddr; N]> {
 /// # Errors
 /// When there is none, or no IPv6.
 pub fn v6() -> anyhow::Result<SocketAddr> {
-    Ok(free::<1>(Ipv6Addr::LOCALHOST.into())?[0])
+    free(Ipv6Addr::LOCALHOST.into())
 }

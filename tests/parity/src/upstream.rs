@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::Bytes;
-use axum::http::{HeaderMap, StatusCode};
-use axum::response::{AppendHeaders, IntoResponse};
+use axum::body::{Body, Bytes};
+use axum::http::HeaderMap;
+use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -58,9 +58,13 @@ impl Drop for Upstream {
     }
 }
 
-async fn echo(name: &str, headers: HeaderMap, body: Bytes) -> impl IntoResponse {
+async fn echo(name: &str, headers: HeaderMap, body: Bytes) -> Response {
     let fields = headers.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect();
     let seen = Seen { upstream: name.to_owned(), fields, body: body.to_vec() };
-    let text = serde_json::to_string(&seen).unwrap_or_default();
-    (StatusCode::OK, AppendHeaders(UPSTREAM_ANSWER), text)
+    let text = serde_json::to_vec(&seen).unwrap_or_default();
+    UPSTREAM_ANSWER
+        .into_iter()
+        .fold(Response::builder(), |answer, (name, value)| answer.header(name, value))
+        .body(Body::from(text))
+        .unwrap_or_default()
 }
