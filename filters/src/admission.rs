@@ -63,6 +63,11 @@ impl Admission {
         &self.request_id
     }
 
+    /// The other end of the connection.
+    pub fn peer(&self) -> IpAddr {
+        self.peer
+    }
+
     pub fn trace(&self) -> &TraceContext {
         &self.trace
     }

@@ -1,7 +1,7 @@
 //! A policy as Envoy's module gets it: what `gateway envoy` writes and the module reads.
 //!
-//! The module reads the very text that the gateway reads, with the same code, so that the two cannot mean
-//! different things by it. Only secrets are added, for a module has no files.
+//! The module reads the same document as the gateway with the same code, so that the two cannot mean different
+//! things by it. Only its syntax is JSON's, and secrets are added, for a module has no files.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,7 @@ use crate::policy::{Mistake, Policy, Reference};
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Compiled {
-    /// The policy document, YAML or JSON.
+    /// The policy document, JSON.
     pub policy: String,
     /// What the document's references to secrets stand for, by reference.
     #[serde(default)]

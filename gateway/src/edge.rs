@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use filters::admission::{Admission, HIDDEN_FROM_CLIENTS};
@@ -26,6 +26,7 @@ use crate::jwks::KeyStore;
 use crate::load::{ListenerFiles, Loaded};
 use crate::message::{drain, is_small, read_body, request};
 use crate::metrics::Metrics;
+use crate::now_ms;
 use crate::upstream::Upstream;
 
 /// The policy and everything that serves it.
@@ -235,9 +236,4 @@ impl Host for Now<'_> {
     fn keys(&self, issuer: &str) -> Option<Arc<KeySet>> {
         self.0.keys.keys(issuer)
     }
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -38,7 +38,16 @@ struct Keys {
 #[derive(Debug)]
 struct Held {
     keys: Arc<KeySet>,
+    /// As they were published.
+    text: String,
     since: Instant,
+}
+
+impl Keys {
+    /// The keys, unless they are older than the policy lets them serve.
+    fn held(&self) -> Option<Arc<Held>> {
+        self.current.load_full().filter(|held| held.since.elapsed() < self.stale)
+    }
 }
 
 #[derive(Debug)]
@@ -80,9 +89,24 @@ impl KeyStore {
 
     /// The issuer's keys, unless they are older than the policy lets them serve.
     pub(crate) fn keys(&self, issuer: &str) -> Option<Arc<KeySet>> {
-        let issuer = self.issuers.get(issuer)?;
-        let held = issuer.current.load();
-        held.as_ref().filter(|held| held.since.elapsed() < issuer.stale).map(|held| Arc::clone(&held.keys))
+        self.issuers.get(issuer)?.held().map(|held| Arc::clone(&held.keys))
+    }
+
+    /// What every issuer that has usable keys has published, as JSON, and an entity tag of that.
+    pub(crate) fn published(&self) -> (String, String) {
+        let issuers = self.issuers.iter().filter_map(|(name, issuer)| {
+            let held = issuer.held()?;
+            // What was parsed as a key set is JSON.
+            Some((name, serde_json::from_str::<Box<serde_json::value::RawValue>>(&held.text).ok()?))
+        });
+        let issuers: BTreeMap<_, _> = issuers.collect();
+        let body = serde_json::json!({ "issuers": issuers }).to_string();
+        let tag: String = filters::crypto::sha256(body.as_bytes())
+            .iter()
+            .take(16)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        (format!("\"{tag}\""), body)
     }
 
     /// Issuers without usable keys.
@@ -137,11 +161,14 @@ impl KeyStore {
     }
 
     async fn fetch(&self, issuer: &str, keys: &Keys) -> bool {
-        let fetched = read(&keys.source).await.and_then(|bytes| Ok(KeySet::parse(&bytes)?));
+        let fetched = read(&keys.source)
+            .await
+            .and_then(|bytes| Ok((KeySet::parse(&bytes)?, String::from_utf8(bytes)?)));
         let outcome = match fetched {
-            Ok(set) => {
+            Ok((set, text)) => {
                 self.metrics.jwks_keys.with_label_values(&[issuer]).set(set.len() as i64);
-                keys.current.store(Some(Arc::new(Held { keys: Arc::new(set), since: Instant::now() })));
+                let held = Held { keys: Arc::new(set), text, since: Instant::now() };
+                keys.current.store(Some(Arc::new(held)));
                 "ok"
             }
             Err(error) => {

@@ -15,4 +15,11 @@ pub mod load;
 mod message;
 mod metrics;
 pub mod server;
+pub mod state_service;
 mod upstream;
+
+/// Milliseconds since the Unix epoch.
+fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,10 +1,10 @@
 //! The command `gateway`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use gateway::{load, server};
+use gateway::{load, server, state_service};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -15,6 +15,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 ///
 ///   gateway check edge.yaml
 ///   gateway serve edge.yaml
+///
+/// or have Envoy decide the same, with the module that `filters/wasm/build` makes:
+///
+///   gateway envoy edge.yaml > envoy.json
+///   gateway state edge.yaml
 ///
 /// Logs are JSON lines on standard output; RUST_LOG sets how much is told (RUST_LOG=info,access=off silences
 /// the access log). Metrics, health and readiness are on the policy's admin address.
@@ -37,6 +42,17 @@ enum Command {
         /// Seconds that requests in flight may take to finish after a signal.
         #[arg(long, env = "GATEWAY_DRAIN_S", default_value_t = 30)]
         drain_s: u64,
+    },
+    /// Serve nonces, limits and keys to the Envoy workers of a policy, until SIGTERM or SIGINT.
+    ///
+    /// Envoy's module asks it once a request at most, so that a nonce is taken once and a limit holds across all
+    /// workers. It listens where the policy says, `state.service`: on loopback, on a Unix socket, or anywhere with
+    /// mutual TLS. There also are /health, /readiness (503 while an issuer's keys are missing) and /metrics.
+    ///
+    /// What it remembers is gone when it ends: requests that were signed before it started are then refused.
+    State {
+        /// The policy file.
+        policy: PathBuf,
     },
     /// Read a policy as `serve` would, keys and certificates included, and say what is wrong with it.
     ///
@@ -62,21 +78,50 @@ fn main() -> ExitCode {
     certs::install_crypto_provider();
     match Arguments::parse().command {
         Command::Serve { policy, threads, drain_s } => serve(&policy, threads, drain_s),
+        Command::State { policy } => state(&policy),
         Command::Check { policy } => check(&policy),
         Command::Schema => print(&load::schema()),
     }
 }
 
-fn serve(policy: &std::path::Path, threads: usize, drain_s: u64) -> ExitCode {
-    tracing_subscriber::fmt()
-        .json()
-        .flatten_event(true)
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| DEFAULT_LOG.into()),
-        )
-        .init();
+fn serve(policy: &Path, threads: usize, drain_s: u64) -> ExitCode {
+    log_as_json();
+    let options = server::Options { threads: threads.max(1), drain_s };
+    logged(policy, |loaded| server::run(loaded, options))
+}
+
+fn state(policy: &Path) -> ExitCode {
+    log_as_json();
+    logged(policy, |loaded| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(state_service::run(loaded, stopped()))
+    })
+}
+
+/// Completes on SIGTERM or SIGINT.
+async fn stopped() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::error!("signals cannot be received; the process must be killed to stop");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}
+
+fn log_as_json() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    let filter = filter.unwrap_or_else(|_| DEFAULT_LOG.into());
+    tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).init();
+}
+
+/// Loads the policy and runs with it; what is wrong goes into the log.
+fn logged(policy: &Path, run: impl FnOnce(load::Loaded) -> anyhow::Result<()>) -> ExitCode {
     match load::load(policy) {
-        Ok(loaded) => match server::run(loaded, server::Options { threads: threads.max(1), drain_s }) {
+        Ok(loaded) => match run(loaded) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 tracing::error!(error = format!("{error:#}"), "cannot serve");
@@ -92,7 +137,7 @@ fn serve(policy: &std::path::Path, threads: usize, drain_s: u64) -> ExitCode {
     }
 }
 
-fn check(policy: &std::path::Path) -> ExitCode {
+fn check(policy: &Path) -> ExitCode {
     match load::load(policy) {
         Ok(loaded) => print(&load::summary(policy, &loaded)),
         Err(mistakes) => {

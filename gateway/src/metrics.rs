@@ -11,6 +11,7 @@ pub(crate) struct Metrics {
     pub(crate) refusals: IntCounterVec,
     pub(crate) in_flight: IntGauge,
     pub(crate) state_entries: IntGauge,
+    pub(crate) state_batches: IntCounterVec,
     pub(crate) jwks_fetches: IntCounterVec,
     pub(crate) jwks_keys: IntGaugeVec,
 }
@@ -37,6 +38,13 @@ impl Metrics {
             )?,
             in_flight: IntGauge::new("gateway_requests_in_flight", "Requests being answered")?,
             state_entries: IntGauge::new("gateway_state_entries", "Nonces and limits remembered in memory")?,
+            state_batches: IntCounterVec::new(
+                Opts::new(
+                    "gateway_state_batches_total",
+                    "Batches that the state service was sent, by outcome",
+                ),
+                &["outcome"],
+            )?,
             jwks_fetches: IntCounterVec::new(
                 Opts::new("gateway_jwks_fetches_total", "Fetches of issuers' keys, by outcome"),
                 &["issuer", "outcome"],
@@ -53,6 +61,7 @@ impl Metrics {
             Box::new(metrics.refusals.clone()),
             Box::new(metrics.in_flight.clone()),
             Box::new(metrics.state_entries.clone()),
+            Box::new(metrics.state_batches.clone()),
             Box::new(metrics.jwks_fetches.clone()),
             Box::new(metrics.jwks_keys.clone()),
         ] {

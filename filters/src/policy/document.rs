@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 
 use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde::{Deserialize, Deserializer};
-use serde_saphyr::{Location, Spanned};
+use serde::Deserialize;
 
 use super::Reference;
+use super::syntax::Location;
 use crate::FilterSet;
 use crate::state::LimitsWhenAway;
 
@@ -24,13 +24,6 @@ impl<T> At<T> {
     /// A value that no file holds.
     pub fn nowhere(value: T) -> Self {
         Self { value, location: Location::UNKNOWN }
-    }
-}
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Spanned::deserialize(deserializer)
-            .map(|Spanned { value, referenced, .. }| Self { value, location: referenced })
     }
 }
 

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use ipnet::IpNet;
-use serde_saphyr::Location;
 
 use super::document::{At, Document, Issuer, Mirror, Route, Share, StateService};
 use super::mistake::{Mistake, nearest};
 use super::routing::{Match, Paths};
+use super::syntax::{self, Location};
 use super::warning::warnings;
 use super::{Reference, Shared, Upstream};
 use crate::FilterSet;
@@ -98,7 +98,7 @@ impl Policy {
         text: &str,
         secret: &dyn Fn(&Reference) -> Result<Vec<u8>, String>,
     ) -> Result<Self, Vec<Mistake>> {
-        let document: Document = serde_saphyr::from_str(text).map_err(|error| vec![Mistake::from(error)])?;
+        let document = syntax::read(text).map_err(|mistake| vec![mistake])?;
         let mut mistakes = Vec::new();
         check_listeners(&document, &mut mistakes);
         check_upstreams(&document, &mut mistakes);
@@ -115,6 +115,12 @@ impl Policy {
             mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
             Err(mistakes)
         }
+    }
+
+    /// A document as a module reads it: JSON, whatever it was written in.
+    #[cfg(not(target_family = "wasm"))]
+    pub fn compile(text: &str) -> Result<String, Mistake> {
+        syntax::compile(text)
     }
 
     pub fn document(&self) -> &Document {

@@ -2,9 +2,8 @@
 
 use std::fmt;
 
-use serde_saphyr::Location;
-
 use super::At;
+use super::syntax::Location;
 
 /// One mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,7 +17,19 @@ pub struct Mistake {
 
 impl Mistake {
     pub(super) fn at(location: Location, message: impl Into<String>) -> Self {
-        Self { line: location.line(), column: location.column(), message: message.into() }
+        Self { line: location.line, column: location.column, message: message.into() }
+    }
+
+    /// What a parser says, as it says it.
+    pub(super) fn of_syntax(location: Location, text: &str) -> Self {
+        // The position is told apart from the text; the text would repeat it.
+        let text = text.split(" at line ").next().unwrap_or_default().trim_end_matches(',');
+        let text = text.split(" --> ").next().unwrap_or_default();
+        let message = match meant(text) {
+            Some(name) => format!("{text}; did you mean `{name}`?"),
+            None => text.to_owned(),
+        };
+        Self::at(location, message)
     }
 
     /// A mistake in a value of the document.
@@ -38,25 +49,6 @@ impl Mistake {
         match self.line {
             0 => format!("{file}: {}", self.message),
             line => format!("{file}:{line}:{}: {}", self.column, self.message),
-        }
-    }
-}
-
-impl From<serde_saphyr::Error> for Mistake {
-    fn from(error: serde_saphyr::Error) -> Self {
-        let error = error.without_snippet();
-        let location = error.location();
-        let text = error.to_string();
-        // The position is told apart from the text; the text would repeat it.
-        let text = text.split(" at line ").next().unwrap_or_default().trim_end_matches(',');
-        let text = text.split(" --> ").next().unwrap_or_default();
-        let message = match meant(text) {
-            Some(name) => format!("{text}; did you mean `{name}`?"),
-            None => text.to_owned(),
-        };
-        match location {
-            Some(location) => Self::at(location, message),
-            None => Self::whole(message),
         }
     }
 }

@@ -8,6 +8,7 @@ mod meaning;
 mod mistake;
 mod reference;
 mod routing;
+mod syntax;
 mod warning;
 
 pub use document::{

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::document::{At, Document};
 use super::mistake::Mistake;
+use super::syntax::Location;
 use crate::filter::Headers;
 
 /// What a request leads to.
@@ -73,7 +74,7 @@ impl Paths {
         for (path, served) in by_path {
             if let Err(why) = router.insert(path, served) {
                 let routes = document.routes.iter().find(|route| route.value.path == path);
-                let location = routes.map_or(serde_saphyr::Location::UNKNOWN, |route| route.location);
+                let location = routes.map_or(Location::UNKNOWN, |route| route.location);
                 mistakes.push(Mistake::at(location, format!("path `{path}`: {why}")));
             }
         }

@@ -1,0 +1,163 @@
+//! One configuration of the module: a policy, and what a worker keeps for it between requests.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use filters::compiled::Compiled;
+use filters::crypto::Verify;
+use filters::filter::Host;
+use filters::jwt::KeySet;
+use filters::policy::Policy;
+use filters::state::{LimitsWhenAway, Memory, Op};
+
+use crate::envoy::{Answered, Call, Envoy};
+use crate::keys::{self, Keys};
+use crate::trip;
+use crate::verify::ByHost;
+
+/// A policy in one worker.
+#[derive(Debug)]
+pub struct Plugin {
+    pub policy: Policy,
+    pub cluster: String,
+    pub timeout_ms: u64,
+    pub limits_when_away: LimitsWhenAway,
+    /// Limits that are counted in this worker.
+    pub local: RefCell<Memory>,
+    pub keys: RefCell<Keys>,
+    verifier: ByHost,
+    /// Places that requests have left and that the shared state does not know of yet.
+    releases: RefCell<Vec<Op>>,
+}
+
+/// The configuration cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unusable(pub String);
+
+/// Most limits that a worker counts at once.
+const MOST_LOCAL: usize = 50_000;
+/// Most places that wait to be given back. Beyond it their leases give them back.
+const MOST_RELEASES: usize = 1_000;
+/// Most that go with one batch: the state service takes 64 operations, of which a request has at most 24.
+const MOST_RELEASES_AT_ONCE: usize = 32;
+/// How long the state service may take over keys.
+const KEYS_TIMEOUT_MS: u64 = 5_000;
+
+impl Plugin {
+    /// Reads what `gateway envoy` wrote. `env` looks up a variable that Envoy passes on.
+    pub fn new(
+        configuration: &[u8],
+        env: &dyn Fn(&str) -> Option<String>,
+        envoy: &dyn Envoy,
+    ) -> Result<Self, Unusable> {
+        let compiled: Compiled = serde_json::from_slice(configuration).map_err(|why| {
+            Unusable(format!("the configuration is not what `gateway envoy` writes: {why}"))
+        })?;
+        let policy = compiled.read(env).map_err(|mistakes| {
+            Unusable(mistakes.iter().map(|m| m.in_file("policy")).collect::<Vec<_>>().join("; "))
+        })?;
+        let state = &policy.document().state;
+        let timeout_ms = state.service.as_ref().map_or(100, |service| service.value.timeout_ms);
+        Ok(Self {
+            cluster: compiled.state_cluster,
+            timeout_ms,
+            limits_when_away: state.limits_when_away,
+            local: RefCell::new(Memory::new(MOST_LOCAL, envoy.now_ms())),
+            keys: RefCell::new(Keys::new(&policy, envoy)),
+            verifier: ByHost::default(),
+            releases: RefCell::default(),
+            policy,
+        })
+    }
+
+    /// Asks for keys, now and then; the answer belongs to [`keys_told`](Self::keys_told).
+    pub fn ask_for_keys(&self, envoy: &dyn Envoy) -> Option<u32> {
+        let keys = self.keys.borrow();
+        if keys.is_empty() {
+            return None;
+        }
+        envoy.call(&Call {
+            cluster: &self.cluster,
+            method: "GET",
+            path: keys::PATH,
+            if_none_match: keys.etag(),
+            body: &[],
+            timeout_ms: KEYS_TIMEOUT_MS,
+        })
+    }
+
+    /// Takes the answer to [`ask_for_keys`](Self::ask_for_keys).
+    pub fn keys_told(&self, answered: &Answered, envoy: &dyn Envoy) {
+        self.keys.borrow_mut().told(answered, envoy.now_ms(), envoy);
+    }
+
+    /// Has the state service fetch an issuer's keys, for a token whose key nobody knows.
+    pub fn refresh(&self, issuer: &str, envoy: &dyn Envoy) -> Option<u32> {
+        if !self.keys.borrow_mut().may_refresh(issuer, envoy.now_ms()) {
+            return None;
+        }
+        envoy.call(&Call {
+            cluster: &self.cluster,
+            method: "POST",
+            path: keys::REFRESH_PATH,
+            if_none_match: None,
+            body: issuer.as_bytes(),
+            timeout_ms: KEYS_TIMEOUT_MS,
+        })
+    }
+
+    /// Sends a batch.
+    pub fn ask_state(&self, body: &[u8], envoy: &dyn Envoy) -> Option<u32> {
+        envoy.call(&Call {
+            cluster: &self.cluster,
+            method: "POST",
+            path: trip::PATH,
+            if_none_match: None,
+            body,
+            timeout_ms: self.timeout_ms,
+        })
+    }
+
+    /// Keeps places that a request has left, to be told with the next batch.
+    pub fn left(&self, held: Vec<Op>) {
+        let mut releases = self.releases.borrow_mut();
+        let room = MOST_RELEASES.saturating_sub(releases.len());
+        releases.extend(held.into_iter().take(room));
+    }
+
+    /// Places to tell of with a batch that is about to leave.
+    pub fn releases(&self) -> Vec<Op> {
+        let mut releases = self.releases.borrow_mut();
+        let first = releases.len().saturating_sub(MOST_RELEASES_AT_ONCE);
+        releases.split_off(first)
+    }
+
+    /// Tells of places while no request does.
+    pub fn flush_releases(&self, envoy: &dyn Envoy) {
+        let releases = self.releases();
+        if let (false, Ok(body)) = (releases.is_empty(), serde_json::to_vec(&releases)) {
+            self.ask_state(&body, envoy);
+        }
+    }
+}
+
+/// The world of one decision.
+#[derive(Debug)]
+pub struct Now<'p> {
+    pub plugin: &'p Plugin,
+    pub now_ms: u64,
+}
+
+impl Host for Now<'_> {
+    fn now_ms(&self) -> u64 {
+        self.now_ms
+    }
+
+    fn keys(&self, issuer: &str) -> Option<Arc<KeySet>> {
+        self.plugin.keys.borrow().get(issuer, self.now_ms)
+    }
+
+    fn verifier(&self) -> &dyn Verify {
+        &self.plugin.verifier
+    }
+}

@@ -1,0 +1,327 @@
+//! One request's way through the module.
+
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+
+use filters::admission::{Admission, Draw, HIDDEN_FROM_CLIENTS};
+use filters::chain::Refused;
+use filters::failure::Failure;
+use filters::filter::{Headers, Request};
+use filters::shape::Config;
+use filters::state::{Answer, Full};
+
+use crate::envoy::{Answered, Envoy};
+use crate::plugin::{Now, Plugin};
+use crate::trip::{Begun, Trip};
+
+/// What Envoy is to do with the part of the request that it has just told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Flow {
+    Continue,
+    /// Keep it, and everything after it, until the request is resumed or answered.
+    Pause,
+}
+
+/// The field by which Envoy's routes are told apart: the policy's own matcher has chosen one.
+pub const ROUTE_FIELD: &str = "x-torana-route";
+
+/// One request.
+#[derive(Debug)]
+pub struct Stream {
+    plugin: Rc<Plugin>,
+    received: Received,
+    admission: Option<Admission>,
+    phase: Phase,
+    /// The whole body, once it has come.
+    body: Option<Vec<u8>>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Nothing was decided.
+    New,
+    /// The header awaits fresh keys.
+    Refreshing,
+    /// The header passed; the body is awaited.
+    Headed,
+    /// The shared state was asked.
+    Asked(Trip),
+    /// The request is the upstream's.
+    Admitted,
+    Refused,
+}
+
+/// A request's header, as Envoy told it.
+#[derive(Debug, Default)]
+struct Received {
+    method: String,
+    scheme: String,
+    authority: String,
+    target: String,
+    fields: Vec<(String, Vec<u8>)>,
+}
+
+impl Received {
+    fn new(told: Vec<(String, Vec<u8>)>) -> Self {
+        let mut received = Self { fields: Vec::with_capacity(told.len()), ..Self::default() };
+        for (name, value) in told {
+            let text = |value: &[u8]| String::from_utf8(value.to_vec()).unwrap_or_default();
+            match name.as_str() {
+                ":method" => received.method = text(&value),
+                ":scheme" => received.scheme = text(&value),
+                ":path" => received.target = text(&value),
+                ":authority" => {
+                    received.authority = text(&value);
+                    received.fields.push(("host".to_owned(), value));
+                }
+                pseudo if pseudo.starts_with(':') => {}
+                _ => received.fields.push((name, value)),
+            }
+        }
+        received
+    }
+
+    fn request(&self, peer: IpAddr) -> Request<'_> {
+        let (path, query) = match self.target.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (self.target.as_str(), None),
+        };
+        let headers: Headers<'_> =
+            self.fields.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
+        Request {
+            method: &self.method,
+            scheme: "https",
+            authority: &self.authority,
+            path,
+            query,
+            headers,
+            peer,
+        }
+    }
+}
+
+impl Stream {
+    pub fn new(plugin: Rc<Plugin>) -> Self {
+        Self { plugin, received: Received::default(), admission: None, phase: Phase::New, body: None }
+    }
+
+    /// The header has come; `whole`: and nothing else will.
+    pub fn header(&mut self, whole: bool, envoy: &dyn Envoy) -> Flow {
+        self.received = Received::new(envoy.request_fields());
+        let Some(peer) = envoy.peer().as_deref().and_then(ip) else {
+            envoy.warn("Envoy does not tell who sends the request");
+            envoy.answer(500, &[], b"");
+            self.phase = Phase::Refused;
+            return Flow::Pause;
+        };
+        let traceparent =
+            self.received.request(peer).headers.one("traceparent").ok().flatten().map(str::to_owned);
+        self.admission = Some(Admission::new(peer, traceparent.as_deref(), draw(envoy.random())));
+        if whole {
+            self.body = Some(Vec::new());
+        }
+        match self.head(envoy) {
+            Err(Refused { refusal, .. })
+                if refusal
+                    .stale_keys
+                    .as_deref()
+                    .is_some_and(|issuer| self.plugin.refresh(issuer, envoy).is_some()) =>
+            {
+                self.phase = Phase::Refreshing;
+                Flow::Pause
+            }
+            decided => self.headed(decided, envoy),
+        }
+    }
+
+    /// `length` bytes of body have come; `whole`: and nothing else will.
+    pub fn body(&mut self, length: usize, whole: bool, envoy: &dyn Envoy) -> Flow {
+        match self.phase {
+            Phase::Admitted => return Flow::Continue,
+            Phase::Refused => return Flow::Pause,
+            Phase::New | Phase::Refreshing | Phase::Headed | Phase::Asked(_) => {}
+        }
+        if length > Config::MOST_BODY_BYTES {
+            return self.refuse(&Failure::BodyTooLarge.into(), envoy);
+        }
+        if !whole {
+            return Flow::Pause;
+        }
+        self.body = Some(if length == 0 { Vec::new() } else { envoy.request_body(length) });
+        match self.phase {
+            Phase::Headed => self.whole(envoy),
+            Phase::New | Phase::Refreshing | Phase::Asked(_) | Phase::Admitted | Phase::Refused => {
+                Flow::Pause
+            }
+        }
+    }
+
+    /// Trailers have come, so the body, of which Envoy keeps all there is, is whole.
+    pub fn trailers(&mut self, envoy: &dyn Envoy) -> Flow {
+        if self.body.is_none() && !matches!(self.phase, Phase::Admitted | Phase::Refused) {
+            let body = envoy.request_body(Config::MOST_BODY_BYTES + 1);
+            self.body = Some(body);
+            if matches!(self.phase, Phase::Headed) {
+                return self.whole(envoy);
+            }
+        }
+        match self.phase {
+            Phase::Admitted => Flow::Continue,
+            Phase::New | Phase::Refreshing | Phase::Headed | Phase::Asked(_) | Phase::Refused => Flow::Pause,
+        }
+    }
+
+    /// A call of ours was answered, or was not.
+    pub fn called(&mut self, answered: &Answered, envoy: &dyn Envoy) {
+        let flow = match std::mem::replace(&mut self.phase, Phase::New) {
+            Phase::Refreshing => {
+                self.plugin.keys_told(answered, envoy);
+                let decided = self.head(envoy);
+                self.headed(decided, envoy)
+            }
+            Phase::Asked(trip) => {
+                let plugin = Rc::clone(&self.plugin);
+                let limits = plugin.limits_when_away;
+                let answers = trip.end(answered, limits, envoy.now_ms(), &mut plugin.local.borrow_mut());
+                self.answered(answers, envoy)
+            }
+            other @ (Phase::New | Phase::Headed | Phase::Admitted | Phase::Refused) => {
+                self.phase = other;
+                return;
+            }
+        };
+        if flow == Flow::Continue {
+            envoy.resume();
+        }
+    }
+
+    /// An answer leaves, whoever gives it.
+    pub fn answer(&self, envoy: &dyn Envoy) {
+        for name in HIDDEN_FROM_CLIENTS {
+            envoy.set_answer_field(name, None);
+        }
+        if let Some(admission) = &self.admission {
+            for (name, value) in admission.answer_fields(&self.plugin.policy) {
+                envoy.set_answer_field(&name, Some(&value));
+            }
+        }
+    }
+
+    /// The request has ended, however it did.
+    pub fn ended(&mut self) {
+        if let Some(admission) = &mut self.admission {
+            let held = admission.leaves();
+            if !held.is_empty() {
+                self.plugin.left(held);
+            }
+        }
+    }
+
+    fn head(&mut self, envoy: &dyn Envoy) -> Result<(), Refused> {
+        let Some(admission) = &mut self.admission else { return Err(Failure::StateUnavailable.into()) };
+        let now = Now { plugin: &self.plugin, now_ms: envoy.now_ms() };
+        admission.head(&self.plugin.policy, &self.received.request(admission.peer()), &now)
+    }
+
+    fn headed(&mut self, decided: Result<(), Refused>, envoy: &dyn Envoy) -> Flow {
+        match decided {
+            Err(refused) => self.refuse(&refused, envoy),
+            Ok(()) => {
+                self.phase = Phase::Headed;
+                if self.body.is_some() { self.whole(envoy) } else { Flow::Pause }
+            }
+        }
+    }
+
+    /// Decides on the body and asks state.
+    fn whole(&mut self, envoy: &dyn Envoy) -> Flow {
+        let plugin = Rc::clone(&self.plugin);
+        let (Some(admission), Some(body)) = (&mut self.admission, self.body.take()) else {
+            return self.refuse(&Failure::StateUnavailable.into(), envoy);
+        };
+        let now_ms = envoy.now_ms();
+        let now = Now { plugin: &plugin, now_ms };
+        let request = self.received.request(admission.peer());
+        if let Err(refused) = admission.body(&plugin.policy, &request, &body, &now) {
+            return self.refuse(&refused, envoy);
+        }
+        let batch = admission.batch(&plugin.policy);
+        if batch.is_empty() {
+            return self.admit(envoy);
+        }
+        let begun = Trip::begin(batch, plugin.releases(), now_ms, &mut plugin.local.borrow_mut());
+        match begun {
+            Begun::Answered(answers) => self.answered(answers, envoy),
+            Begun::Trip(body, trip) => match plugin.ask_state(&body, envoy) {
+                Some(_token) => {
+                    self.phase = Phase::Asked(trip);
+                    Flow::Pause
+                }
+                None => {
+                    let limits = plugin.limits_when_away;
+                    let answers =
+                        trip.end(&Answered::default(), limits, now_ms, &mut plugin.local.borrow_mut());
+                    self.answered(answers, envoy)
+                }
+            },
+        }
+    }
+
+    fn answered(&mut self, answers: Result<Vec<Answer>, Full>, envoy: &dyn Envoy) -> Flow {
+        let Some(admission) = &mut self.admission else {
+            return self.refuse(&Failure::StateUnavailable.into(), envoy);
+        };
+        match admission.answered(&self.plugin.policy, answers) {
+            Ok(()) => self.admit(envoy),
+            Err(refused) => self.refuse(&refused, envoy),
+        }
+    }
+
+    fn admit(&mut self, envoy: &dyn Envoy) -> Flow {
+        let admitted = self
+            .admission
+            .as_ref()
+            .and_then(|admission| Some((admission, admission.rule(&self.plugin.policy)?)));
+        let Some((admission, rule)) = admitted else {
+            return self.refuse(&Failure::StateUnavailable.into(), envoy);
+        };
+        let fields = admission.upstream_fields(self.received.fields.iter().map(|(name, _)| name.as_str()));
+        for name in &fields.remove {
+            envoy.set_request_field(name, None);
+        }
+        for (name, value) in &fields.set {
+            envoy.set_request_field(name, Some(value));
+        }
+        envoy.set_request_field(ROUTE_FIELD, Some(&rule.name));
+        envoy.reroute();
+        self.phase = Phase::Admitted;
+        Flow::Continue
+    }
+
+    fn refuse(&mut self, refused: &Refused, envoy: &dyn Envoy) -> Flow {
+        self.phase = Phase::Refused;
+        if let Some(admission) = &self.admission {
+            let (fields, body) = admission.problem(&refused.refusal);
+            let fields: Vec<(&str, &str)> =
+                fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            envoy.answer(refused.refusal.status, &fields, body.as_bytes());
+        } else {
+            envoy.answer(500, &[], b"");
+        }
+        Flow::Pause
+    }
+}
+
+/// The address of `127.0.0.1:4711`.
+fn ip(peer: &str) -> Option<IpAddr> {
+    peer.parse::<SocketAddr>().map(|address| address.ip()).or_else(|_| peer.parse()).ok()
+}
+
+fn draw(random: [u8; 40]) -> Draw {
+    let mut bytes = random.into_iter();
+    let mut number =
+        |length: usize| bytes.by_ref().take(length).fold(0u128, |all, byte| all << 8 | u128::from(byte));
+    let (request_id, trace_id) = (number(16), number(16));
+    Draw { request_id, trace_id, span_id: u64::try_from(number(8)).unwrap_or(1) }
+}

@@ -1,0 +1,177 @@
+//! The state service: nonces, limits and issuers' keys for every Envoy worker of a policy.
+//!
+//! Owns the one memory that all workers share, so that a nonce is taken once and a limit holds across them. It
+//! decides nothing: operations are the crate `filters`' and so is their arithmetic. It must never answer an
+//! operation that it did not run, nor run part of a batch.
+
+mod plain;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context as _;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use certs::serve::Limits;
+use certs::{ClientAuth, Identity, Trust, Versions};
+use filters::policy::{At, Reference, StateService, StateTls};
+use filters::state::{Full, Memory, Op};
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::jwks::KeyStore;
+use crate::load::Loaded;
+use crate::metrics::Metrics;
+use crate::now_ms;
+
+/// Most operations in one batch.
+const MOST_OPS: usize = 64;
+/// Longest batch, bytes.
+const MOST_BYTES: usize = 64 * 1024;
+
+#[derive(Debug)]
+struct Service {
+    memory: Mutex<Memory>,
+    keys: Arc<KeyStore>,
+    metrics: Metrics,
+}
+
+/// Serves until `shutdown`, then finishes what is in flight.
+pub async fn run(loaded: Loaded, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
+    let document = loaded.policy.document();
+    let settings = document.state.service.as_ref().map(|At { value, .. }| value).context(
+        "the policy has no `state.service`: write `state: { service: { address: \"127.0.0.1:7070\" } }`",
+    )?;
+    let metrics = Metrics::new()?;
+    let keys = Arc::new(KeyStore::new(&document.issuers, &loaded.folder, metrics.clone())?);
+    let memory = Mutex::new(Memory::new(document.state.memory.max_entries, now_ms()));
+    let fresh = tokio::spawn(Arc::clone(&keys).keep_fresh());
+    let app = app(Arc::new(Service { memory, keys, metrics }));
+    let limits = Limits::default();
+    match Place::open(settings, &loaded.folder).await? {
+        Place::Tls(listener, tls) => certs::serve::serve(listener, tls, app, limits, shutdown).await?,
+        Place::Tcp(listener) => plain::serve(listener, app, limits, shutdown).await,
+        Place::Socket(socket) => plain::serve(socket, app, limits, shutdown).await,
+    }
+    fresh.abort();
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Where it listens.
+enum Place {
+    Tls(TcpListener, Arc<rustls::ServerConfig>),
+    Tcp(TcpListener),
+    Socket(plain::Socket),
+}
+
+impl Place {
+    async fn open(settings: &StateService, folder: &Path) -> anyhow::Result<Self> {
+        match (settings.address, &settings.socket, &settings.tls) {
+            (Some(address), _, tls) => {
+                let listener = TcpListener::bind(address).await.with_context(|| format!("{address}"))?;
+                tracing::info!(%address, mutual_tls = tls.is_some(), "ready");
+                Ok(match tls {
+                    Some(files) => Self::Tls(listener, tls_config(files, folder)?),
+                    None => Self::Tcp(listener),
+                })
+            }
+            (None, Some(path), _) => {
+                let path = folder.join(path);
+                let socket = plain::Socket::open(&path).await.with_context(|| path.display().to_string())?;
+                tracing::info!(socket = %path.display(), "ready");
+                Ok(Self::Socket(socket))
+            }
+            (None, None, _) => anyhow::bail!("the state service has neither `address` nor `socket`"),
+        }
+    }
+}
+
+fn tls_config(files: &StateTls, folder: &Path) -> anyhow::Result<Arc<rustls::ServerConfig>> {
+    let file = |reference: &At<Reference>| -> anyhow::Result<PathBuf> {
+        match &reference.value {
+            Reference::File(path) => Ok(folder.join(path)),
+            Reference::Env(name) => {
+                anyhow::bail!("env:{name}: certificates and keys are files: write `file:PATH`")
+            }
+        }
+    };
+    let identity = Identity::load(&file(&files.certificate)?, &file(&files.key)?)?;
+    let clients = ClientAuth::Required(Trust::load(&file(&files.client_ca)?)?);
+    Ok(certs::server_config(&identity, clients, Versions::Tls12And13, &[b"http/1.1"])?)
+}
+
+fn app(service: Arc<Service>) -> Router {
+    Router::new()
+        .route("/v1/state", post(run_batch).layer(DefaultBodyLimit::max(MOST_BYTES)))
+        .route("/v1/keys", get(keys))
+        .route("/v1/keys/refresh", post(refresh_keys).layer(DefaultBodyLimit::max(1_024)))
+        .route("/health", get(|| async { Json(json!({ "status": "up" })) }))
+        .route("/readiness", get(readiness))
+        .route("/metrics", get(metrics))
+        .with_state(service)
+}
+
+/// A JSON list of operations in, the list of their answers out.
+async fn run_batch(State(service): State<Arc<Service>>, body: Bytes) -> Response {
+    let ops: Vec<Op> = match serde_json::from_slice(&body) {
+        Ok(ops) => ops,
+        Err(why) => return service.refuse(StatusCode::BAD_REQUEST, "batch_malformed", &why.to_string()),
+    };
+    if ops.len() > MOST_OPS {
+        let why = format!("a batch has at most {MOST_OPS} operations");
+        return service.refuse(StatusCode::BAD_REQUEST, "batch_too_long", &why);
+    }
+    let answers = {
+        let mut memory = service.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        memory.run(&ops, now_ms())
+    };
+    match answers {
+        Ok(answers) => {
+            service.metrics.state_batches.with_label_values(&["run"]).inc();
+            Json(answers).into_response()
+        }
+        Err(full @ Full) => service.refuse(StatusCode::INSUFFICIENT_STORAGE, "state_full", &full.to_string()),
+    }
+}
+
+/// The keys of every issuer that has any.
+async fn keys(State(service): State<Arc<Service>>, headers: HeaderMap) -> Response {
+    let (etag, body) = service.keys.published();
+    if headers.get(header::IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == etag.as_bytes()) {
+        return (StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response();
+    }
+    ([(header::CONTENT_TYPE, "application/json".to_owned()), (header::ETAG, etag)], body).into_response()
+}
+
+/// Fetches the keys of the issuer that the body names, at the rate that the policy bounds, and answers with all.
+async fn refresh_keys(State(service): State<Arc<Service>>, issuer: String) -> Response {
+    if service.keys.refresh_unknown(&issuer).await {
+        keys(State(service), HeaderMap::new()).await
+    } else {
+        service.refuse(StatusCode::TOO_MANY_REQUESTS, "not_refreshed", "there are no newer keys, or not yet")
+    }
+}
+
+async fn readiness(State(service): State<Arc<Service>>) -> Response {
+    let missing = service.keys.missing();
+    let status = if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({ "missing": missing }))).into_response()
+}
+
+async fn metrics(State(service): State<Arc<Service>>) -> Response {
+    let entries = service.memory.lock().unwrap_or_else(PoisonError::into_inner).len();
+    service.metrics.state_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], service.metrics.text()).into_response()
+}
+
+impl Service {
+    fn refuse(&self, status: StatusCode, code: &'static str, detail: &str) -> Response {
+        self.metrics.state_batches.with_label_values(&[code]).inc();
+        (status, Json(json!({ "code": code, "detail": detail }))).into_response()
+    }
+}
