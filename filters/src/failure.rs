@@ -7,6 +7,8 @@ use crate::filter::Refusal;
 pub enum Failure {
     /// The request is not HTTP as the edge reads it.
     Malformed,
+    /// The header is larger than any that the edge reads.
+    HeaderTooLarge,
     /// The request did not arrive whole.
     BodyIncomplete,
     /// The body is larger than any that the edge holds.
@@ -28,8 +30,9 @@ pub enum Failure {
 }
 
 impl Failure {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Malformed,
+        Self::HeaderTooLarge,
         Self::BodyIncomplete,
         Self::BodyTooLarge,
         Self::RequestTimeout,
@@ -46,6 +49,9 @@ impl Failure {
         let soon = |refusal: Refusal| refusal.header("retry-after", "1");
         match self {
             Self::Malformed => Refusal::new(400, "request_malformed", "The request is not well-formed HTTP."),
+            Self::HeaderTooLarge => {
+                Refusal::new(431, "headers_too_large", "The header fields are too large.")
+            }
             Self::BodyIncomplete => Refusal::new(400, "body_incomplete", "The body did not arrive whole."),
             Self::BodyTooLarge => {
                 let most = crate::shape::Config::MOST_BODY_BYTES;

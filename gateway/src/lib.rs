@@ -8,6 +8,7 @@ mod access_log;
 mod admin;
 mod door;
 mod edge;
+pub mod envoy;
 mod exchange;
 mod jwks;
 mod listener;

@@ -77,7 +77,7 @@ pub fn schema() -> String {
 }
 
 /// A secret is the whole content of its file or variable, less one trailing line break.
-fn secret(folder: &Path, reference: &Reference) -> Result<Vec<u8>, String> {
+pub(crate) fn secret(folder: &Path, reference: &Reference) -> Result<Vec<u8>, String> {
     let mut bytes = match reference {
         Reference::File(path) => std::fs::read(folder.join(path)).map_err(|why| why.to_string())?,
         Reference::Env(name) => std::env::var(name).map_err(|why| why.to_string())?.into_bytes(),

@@ -54,6 +54,28 @@ enum Command {
         /// The policy file.
         policy: PathBuf,
     },
+    /// Print a whole Envoy configuration that enforces the policy: listeners, routes, clusters and the module.
+    ///
+    ///   gateway envoy edge.yaml --module /etc/envoy/torana.wasm > envoy.json
+    ///   gateway state edge.yaml &
+    ///   envoy -c envoy.json
+    ///
+    /// The policy must have `state.service`. Paths of certificates and keys become absolute. Secrets that the
+    /// policy takes from `env:` stay in the environment of Envoy; those from `file:` are written into the
+    /// configuration, which then is a secret itself.
+    #[command(verbatim_doc_comment)]
+    Envoy {
+        /// The policy file.
+        policy: PathBuf,
+        /// The module, where Envoy will find it; `filters/wasm/build` makes it.
+        #[arg(long, default_value = "/etc/envoy/torana.wasm")]
+        module: PathBuf,
+        /// Write envoy.json, listeners.json and clusters.json into this folder instead, readable by their owner
+        /// alone. Writing them again changes the policy of an Envoy that runs on them, without a dropped
+        /// connection.
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
     /// Read a policy as `serve` would, keys and certificates included, and say what is wrong with it.
     ///
     /// Each mistake is told as FILE:LINE:COLUMN: what is wrong and what to write. Exit status 0 when the
@@ -79,6 +101,7 @@ fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Serve { policy, threads, drain_s } => serve(&policy, threads, drain_s),
         Command::State { policy } => state(&policy),
+        Command::Envoy { policy, module, out } => envoy(&policy, module, out.as_deref()),
         Command::Check { policy } => check(&policy),
         Command::Schema => print(&load::schema()),
     }
@@ -96,6 +119,34 @@ fn state(policy: &Path) -> ExitCode {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(state_service::run(loaded, stopped()))
     })
+}
+
+fn envoy(policy: &Path, module: PathBuf, out: Option<&Path>) -> ExitCode {
+    let options = gateway::envoy::Options { module };
+    let made = match out {
+        None => gateway::envoy::bootstrap(policy, &options),
+        Some(folder) => gateway::envoy::folder(policy, &options, folder)
+            .map(|files| files.iter().map(|file| format!("wrote {}\n", file.display())).collect()),
+    };
+    match made {
+        Ok(text) => {
+            if out.is_none() && gateway::envoy::holds_secrets(policy, &options).unwrap_or(true) {
+                complain(
+                    "note: this configuration holds secrets of the policy's clients; keep it as you keep them",
+                );
+            }
+            print(&text)
+        }
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn complain(text: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
 /// Completes on SIGTERM or SIGINT.

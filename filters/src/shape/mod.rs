@@ -10,6 +10,7 @@ mod path;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::failure::Failure;
 use crate::filter::{Context, Filter, Host, Request, Verdict};
 use crate::policy::{Settings, Site, Unusable};
 
@@ -119,7 +120,7 @@ impl Filter for Shape {
         }
         let header_bytes: usize = request.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
         if header_bytes > self.0.max_header_bytes {
-            return Verdict::refuse(431, "headers_too_large", "The header fields are too large.");
+            return Failure::HeaderTooLarge.refusal().into();
         }
         match request.headers.one("content-length") {
             Ok(None) => {}

@@ -26,6 +26,9 @@ pub enum Flow {
 /// The field by which Envoy's routes are told apart: the policy's own matcher has chosen one.
 pub const ROUTE_FIELD: &str = "x-torana-route";
 
+/// The field that tells Envoy that the module has refused the request, and worded the refusal.
+pub const REFUSED_FIELD: &str = "x-torana-refused";
+
 /// One request.
 #[derive(Debug)]
 pub struct Stream {
@@ -76,6 +79,8 @@ impl Received {
                     received.fields.push(("host".to_owned(), value));
                 }
                 pseudo if pseudo.starts_with(':') => {}
+                // Envoy's own, whatever the client sent.
+                "x-forwarded-proto" | "x-envoy-external-address" => {}
                 _ => received.fields.push((name, value)),
             }
         }
@@ -305,6 +310,8 @@ impl Stream {
             let (fields, body) = admission.problem(&refused.refusal);
             let fields: Vec<(&str, &str)> =
                 fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            // So that Envoy tells our refusals from its own, which it words as ours.
+            envoy.set_request_field(REFUSED_FIELD, Some("1"));
             envoy.answer(refused.refusal.status, &fields, body.as_bytes());
         } else {
             envoy.answer(500, &[], b"");

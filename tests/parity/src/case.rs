@@ -40,6 +40,9 @@ pub struct Case {
     /// `u` and `v` are there.
     #[serde(default)]
     pub routes: Vec<Value>,
+    /// Its limits are counted where they are: how much the shared state remembers is not compared.
+    #[serde(default)]
+    pub counted_here: bool,
     /// Bounds of the state's memory.
     pub max_entries: Option<usize>,
     pub requests: Vec<Step>,

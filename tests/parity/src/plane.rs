@@ -125,7 +125,7 @@ impl<'w> Plane<'w> {
                     ])
                     .output()?;
                 if !generated.status.success() {
-                    bail!("gateway envoy: {}", String::from_utf8_lossy(&generated.stdout));
+                    bail!("gateway envoy: {}", String::from_utf8_lossy(&generated.stderr));
                 }
                 std::fs::write(&bootstrap, generated.stdout)?;
                 plane.spawn(Command::new(&programs.envoy).arg("-c").arg(&bootstrap).args([

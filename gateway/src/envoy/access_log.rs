@@ -1,0 +1,27 @@
+//! The access log: the gateway's fields, one JSON object a line. The query is never written.
+
+use serde_json::{Value, json};
+
+pub(super) fn json_lines() -> Value {
+    json!({
+        "name": "envoy.access_loggers.stdout",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog",
+            "log_format": { "json_format": {
+                "timestamp": "%START_TIME(%Y-%m-%dT%H:%M:%S.%6fZ)%",
+                "target": "access",
+                "request_id": "%RESP(X-REQUEST-ID)%",
+                "method": "%REQ(:METHOD)%",
+                "route": "%ROUTE_NAME%",
+                "status": "%RESPONSE_CODE%",
+                "flags": "%RESPONSE_FLAGS%",
+                "details": "%RESPONSE_CODE_DETAILS%",
+                "duration_ms": "%DURATION%",
+                "upstream": "%UPSTREAM_CLUSTER%",
+                "client_ip": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%",
+                "bytes_received": "%BYTES_RECEIVED%",
+                "bytes_sent": "%BYTES_SENT%",
+            } },
+        },
+    })
+}

@@ -1,0 +1,133 @@
+//! Clusters: how upstreams and the state service are reached, known, and left out when they fail.
+
+use filters::policy::{At, StateService, Upstream, UpstreamTls};
+use serde_json::{Value, json};
+
+use super::{STATE_CLUSTER, Source, ms, socket};
+
+impl Source {
+    pub(super) fn clusters(&self) -> anyhow::Result<Vec<Value>> {
+        let document = self.policy.document();
+        let mut clusters = Vec::new();
+        for (name, At { value, .. }) in &document.upstreams {
+            clusters.push(self.upstream(name, value)?);
+        }
+        if let Some(At { value, .. }) = &document.state.service {
+            clusters.push(self.state(value)?);
+        }
+        Ok(clusters)
+    }
+
+    fn upstream(&self, name: &str, upstream: &Upstream) -> anyhow::Result<Value> {
+        let endpoints: Vec<Value> =
+            upstream.addresses.iter().map(|address| endpoint(&socket(*address))).collect();
+        let most = upstream.max_in_flight;
+        let mut cluster = json!({
+            "name": name,
+            "type": "STATIC",
+            "lb_policy": "ROUND_ROBIN",
+            "connect_timeout": ms(upstream.connect_timeout_ms),
+            "load_assignment": { "cluster_name": name, "endpoints": [{ "lb_endpoints": endpoints }] },
+            "transport_socket": self.upstream_tls(&upstream.tls)?,
+            "typed_extension_protocol_options": http1(upstream.idle_timeout_ms),
+            "circuit_breakers": { "thresholds": [{
+                "max_connections": most, "max_pending_requests": most, "max_requests": most, "max_retries": 16,
+            }] },
+            // When every address is left out, requests are refused rather than sent to one that fails.
+            "common_lb_config": { "healthy_panic_threshold": { "value": 0 } },
+        });
+        if upstream.outlier.failures > 0 {
+            let eject = ms(upstream.outlier.eject_ms);
+            cluster["outlier_detection"] = json!({
+                "split_external_local_origin_errors": true,
+                "consecutive_local_origin_failure": upstream.outlier.failures,
+                "enforcing_consecutive_local_origin_failure": 100,
+                "enforcing_consecutive_5xx": 0,
+                "enforcing_consecutive_gateway_failure": 0,
+                "enforcing_success_rate": 0,
+                "enforcing_local_origin_success_rate": 0,
+                "base_ejection_time": eject,
+                "max_ejection_time": eject,
+                "max_ejection_percent": 100,
+                "interval": "1s",
+            });
+        }
+        if let Some(health) = &upstream.health {
+            cluster["health_checks"] = json!([{
+                "timeout": ms(health.timeout_ms),
+                "interval": ms(health.interval_ms),
+                "no_traffic_interval": ms(health.interval_ms),
+                "unhealthy_threshold": health.unhealthy_after,
+                "healthy_threshold": health.healthy_after,
+                "http_health_check": { "path": health.path, "host": upstream.tls.server_name.value },
+            }]);
+        }
+        Ok(cluster)
+    }
+
+    /// Mutual TLS, with the upstream's name in its certificate to the letter.
+    fn upstream_tls(&self, tls: &UpstreamTls) -> anyhow::Result<Value> {
+        let name = &tls.server_name.value;
+        let san_type = if name.parse::<std::net::IpAddr>().is_ok() { "IP_ADDRESS" } else { "DNS" };
+        Ok(json!({
+            "name": "envoy.transport_sockets.tls",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+                "sni": name,
+                "common_tls_context": {
+                    "tls_params": { "tls_minimum_protocol_version": "TLSv1_2" },
+                    "alpn_protocols": ["http/1.1"],
+                    "tls_certificates": [{
+                        "certificate_chain": self.file(&tls.certificate)?,
+                        "private_key": self.file(&tls.key)?,
+                    }],
+                    "validation_context": {
+                        "trusted_ca": self.file(&tls.ca)?,
+                        "match_typed_subject_alt_names": [{ "san_type": san_type, "matcher": { "exact": name } }],
+                    },
+                },
+            },
+        }))
+    }
+
+    fn state(&self, service: &StateService) -> anyhow::Result<Value> {
+        const IDLE_MS: u64 = 20_000;
+        const MOST: u32 = 1_024;
+        let address = match (&service.socket, service.address) {
+            (Some(path), _) => json!({ "pipe": { "path": self.folder.join(path) } }),
+            (None, Some(address)) => socket(address),
+            (None, None) => anyhow::bail!("the state service has neither `address` nor `socket`"),
+        };
+        let mut cluster = json!({
+            "name": STATE_CLUSTER,
+            "type": "STATIC",
+            "connect_timeout": ms(service.timeout_ms),
+            "load_assignment": {
+                "cluster_name": STATE_CLUSTER,
+                "endpoints": [{ "lb_endpoints": [endpoint(&address)] }],
+            },
+            "typed_extension_protocol_options": http1(IDLE_MS),
+            "circuit_breakers": { "thresholds": [{
+                "max_connections": MOST, "max_pending_requests": MOST, "max_requests": MOST,
+            }] },
+        });
+        if let Some(tls) = &service.tls {
+            cluster["transport_socket"] = self.upstream_tls(&tls.client)?;
+        }
+        Ok(cluster)
+    }
+}
+
+fn endpoint(address: &Value) -> Value {
+    json!({ "endpoint": { "address": address } })
+}
+
+fn http1(idle_ms: u64) -> Value {
+    json!({
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": { "http_protocol_options": {} },
+            "common_http_protocol_options": { "idle_timeout": ms(idle_ms) },
+        },
+    })
+}

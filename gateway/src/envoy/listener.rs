@@ -1,0 +1,175 @@
+//! Listeners: TLS, the bounds on connections and requests, and the module.
+
+use filters::policy::{At, Listener};
+use filters::shape;
+use serde_json::{Value, json};
+
+use super::{Source, access_log, local_reply, ms, routes, socket};
+
+/// What Envoy holds of a request's body. More than the module does, so that the module answers first.
+const BUFFER_BYTES: usize = 4 * shape::Config::MOST_BODY_BYTES;
+/// Envoy's own bounds on a header, beyond those of the filter `shape`, which answers with a problem.
+const MOST_HEADER_KIB: u32 = 96;
+const MOST_HEADERS: u32 = 256;
+
+impl Source {
+    pub(super) fn listeners(&self) -> anyhow::Result<Vec<Value>> {
+        self.policy.document().listeners.iter().map(|At { value, .. }| self.listener(value)).collect()
+    }
+
+    fn listener(&self, listener: &Listener) -> anyhow::Result<Value> {
+        Ok(json!({
+            "name": listener.name,
+            "address": socket(listener.address),
+            "per_connection_buffer_limit_bytes": BUFFER_BYTES,
+            "listener_filters": [{
+                "name": "envoy.filters.listener.tls_inspector",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
+                },
+            }],
+            "listener_filters_timeout": ms(listener.handshake_timeout_ms),
+            "filter_chains": [{
+                "transport_socket_connect_timeout": ms(listener.handshake_timeout_ms),
+                "transport_socket": self.downstream_tls(listener)?,
+                "filters": [self.connection_limit(listener), self.http(listener)?],
+            }],
+        }))
+    }
+
+    fn downstream_tls(&self, listener: &Listener) -> anyhow::Result<Value> {
+        let mut common = json!({
+            "tls_params": { "tls_minimum_protocol_version": "TLSv1_2" },
+            "alpn_protocols": ["h2", "http/1.1"],
+            "tls_certificates": [{
+                "certificate_chain": self.file(&listener.tls.certificate)?,
+                "private_key": self.file(&listener.tls.key)?,
+            }],
+        });
+        let mut required = false;
+        if let Some(clients) = &listener.tls.client_certificates {
+            common["validation_context"] = json!({ "trusted_ca": self.file(&clients.ca)? });
+            required = clients.required;
+        }
+        Ok(json!({
+            "name": "envoy.transport_sockets.tls",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+                "common_tls_context": common,
+                "require_client_certificate": required,
+                // A resumed session skips the verifier: a client that lost its CA would keep coming in.
+                "disable_stateless_session_resumption": listener.tls.client_certificates.is_some(),
+                "disable_stateful_session_resumption": listener.tls.client_certificates.is_some(),
+            },
+        }))
+    }
+
+    fn connection_limit(&self, listener: &Listener) -> Value {
+        json!({
+            "name": "envoy.filters.network.connection_limit",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit",
+                "stat_prefix": listener.name,
+                "max_connections": listener.max_connections,
+            },
+        })
+    }
+
+    fn http(&self, listener: &Listener) -> anyhow::Result<Value> {
+        Ok(json!({
+            "name": "envoy.filters.network.http_connection_manager",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+                "stat_prefix": listener.name,
+                "codec_type": "AUTO",
+                "access_log": [access_log::json_lines()],
+                "route_config": self.routes()?,
+                "http_filters": [
+                    self.module()?,
+                    {
+                        "name": "envoy.filters.http.router",
+                        "typed_config": {
+                            "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
+                            "suppress_envoy_headers": true,
+                        },
+                    },
+                ],
+                // The module is told the address at the other end and what the client wrote, and makes of both
+                // what the policy says.
+                "use_remote_address": true,
+                "skip_xff_append": true,
+                "generate_request_id": false,
+                "server_header_transformation": "PASS_THROUGH",
+                // The path is decided on, signed and sent on exactly as it came.
+                "normalize_path": false,
+                "merge_slashes": false,
+                "path_with_escaped_slashes_action": "KEEP_UNCHANGED",
+                "max_request_headers_kb": MOST_HEADER_KIB,
+                "common_http_protocol_options": {
+                    "max_headers_count": MOST_HEADERS,
+                    "idle_timeout": ms(listener.idle_timeout_ms),
+                    "max_requests_per_connection": listener.max_requests_per_connection,
+                    "headers_with_underscores_action": "ALLOW",
+                },
+                "http2_protocol_options": {
+                    "max_concurrent_streams": 100,
+                    "initial_stream_window_size": 65_536,
+                    "initial_connection_window_size": 1_048_576,
+                },
+                "request_headers_timeout": ms(listener.request_timeout_ms),
+                "request_timeout": ms(listener.request_timeout_ms),
+                "stream_idle_timeout": ms(self.longest_route_ms().saturating_add(listener.request_timeout_ms)),
+                "delayed_close_timeout": "1s",
+                "drain_timeout": "5s",
+                "local_reply_config": local_reply::problems(),
+            },
+        }))
+    }
+
+    fn longest_route_ms(&self) -> u64 {
+        self.policy.rules().iter().map(|rule| rule.timeout_ms).max().unwrap_or_default()
+    }
+
+    /// The module. When it dies its requests are refused, and it is started again; it is never left out.
+    fn module(&self) -> anyhow::Result<Value> {
+        let mut vm = json!({
+            "vm_id": "torana",
+            "runtime": "envoy.wasm.runtime.v8",
+            "code": { "local": { "filename": self.module } },
+            "allow_precompiled": false,
+        });
+        if !self.variables.is_empty() {
+            vm["environment_variables"] = json!({ "host_env_keys": self.variables });
+        }
+        Ok(json!({
+            "name": "envoy.filters.http.wasm",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm",
+                "config": {
+                    "name": "torana",
+                    "root_id": "torana",
+                    "vm_config": vm,
+                    "failure_policy": "FAIL_RELOAD",
+                    "reload_config": { "backoff": { "base_interval": "0.050s", "max_interval": "1s" } },
+                    // The body goes on arriving while the header is held back.
+                    "allow_on_headers_stop_iteration": true,
+                    "configuration": {
+                        "@type": "type.googleapis.com/google.protobuf.StringValue",
+                        "value": serde_json::to_string(&self.compiled)?,
+                    },
+                },
+            },
+        }))
+    }
+}
+
+/// The name that routes live under.
+pub(super) fn route_config(routes: Vec<Value>) -> Value {
+    json!({
+        "name": "torana",
+        // What Envoy adds is told nobody.
+        "request_headers_to_remove": [super::ROUTE_FIELD, "x-envoy-external-address"],
+        "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": routes, "require_tls": "NONE" }],
+        "max_direct_response_body_size_bytes": routes::NO_ROUTE_BYTES,
+    })
+}

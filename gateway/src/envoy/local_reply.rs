@@ -1,0 +1,64 @@
+//! What Envoy answers by itself, in the words of the edge.
+
+use filters::failure::Failure;
+use serde_json::{Value, json};
+
+use super::REFUSED_FIELD;
+
+/// Problems in place of Envoy's own answers, by the flag that says what happened.
+pub(super) fn problems() -> Value {
+    let by_flags = [
+        (&["UO"][..], Failure::UpstreamOverloaded),
+        (&["UF", "UH", "URX", "NC"], Failure::UpstreamUnreachable),
+        (&["UT"], Failure::UpstreamTimeout),
+        (&["UC", "UR", "UPE", "LR"], Failure::UpstreamFailed),
+    ];
+    let by_status = [
+        (400, Failure::Malformed),
+        (408, Failure::RequestTimeout),
+        (413, Failure::BodyTooLarge),
+        (431, Failure::HeaderTooLarge),
+    ];
+    let flagged = by_flags.into_iter().map(|(flags, failure)| {
+        mapper(&not_refused(&json!({ "response_flag_filter": { "flags": flags } })), failure)
+    });
+    let told = by_status.into_iter().map(|(status, failure)| {
+        let status = json!({ "status_code_filter": {
+            "comparison": { "op": "EQ", "value": { "default_value": status, "runtime_key": "torana.none" } },
+        } });
+        mapper(&not_refused(&status), failure)
+    });
+    json!({ "mappers": flagged.chain(told).collect::<Vec<_>>() })
+}
+
+/// The module's own refusals pass as they are.
+fn not_refused(filter: &Value) -> Value {
+    let refused = json!({ "header_filter": {
+        "header": { "name": REFUSED_FIELD, "present_match": true, "invert_match": true },
+    } });
+    json!({ "and_filter": { "filters": [filter, refused] } })
+}
+
+fn mapper(filter: &Value, failure: Failure) -> Value {
+    let refusal = failure.refusal();
+    // The problem that the edge writes, with the id in Envoy's notation.
+    let mut problem: Value =
+        serde_json::from_str(&refusal.problem("%REQ(X-REQUEST-ID)%")).unwrap_or_default();
+    problem["status"] = json!(refusal.status);
+    let fields: Vec<Value> = refusal
+        .headers
+        .iter()
+        .map(|(name, value)| {
+            json!({ "header": { "key": name, "value": value }, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD" })
+        })
+        .collect();
+    json!({
+        "filter": filter,
+        "status_code": refusal.status,
+        "headers_to_add": fields,
+        "body_format_override": {
+            "json_format": problem,
+            "content_type": "application/problem+json",
+        },
+    })
+}

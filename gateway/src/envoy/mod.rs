@@ -1,0 +1,202 @@
+//! A whole Envoy configuration from a policy: what Envoy does natively, done by Envoy, and the module for the rest.
+//!
+//! Owns the translation and nothing else: routes are matched by the policy's own matcher in the module, which names
+//! its choice in a field that Envoy's routes match on, so the two cannot disagree. Every bound of the policy arrives
+//! in it, and nothing is left open: what the module cannot decide does not pass.
+
+mod access_log;
+mod clusters;
+mod listener;
+mod local_reply;
+mod routes;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use filters::compiled::{Compiled, Secret};
+use filters::policy::{At, Document, Policy, Reference};
+use serde_json::{Value, json};
+
+/// What the configuration is made of besides the policy.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The module, as Envoy will find it.
+    pub module: PathBuf,
+}
+
+/// The cluster that leads to the state service.
+const STATE_CLUSTER: &str = "torana_state";
+/// The field by which routes are told apart. The module sets it; nobody else can, and no upstream sees it.
+const ROUTE_FIELD: &str = "x-torana-route";
+/// The field by which the module's refusals are told from Envoy's own answers.
+const REFUSED_FIELD: &str = "x-torana-refused";
+/// Tells an upstream that a request is a copy.
+const MIRROR_FIELD: &str = "x-torana-mirror";
+
+/// A bootstrap with everything in it, JSON, which Envoy reads as it does YAML.
+///
+/// # Errors
+/// When the policy cannot be read, or has no `state.service`: all mistakes, one a line.
+pub fn bootstrap(file: &Path, options: &Options) -> anyhow::Result<String> {
+    let source = Source::read(file, options)?;
+    let document = source.policy.document();
+    let listeners = source.listeners()?;
+    let clusters = source.clusters()?;
+    let whole = json!({
+        "node": { "id": "torana", "cluster": "torana-edge" },
+        "admin": { "address": socket(document.admin.address) },
+        "static_resources": { "listeners": listeners, "clusters": clusters },
+        "overload_manager": overload(document),
+    });
+    Ok(format!("{whole:#}\n"))
+}
+
+/// The same in three files, of which Envoy watches two: rewriting them changes the policy of a running Envoy
+/// without a dropped connection.
+///
+/// # Errors
+/// As of [`bootstrap`], and when a file cannot be written.
+pub fn folder(file: &Path, options: &Options, out: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let source = Source::read(file, options)?;
+    let document = source.policy.document();
+    std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
+    let out = std::path::absolute(out)?;
+    let typed = |kind: &str, resources: Vec<Value>| {
+        let resources: Vec<Value> = resources
+            .into_iter()
+            .map(|mut resource| {
+                resource["@type"] = json!(format!("type.googleapis.com/envoy.config.{kind}"));
+                resource
+            })
+            .collect();
+        json!({ "resources": resources })
+    };
+    let watched = |name: &str| {
+        json!({
+            "resource_api_version": "V3",
+            "path_config_source": { "path": out.join(name), "watched_directory": { "path": out } },
+        })
+    };
+    let bootstrap = json!({
+        "node": { "id": "torana", "cluster": "torana-edge" },
+        "admin": { "address": socket(document.admin.address) },
+        "dynamic_resources": { "lds_config": watched("listeners.json"), "cds_config": watched("clusters.json") },
+        "overload_manager": overload(document),
+    });
+    // Clusters before listeners: a listener must find the clusters that it names.
+    let files = [
+        ("clusters.json", typed("cluster.v3.Cluster", source.clusters()?)),
+        ("listeners.json", typed("listener.v3.Listener", source.listeners()?)),
+        ("envoy.json", bootstrap),
+    ];
+    files.into_iter().map(|(name, value)| write(&out, name, &format!("{value:#}\n"))).collect()
+}
+
+/// Writes a file in place of another, whole, readable by its owner alone.
+fn write(folder: &Path, name: &str, text: &str) -> anyhow::Result<PathBuf> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let (path, new) = (folder.join(name), folder.join(format!(".{name}.new")));
+    let mut file = std::fs::File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)
+        .with_context(|| new.display().to_string())?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&new, &path).with_context(|| path.display().to_string())?;
+    Ok(path)
+}
+
+/// A policy and where its files are.
+struct Source {
+    policy: Policy,
+    /// The document as the module reads it.
+    compiled: Compiled,
+    /// Variables that Envoy passes on to the module.
+    variables: Vec<String>,
+    folder: PathBuf,
+    module: PathBuf,
+}
+
+impl Source {
+    fn read(file: &Path, options: &Options) -> anyhow::Result<Self> {
+        let name = file.to_string_lossy();
+        let mistaken = |mistakes: Vec<filters::policy::Mistake>| {
+            anyhow::anyhow!(mistakes.iter().map(|m| m.in_file(&name)).collect::<Vec<_>>().join("\n"))
+        };
+        let text = std::fs::read_to_string(file).with_context(|| name.to_string())?;
+        let loaded = crate::load::load(file).map_err(mistaken)?;
+        let document = loaded.policy.document();
+        anyhow::ensure!(
+            document.state.service.is_some(),
+            "{name}: Envoy's workers share nonces, limits and keys through the state service, so the policy must say \
+             where it is: `state: {{ service: {{ address: \"127.0.0.1:7070\" }} }}`"
+        );
+        let mut secrets = std::collections::BTreeMap::new();
+        let mut variables = Vec::new();
+        for key in document.clients.values().flat_map(|client| &client.hmac_keys) {
+            let reference = &key.secret.value;
+            let secret = match reference {
+                Reference::Env(name) => {
+                    variables.push(name.clone());
+                    Secret::Env(name.clone())
+                }
+                Reference::File(_) => {
+                    let bytes = crate::load::secret(&loaded.folder, reference).map_err(anyhow::Error::msg)?;
+                    Secret::inline(&bytes)
+                }
+            };
+            secrets.insert(reference.to_string(), secret);
+        }
+        variables.sort_unstable();
+        variables.dedup();
+        let policy = Policy::compile(&text).map_err(|mistake| mistaken(vec![mistake]))?;
+        let compiled = Compiled { policy, secrets, state_cluster: STATE_CLUSTER.to_owned() };
+        let module = std::path::absolute(&options.module)?;
+        let folder = std::path::absolute(&loaded.folder)?;
+        Ok(Self { policy: loaded.policy, compiled, variables, folder, module })
+    }
+
+    fn file(&self, reference: &At<Reference>) -> anyhow::Result<Value> {
+        match &reference.value {
+            Reference::File(path) => Ok(json!({ "filename": self.folder.join(path) })),
+            Reference::Env(name) => anyhow::bail!("env:{name}: certificates and keys are files"),
+        }
+    }
+}
+
+/// Whether the configuration holds secrets, for whoever prints it.
+///
+/// # Errors
+/// When the policy cannot be read.
+pub fn holds_secrets(file: &Path, options: &Options) -> anyhow::Result<bool> {
+    let source = Source::read(file, options)?;
+    Ok(source.compiled.secrets.values().any(|secret| matches!(secret, Secret::Inline(_))))
+}
+
+fn socket(address: std::net::SocketAddr) -> Value {
+    json!({ "socket_address": { "address": address.ip(), "port_value": address.port() } })
+}
+
+/// A number of milliseconds as protobuf's JSON has durations.
+fn ms(ms: u64) -> String {
+    format!("{}.{:03}s", ms / 1_000, ms % 1_000)
+}
+
+/// Bounds of the whole process.
+fn overload(document: &Document) -> Value {
+    let connections: u64 =
+        document.listeners.iter().map(|listener| u64::from(listener.value.max_connections)).sum();
+    json!({
+        "resource_monitors": [{
+            "name": "envoy.resource_monitors.global_downstream_max_connections",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+                "max_active_downstream_connections": connections,
+            },
+        }],
+    })
+}
