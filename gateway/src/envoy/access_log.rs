@@ -1,4 +1,5 @@
-//! The access log: the gateway's fields, one JSON object a line. The query is never written.
+//! Logs: the gateway's fields, one JSON object a line. The path is left out, for Envoy cannot mask the addresses of
+//! payers and payees in it.
 
 use serde_json::{Value, json};
 
@@ -11,6 +12,7 @@ pub(super) fn json_lines() -> Value {
                 "timestamp": "%START_TIME(%Y-%m-%dT%H:%M:%S.%6fZ)%",
                 "target": "access",
                 "request_id": "%RESP(X-REQUEST-ID)%",
+                "traceparent": "%REQ(TRACEPARENT)%",
                 "method": "%REQ(:METHOD)%",
                 "route": "%ROUTE_NAME%",
                 "status": "%RESPONSE_CODE%",
@@ -24,4 +26,11 @@ pub(super) fn json_lines() -> Value {
             } },
         },
     })
+}
+
+/// What Envoy says of itself, in the same form.
+pub(super) fn of_envoy() -> Value {
+    json!({ "log_format": { "json_format": {
+        "timestamp": "%Y-%m-%dT%T.%FZ", "level": "%l", "target": "%n", "message": "%j",
+    } } })
 }

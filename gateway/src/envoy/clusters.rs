@@ -75,7 +75,11 @@ impl Source {
                 "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
                 "sni": name,
                 "common_tls_context": {
-                    "tls_params": { "tls_minimum_protocol_version": "TLSv1_2" },
+                    // As a client Envoy would stop at 1.2.
+                    "tls_params": {
+                        "tls_minimum_protocol_version": "TLSv1_2",
+                        "tls_maximum_protocol_version": "TLSv1_3",
+                    },
                     "alpn_protocols": ["http/1.1"],
                     "tls_certificates": [{
                         "certificate_chain": self.file(&tls.certificate)?,

@@ -47,6 +47,7 @@ pub fn bootstrap(file: &Path, options: &Options) -> anyhow::Result<String> {
         "admin": { "address": socket(document.admin.address) },
         "static_resources": { "listeners": listeners, "clusters": clusters },
         "overload_manager": overload(document),
+        "application_log_config": access_log::of_envoy(),
     });
     Ok(format!("{whole:#}\n"))
 }
@@ -82,6 +83,7 @@ pub fn folder(file: &Path, options: &Options, out: &Path) -> anyhow::Result<Vec<
         "admin": { "address": socket(document.admin.address) },
         "dynamic_resources": { "lds_config": watched("listeners.json"), "cds_config": watched("clusters.json") },
         "overload_manager": overload(document),
+        "application_log_config": access_log::of_envoy(),
     });
     // Clusters before listeners: a listener must find the clusters that it names.
     let files = [

@@ -8,16 +8,21 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde::Deserialize;
 use serde_json::Value;
-use stack::{Binaries, EdgeRequest, Options, Payment, Progress, Service, Stack, User, follow};
+use stack::{Binaries, Edge, EdgeRequest, Options, Payment, Progress, Service, Stack, User, follow};
 
 /// No payment of a test takes longer than this to come to its end.
 pub const LONGEST: Duration = Duration::from_secs(60);
 
-/// Options for a stack of this test alone, under `target/e2e`.
+/// Options for a stack of this test alone, under `target/e2e`. With `TORANA_EDGE=envoy` its edge is Envoy.
 pub fn options(test: &str) -> anyhow::Result<Options> {
     let target = stack::default_dir();
     let target = target.parent().context("the development folder lies in target")?;
-    Ok(Options::new(target.join("e2e").join(test)))
+    let (edge, folder) = match std::env::var("TORANA_EDGE").as_deref() {
+        Ok("envoy") => (Edge::Envoy, "e2e-envoy"),
+        Ok("gateway") | Err(_) => (Edge::Gateway, "e2e"),
+        Ok(other) => anyhow::bail!("TORANA_EDGE is `gateway` or `envoy`, not `{other}`"),
+    };
+    Ok(Options::new(target.join(folder).join(test)).edge(edge))
 }
 
 /// Starts a stack for one test. The services were built before the tests: building takes but a moment.

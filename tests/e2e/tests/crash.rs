@@ -18,7 +18,7 @@ const PHASE: Duration = Duration::from_millis(1_500);
 async fn what_was_accepted_ends_whoever_dies() -> anyhow::Result<()> {
     let stack = Arc::new(start(options("crash")?).await?);
     let mut accepted = BTreeSet::new();
-    for victim in [Service::TxnCore, Service::NpciProxy, Service::Gateway] {
+    for victim in [Service::TxnCore, Service::NpciProxy, Service::Edge] {
         let over = Arc::new(AtomicBool::new(false));
         let mut clients = tokio::task::JoinSet::new();
         for client in 0..CLIENTS {

@@ -317,7 +317,7 @@ fn forged_fields(cases: &mut Cases<'_>) -> anyhow::Result<()> {
 async fn replays_limits_and_paths() -> anyhow::Result<()> {
     let limit =
         json!({ "limits": [{ "name": "payments", "by": "user", "requests": 60, "per_s": 60, "burst": 5 }] });
-    let options = options("limits")?.set(Service::Gateway, "/routes/0/filters/rate_limit", limit);
+    let options = options("limits")?.set(Service::Edge, "/routes/0/filters/rate_limit", limit);
     let stack = start(options).await?;
     let alice = stack.alice()?;
 

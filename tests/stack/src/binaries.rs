@@ -1,8 +1,10 @@
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
-use crate::Service;
+use crate::process::CommandLine;
+use crate::{Edge, Service};
 
 /// Where the services' executables are, freshly built.
 #[derive(Debug, Clone)]
@@ -28,8 +30,8 @@ impl Binaries {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut command = tokio::process::Command::new(cargo);
         command.current_dir(workspace()).args(["build", "--profile", profile]).kill_on_drop(true);
-        for service in Service::ALL {
-            command.args(["--bin", service.name()]);
+        for program in ["npci-sim", "txn-core", "npci-proxy", "gateway"] {
+            command.args(["--bin", program]);
         }
         // What cargo sets for the process that it runs would look like a changed environment to
         // build scripts (ring's asks for CARGO_MANIFEST_DIR), and half the world be built again.
@@ -45,14 +47,53 @@ impl Binaries {
         Ok(Binaries { folder })
     }
 
-    #[cfg(test)]
-    pub(crate) fn of_folder(folder: &Path) -> Binaries {
-        Binaries { folder: folder.to_owned() }
+    /// How a service is started on its configuration. Envoy runs on one that is made of the policy now.
+    ///
+    /// # Errors
+    /// When Envoy or its module is not there, or the policy cannot be turned into its configuration.
+    pub(crate) fn command(&self, service: Service, edge: Edge, config: &Path) -> anyhow::Result<CommandLine> {
+        let gateway = self.folder.join("gateway");
+        let on_config = |program: &str, first: &str| CommandLine {
+            program: self.folder.join(program),
+            arguments: vec![first.into(), config.into()],
+        };
+        Ok(match (service, edge) {
+            (Service::NpciSim, _) => on_config("npci-sim", "--config"),
+            (Service::TxnCore, _) => on_config("txn-core", "--config"),
+            (Service::NpciProxy, _) => on_config("npci-proxy", "--config"),
+            (Service::State, _) => on_config("gateway", "state"),
+            (Service::Edge, Edge::Gateway) => on_config("gateway", "serve"),
+            (Service::Edge, Edge::Envoy) => {
+                let (envoy, module) = envoy()?;
+                let made = std::process::Command::new(&gateway)
+                    .arg("envoy")
+                    .arg(config)
+                    .arg("--module")
+                    .arg(module)
+                    .output()
+                    .with_context(|| format!("cannot start {}", gateway.display()))?;
+                if !made.status.success() {
+                    bail!("gateway envoy: {}", String::from_utf8_lossy(&made.stderr));
+                }
+                let bootstrap = config.with_file_name("envoy.json");
+                std::fs::write(&bootstrap, made.stdout).with_context(|| bootstrap.display().to_string())?;
+                let mut arguments: Vec<OsString> = vec!["-c".into(), bootstrap.into()];
+                let more = ["--concurrency", "2", "--log-level", "warning", "--disable-hot-restart"];
+                arguments.extend(more.map(OsString::from));
+                CommandLine { program: envoy, arguments }
+            }
+        })
     }
+}
 
-    pub(crate) fn of(&self, service: Service) -> PathBuf {
-        self.folder.join(service.name())
+/// Envoy and the module.
+fn envoy() -> anyhow::Result<(PathBuf, PathBuf)> {
+    let target = workspace().join("target");
+    let (envoy, module) = (target.join("envoy/envoy"), target.join("wasm/torana.wasm"));
+    for (file, how) in [(&envoy, "tests/run install"), (&module, "filters/wasm/build")] {
+        anyhow::ensure!(file.exists(), "{} is missing; run {how}", file.display());
     }
+    Ok((envoy, module))
 }
 
 /// The checkout that this crate was built in.

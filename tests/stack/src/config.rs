@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use serde_json::Value;
 
-use crate::Service;
+use crate::{Edge, Service};
 
 /// One value of a configuration that differs from the template.
 #[derive(Debug, Clone)]
@@ -24,8 +24,9 @@ pub(crate) fn write(
     values: &BTreeMap<&str, String>,
     settings: &[Setting],
 ) -> anyhow::Result<BTreeMap<Service, PathBuf>> {
-    Service::ALL
-        .into_iter()
+    // The state service reads the edge's policy.
+    let services = Service::of(Edge::Gateway).iter().copied();
+    let mut written: BTreeMap<Service, PathBuf> = services
         .map(|service| {
             let text = render(template(service), values)
                 .and_then(|text| with_settings(text, settings.iter().filter(|s| s.service == service)))
@@ -34,7 +35,11 @@ pub(crate) fn write(
             std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
             Ok((service, path))
         })
-        .collect()
+        .collect::<anyhow::Result<_>>()?;
+    if let Some(policy) = written.get(&Service::Edge).cloned() {
+        written.insert(Service::State, policy);
+    }
+    Ok(written)
 }
 
 fn template(service: Service) -> &'static str {
@@ -42,7 +47,7 @@ fn template(service: Service) -> &'static str {
         Service::NpciSim => include_str!("../config/npci-sim.yaml"),
         Service::TxnCore => include_str!("../config/txn-core.yaml"),
         Service::NpciProxy => include_str!("../config/npci-proxy.yaml"),
-        Service::Gateway => include_str!("../config/gateway.yaml"),
+        Service::Edge | Service::State => include_str!("../config/edge.yaml"),
     }
 }
 
@@ -116,7 +121,7 @@ mod tests {
     fn settings_change_one_value() {
         let yaml = "a:\n  b: 1 # why\nlist: [{c: 127.0.0.1:1}]";
         let setting =
-            |pointer: &str, value| Setting { service: Service::Gateway, pointer: pointer.into(), value };
+            |pointer: &str, value| Setting { service: Service::Edge, pointer: pointer.into(), value };
         assert_eq!(with_settings(yaml.into(), [].iter()).unwrap(), yaml);
         let cases = [
             (setting("/a/b", json!(2)), json!({"a": {"b": 2}, "list": [{"c": "127.0.0.1:1"}]})),

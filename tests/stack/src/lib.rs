@@ -19,6 +19,6 @@ pub use config::Setting;
 pub use device::Device;
 pub use issuer::{AUDIENCE, ISSUER, Issuer};
 pub use payment::{COVERED, EdgeRequest, Payment, Progress, follow, signature_params};
-pub use process::Service;
+pub use process::{Edge, Service};
 pub use running::{Options, RunningService, Stack, StackFile, User, default_dir};
 pub use token::{Claims, Forgery, device_of};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
 use serde::Deserialize;
-use stack::{Binaries, Device, EdgeRequest, Options, Payment, Stack, StackFile, default_dir, follow};
+use stack::{Binaries, Device, Edge, EdgeRequest, Options, Payment, Stack, StackFile, default_dir, follow};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// A payment that takes longer than this is not going to complete by itself.
@@ -21,17 +21,27 @@ const RENEW_TOKENS_EVERY: Duration = Duration::from_secs(6 * 3600);
     name = "cargo dev",
     version,
     args_conflicts_with_subcommands = true,
-    after_help = "Examples:\n  cargo dev\n  cargo dev -- --once\n  cargo dev pay --from alice@torana --to bob@torana --amount 150.75"
+    after_help = "Examples:\n  cargo dev\n  cargo dev -- --once\n  cargo dev -- --edge envoy\n  cargo dev pay --from alice@torana --to bob@torana --amount 150.75"
 )]
 struct Cli {
     /// Stop after the payment; exit status 0 when it is COMPLETED.
     #[arg(long)]
     once: bool,
+    /// Who is the edge: the gateway, or Envoy with the module, both under the same policy. Envoy and the module
+    /// come from `tests/run install` and `filters/wasm/build`.
+    #[arg(long, value_enum, default_value = "gateway")]
+    edge: EdgeName,
     /// Where the stack keeps its files [default: target/dev].
     #[arg(long)]
     dir: Option<PathBuf>,
     #[command(subcommand)]
     command: Option<Command>,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum EdgeName {
+    Gateway,
+    Envoy,
 }
 
 #[derive(Debug, Subcommand)]
@@ -64,10 +74,14 @@ struct Pay {
 #[tokio::main]
 async fn main() -> ExitCode {
     certs::install_crypto_provider();
-    let Cli { once, dir, command } = Cli::parse();
+    let Cli { once, edge, dir, command } = Cli::parse();
+    let edge = match edge {
+        EdgeName::Gateway => Edge::Gateway,
+        EdgeName::Envoy => Edge::Envoy,
+    };
     let outcome = match command {
         Some(Command::Pay(pay)) => pay.run().await,
-        None => run(dir.unwrap_or_else(default_dir), once).await,
+        None => run(Options::new(dir.unwrap_or_else(default_dir)).edge(edge), once).await,
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -78,11 +92,11 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(dir: PathBuf, once: bool) -> anyhow::Result<()> {
+async fn run(options: Options, once: bool) -> anyhow::Result<()> {
     let mut stopped = std::pin::pin!(stop_signal()?);
     // Dropped by a signal, what has been started so far is killed.
     let (stack, paid) = tokio::select! {
-        started = start_and_pay(dir) => started?,
+        started = start_and_pay(options) => started?,
         name = &mut stopped => bail!("stopped by {name}"),
     };
     if once {
@@ -102,10 +116,10 @@ async fn run(dir: PathBuf, once: bool) -> anyhow::Result<()> {
     ended
 }
 
-async fn start_and_pay(dir: PathBuf) -> anyhow::Result<(Stack, anyhow::Result<()>)> {
+async fn start_and_pay(options: Options) -> anyhow::Result<(Stack, anyhow::Result<()>)> {
     let binaries = Binaries::build().await?;
     let started = Instant::now();
-    let stack = Stack::start(&binaries, Options::new(dir)).await?;
+    let stack = Stack::start(&binaries, options).await?;
     say(&format!("ready after {} ms", started.elapsed().as_millis()))?;
     let alice = stack.alice()?;
     let payment = Payment::new(&alice.vpa, "bob@torana", "150.75");

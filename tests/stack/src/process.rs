@@ -1,5 +1,6 @@
 //! Services as child processes.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -10,8 +11,6 @@ use anyhow::{Context as _, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::time::sleep;
-
-use crate::Binaries;
 
 /// How long a service may take to finish what is in flight after SIGTERM.
 const GRACE: Duration = Duration::from_secs(12);
@@ -25,29 +24,50 @@ pub enum Service {
     NpciSim,
     TxnCore,
     NpciProxy,
+    /// The state service, which Envoy's workers share.
+    State,
+    Edge,
+}
+
+/// Who is the edge.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Edge {
+    /// `gateway serve`.
+    #[default]
     Gateway,
+    /// Envoy with the module, and `gateway state` beside it.
+    Envoy,
 }
 
 impl Service {
-    pub const ALL: [Service; 4] = [Service::NpciSim, Service::TxnCore, Service::NpciProxy, Service::Gateway];
+    /// What a stack consists of, in the order in which it starts.
+    pub fn of(edge: Edge) -> &'static [Service] {
+        const ENVOY: [Service; 5] =
+            [Service::NpciSim, Service::TxnCore, Service::NpciProxy, Service::State, Service::Edge];
+        const GATEWAY: [Service; 4] = [Service::NpciSim, Service::TxnCore, Service::NpciProxy, Service::Edge];
+        match edge {
+            Edge::Gateway => &GATEWAY,
+            Edge::Envoy => &ENVOY,
+        }
+    }
 
-    /// The name of its executable, its configuration and its log.
+    /// The name in logs and for people, and of its configuration.
     pub fn name(self) -> &'static str {
         match self {
             Service::NpciSim => "npci-sim",
             Service::TxnCore => "txn-core",
             Service::NpciProxy => "npci-proxy",
-            Service::Gateway => "gateway",
+            Service::State => "state",
+            Service::Edge => "edge",
         }
     }
+}
 
-    fn arguments(self, config: &Path) -> [&std::ffi::OsStr; 2] {
-        let first = match self {
-            Service::NpciSim | Service::TxnCore | Service::NpciProxy => "--config",
-            Service::Gateway => "serve",
-        };
-        [first.as_ref(), config.as_os_str()]
-    }
+/// A command line.
+#[derive(Debug, Clone)]
+pub(crate) struct CommandLine {
+    pub(crate) program: PathBuf,
+    pub(crate) arguments: Vec<OsString>,
 }
 
 /// A child process that does not outlive this value.
@@ -60,22 +80,17 @@ pub(crate) struct Process {
 
 impl Process {
     /// Starts the service; its output is appended to the log.
-    pub(crate) fn start(
-        binaries: &Binaries,
-        service: Service,
-        config: &Path,
-        log: &Path,
-    ) -> anyhow::Result<Process> {
+    pub(crate) fn start(service: Service, command: &CommandLine, log: &Path) -> anyhow::Result<Process> {
         let output = File::options().create(true).append(true).open(log);
         let output = output.with_context(|| format!("cannot write {}", log.display()))?;
-        let executable = binaries.of(service);
-        let child = Command::new(&executable)
-            .args(service.arguments(config))
+        let CommandLine { program, arguments } = command;
+        let child = Command::new(program)
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
             .spawn()
-            .with_context(|| format!("cannot start {}", executable.display()))?;
+            .with_context(|| format!("cannot start {}", program.display()))?;
         Ok(Process { service, child, log: log.to_owned() })
     }
 
@@ -133,22 +148,21 @@ impl Drop for Process {
     }
 }
 
-/// Waits until the service's `/readiness` answers 200; `check` is asked in between whether its process lives.
+/// Waits until `url`, the service's readiness, answers 200; `check` is asked in between whether its process lives.
 ///
 /// # Errors
 /// When the process ends, or is not ready in time: with what it said last.
 pub(crate) async fn ready(
     service: Service,
     http: &reqwest::Client,
-    admin_url: &str,
+    url: &str,
     check: impl Fn() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let url = format!("{admin_url}/readiness");
     let started = Instant::now();
     let mut last = String::from("no answer");
     while started.elapsed() < READY_WITHIN {
         check()?;
-        match http.get(&url).timeout(Duration::from_secs(1)).send().await {
+        match http.get(url).timeout(Duration::from_secs(1)).send().await {
             Ok(answer) if answer.status().is_success() => return Ok(()),
             Ok(answer) => last = format!("{} {}", answer.status(), answer.text().await.unwrap_or_default()),
             Err(_) => {}
@@ -165,11 +179,11 @@ mod tests {
 
     /// A service that does what the script says.
     fn start(dir: &Path, script: &str) -> Process {
-        let executable = dir.join(Service::Gateway.name());
-        std::fs::write(&executable, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&executable, std::fs::Permissions::from_mode(0o755)).unwrap();
-        Process::start(&Binaries::of_folder(dir), Service::Gateway, Path::new("c.yaml"), &dir.join("log"))
-            .unwrap()
+        let program = dir.join("program");
+        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let command = CommandLine { program, arguments: Vec::new() };
+        Process::start(Service::Edge, &command, &dir.join("log")).unwrap()
     }
 
     fn is_there(pid: u32) -> bool {
@@ -213,7 +227,7 @@ mod tests {
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         let check = || process.lock().unwrap().check();
         let error =
-            ready(Service::Gateway, &http, "http://127.0.0.1:9", check).await.unwrap_err().to_string();
+            ready(Service::Edge, &http, "http://127.0.0.1:9/readiness", check).await.unwrap_err().to_string();
         assert!(error.contains("exit status: 3") && error.contains("the port is taken"), "{error}");
     }
 }

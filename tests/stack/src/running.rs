@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::binaries::{Binaries, workspace};
 use crate::config::{self, Setting};
 use crate::payment::{EdgeRequest, Payment, now_s};
-use crate::process::{Process, Service, ready};
+use crate::process::{Edge, Process, Service, ready};
 use crate::{AUDIENCE, Claims, Device, ISSUER, Issuer, ports};
 
 const TENANT: &str = "acme";
@@ -37,11 +37,19 @@ pub struct Options {
     /// PKI, keys, configurations, logs and data go here; what an earlier stack left is replaced.
     pub dir: PathBuf,
     pub settings: Vec<Setting>,
+    pub edge: Edge,
 }
 
 impl Options {
     pub fn new(dir: impl Into<PathBuf>) -> Options {
-        Options { dir: dir.into(), settings: Vec::new() }
+        Options { dir: dir.into(), settings: Vec::new(), edge: Edge::default() }
+    }
+
+    /// Chooses who is the edge.
+    #[must_use]
+    pub fn edge(mut self, edge: Edge) -> Options {
+        self.edge = edge;
+        self
     }
 
     /// Changes one value of a service's configuration; see [`Setting`].
@@ -96,6 +104,7 @@ impl StackFile {
 pub struct Stack {
     dir: PathBuf,
     binaries: Binaries,
+    edge: Edge,
     configs: BTreeMap<Service, PathBuf>,
     urls: BTreeMap<Service, Urls>,
     processes: Mutex<BTreeMap<Service, Process>>,
@@ -146,7 +155,8 @@ impl Stack {
         let port = |name: &str| values.get(name).cloned().unwrap_or_default();
         let issuer = Issuer::start(&pki, port("issuer_port").parse()?).await?;
         let urls = [
-            (Service::Gateway, "https", "edge_port", "edge_admin_port"),
+            (Service::Edge, "https", "edge_port", "edge_admin_port"),
+            (Service::State, "http", "state_port", "state_port"),
             (Service::TxnCore, "https", "core_port", "core_admin_port"),
             (Service::NpciProxy, "https", "proxy_port", "proxy_admin_port"),
             (Service::NpciSim, "https", "sim_port", "sim_admin_port"),
@@ -162,6 +172,7 @@ impl Stack {
         let limits = certs::client::ClientLimits { timeout: Duration::from_secs(30), ..Default::default() };
         let mut stack = Stack {
             binaries: binaries.clone(),
+            edge: options.edge,
             configs,
             urls: urls.into(),
             processes: Mutex::default(),
@@ -176,18 +187,18 @@ impl Stack {
             let user = stack.new_user(&users, name, vpa, device)?;
             stack.users.push(user);
         }
-        for service in Service::ALL {
-            stack.spawn(service)?;
+        for service in Service::of(stack.edge) {
+            stack.spawn(*service)?;
         }
-        for service in Service::ALL {
-            stack.ready(service).await?;
+        for service in Service::of(stack.edge) {
+            stack.ready(*service).await?;
         }
         stack.write_file()?;
         Ok(stack)
     }
 
     pub fn edge_url(&self) -> &str {
-        self.url(Service::Gateway)
+        self.url(Service::Edge)
     }
 
     /// The simulated network's ledger.
@@ -303,8 +314,8 @@ impl Stack {
 
     /// Lets every service finish what is in flight, the edge first; kills those that take too long.
     pub async fn stop(self) {
-        for service in Service::ALL.into_iter().rev() {
-            let process = self.processes().remove(&service);
+        for service in Service::of(self.edge).iter().rev() {
+            let process = self.processes().remove(service);
             if let Some(process) = process {
                 process.stop().await;
             }
@@ -314,13 +325,22 @@ impl Stack {
     fn spawn(&self, service: Service) -> anyhow::Result<()> {
         let config = self.configs.get(&service).context("every service has a configuration")?;
         let log = self.dir.join("logs").join(format!("{}.log", service.name()));
-        let process = Process::start(&self.binaries, service, config, &log)?;
+        let command = self.binaries.command(service, self.edge, config)?;
+        let process = Process::start(service, &command, &log)?;
         self.processes().insert(service, process);
         Ok(())
     }
 
     async fn ready(&self, service: Service) -> anyhow::Result<()> {
-        let waited = ready(service, &self.plain, self.admin_url(service), || self.check()).await;
+        let path = match (service, self.edge) {
+            (Service::Edge, Edge::Envoy) => "ready",
+            _ => "readiness",
+        };
+        let url = format!("{}/{path}", self.admin_url(service));
+        let mut waited = ready(service, &self.plain, &url, || self.check()).await;
+        if let (Ok(()), Service::Edge, Edge::Envoy) = (&waited, service, self.edge) {
+            waited = self.envoy_has_keys().await;
+        }
         waited.map_err(|error| {
             let last_words = self.processes().get(&service).map(Process::last_words);
             // A process that has ended is an error with its last words in it.
@@ -330,6 +350,43 @@ impl Stack {
                 error
             }
         })
+    }
+
+    /// Envoy says that it is ready before its workers have heard of the issuers' keys: asks until every worker
+    /// must have been asked.
+    async fn envoy_has_keys(&self) -> anyhow::Result<()> {
+        const IN_A_ROW: usize = 12;
+        const WITHIN: Duration = Duration::from_secs(20);
+        let trust = Trust::load(&self.dir.join("pki/edge-ca.pem"))?;
+        let claims = self.claims("ready", &[], &Device::generate("ready")?)?;
+        let token = self.issuer.mint(&claims)?;
+        let began = std::time::Instant::now();
+        let mut known = 0;
+        while known < IN_A_ROW {
+            self.check()?;
+            anyhow::ensure!(
+                began.elapsed() < WITHIN,
+                "Envoy's workers have no keys after {} s",
+                WITHIN.as_secs()
+            );
+            // A new connection each time, so that it may be another worker's.
+            let tls = client_config(&trust, None, Versions::Tls12And13)?;
+            let http = certs::client::https(tls, certs::client::ClientLimits::default())?;
+            let asked = http.get(format!("{}/v1/transactions/ready", self.edge_url())).bearer_auth(&token);
+            known = match asked.send().await {
+                Ok(answer) if answer.status() != reqwest::StatusCode::SERVICE_UNAVAILABLE => known + 1,
+                Ok(_) | Err(_) => 0,
+            };
+            if known == 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Who is the edge.
+    pub fn edge(&self) -> Edge {
+        self.edge
     }
 
     fn new_user(&self, folder: &Path, name: &str, vpa: &str, device: &str) -> anyhow::Result<User> {
@@ -373,8 +430,9 @@ impl Stack {
     }
 }
 
-const PORTS: [&str; 10] = [
+const PORTS: [&str; 11] = [
     "edge_port",
+    "state_port",
     "edge_admin_port",
     "core_port",
     "core_admin_port",
