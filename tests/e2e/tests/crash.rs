@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use e2e::{Answer, Ledger, end_of, options, start};
-use stack::{Payment, Service, Stack};
+use stack::{Edge, Payment, Service, Stack};
 
 const CLIENTS: usize = 8;
 /// Load before the kill, while the service is away, and after it is back.
@@ -18,7 +18,8 @@ const PHASE: Duration = Duration::from_millis(1_500);
 async fn what_was_accepted_ends_whoever_dies() -> anyhow::Result<()> {
     let stack = Arc::new(start(options("crash")?).await?);
     let mut accepted = BTreeSet::new();
-    for victim in [Service::TxnCore, Service::NpciProxy, Service::Edge] {
+    let state = (stack.edge() == Edge::Envoy).then_some(Service::State);
+    for victim in [Service::TxnCore, Service::NpciProxy, Service::Edge].into_iter().chain(state) {
         let over = Arc::new(AtomicBool::new(false));
         let mut clients = tokio::task::JoinSet::new();
         for client in 0..CLIENTS {

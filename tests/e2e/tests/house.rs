@@ -11,6 +11,7 @@ use std::process::Command;
 const ALLOWED: &[(&str, &[&str])] = &[
     ("certs", &[]),
     ("filters", &[]),
+    ("filters-wasm", &["filters"]),
     ("gateway", &["certs", "filters"]),
     // For message signatures (RFC 9421): the network's door signs and verifies with the edge's own code.
     ("npci-proxy", &["certs", "filters"]),

@@ -79,6 +79,8 @@ impl Binaries {
                 std::fs::write(&bootstrap, made.stdout).with_context(|| bootstrap.display().to_string())?;
                 let mut arguments: Vec<OsString> = vec!["-c".into(), bootstrap.into()];
                 let more = ["--concurrency", "2", "--log-level", "warning", "--disable-hot-restart"];
+                // Its access log would wait ten seconds for company.
+                arguments.extend(["--file-flush-interval-msec", "50"].map(OsString::from));
                 arguments.extend(more.map(OsString::from));
                 CommandLine { program: envoy, arguments }
             }
