@@ -1,5 +1,6 @@
 //! HTTPS clients that do what they are told and nothing on their own.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::CertError;
@@ -35,7 +36,24 @@ impl Default for ClientLimits {
 ///
 /// # Errors
 /// [`CertError::Client`].
-pub fn https(mut tls: rustls::ClientConfig, limits: ClientLimits) -> Result<reqwest::Client, CertError> {
+pub fn https(tls: rustls::ClientConfig, limits: ClientLimits) -> Result<reqwest::Client, CertError> {
+    build(builder(tls, limits))
+}
+
+/// The same, but that `name` is found at `address`, whatever the system's resolver says.
+///
+/// # Errors
+/// [`CertError::Client`].
+pub fn https_to(
+    tls: rustls::ClientConfig,
+    limits: ClientLimits,
+    name: &str,
+    address: SocketAddr,
+) -> Result<reqwest::Client, CertError> {
+    build(builder(tls, limits).resolve(name, address))
+}
+
+fn builder(mut tls: rustls::ClientConfig, limits: ClientLimits) -> reqwest::ClientBuilder {
     if tls.alpn_protocols.is_empty() {
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     }
@@ -50,6 +68,8 @@ pub fn https(mut tls: rustls::ClientConfig, limits: ClientLimits) -> Result<reqw
         .timeout(limits.timeout)
         .pool_idle_timeout(limits.pool_idle_timeout)
         .pool_max_idle_per_host(limits.max_idle_per_host)
-        .build()
-        .map_err(|source| CertError::Client { source })
+}
+
+fn build(builder: reqwest::ClientBuilder) -> Result<reqwest::Client, CertError> {
+    builder.build().map_err(|source| CertError::Client { source })
 }

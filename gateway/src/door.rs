@@ -39,6 +39,8 @@ impl ProxyHttp for Door {
             admission: None,
             refusal: None,
             upstream: None,
+            address: None,
+            copy: None,
             place: None,
             _in_flight: InFlight::enter(&self.edge.metrics().in_flight),
         }
@@ -78,7 +80,7 @@ impl ProxyHttp for Door {
     async fn upstream_peer(&self, _session: &mut Session, exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
         let peer = self.edge.peer(exchange);
         peer.map(Box::new)
-            .ok_or_else(|| Error::explain(ErrorType::InternalError, "the route has no upstream"))
+            .ok_or_else(|| Error::explain(ErrorType::ConnectNoRoute, "no address of the upstream serves"))
     }
 
     async fn upstream_request_filter(
@@ -97,6 +99,7 @@ impl ProxyHttp for Door {
         for (name, value) in fields.set {
             upstream.insert_header(name, value)?;
         }
+        self.edge.copy(upstream, exchange);
         Ok(())
     }
 
@@ -106,6 +109,9 @@ impl ProxyHttp for Door {
         answer: &mut ResponseHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
+        if let (Some(upstream), Some(position)) = (&exchange.upstream, exchange.address) {
+            upstream.answered(position);
+        }
         self.edge.dress(answer, exchange)
     }
 
@@ -114,9 +120,10 @@ impl ProxyHttp for Door {
         &self,
         _session: &mut Session,
         _peer: &HttpPeer,
-        _exchange: &mut Exchange,
+        exchange: &mut Exchange,
         mut error: Box<Error>,
     ) -> Box<Error> {
+        self.edge.failed(exchange);
         error.set_retry(true);
         error
     }
@@ -132,6 +139,9 @@ impl ProxyHttp for Door {
             return keep;
         }
         let Some(failure) = failure(error) else { return keep };
+        if matches!(failure, Failure::UpstreamTimeout | Failure::UpstreamFailed) {
+            self.edge.failed(exchange);
+        }
         let refused = Refused::from(failure);
         let status = refused.refusal.status;
         let request_id = exchange.admission.as_ref().map(Admission::request_id);

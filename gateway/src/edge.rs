@@ -24,10 +24,11 @@ use pingora::upstreams::peer::HttpPeer;
 use crate::exchange::Exchange;
 use crate::jwks::KeyStore;
 use crate::load::{ListenerFiles, Loaded};
-use crate::message::{drain, is_small, read_body, request};
+use crate::message::{drain, is_small, read_body, request, target};
 use crate::metrics::Metrics;
 use crate::now_ms;
 use crate::upstream::Upstream;
+use crate::upstream::mirror::{self, Copy};
 
 /// The policy and everything that serves it.
 #[derive(Debug)]
@@ -46,14 +47,12 @@ impl Edge {
         let metrics = Metrics::new()?;
         let document = loaded.policy.document();
         let keys = Arc::new(KeyStore::new(&document.issuers, &loaded.folder, metrics.clone())?);
-        let upstreams = loaded
-            .upstreams
-            .iter()
-            .filter_map(|(name, files)| {
-                let settings = loaded.policy.upstream(name)?;
-                Some((name.clone(), Arc::new(Upstream::new(settings, files))))
-            })
-            .collect();
+        let mut upstreams = BTreeMap::new();
+        for (name, files) in &loaded.upstreams {
+            if let Some(settings) = loaded.policy.upstream(name) {
+                upstreams.insert(name.clone(), Arc::new(Upstream::new(settings, files)?));
+            }
+        }
         let state = Mutex::new(Memory::new(document.state.memory.max_entries, now_ms()));
         let draining = AtomicBool::new(false);
         let edge = Self { upstreams, keys, state, metrics, draining, policy: loaded.policy };
@@ -92,10 +91,41 @@ impl Edge {
         keys.chain(draining).collect()
     }
 
-    /// The upstream's next address for this request; `None` before a route is found.
-    pub(crate) fn peer(&self, exchange: &Exchange) -> Option<HttpPeer> {
+    /// The upstream's next address for this request; `None` when no address serves.
+    pub(crate) fn peer(&self, exchange: &mut Exchange) -> Option<HttpPeer> {
         let timeout = Duration::from_millis(self.rule(exchange)?.timeout_ms);
-        exchange.upstream.as_ref()?.peer(timeout)
+        let (position, peer) = exchange.upstream.as_ref()?.peer(timeout)?;
+        exchange.address = Some(position);
+        Some(peer)
+    }
+
+    /// The upstream did not answer the request at the address that was tried last.
+    pub(crate) fn failed(&self, exchange: &mut Exchange) {
+        let (Some(upstream), Some(position)) = (&exchange.upstream, exchange.address.take()) else { return };
+        if let Some(address) = upstream.failed(position) {
+            tracing::warn!(%address, route = self.route(exchange), "left out for a while: it does not answer");
+            self.metrics.ejections.with_label_values(&[&address.to_string()]).inc();
+        }
+    }
+
+    /// Every upstream that is probed, by name.
+    pub(crate) fn probed(&self) -> Vec<(String, Arc<Upstream>)> {
+        let probed = self.upstreams.iter().filter(|(_, upstream)| upstream.health.is_some());
+        probed.map(|(name, upstream)| (name.clone(), Arc::clone(upstream))).collect()
+    }
+
+    /// Sends a copy of the request, with the fields that go to the upstream, if its route has a mirror.
+    pub(crate) fn copy(&self, header: &RequestHeader, exchange: &mut Exchange) {
+        let Some(body) = exchange.copy.take() else { return };
+        let mirror = self.rule(exchange).and_then(|rule| Some((rule.mirror.as_ref()?, rule.timeout_ms)));
+        let Some((mirror, timeout_ms)) = mirror else { return };
+        let Some(upstream) = self.upstreams.get(&mirror.upstream) else { return };
+        let (path, query) = target(header);
+        let target = query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
+        let timeout = Duration::from_millis(timeout_ms);
+        let copy =
+            Copy { method: header.method.clone(), target, fields: header.headers.clone(), body, timeout };
+        mirror::send(upstream, copy, &self.metrics.copies);
     }
 
     /// The name of the route that serves the request, once known.
@@ -127,12 +157,17 @@ impl Edge {
         // A place in the upstream's bulkhead comes before anything is spent in shared state.
         let name = admission.rule(&self.policy).and_then(|rule| rule.upstream(rand::random()));
         let upstream = name.and_then(|name| self.upstreams.get(name)).ok_or(Failure::UpstreamUnreachable)?;
+        if !upstream.serves() {
+            return Err(Failure::UpstreamUnreachable.into());
+        }
         exchange.upstream = Some(Arc::clone(upstream));
         exchange.place = Some(upstream.enter().ok_or(Failure::UpstreamOverloaded)?);
         let batch = admission.batch(&self.policy).all();
         if !batch.is_empty() {
             admission.answered(&self.policy, self.ask(&batch))?;
         }
+        let mirror = admission.rule(&self.policy).and_then(|rule| rule.mirror.as_ref());
+        exchange.copy = mirror.filter(|mirror| rand::random_range(0..100) < mirror.percent).map(|_| body);
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use filters::admission::Admission;
 use prometheus::IntGauge;
 use tokio::sync::OwnedSemaphorePermit;
@@ -18,6 +19,10 @@ pub(crate) struct Exchange {
     pub(crate) refusal: Option<(&'static str, &'static str)>,
     /// Who serves it, chosen once.
     pub(crate) upstream: Option<Arc<Upstream>>,
+    /// The position of the address that was tried last.
+    pub(crate) address: Option<usize>,
+    /// The body of a request that is to be copied.
+    pub(crate) copy: Option<Bytes>,
     /// Our place in the upstream's bulkhead.
     pub(crate) place: Option<OwnedSemaphorePermit>,
     /// Counted until dropped.

@@ -12,6 +12,9 @@ pub(crate) struct Metrics {
     pub(crate) in_flight: IntGauge,
     pub(crate) state_entries: IntGauge,
     pub(crate) state_batches: IntCounterVec,
+    pub(crate) ejections: IntCounterVec,
+    pub(crate) healthy: IntGaugeVec,
+    pub(crate) copies: IntCounterVec,
     pub(crate) jwks_fetches: IntCounterVec,
     pub(crate) jwks_keys: IntGaugeVec,
 }
@@ -45,6 +48,21 @@ impl Metrics {
                 ),
                 &["outcome"],
             )?,
+            ejections: IntCounterVec::new(
+                Opts::new(
+                    "gateway_ejections_total",
+                    "Times that an upstream's address was left out for a while",
+                ),
+                &["address"],
+            )?,
+            healthy: IntGaugeVec::new(
+                Opts::new("gateway_upstream_healthy", "1 while probes find that the address serves"),
+                &["upstream", "address"],
+            )?,
+            copies: IntCounterVec::new(
+                Opts::new("gateway_mirrored_total", "Copies of requests to mirrors, by outcome"),
+                &["outcome"],
+            )?,
             jwks_fetches: IntCounterVec::new(
                 Opts::new("gateway_jwks_fetches_total", "Fetches of issuers' keys, by outcome"),
                 &["issuer", "outcome"],
@@ -62,6 +80,9 @@ impl Metrics {
             Box::new(metrics.in_flight.clone()),
             Box::new(metrics.state_entries.clone()),
             Box::new(metrics.state_batches.clone()),
+            Box::new(metrics.ejections.clone()),
+            Box::new(metrics.healthy.clone()),
+            Box::new(metrics.copies.clone()),
             Box::new(metrics.jwks_fetches.clone()),
             Box::new(metrics.jwks_keys.clone()),
         ] {

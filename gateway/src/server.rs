@@ -16,6 +16,7 @@ use crate::edge::Edge;
 use crate::jwks::KeyStore;
 use crate::listener::Listener;
 use crate::load::Loaded;
+use crate::upstream::probe;
 
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -50,6 +51,9 @@ pub fn run(loaded: Loaded, options: Options) -> anyhow::Result<()> {
     admin.add_tcp(&admin_address.to_string());
     admin.threads = Some(1);
     server.add_service(admin);
+    let mut probes = background_service("probes", Probes(Arc::clone(&edge)));
+    probes.threads = Some(1);
+    server.add_service(probes);
     let mut keys = background_service("jwks", Refresh(edge.keys()));
     keys.threads = Some(1);
     server.add_service(keys);
@@ -94,6 +98,19 @@ impl BackgroundService for Refresh {
             () = Arc::clone(&self.0).keep_fresh() => {}
             _ = shutdown.changed() => {}
         }
+    }
+}
+
+struct Probes(Arc<Edge>);
+
+#[async_trait]
+impl BackgroundService for Probes {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let mut probing = tokio::task::JoinSet::new();
+        for (name, upstream) in self.0.probed() {
+            probing.spawn(probe::keep_probing(name, upstream, self.0.metrics().healthy.clone()));
+        }
+        let _ = shutdown.changed().await;
     }
 }
 

@@ -2,72 +2,23 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
 
+mod running;
+
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use axum::extract::Request;
-use axum::{Json, Router};
 use filters::signature::{digest, message};
 
-const SECRET: &str = "a partner's secret of 32 bytes!!";
+use self::running::{Gateway, Recorder, SECRET, TLS, pki, serve};
 
-/// A gateway that is killed when the test ends.
-struct Gateway(Child);
-
-impl Drop for Gateway {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// Answers every request with the header fields that arrived, and under `:body` and `:path` the rest.
-async fn recorder(folder: &Path) -> u16 {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let pem = |name: &str| folder.join(name);
-    let identity = certs::Identity::load(&pem("txn-core.pem"), &pem("txn-core.key")).unwrap();
-    let clients = certs::ClientAuth::Required(certs::Trust::load(&pem("internal-ca.pem")).unwrap());
-    let tls = certs::server_config(&identity, clients, certs::Versions::Tls13Only, &[b"http/1.1"]).unwrap();
-    let app = Router::new().fallback(async |request: Request| {
-        let mut seen = BTreeMap::new();
-        seen.insert(":path".to_owned(), request.uri().to_string());
-        for (name, value) in request.headers() {
-            seen.entry(name.to_string()).or_insert_with(String::new).push_str(value.to_str().unwrap_or("?"));
-        }
-        let body = axum::body::to_bytes(request.into_body(), 1 << 20).await.unwrap_or_default();
-        seen.insert(":body".to_owned(), String::from_utf8_lossy(&body).into_owned());
-        Json(seen)
-    });
-    tokio::spawn(certs::serve::serve(
-        listener,
-        tls,
-        app,
-        certs::serve::Limits::default(),
-        std::future::pending(),
-    ));
-    port
-}
-
-async fn start(folder: &Path) -> (Gateway, String, reqwest::Client) {
-    certs::install_crypto_provider();
-    certs::pki::init(folder, false).unwrap();
-    let (edge, admin, upstream) = (free_port(), free_port(), recorder(folder).await);
+async fn start(folder: &Path) -> Gateway {
+    pki(folder);
+    let upstream = Recorder::start(folder, "recorder").await.port;
     let policy = format!(
         r#"
-listeners:
-  - {{ name: edge, address: "127.0.0.1:{edge}", tls: {{ certificate: "file:edge.pem", key: "file:edge.key" }} }}
-admin: {{ address: "127.0.0.1:{admin}" }}
 upstreams:
-  recorder:
-    addresses: ["127.0.0.1:{upstream}"]
-    tls: {{ server_name: txn-core.torana.internal, ca: "file:internal-ca.pem", certificate: "file:gateway.pem", key: "file:gateway.key" }}
+  recorder: {{ addresses: ["127.0.0.1:{upstream}"], tls: {TLS} }}
 clients:
   acme: {{ hmac_keys: [{{ id: acme-1, secret: "env:ACME_SECRET" }}] }}
 filters: {{ headers: {{}} }}
@@ -80,32 +31,14 @@ routes:
     filters: {{ signature: {{ signer: client }}, nonce: {{}} }}
 "#
     );
-    std::fs::write(folder.join("edge.yaml"), policy).unwrap();
-    let child = Command::new(env!("CARGO_BIN_EXE_gateway"))
-        .args(["serve", "edge.yaml"])
-        .current_dir(folder)
-        .env("ACME_SECRET", SECRET)
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let gateway = Gateway(child);
-    let trust = certs::Trust::load(&folder.join("edge-ca.pem")).unwrap();
-    let tls = certs::client_config(&trust, None, certs::Versions::Tls12And13).unwrap();
-    let http = certs::client::https(tls, certs::client::ClientLimits::default()).unwrap();
-    let url = format!("https://localhost:{edge}");
-    for _ in 0..200 {
-        if http.get(&url).send().await.is_ok() {
-            return (gateway, url, http);
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("the gateway does not answer");
+    serve(folder, &policy).await
 }
 
 #[tokio::test]
 async fn the_upstream_sees_the_edges_word_and_never_a_clients() {
     let folder = tempfile::tempdir().unwrap();
-    let (_gateway, url, http) = start(folder.path()).await;
+    let gateway = start(folder.path()).await;
+    let (url, http) = (&gateway.url, &gateway.http);
 
     let forged = [
         "forwarded",
@@ -155,7 +88,8 @@ async fn the_upstream_sees_the_edges_word_and_never_a_clients() {
 #[tokio::test]
 async fn a_partner_signs_with_its_own_key() {
     let folder = tempfile::tempdir().unwrap();
-    let (_gateway, url, http) = start(folder.path()).await;
+    let gateway = start(folder.path()).await;
+    let (url, http) = (&gateway.url, &gateway.http);
     let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap();
     let authority = url.trim_start_matches("https://").to_owned();
     let send = async |secret: &str, keyid: &str, nonce: &str| {

@@ -210,7 +210,8 @@ pub async fn follow(
         let answer = http.get(url).bearer_auth(token).send().await?;
         match answer.status().as_u16() {
             200 => {}
-            429 => {
+            // Nothing was done: the edge, or what is behind it, asks for patience.
+            429 | 503 => {
                 let wait = answer.headers().get("retry-after").and_then(|value| value.to_str().ok());
                 sleep(Duration::from_secs(wait.and_then(|s| s.parse().ok()).unwrap_or(1))).await;
                 continue;

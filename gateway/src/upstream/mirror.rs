@@ -1,0 +1,64 @@
+//! Copies of requests to another upstream, whose answers nobody hears.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+use prometheus::IntCounterVec;
+use tokio::sync::Semaphore;
+
+use super::Upstream;
+
+/// Most copies in flight to one upstream. More are not made: a mirror never costs the original anything.
+pub(super) const MOST_COPIES: usize = 256;
+
+/// Fields of the original's connection, and of what the copy's client sets itself.
+const HOP: [&str; 6] = ["connection", "content-length", "host", "keep-alive", "te", "transfer-encoding"];
+
+/// A copy, as its upstream gets it.
+#[derive(Debug)]
+pub(crate) struct Copy {
+    pub(crate) method: Method,
+    /// Path and query, as they were sent.
+    pub(crate) target: String,
+    pub(crate) fields: HeaderMap,
+    pub(crate) body: Bytes,
+    pub(crate) timeout: Duration,
+}
+
+/// Sends a copy, if there is room for one.
+pub(crate) fn send(upstream: &Arc<Upstream>, copy: Copy, outcomes: &IntCounterVec) {
+    let Ok(place) = Arc::clone(&upstream.copies).try_acquire_owned() else {
+        outcomes.with_label_values(&["dropped"]).inc();
+        return;
+    };
+    let (upstream, outcomes) = (Arc::clone(upstream), outcomes.clone());
+    tokio::spawn(async move {
+        let outcome = if deliver(&upstream, copy).await { "sent" } else { "failed" };
+        outcomes.with_label_values(&[outcome]).inc();
+        drop(place);
+    });
+}
+
+async fn deliver(upstream: &Upstream, copy: Copy) -> bool {
+    let Some((client, authority)) = upstream.client() else { return false };
+    let mut fields = copy.fields;
+    HOP.iter().for_each(|name| drop(fields.remove(*name)));
+    fields.insert("x-torana-mirror", http::HeaderValue::from_static("1"));
+    let url = format!("https://{authority}{}", copy.target);
+    let sent = client.request(copy.method, url).headers(fields).body(copy.body).timeout(copy.timeout).send();
+    match sent.await {
+        // Read to its end, so that the connection can be used again.
+        Ok(answer) => answer.bytes().await.is_ok(),
+        Err(error) => {
+            tracing::debug!(error = %error.without_url(), "a copy was not delivered");
+            false
+        }
+    }
+}
+
+/// Room for copies.
+pub(super) fn room() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(MOST_COPIES))
+}

@@ -1,0 +1,155 @@
+//! Services behind the edge: whom to connect to, how to know them, how much they may be given at once, and which of
+//! their addresses are believed to serve.
+
+mod fitness;
+pub(crate) mod mirror;
+pub(crate) mod probe;
+
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use certs::client::ClientLimits;
+use filters::policy::{Health, Outlier, Upstream as Settings};
+use pingora::protocols::ALPN;
+use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
+use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use self::fitness::Fitness;
+use crate::load::UpstreamFiles;
+
+/// One upstream.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    addresses: Vec<Address>,
+    next: AtomicUsize,
+    in_flight: Arc<Semaphore>,
+    copies: Arc<Semaphore>,
+    pub(crate) health: Option<Health>,
+    outlier: Outlier,
+    began: Instant,
+}
+
+#[derive(Debug)]
+struct Address {
+    at: SocketAddr,
+    peer: HttpPeer,
+    fitness: Fitness,
+    /// For probes and copies; Pingora carries requests only.
+    client: reqwest::Client,
+    /// What such requests are addressed to.
+    authority: String,
+}
+
+impl Upstream {
+    pub(crate) fn new(settings: &Settings, files: &UpstreamFiles) -> anyhow::Result<Self> {
+        let chain = files.identity.chain().iter().map(|der| der.to_vec()).collect();
+        let identity = Arc::new(CertKey::new(chain, files.identity.key().secret_der().to_vec()));
+        let ca: Arc<[WrappedX509]> =
+            files.trust.ders().iter().map(|der| WrappedX509::new(der.to_vec(), parse_x509)).collect();
+        let trust = trust_generation(files);
+        let name = &settings.tls.server_name.value;
+        let mut addresses = Vec::new();
+        for &at in &settings.addresses {
+            // Never empty: the policy refuses an empty name, with which Pingora would verify nothing.
+            let mut peer = HttpPeer::new(at, true, name.clone());
+            peer.client_cert_key = Some(Arc::clone(&identity));
+            peer.group_key = trust;
+            let options = &mut peer.options;
+            options.ca = Some(Arc::clone(&ca));
+            options.verify_cert = true;
+            options.verify_hostname = true;
+            options.alpn = ALPN::H1;
+            options.connection_timeout = Some(Duration::from_millis(settings.connect_timeout_ms));
+            options.total_connection_timeout = Some(Duration::from_millis(settings.connect_timeout_ms));
+            options.idle_timeout = Some(Duration::from_millis(settings.idle_timeout_ms));
+            options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
+            let client = client(settings, files, at).with_context(|| format!("{at}"))?;
+            let authority = format!("{name}:{}", at.port());
+            addresses.push(Address { at, peer, fitness: Fitness::default(), client, authority });
+        }
+        Ok(Self {
+            addresses,
+            next: AtomicUsize::new(0),
+            in_flight: Arc::new(Semaphore::new(settings.max_in_flight as usize)),
+            copies: mirror::room(),
+            health: settings.health.clone(),
+            outlier: settings.outlier,
+            began: Instant::now(),
+        })
+    }
+
+    /// A place among the requests in flight; `None` when all are taken. It is held until dropped.
+    pub(crate) fn enter(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.in_flight).try_acquire_owned().ok()
+    }
+
+    /// Whether any address is believed to serve.
+    pub(crate) fn serves(&self) -> bool {
+        let now_ms = self.now_ms();
+        self.addresses.iter().any(|address| address.fitness.is_fit(now_ms))
+    }
+
+    /// The next address in turn that is believed to serve, and its position.
+    pub(crate) fn peer(&self, timeout: Duration) -> Option<(usize, HttpPeer)> {
+        let (turn, now_ms) = (self.next.fetch_add(1, Ordering::Relaxed), self.now_ms());
+        let count = self.addresses.len();
+        let in_turn = (0..count).map(|step| turn.wrapping_add(step) % count);
+        let (position, address) = in_turn
+            .filter_map(|position| Some((position, self.addresses.get(position)?)))
+            .find(|(_, address)| address.fitness.is_fit(now_ms))?;
+        let mut peer = address.peer.clone();
+        peer.options.read_timeout = Some(timeout);
+        peer.options.write_timeout = Some(timeout);
+        Some((position, peer))
+    }
+
+    /// A request to that address was answered, whatever the answer.
+    pub(crate) fn answered(&self, position: usize) {
+        if let Some(address) = self.addresses.get(position) {
+            address.fitness.answered();
+        }
+    }
+
+    /// A request to that address got no answer. Tells the address when it is left out from now on.
+    pub(crate) fn failed(&self, position: usize) -> Option<SocketAddr> {
+        let address = self.addresses.get(position)?;
+        address.fitness.failed(&self.outlier, self.now_ms()).then_some(address.at)
+    }
+
+    /// A client of an address that serves, and what its requests are addressed to.
+    fn client(&self) -> Option<(&reqwest::Client, &str)> {
+        let now_ms = self.now_ms();
+        let address = self.addresses.iter().find(|address| address.fitness.is_fit(now_ms))?;
+        Some((&address.client, &address.authority))
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+fn client(settings: &Settings, files: &UpstreamFiles, at: SocketAddr) -> anyhow::Result<reqwest::Client> {
+    let mut tls = certs::client_config(&files.trust, Some(&files.identity), certs::Versions::Tls12And13)?;
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let limits = ClientLimits {
+        connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
+        pool_idle_timeout: Duration::from_millis(settings.idle_timeout_ms),
+        ..ClientLimits::default()
+    };
+    Ok(certs::client::https_to(tls, limits, &settings.tls.server_name.value, at)?)
+}
+
+/// Pingora's pool does not look at the CA, and knows a client certificate by its serial only. A connection
+/// made under other trust must not be handed out, so the trust is part of the pool's key.
+fn trust_generation(files: &UpstreamFiles) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for der in files.trust.ders().iter().chain(files.identity.chain()) {
+        der.as_ref().hash(&mut hasher);
+    }
+    hasher.finish()
+}

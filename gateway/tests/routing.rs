@@ -1,0 +1,121 @@
+//! Who serves a request: by share, by version, and by who is there to serve it; and what a copy is.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
+
+mod running;
+
+use std::sync::atomic::Ordering;
+
+use self::running::{Recorder, TLS, free_port, pki, serve, until};
+
+#[tokio::test]
+async fn requests_are_shared_by_weight_and_chosen_by_version() {
+    let folder = tempfile::tempdir().unwrap();
+    pki(folder.path());
+    let (u, v) = (Recorder::start(folder.path(), "u").await, Recorder::start(folder.path(), "v").await);
+    let policy = format!(
+        r#"
+upstreams:
+  u: {{ addresses: ["127.0.0.1:{}"], tls: {TLS} }}
+  v: {{ addresses: ["127.0.0.1:{}"], tls: {TLS} }}
+routes:
+  - {{ name: shared, methods: [GET], path: /shared, upstreams: [{{ upstream: u, weight: 3 }}, {{ upstream: v, weight: 1 }}] }}
+  - {{ name: v1, methods: [GET], path: /things, version: "1", upstream: u }}
+  - {{ name: v2, methods: [GET], path: /things, version: "2", upstream: v }}
+"#,
+        u.port, v.port
+    );
+    let gateway = serve(folder.path(), &policy).await;
+    for (fields, expected) in [
+        (&[("x-api-version", "1")][..], (200, "u")),
+        (&[("x-api-version", "2")], (200, "v")),
+        (&[("accept", "application/vnd.torana.v2+json")], (200, "v")),
+        (&[], (400, "version_unknown")),
+    ] {
+        let (status, told) = gateway.get("/things", fields).await;
+        assert_eq!((status, told.as_str()), expected, "{fields:?}");
+    }
+    let before = (u.seen(), v.seen());
+    for _ in 0..400 {
+        assert_eq!(gateway.get("/shared", &[]).await.0, 200);
+    }
+    let (u, v) = (u.seen() - before.0, v.seen() - before.1);
+    // Of 400 some 100; fewer than 50 or more than 160 come once in 10^8.
+    assert!(u + v == 400 && (50..=160).contains(&v), "{u} and {v}");
+}
+
+#[tokio::test]
+async fn a_copy_is_marked_and_costs_the_original_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    pki(folder.path());
+    let (u, shadow) =
+        (Recorder::start(folder.path(), "u").await, Recorder::start(folder.path(), "shadow").await);
+    let policy = format!(
+        r#"
+upstreams:
+  u: {{ addresses: ["127.0.0.1:{}"], tls: {TLS} }}
+  shadow: {{ addresses: ["127.0.0.1:{}"], tls: {TLS} }}
+  dead: {{ addresses: ["127.0.0.1:{}"], tls: {TLS} }}
+routes:
+  - {{ name: copied, methods: [GET], path: /copied, upstream: u, mirror: {{ upstream: shadow }} }}
+  - {{ name: lost, methods: [GET], path: /lost, upstream: u, mirror: {{ upstream: dead }} }}
+"#,
+        u.port,
+        shadow.port,
+        free_port(),
+    );
+    let gateway = serve(folder.path(), &policy).await;
+    for path in ["/copied", "/lost"] {
+        assert_eq!(gateway.get(path, &[]).await, (200, "u".to_owned()));
+    }
+    until("the copy arrives", async || shadow.seen() == 1).await;
+    until("its answer is read", async || {
+        gateway.metric("gateway_mirrored_total{outcome=\"sent\"}").await == 1.0
+    })
+    .await;
+    until("the lost one is counted", async || {
+        gateway.metric("gateway_mirrored_total{outcome=\"failed\"}").await == 1.0
+    })
+    .await;
+    assert_eq!(u.seen(), 2);
+}
+
+#[tokio::test]
+async fn an_address_that_does_not_serve_is_left_out_and_comes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    pki(folder.path());
+    let (u, dead) = (Recorder::start(folder.path(), "u").await, free_port());
+    let policy = format!(
+        r#"
+upstreams:
+  half: {{ addresses: ["127.0.0.1:{dead}", "127.0.0.1:{}"], tls: {TLS}, outlier: {{ failures: 2, eject_ms: 60000 }} }}
+  none: {{ addresses: ["127.0.0.1:{dead}"], tls: {TLS}, outlier: {{ failures: 1, eject_ms: 60000 }} }}
+  probed:
+    addresses: ["127.0.0.1:{}"]
+    tls: {TLS}
+    health: {{ path: /health, interval_ms: 20, unhealthy_after: 2, healthy_after: 2 }}
+routes:
+  - {{ name: half, methods: [GET], path: /half, upstream: half }}
+  - {{ name: none, methods: [GET], path: /none, upstream: none }}
+  - {{ name: probed, methods: [GET], path: /probed, upstream: probed }}
+"#,
+        u.port, u.port
+    );
+    let gateway = serve(folder.path(), &policy).await;
+    // A connection that cannot be made carries nothing, so another address is tried.
+    for _ in 0..10 {
+        assert_eq!(gateway.get("/half", &[]).await, (200, "u".to_owned()));
+    }
+    let ejected = format!("gateway_ejections_total{{address=\"127.0.0.1:{dead}\"}}");
+    assert_eq!(gateway.metric(&ejected).await, 1.0, "left out once, and not tried again");
+    for _ in 0..3 {
+        assert_eq!(gateway.get("/none", &[]).await, (503, "upstream_unreachable".to_owned()));
+    }
+
+    let status = async || gateway.get("/probed", &[]).await.0;
+    assert_eq!(status().await, 200);
+    u.health.store(503, Ordering::Relaxed);
+    until("probes find it unhealthy", async || status().await == 503).await;
+    u.health.store(200, Ordering::Relaxed);
+    until("probes find it healthy again", async || status().await == 200).await;
+}

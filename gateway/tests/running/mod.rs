@@ -1,0 +1,161 @@
+//! A real gateway between a client and upstreams that record, for tests over the wire.
+
+#![allow(dead_code, reason = "each test uses its part")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::extract::Request;
+use axum::response::IntoResponse;
+use axum::{Json, Router};
+use tokio::net::TcpListener;
+
+pub const SECRET: &str = "a partner's secret of 32 bytes!!";
+
+/// A gateway that is killed when the test ends.
+#[derive(Debug)]
+pub struct Gateway {
+    child: Child,
+    pub url: String,
+    pub admin: String,
+    pub http: reqwest::Client,
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// An upstream that answers every request with the header fields that arrived, and under `:body`, `:path` and
+/// `:name` the rest; on `/health` with what it is told to.
+#[derive(Debug)]
+pub struct Recorder {
+    pub port: u16,
+    pub seen: Arc<AtomicUsize>,
+    /// The status of `/health`.
+    pub health: Arc<AtomicU16>,
+}
+
+impl Recorder {
+    pub async fn start(folder: &Path, name: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let pem = |name: &str| folder.join(name);
+        let identity = certs::Identity::load(&pem("txn-core.pem"), &pem("txn-core.key")).unwrap();
+        let clients = certs::ClientAuth::Required(certs::Trust::load(&pem("internal-ca.pem")).unwrap());
+        let tls =
+            certs::server_config(&identity, clients, certs::Versions::Tls13Only, &[b"http/1.1"]).unwrap();
+        let (seen, health) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU16::new(200)));
+        let (count, status) = (Arc::clone(&seen), Arc::clone(&health));
+        let app = Router::new().fallback(async move |request: Request| {
+            if request.uri().path() == "/health" {
+                let status = axum::http::StatusCode::from_u16(status.load(Ordering::Relaxed)).unwrap();
+                return status.into_response();
+            }
+            count.fetch_add(1, Ordering::Relaxed);
+            record(name, request).await.into_response()
+        });
+        let limits = certs::serve::Limits::default();
+        tokio::spawn(certs::serve::serve(listener, tls, app, limits, std::future::pending()));
+        Self { port, seen, health }
+    }
+
+    pub fn seen(&self) -> usize {
+        self.seen.load(Ordering::Relaxed)
+    }
+}
+
+async fn record(name: &str, request: Request) -> Json<BTreeMap<String, String>> {
+    let mut seen = BTreeMap::new();
+    seen.insert(":name".to_owned(), name.to_owned());
+    seen.insert(":path".to_owned(), request.uri().to_string());
+    for (name, value) in request.headers() {
+        seen.entry(name.to_string()).or_insert_with(String::new).push_str(value.to_str().unwrap_or("?"));
+    }
+    let body = axum::body::to_bytes(request.into_body(), 1 << 20).await.unwrap_or_default();
+    seen.insert(":body".to_owned(), String::from_utf8_lossy(&body).into_owned());
+    Json(seen)
+}
+
+/// A development PKI in the folder.
+pub fn pki(folder: &Path) {
+    certs::install_crypto_provider();
+    certs::pki::init(folder, false).unwrap();
+}
+
+/// How the policy says that an upstream is known.
+pub const TLS: &str = r#"{ server_name: txn-core.torana.internal, ca: "file:internal-ca.pem", certificate: "file:gateway.pem", key: "file:gateway.key" }"#;
+
+/// Serves a policy without its listeners and its admin address, in a folder with a PKI, until it answers.
+pub async fn serve(folder: &Path, policy: &str) -> Gateway {
+    let (edge, admin) = (free_port(), free_port());
+    let policy = format!(
+        r#"
+listeners:
+  - {{ name: edge, address: "127.0.0.1:{edge}", tls: {{ certificate: "file:edge.pem", key: "file:edge.key" }} }}
+admin: {{ address: "127.0.0.1:{admin}" }}
+{policy}"#
+    );
+    std::fs::write(folder.join("edge.yaml"), policy).unwrap();
+    let child = Command::new(env!("CARGO_BIN_EXE_gateway"))
+        .args(["serve", "edge.yaml"])
+        .current_dir(folder)
+        .env("ACME_SECRET", SECRET)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let trust = certs::Trust::load(&folder.join("edge-ca.pem")).unwrap();
+    let tls = certs::client_config(&trust, None, certs::Versions::Tls12And13).unwrap();
+    let http = certs::client::https(tls, certs::client::ClientLimits::default()).unwrap();
+    let (url, admin) = (format!("https://localhost:{edge}"), format!("http://127.0.0.1:{admin}"));
+    let gateway = Gateway { child, url, admin, http };
+    for _ in 0..200 {
+        if gateway.http.get(&gateway.url).send().await.is_ok() {
+            return gateway;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the gateway does not answer");
+}
+
+impl Gateway {
+    /// Status, and the name of the upstream that answered or the code of the refusal.
+    pub async fn get(&self, path: &str, fields: &[(&str, &str)]) -> (u16, String) {
+        let request = self.http.get(format!("{}{path}", self.url));
+        let request = fields.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        let answer = request.send().await.unwrap();
+        let status = answer.status().as_u16();
+        let body: serde_json::Value = answer.json().await.unwrap();
+        let told = if status == 200 { &body[":name"] } else { &body["code"] };
+        (status, told.as_str().unwrap_or_default().to_owned())
+    }
+
+    /// The value of a line of the metrics, 0 when it is not there.
+    pub async fn metric(&self, line: &str) -> f64 {
+        let text = reqwest::Client::builder().no_proxy().build().unwrap();
+        let text = text.get(format!("{}/metrics", self.admin)).send().await.unwrap().text().await.unwrap();
+        let value = text.lines().find_map(|told| told.strip_prefix(line));
+        value.map_or(0.0, |value| value.trim().parse().unwrap())
+    }
+}
+
+/// Waits until something is so.
+pub async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
+    for _ in 0..400 {
+        if so().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("{what}: it did not come to pass");
+}
