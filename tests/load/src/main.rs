@@ -1,6 +1,9 @@
 //! Measures, prints, asserts nothing: machines are shared and noisy.
 
+mod clients;
+mod edge;
 mod slice;
+mod soak;
 mod store;
 
 use std::io::Write as _;
@@ -19,6 +22,10 @@ struct Arguments {
 enum What {
     /// A payment's way from the edge to the disk: start-up, memory when idle, latency of `send` at a steady rate.
     Slice(slice::Arguments),
+    /// CPU time of Envoy for each request, with the module and with Envoy's own filters, in one run.
+    Edge(edge::Arguments),
+    /// Memory of Envoy and of the state service over very many tokens and nonces.
+    Soak(soak::Arguments),
     /// Payments that the embedded store makes durable a second.
     Store(store::Arguments),
 }
@@ -28,6 +35,8 @@ async fn main() -> anyhow::Result<()> {
     certs::install_crypto_provider();
     match Arguments::parse().what {
         What::Slice(arguments) => slice::run(arguments).await,
+        What::Edge(arguments) => edge::run(arguments).await,
+        What::Soak(arguments) => soak::run(arguments).await,
         What::Store(arguments) => store::run(arguments).await,
     }
 }

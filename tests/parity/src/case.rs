@@ -165,6 +165,32 @@ pub struct Then {
     pub body: Option<String>,
 }
 
+impl Default for Step {
+    /// `GET /anything` from loopback, once.
+    fn default() -> Self {
+        Self {
+            at_ms: 0,
+            method: get(),
+            target: anything(),
+            headers: BTreeMap::new(),
+            long_headers: BTreeMap::new(),
+            byte_headers: BTreeMap::new(),
+            more_headers: 0,
+            body: String::new(),
+            long_body: None,
+            peer: loopback(),
+            token: None,
+            sign: None,
+            times: once(),
+            raw: None,
+            verdict: String::new(),
+            upstream: BTreeMap::new(),
+            answer: BTreeMap::new(),
+            differs: BTreeMap::new(),
+        }
+    }
+}
+
 fn get() -> String {
     "GET".into()
 }

@@ -58,7 +58,11 @@ impl Keys {
         })
     }
 
-    fn token(&self, token: &Token, times: Times) -> anyhow::Result<String> {
+    /// A token with these claims on top of the usual ones.
+    ///
+    /// # Errors
+    /// When it asks for a key that there is not.
+    pub fn token(&self, token: &Token, times: Times) -> anyhow::Result<String> {
         let mut header = json!({ "alg": "ES256", "kid": "k1", "typ": "JWT" });
         let mut claims = json!({
             "iss": "https://issuer.test", "aud": "torana", "sub": "user-1", "tenant": "acme",

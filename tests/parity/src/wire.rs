@@ -84,7 +84,10 @@ pub async fn exchange(
 }
 
 /// The answer in `read`; `None` while some of it is missing.
-fn parse(read: &[u8]) -> anyhow::Result<Option<Raw>> {
+///
+/// # Errors
+/// When it is none that HTTP/1.1 knows.
+pub fn parse(read: &[u8]) -> anyhow::Result<Option<Raw>> {
     let Some(end) = find(read, b"\r\n\r\n") else { return Ok(None) };
     let (head, rest) = (&read[..end], &read[end + 4..]);
     let mut lines = head.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end);

@@ -41,15 +41,21 @@ impl World {
         std::fs::write(path.join("jwks.json"), keys.jwks.to_string())?;
         std::fs::write(path.join("partner-1.key"), PARTNER_SECRET)?;
         let trust = Trust::load(&path.join("ca.pem"))?;
-        let identity = Identity::load(&path.join("upstream.pem"), &path.join("upstream.key"))?;
-        let required = ClientAuth::Required(trust.clone());
-        let tls = certs::server_config(&identity, required, Versions::Tls12And13, &[b"http/1.1"])?;
+        let tls = upstream_tls(path, &trust)?;
         let upstreams = [Upstream::start("u", Arc::clone(&tls)).await?, Upstream::start("v", tls).await?];
         let mut client = certs::client_config(&trust, None, Versions::Tls12And13)?;
         client.alpn_protocols = vec![b"http/1.1".to_vec()];
         let library = Library::compile(path)?;
         let epoch_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() * 1_000;
         Ok(Self { keys, library, epoch_ms, upstreams, client: Arc::new(client), folder })
+    }
+
+    /// What an upstream serves with.
+    ///
+    /// # Errors
+    /// When its files are gone.
+    pub fn upstream_tls(&self) -> anyhow::Result<Arc<rustls::ServerConfig>> {
+        upstream_tls(self.folder(), &Trust::load(&self.folder().join("ca.pem"))?)
     }
 
     /// Where the files are that [`crate::document`] names.
@@ -66,4 +72,10 @@ impl World {
         std::fs::create_dir_all(&folder)?;
         Ok(folder)
     }
+}
+
+fn upstream_tls(folder: &Path, trust: &Trust) -> anyhow::Result<Arc<rustls::ServerConfig>> {
+    let identity = Identity::load(&folder.join("upstream.pem"), &folder.join("upstream.key"))?;
+    let required = ClientAuth::Required(trust.clone());
+    Ok(certs::server_config(&identity, required, Versions::Tls12And13, &[b"http/1.1"])?)
 }
