@@ -1,1 +1,83 @@
+//! An Envoy in memory, for tests: it tells what it is told to, and notes what it is asked.
 
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+
+use crate::envoy::{Call, Envoy};
+
+#[derive(Debug, Default)]
+pub struct Fake {
+    pub now_ms: Cell<u64>,
+    pub peer: Option<String>,
+    pub fields: RefCell<Vec<(String, Vec<u8>)>>,
+    pub body: RefCell<Vec<u8>>,
+    pub set: RefCell<BTreeMap<String, Option<String>>>,
+    pub answer_set: RefCell<BTreeMap<String, Option<String>>>,
+    pub rerouted: Cell<u32>,
+    pub resumed: Cell<u32>,
+    /// Status and body.
+    pub answered: RefCell<Vec<(u16, Vec<u8>)>>,
+    /// Path and body.
+    pub calls: RefCell<Vec<(String, Vec<u8>)>>,
+    /// Whether calls can be made.
+    pub unreachable: Cell<bool>,
+    pub shared: RefCell<BTreeMap<String, Vec<u8>>>,
+}
+
+impl Fake {
+    /// The code of the only refusal, empty when there is none.
+    pub fn code(&self) -> String {
+        let answered = self.answered.borrow();
+        let Some((_, body)) = answered.first() else { return String::new() };
+        assert_eq!(answered.len(), 1, "answered more than once");
+        let problem: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+        problem["code"].as_str().unwrap_or("-").to_owned()
+    }
+}
+
+impl Envoy for Fake {
+    fn now_ms(&self) -> u64 {
+        self.now_ms.get()
+    }
+    fn random(&self) -> [u8; 40] {
+        [7; 40]
+    }
+    fn peer(&self) -> Option<String> {
+        self.peer.clone()
+    }
+    fn request_fields(&self) -> Vec<(String, Vec<u8>)> {
+        self.fields.borrow().clone()
+    }
+    fn set_request_field(&self, name: &str, value: Option<&str>) {
+        self.set.borrow_mut().insert(name.to_owned(), value.map(str::to_owned));
+    }
+    fn reroute(&self) {
+        self.rerouted.set(self.rerouted.get() + 1);
+    }
+    fn request_body(&self, most: usize) -> Vec<u8> {
+        self.body.borrow().iter().copied().take(most).collect()
+    }
+    fn resume(&self) {
+        self.resumed.set(self.resumed.get() + 1);
+    }
+    fn answer(&self, status: u16, _fields: &[(&str, &str)], body: &[u8]) {
+        self.answered.borrow_mut().push((status, body.to_vec()));
+    }
+    fn set_answer_field(&self, name: &str, value: Option<&str>) {
+        self.answer_set.borrow_mut().insert(name.to_owned(), value.map(str::to_owned));
+    }
+    fn call(&self, call: &Call<'_>) -> Option<u32> {
+        if self.unreachable.get() {
+            return None;
+        }
+        self.calls.borrow_mut().push((call.path.to_owned(), call.body.to_vec()));
+        u32::try_from(self.calls.borrow().len()).ok()
+    }
+    fn shared(&self, name: &str) -> Option<Vec<u8>> {
+        self.shared.borrow().get(name).cloned()
+    }
+    fn share(&self, name: &str, value: &[u8]) {
+        self.shared.borrow_mut().insert(name.to_owned(), value.to_vec());
+    }
+    fn warn(&self, _message: &str) {}
+}

@@ -1,1 +1,299 @@
+//! A request's way through the module, natively: what Envoy is told, in which order, whatever it tells.
 
+use std::rc::Rc;
+
+use filters::compiled::{Compiled, Secret};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use crate::envoy::Answered;
+use crate::fake::Fake;
+use crate::plugin::Plugin;
+use crate::stream::{Flow, REFUSED_FIELD, ROUTE_FIELD, Stream};
+
+const T0: u64 = 1_767_225_600_000;
+const SECRET: &[u8] = b"a partner's secret of 32 bytes!!";
+
+fn document(filters: &Value) -> Value {
+    let tls = json!({ "certificate": "file:c", "key": "file:k" });
+    json!({
+        "listeners": [{ "name": "l", "address": "127.0.0.1:1", "tls": tls }],
+        "admin": { "address": "127.0.0.1:2" },
+        "state": { "service": { "address": "127.0.0.1:4" } },
+        "upstreams": { "u": {
+            "addresses": ["127.0.0.1:3"],
+            "tls": { "server_name": "u", "ca": "file:a", "certificate": "file:c", "key": "file:k" },
+        } },
+        "issuers": { "main": {
+            "issuer": "https://issuer.test", "audiences": ["torana"], "algorithms": ["ES256"],
+            "jwks": { "file": "file:jwks.json" },
+        } },
+        "clients": { "acme": { "hmac_keys": [{ "id": "partner-1", "secret": "env:ACME" }] } },
+        "routes": [{
+            "name": "r", "methods": ["GET", "POST"], "path": "/{*rest}", "upstream": "u", "filters": filters,
+        }],
+    })
+}
+
+fn configuration(filters: &Value) -> Vec<u8> {
+    let compiled = Compiled {
+        policy: document(filters).to_string(),
+        secrets: [("env:ACME".to_owned(), Secret::Env("ACME".to_owned()))].into(),
+        state_cluster: "state".to_owned(),
+    };
+    serde_json::to_vec(&compiled).unwrap()
+}
+
+fn env(name: &str) -> Option<String> {
+    (name == "ACME").then(|| String::from_utf8(SECRET.to_vec()).unwrap())
+}
+
+fn plugin(filters: &Value, envoy: &Fake) -> Rc<Plugin> {
+    Rc::new(Plugin::new(&configuration(filters), &env, envoy).unwrap())
+}
+
+fn fake(method: &str, path: &str) -> Fake {
+    let fields = [(":method", method), (":path", path), (":scheme", "https"), (":authority", "edge.test")];
+    Fake {
+        now_ms: T0.into(),
+        peer: Some("10.0.0.1:4711".to_owned()),
+        fields: fields.map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec())).to_vec().into(),
+        ..Fake::default()
+    }
+}
+
+fn limit(counted: &str) -> Value {
+    json!({ "rate_limit": { "limits": [{
+        "name": "each", "by": "ip", "requests": 1, "per_s": 60, "counted": counted,
+    }] } })
+}
+
+const TAKEN: &str = r#"[{"taken":{"remaining":0,"reset_ms":60000}}]"#;
+
+fn answered(status: u16, body: &str) -> Answered {
+    Answered { status: Some(status), etag: None, body: body.as_bytes().to_vec() }
+}
+
+#[test]
+fn what_needs_no_state_goes_on_at_once() {
+    let envoy = fake("GET", "/x");
+    let mut stream = Stream::new(plugin(&limit("here"), &envoy));
+    assert_eq!(stream.header(true, &envoy), Flow::Continue);
+    assert!(envoy.calls.borrow().is_empty());
+    assert_eq!(envoy.set.borrow()[ROUTE_FIELD].as_deref(), Some("r"));
+    assert_eq!(envoy.set.borrow()["x-forwarded-for"].as_deref(), Some("10.0.0.1"));
+    assert_eq!((envoy.rerouted.get(), envoy.resumed.get()), (1, 0));
+    stream.answer(&envoy);
+    assert_eq!(envoy.answer_set.borrow()["server"], None);
+    assert!(envoy.answer_set.borrow()["ratelimit"].is_some());
+}
+
+#[test]
+fn the_state_is_asked_once_and_decides() {
+    for (answer, expected) in [
+        (answered(200, TAKEN), ""),
+        (
+            answered(200, r#"[{"exhausted":{"allowance":{"remaining":0,"reset_ms":9},"retry_after_ms":9}}]"#),
+            "rate_limited",
+        ),
+        (answered(507, ""), "state_full"),
+        (answered(200, r#"["remembered"]"#), ""),
+        (answered(500, ""), ""),
+        (Answered::default(), ""),
+    ] {
+        let envoy = fake("POST", "/x");
+        let plugin = plugin(&limit("shared"), &envoy);
+        let mut stream = Stream::new(Rc::clone(&plugin));
+        assert_eq!(stream.header(false, &envoy), Flow::Pause);
+        assert_eq!(stream.body(3, false, &envoy), Flow::Pause);
+        assert!(envoy.calls.borrow().is_empty(), "the body is not whole");
+        *envoy.body.borrow_mut() = b"abcdef".to_vec();
+        assert_eq!(stream.body(6, true, &envoy), Flow::Pause);
+        assert_eq!(envoy.calls.borrow().len(), 1);
+        stream.called(&answer, &envoy);
+        assert_eq!(envoy.code(), expected, "{answer:?}");
+        assert_eq!(envoy.resumed.get(), u32::from(expected.is_empty()));
+        assert_eq!(envoy.set.borrow().contains_key(REFUSED_FIELD), !expected.is_empty());
+        // A late second answer changes nothing.
+        stream.called(&answered(200, TAKEN), &envoy);
+        assert_eq!(envoy.resumed.get(), u32::from(expected.is_empty()));
+    }
+}
+
+#[test]
+fn while_the_state_is_away_limits_hold_here_and_nonces_are_refused() {
+    let envoy = fake("GET", "/x");
+    let plugin = plugin(&limit("shared"), &envoy);
+    envoy.unreachable.set(true);
+    for expected in [Flow::Continue, Flow::Pause] {
+        assert_eq!(Stream::new(Rc::clone(&plugin)).header(true, &envoy), expected);
+    }
+    assert_eq!(envoy.code(), "rate_limited");
+}
+
+#[test]
+fn trailers_end_a_body() {
+    let envoy = fake("POST", "/x");
+    let mut stream = Stream::new(plugin(&json!({ "shape": {} }), &envoy));
+    assert_eq!(stream.header(false, &envoy), Flow::Pause);
+    *envoy.body.borrow_mut() = b"{}".to_vec();
+    assert_eq!(stream.body(2, false, &envoy), Flow::Pause);
+    assert_eq!(stream.trailers(&envoy), Flow::Pause);
+    assert_eq!(envoy.code(), "content_type_missing");
+}
+
+#[test]
+fn a_body_is_refused_as_soon_as_it_is_too_large() {
+    let envoy = fake("POST", "/x");
+    let mut stream = Stream::new(plugin(&json!({}), &envoy));
+    assert_eq!(stream.header(false, &envoy), Flow::Pause);
+    assert_eq!(stream.body(65_537, false, &envoy), Flow::Pause);
+    assert_eq!(envoy.code(), "body_too_large");
+    assert_eq!(stream.body(70_000, true, &envoy), Flow::Pause);
+    assert_eq!(envoy.code(), "body_too_large", "answered once");
+}
+
+/// A token of the trusted issuer, by a key that nobody knows.
+const UNKNOWN_KEY: &str = "eyJhbGciOiJFUzI1NiIsImtpZCI6Im5ldyJ9.eyJpc3MiOiJodHRwczovL2lzc3Vlci50ZXN0In0.AAAA";
+const KEYS: &str = r#"{"issuers":{"main":{"keys":[{"kty":"EC","crv":"P-256","kid":"old","alg":"ES256","x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}}}"#;
+
+#[test]
+fn an_unknown_key_is_asked_for_at_a_bounded_rate() {
+    let envoy = fake("GET", "/x");
+    envoy.fields.borrow_mut().push(("authorization".into(), format!("Bearer {UNKNOWN_KEY}").into_bytes()));
+    let plugin = plugin(&json!({ "jwt": {} }), &envoy);
+    let mut first = Stream::new(Rc::clone(&plugin));
+    assert_eq!(first.header(true, &envoy), Flow::Pause);
+    assert_eq!(envoy.calls.borrow()[..], [("/v1/keys/refresh".to_owned(), b"main".to_vec())]);
+    first.called(&answered(200, KEYS), &envoy);
+    assert_eq!(envoy.code(), "token_key_unknown");
+
+    // The keys are there for the next incarnation of this worker, and for others.
+    let again = fake("GET", "/x");
+    *again.shared.borrow_mut() = envoy.shared.borrow().clone();
+    let reborn = Plugin::new(&configuration(&json!({ "jwt": {} })), &env, &again).unwrap();
+    assert_eq!(reborn.keys.borrow().missing(T0), 0);
+    assert_eq!(reborn.keys.borrow().missing(T0 + 86_400_001), 1, "stale keys are none");
+
+    envoy.answered.borrow_mut().clear();
+    let mut second = Stream::new(plugin);
+    assert_eq!(second.header(true, &envoy), Flow::Pause);
+    assert_eq!(
+        (envoy.code().as_str(), envoy.calls.borrow().len()),
+        ("token_key_unknown", 1),
+        "asked a moment ago"
+    );
+}
+
+#[test]
+fn a_configuration_that_is_none_is_told() {
+    let envoy = fake("GET", "/x");
+    for (configuration, expected) in [
+        (b"".to_vec(), "not what `gateway envoy` writes"),
+        (b"{}".to_vec(), "not what `gateway envoy` writes"),
+        (br#"{"policy":"routes: []","state_cluster":"s"}"#.to_vec(), "missing field"),
+        (configuration(&json!({ "jvt": {} })), "unknown field `jvt`"),
+    ] {
+        let error = Plugin::new(&configuration, &env, &envoy).unwrap_err().0;
+        assert!(error.contains(expected), "{error}");
+    }
+    let error = Plugin::new(&configuration(&json!({})), &|_| None, &envoy).unwrap_err().0;
+    assert!(error.contains("Envoy does not pass on the variable `ACME`"), "{error}");
+}
+
+/// What Envoy may do next.
+#[derive(Clone, Debug)]
+enum Step {
+    Header(bool),
+    Body(usize, bool),
+    Trailers,
+    Called(Option<u16>, Vec<u8>),
+    Answer,
+    Ended,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let bodies = prop_oneof![
+        Just(TAKEN.as_bytes().to_vec()),
+        Just(br#"["remembered"]"#.to_vec()),
+        Just(KEYS.as_bytes().to_vec()),
+        proptest::collection::vec(any::<u8>(), 0..60),
+    ];
+    prop_oneof![
+        any::<bool>().prop_map(Step::Header),
+        (0usize..70_000, any::<bool>()).prop_map(|(length, whole)| Step::Body(length, whole)),
+        Just(Step::Trailers),
+        (proptest::option::of(prop_oneof![Just(200), Just(507), any::<u16>()]), bodies)
+            .prop_map(|(status, body)| Step::Called(status, body)),
+        Just(Step::Answer),
+        Just(Step::Ended),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    /// Whatever bytes a client sends and whatever Envoy does in whatever order, nothing panics, a request is
+    /// answered once at most, and none that was answered goes on.
+    #[test]
+    fn nothing_panics_and_nothing_is_both_refused_and_admitted(
+        pseudo in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..30), 4),
+        fields in proptest::collection::vec(
+            (prop_oneof![
+                Just("authorization".to_owned()), Just("content-type".to_owned()), Just("traceparent".to_owned()),
+                Just("signature-input".to_owned()), Just("x-api-version".to_owned()), "[a-z-]{1,12}",
+            ], proptest::collection::vec(any::<u8>(), 0..80)), 0..20),
+        plain in any::<bool>(),
+        peer in proptest::option::of(prop_oneof![Just("[::1]:1".to_owned()), Just("10.0.0.1:1".to_owned()), any::<String>()]),
+        body in proptest::collection::vec(any::<u8>(), 0..200),
+        steps in proptest::collection::vec(step(), 1..10),
+        unreachable in any::<bool>(),
+    ) {
+        let filters = json!({
+            "ip_access": { "deny": ["10.6.0.0/16"] }, "shape": {}, "headers": {}, "idempotency": {},
+            "rate_limit": { "limits": [{ "name": "each", "by": "ip", "requests": 1, "per_s": 60 }] },
+        });
+        let strict = json!({ "jwt": {}, "signature": {}, "nonce": {} });
+        let envoy = fake("GET", "/x");
+        let plugin = plugin(if plain { &filters } else { &strict }, &envoy);
+        let envoy = Fake { now_ms: T0.into(), peer, unreachable: unreachable.into(), ..Fake::default() };
+        for (name, value) in [":method", ":path", ":authority", ":scheme"].iter().zip(pseudo) {
+            envoy.fields.borrow_mut().push(((*name).to_owned(), value));
+        }
+        envoy.fields.borrow_mut().extend(fields);
+        *envoy.body.borrow_mut() = body;
+        let mut stream = Stream::new(plugin);
+        let mut went_on = 0;
+        for step in steps {
+            let resumed = envoy.resumed.get();
+            let flow = match step {
+                Step::Header(whole) => stream.header(whole, &envoy),
+                Step::Body(length, whole) => stream.body(length, whole, &envoy),
+                Step::Trailers => stream.trailers(&envoy),
+                Step::Called(status, body) => {
+                    stream.called(&Answered { status, etag: None, body }, &envoy);
+                    if envoy.resumed.get() > resumed { Flow::Continue } else { Flow::Pause }
+                }
+                Step::Answer => { stream.answer(&envoy); Flow::Pause }
+                Step::Ended => { stream.ended(); Flow::Pause }
+            };
+            if flow == Flow::Continue {
+                went_on += 1;
+                prop_assert!(envoy.set.borrow().contains_key(ROUTE_FIELD), "went on without a decision");
+            }
+            if went_on == 0 && !envoy.answered.borrow().is_empty() {
+                prop_assert_eq!(envoy.resumed.get(), 0, "a refused request went on");
+                break;
+            }
+        }
+    }
+
+    /// Whatever the configuration is, it is taken or refused.
+    #[test]
+    fn no_configuration_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300), policy in any::<String>()) {
+        let envoy = fake("GET", "/x");
+        let _ = Plugin::new(&bytes, &env, &envoy);
+        let compiled = json!({ "policy": policy, "state_cluster": "s" });
+        let _ = Plugin::new(compiled.to_string().as_bytes(), &env, &envoy);
+    }
+}
