@@ -3,7 +3,7 @@
 //! Only what cannot change is remembered: that this token was signed by this key. Times, audiences and scopes
 //! are checked on every request, and a key that the issuer no longer publishes vouches for nothing.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::claims::Claims;
@@ -26,8 +26,9 @@ pub(super) struct Verified {
 
 #[derive(Debug, Default)]
 struct Shard {
-    entries: BTreeMap<[u8; 32], Arc<Verified>>,
-    order: VecDeque<[u8; 32]>,
+    /// By the whole token: equal to the letter, so that nothing stands in for it.
+    entries: HashMap<Arc<str>, Arc<Verified>>,
+    order: VecDeque<Arc<str>>,
 }
 
 const SHARDS: usize = 16;
@@ -38,15 +39,16 @@ impl Cache {
         Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), capacity: entries.div_ceil(SHARDS) }
     }
 
-    /// What is remembered under the SHA-256 of a token.
-    pub fn get(&self, digest: &[u8; 32]) -> Option<Arc<Verified>> {
-        self.shard(digest)?.entries.get(digest).cloned()
+    /// What is remembered of a token.
+    pub fn get(&self, token: &str) -> Option<Arc<Verified>> {
+        self.shard(token)?.entries.get(token).cloned()
     }
 
-    pub fn put(&self, digest: [u8; 32], verified: Arc<Verified>) {
-        let Some(mut shard) = self.shard(&digest).filter(|_| self.capacity > 0) else { return };
-        if shard.entries.insert(digest, verified).is_none() {
-            shard.order.push_back(digest);
+    pub fn put(&self, token: &str, verified: Arc<Verified>) {
+        let Some(mut shard) = self.shard(token).filter(|_| self.capacity > 0) else { return };
+        let token: Arc<str> = token.into();
+        if shard.entries.insert(Arc::clone(&token), verified).is_none() {
+            shard.order.push_back(token);
         }
         while shard.order.len() > self.capacity {
             if let Some(oldest) = shard.order.pop_front() {
@@ -55,9 +57,10 @@ impl Cache {
         }
     }
 
-    fn shard(&self, digest: &[u8; 32]) -> Option<MutexGuard<'_, Shard>> {
-        let [first, ..] = digest;
-        let shard = self.shards.get(usize::from(*first) % SHARDS)?;
+    fn shard(&self, token: &str) -> Option<MutexGuard<'_, Shard>> {
+        // A token ends with its signature, which is as good as random.
+        let end = token.bytes().rev().take(4).fold(0usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(byte)));
+        let shard = self.shards.get(end % SHARDS)?;
         // A thread that died while it held the lock left a map that is whole: every step above is.
         Some(shard.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -84,20 +87,17 @@ mod tests {
     #[test]
     fn the_oldest_goes_first_and_nothing_grows() {
         let cache = Cache::new(32);
-        let digest = |n: u8| {
-            let mut digest = [0; 32];
-            digest[31] = n;
-            digest
-        };
+        // Of one shard all: they end alike.
+        let token = |n: u8| format!("{n}.same");
         for n in 0..5 {
-            cache.put(digest(n), verified());
-            cache.put(digest(n), verified());
+            cache.put(&token(n), verified());
+            cache.put(&token(n), verified());
         }
-        let held: Vec<bool> = (0..5).map(|n| cache.get(&digest(n)).is_some()).collect();
+        let held: Vec<bool> = (0..5).map(|n| cache.get(&token(n)).is_some()).collect();
         assert_eq!(held, [false, false, false, true, true], "one shard holds two");
 
         let none = Cache::new(0);
-        none.put(digest(1), verified());
-        assert!(none.get(&digest(1)).is_none());
+        none.put(&token(1), verified());
+        assert!(none.get(&token(1)).is_none());
     }
 }

@@ -19,7 +19,6 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use self::cache::{Cache, Verified};
-use crate::crypto::sha256;
 use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict};
 use crate::policy::{Issuer, Settings, Site, Unusable};
 
@@ -154,12 +153,11 @@ impl Jwt {
         if text.len() > self.max_length {
             return Err(refused(TokenError::Malformed));
         }
-        let digest = sha256(text.as_bytes());
-        let (trusted, verified) = match self.remembered(&digest, host) {
+        let (trusted, verified) = match self.remembered(text, host) {
             Some(found) => found,
             None => {
                 let (trusted, verified) = self.verify_signature(text, host)?;
-                self.cache.put(digest, Arc::clone(&verified));
+                self.cache.put(text, Arc::clone(&verified));
                 (trusted, verified)
             }
         };
@@ -172,8 +170,8 @@ impl Jwt {
         Ok(verified)
     }
 
-    fn remembered(&self, digest: &[u8; 32], host: &dyn Host) -> Option<(&Trusted, Arc<Verified>)> {
-        let verified = self.cache.get(digest)?;
+    fn remembered(&self, text: &str, host: &dyn Host) -> Option<(&Trusted, Arc<Verified>)> {
+        let verified = self.cache.get(text)?;
         let name = verified.claims.identity.issuer.as_str();
         let trusted = self.issuers.values().find(|trusted| *trusted.name == *name)?;
         let keys = host.keys(name)?;

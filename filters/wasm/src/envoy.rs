@@ -14,8 +14,11 @@ pub trait Envoy {
     /// The request's fields, pseudo fields included.
     fn request_fields(&self) -> Vec<(String, Vec<u8>)>;
 
-    /// Sets a field of the request in place of any of that name, or removes it.
-    fn set_request_field(&self, name: &str, value: Option<&str>);
+    /// Puts these fields, pseudo fields included, in place of the request's.
+    fn set_request_fields(&self, fields: Vec<(&str, &[u8])>);
+
+    /// Sets a field of the request in place of any of that name.
+    fn set_request_field(&self, name: &str, value: &str);
 
     /// Has the route chosen anew.
     fn reroute(&self);

@@ -292,13 +292,23 @@ impl Stream {
             return self.refuse(&Failure::StateUnavailable.into(), envoy);
         };
         let fields = admission.upstream_fields(self.received.fields.iter().map(|(name, _)| name.as_str()));
-        for name in &fields.remove {
-            envoy.set_request_field(name, None);
-        }
-        for (name, value) in &fields.set {
-            envoy.set_request_field(name, Some(value));
-        }
-        envoy.set_request_field(ROUTE_FIELD, Some(&rule.name));
+        // All at once: one call for each field would cost more than the decision.
+        let is_ours = |name: &str| {
+            fields.remove.iter().any(|removed| removed == name)
+                || fields.set.iter().any(|(set, _)| *set == name)
+        };
+        let received = &self.received;
+        let mut all: Vec<(&str, &[u8])> = vec![
+            (":method", received.method.as_bytes()),
+            (":path", received.target.as_bytes()),
+            (":scheme", received.scheme.as_bytes()),
+            (":authority", received.authority.as_bytes()),
+        ];
+        let kept = received.fields.iter().filter(|(name, _)| name != "host" && !is_ours(name));
+        all.extend(kept.map(|(name, value)| (name.as_str(), value.as_slice())));
+        all.extend(fields.set.iter().map(|(name, value)| (*name, value.as_bytes())));
+        all.push((ROUTE_FIELD, rule.name.as_bytes()));
+        envoy.set_request_fields(all);
         envoy.reroute();
         self.phase = Phase::Admitted;
         Flow::Continue
@@ -311,7 +321,7 @@ impl Stream {
             let fields: Vec<(&str, &str)> =
                 fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
             // So that Envoy tells our refusals from its own, which it words as ours.
-            envoy.set_request_field(REFUSED_FIELD, Some("1"));
+            envoy.set_request_field(REFUSED_FIELD, "1");
             envoy.answer(refused.refusal.status, &fields, body.as_bytes());
         } else {
             envoy.answer(500, &[], b"");
