@@ -23,6 +23,10 @@ pub struct Compiled {
     pub secrets: BTreeMap<String, Secret>,
     /// Envoy's cluster that leads to the state service.
     pub state_cluster: String,
+    /// The field in which Envoy tells the address at the other end of the connection, whatever a client sends in
+    /// it. Absent: the module asks Envoy, which costs a call.
+    #[serde(default)]
+    pub peer_field: Option<String>,
 }
 
 /// Where the module finds a secret.

@@ -5,8 +5,8 @@ pub trait Envoy {
     /// Milliseconds since the Unix epoch.
     fn now_ms(&self) -> u64;
 
-    /// Fresh random bytes.
-    fn random(&self) -> [u8; 40];
+    /// Fills it with fresh random bytes.
+    fn random(&self, bytes: &mut [u8]);
 
     /// The other end of the connection, as Envoy writes addresses: `127.0.0.1:4711`, `[::1]:4711`.
     fn peer(&self) -> Option<String>;
@@ -14,14 +14,11 @@ pub trait Envoy {
     /// The request's fields, pseudo fields included.
     fn request_fields(&self) -> Vec<(String, Vec<u8>)>;
 
-    /// Puts these fields, pseudo fields included, in place of the request's.
+    /// Puts these fields, pseudo fields included, in place of the request's, and has the route chosen anew.
     fn set_request_fields(&self, fields: Vec<(&str, &[u8])>);
 
     /// Sets a field of the request in place of any of that name.
     fn set_request_field(&self, name: &str, value: &str);
-
-    /// Has the route chosen anew.
-    fn reroute(&self);
 
     /// The body as far as it has come, at most so many bytes.
     fn request_body(&self, most: usize) -> Vec<u8>;
@@ -32,8 +29,14 @@ pub trait Envoy {
     /// Answers in place of the upstream.
     fn answer(&self, status: u16, fields: &[(&str, &str)], body: &[u8]);
 
-    /// Sets a field of the answer in place of any of that name, or removes it.
-    fn set_answer_field(&self, name: &str, value: Option<&str>);
+    /// The answer's fields, pseudo fields included.
+    fn answer_fields(&self) -> Vec<(String, Vec<u8>)>;
+
+    /// Puts these fields, pseudo fields included, in place of the answer's.
+    fn set_answer_fields(&self, fields: Vec<(&str, &[u8])>);
+
+    /// Sets a field of the answer in place of any of that name.
+    fn set_answer_field(&self, name: &str, value: &str);
 
     /// Calls a service; its answer comes later and carries the token. `None`: it cannot be called.
     fn call(&self, call: &Call<'_>) -> Option<u32>;

@@ -12,8 +12,7 @@ pub struct Fake {
     pub fields: RefCell<Vec<(String, Vec<u8>)>>,
     pub body: RefCell<Vec<u8>>,
     pub set: RefCell<BTreeMap<String, Option<String>>>,
-    pub answer_set: RefCell<BTreeMap<String, Option<String>>>,
-    pub rerouted: Cell<u32>,
+    pub answer_set: RefCell<BTreeMap<String, String>>,
     pub resumed: Cell<u32>,
     /// Status and body.
     pub answered: RefCell<Vec<(u16, Vec<u8>)>>,
@@ -39,8 +38,8 @@ impl Envoy for Fake {
     fn now_ms(&self) -> u64 {
         self.now_ms.get()
     }
-    fn random(&self) -> [u8; 40] {
-        [7; 40]
+    fn random(&self, bytes: &mut [u8]) {
+        bytes.fill(7);
     }
     fn peer(&self) -> Option<String> {
         self.peer.clone()
@@ -56,9 +55,6 @@ impl Envoy for Fake {
     fn set_request_field(&self, name: &str, value: &str) {
         self.set.borrow_mut().insert(name.to_owned(), Some(value.to_owned()));
     }
-    fn reroute(&self) {
-        self.rerouted.set(self.rerouted.get() + 1);
-    }
     fn request_body(&self, most: usize) -> Vec<u8> {
         self.body.borrow().iter().copied().take(most).collect()
     }
@@ -68,8 +64,18 @@ impl Envoy for Fake {
     fn answer(&self, status: u16, _fields: &[(&str, &str)], body: &[u8]) {
         self.answered.borrow_mut().push((status, body.to_vec()));
     }
-    fn set_answer_field(&self, name: &str, value: Option<&str>) {
-        self.answer_set.borrow_mut().insert(name.to_owned(), value.map(str::to_owned));
+    fn answer_fields(&self) -> Vec<(String, Vec<u8>)> {
+        vec![(":status".to_owned(), b"200".to_vec()), ("x-frame-options".to_owned(), b"none".to_vec())]
+    }
+    fn set_answer_fields(&self, fields: Vec<(&str, &[u8])>) {
+        let mut set = self.answer_set.borrow_mut();
+        for (name, value) in fields {
+            let before = set.insert(name.to_owned(), String::from_utf8_lossy(value).into_owned());
+            assert!(before.is_none(), "{name} was set twice");
+        }
+    }
+    fn set_answer_field(&self, name: &str, value: &str) {
+        self.answer_set.borrow_mut().insert(name.to_owned(), value.to_owned());
     }
     fn call(&self, call: &Call<'_>) -> Option<u32> {
         if self.unreachable.get() {

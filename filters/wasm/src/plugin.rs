@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
+use filters::admission::Draw;
 use filters::compiled::Compiled;
 use filters::crypto::Verify;
 use filters::filter::Host;
@@ -26,6 +27,10 @@ pub struct Plugin {
     pub local: RefCell<Memory>,
     pub keys: RefCell<Keys>,
     verifier: ByHost,
+    /// The field in which Envoy tells who is at the other end.
+    pub peer_field: Option<String>,
+    /// Random bytes that are fresh still.
+    random: RefCell<Vec<u8>>,
     /// Places that requests have left and that the shared state does not know of yet.
     releases: RefCell<Vec<Op>>,
 }
@@ -40,6 +45,9 @@ const MOST_LOCAL: usize = 50_000;
 const MOST_RELEASES: usize = 1_000;
 /// Most that go with one batch: the state service takes 64 operations, of which a request has at most 24.
 const MOST_RELEASES_AT_ONCE: usize = 32;
+/// Bytes of randomness that a request takes.
+const DRAW_BYTES: usize = 40;
+const DRAWN_AT_ONCE: usize = 64;
 /// How long the state service may take over keys.
 const KEYS_TIMEOUT_MS: u64 = 5_000;
 
@@ -65,6 +73,8 @@ impl Plugin {
             local: RefCell::new(Memory::new(MOST_LOCAL, envoy.now_ms())),
             keys: RefCell::new(Keys::new(&policy, envoy)),
             verifier: ByHost::default(),
+            peer_field: compiled.peer_field,
+            random: RefCell::default(),
             releases: RefCell::default(),
             policy,
         })
@@ -104,6 +114,21 @@ impl Plugin {
             body: issuer.as_bytes(),
             timeout_ms: KEYS_TIMEOUT_MS,
         })
+    }
+
+    /// Random numbers for a request. Bytes are drawn for many at once: each draw is a call.
+    pub fn draw(&self, envoy: &dyn Envoy) -> Draw {
+        let mut random = self.random.borrow_mut();
+        if random.len() < DRAW_BYTES {
+            random.resize(DRAW_BYTES * DRAWN_AT_ONCE, 0);
+            envoy.random(&mut random);
+        }
+        let first = random.len().saturating_sub(DRAW_BYTES);
+        let mut bytes = random.drain(first..);
+        let mut number =
+            |length: usize| bytes.by_ref().take(length).fold(0u128, |all, byte| all << 8 | u128::from(byte));
+        let (request_id, trace_id) = (number(16), number(16));
+        Draw { request_id, trace_id, span_id: u64::try_from(number(8)).unwrap_or(1) }
     }
 
     /// Sends a batch.

@@ -159,11 +159,9 @@ impl Envoy for Host {
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn random(&self) -> [u8; 40] {
-        let mut bytes = [0; 40];
+    fn random(&self, bytes: &mut [u8]) {
         // Envoy's source of randomness does not fail; if it did, ids would be plain, not decisions other.
-        let _ = getrandom::fill(&mut bytes);
-        bytes
+        let _ = getrandom::fill(bytes);
     }
 
     fn peer(&self) -> Option<String> {
@@ -182,10 +180,6 @@ impl Envoy for Host {
         let _ = hostcalls::set_map_value_bytes(MapType::HttpRequestHeaders, name, Some(value.as_bytes()));
     }
 
-    fn reroute(&self) {
-        let _ = hostcalls::call_foreign_function("clear_route_cache", None);
-    }
-
     fn request_body(&self, most: usize) -> Vec<u8> {
         hostcalls::get_buffer(BufferType::HttpRequestBody, 0, most).ok().flatten().unwrap_or_default()
     }
@@ -198,8 +192,16 @@ impl Envoy for Host {
         let _ = hostcalls::send_http_response(u32::from(status), fields.to_vec(), Some(body));
     }
 
-    fn set_answer_field(&self, name: &str, value: Option<&str>) {
-        let _ = hostcalls::set_map_value_bytes(MapType::HttpResponseHeaders, name, value.map(str::as_bytes));
+    fn answer_fields(&self) -> Vec<(String, Vec<u8>)> {
+        hostcalls::get_map_bytes(MapType::HttpResponseHeaders).unwrap_or_default()
+    }
+
+    fn set_answer_fields(&self, fields: Vec<(&str, &[u8])>) {
+        let _ = hostcalls::set_map_bytes(MapType::HttpResponseHeaders, fields);
+    }
+
+    fn set_answer_field(&self, name: &str, value: &str) {
+        let _ = hostcalls::set_map_value_bytes(MapType::HttpResponseHeaders, name, Some(value.as_bytes()));
     }
 
     fn call(&self, call: &Call<'_>) -> Option<u32> {

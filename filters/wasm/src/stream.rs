@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
-use filters::admission::{Admission, Draw, HIDDEN_FROM_CLIENTS};
+use filters::admission::Admission;
 use filters::chain::Refused;
 use filters::failure::Failure;
 use filters::filter::{Headers, Request};
@@ -29,6 +29,9 @@ pub const ROUTE_FIELD: &str = "x-torana-route";
 /// The field that tells Envoy that the module has refused the request, and worded the refusal.
 pub const REFUSED_FIELD: &str = "x-torana-refused";
 
+/// So many fields are set one by one; more are cheaper set all at once, which takes three calls.
+const FEW: usize = 3;
+
 /// One request.
 #[derive(Debug)]
 pub struct Stream {
@@ -38,6 +41,8 @@ pub struct Stream {
     phase: Phase,
     /// The whole body, once it has come.
     body: Option<Vec<u8>>,
+    /// The time of what Envoy last told; asked once each time, for asking is a call.
+    now_ms: u64,
 }
 
 #[derive(Debug)]
@@ -66,7 +71,9 @@ struct Received {
 }
 
 impl Received {
-    fn new(told: Vec<(String, Vec<u8>)>) -> Self {
+    /// The header, and what `peer_field` says. What Envoy tells in fields was not sent by the client.
+    fn new(told: Vec<(String, Vec<u8>)>, peer_field: Option<&str>) -> (Self, Option<String>) {
+        let mut peer = None;
         let mut received = Self { fields: Vec::with_capacity(told.len()), ..Self::default() };
         for (name, value) in told {
             let text = |value: &[u8]| String::from_utf8(value.to_vec()).unwrap_or_default();
@@ -79,12 +86,12 @@ impl Received {
                     received.fields.push(("host".to_owned(), value));
                 }
                 pseudo if pseudo.starts_with(':') => {}
-                // Envoy's own, whatever the client sent.
-                "x-forwarded-proto" | "x-envoy-external-address" => {}
+                "x-forwarded-proto" => {}
+                told if Some(told) == peer_field => peer = Some(text(&value)),
                 _ => received.fields.push((name, value)),
             }
         }
-        received
+        (received, peer)
     }
 
     fn request(&self, peer: IpAddr) -> Request<'_> {
@@ -108,13 +115,26 @@ impl Received {
 
 impl Stream {
     pub fn new(plugin: Rc<Plugin>) -> Self {
-        Self { plugin, received: Received::default(), admission: None, phase: Phase::New, body: None }
+        Self {
+            plugin,
+            received: Received::default(),
+            admission: None,
+            phase: Phase::New,
+            body: None,
+            now_ms: 0,
+        }
     }
 
     /// The header has come; `whole`: and nothing else will.
     pub fn header(&mut self, whole: bool, envoy: &dyn Envoy) -> Flow {
-        self.received = Received::new(envoy.request_fields());
-        let Some(peer) = envoy.peer().as_deref().and_then(ip) else {
+        let plugin = Rc::clone(&self.plugin);
+        let (received, told) = Received::new(envoy.request_fields(), plugin.peer_field.as_deref());
+        self.received = received;
+        let peer = match &plugin.peer_field {
+            Some(_) => told.as_deref().and_then(ip),
+            None => envoy.peer().as_deref().and_then(ip),
+        };
+        let Some(peer) = peer else {
             envoy.warn("Envoy does not tell who sends the request");
             envoy.answer(500, &[], b"");
             self.phase = Phase::Refused;
@@ -122,11 +142,12 @@ impl Stream {
         };
         let traceparent =
             self.received.request(peer).headers.one("traceparent").ok().flatten().map(str::to_owned);
-        self.admission = Some(Admission::new(peer, traceparent.as_deref(), draw(envoy.random())));
+        self.admission = Some(Admission::new(peer, traceparent.as_deref(), plugin.draw(envoy)));
         if whole {
             self.body = Some(Vec::new());
         }
-        match self.head(envoy) {
+        self.now_ms = envoy.now_ms();
+        match self.head() {
             Err(Refused { refusal, .. })
                 if refusal
                     .stale_keys
@@ -153,6 +174,7 @@ impl Stream {
         if !whole {
             return Flow::Pause;
         }
+        self.now_ms = envoy.now_ms();
         self.body = Some(if length == 0 { Vec::new() } else { envoy.request_body(length) });
         match self.phase {
             Phase::Headed => self.whole(envoy),
@@ -165,6 +187,7 @@ impl Stream {
     /// Trailers have come, so the body, of which Envoy keeps all there is, is whole.
     pub fn trailers(&mut self, envoy: &dyn Envoy) -> Flow {
         if self.body.is_none() && !matches!(self.phase, Phase::Admitted | Phase::Refused) {
+            self.now_ms = envoy.now_ms();
             let body = envoy.request_body(Config::MOST_BODY_BYTES + 1);
             self.body = Some(body);
             if matches!(self.phase, Phase::Headed) {
@@ -179,16 +202,17 @@ impl Stream {
 
     /// A call of ours was answered, or was not.
     pub fn called(&mut self, answered: &Answered, envoy: &dyn Envoy) {
+        self.now_ms = envoy.now_ms();
         let flow = match std::mem::replace(&mut self.phase, Phase::New) {
             Phase::Refreshing => {
                 self.plugin.keys_told(answered, envoy);
-                let decided = self.head(envoy);
+                let decided = self.head();
                 self.headed(decided, envoy)
             }
             Phase::Asked(trip) => {
                 let plugin = Rc::clone(&self.plugin);
                 let limits = plugin.limits_when_away;
-                let answers = trip.end(answered, limits, envoy.now_ms(), &mut plugin.local.borrow_mut());
+                let answers = trip.end(answered, limits, self.now_ms, &mut plugin.local.borrow_mut());
                 self.answered(answers, envoy)
             }
             other @ (Phase::New | Phase::Headed | Phase::Admitted | Phase::Refused) => {
@@ -203,14 +227,20 @@ impl Stream {
 
     /// An answer leaves, whoever gives it.
     pub fn answer(&self, envoy: &dyn Envoy) {
-        for name in HIDDEN_FROM_CLIENTS {
-            envoy.set_answer_field(name, None);
-        }
-        if let Some(admission) = &self.admission {
-            for (name, value) in admission.answer_fields(&self.plugin.policy) {
-                envoy.set_answer_field(&name, Some(&value));
+        let Some(admission) = &self.admission else { return };
+        let ours = admission.answer_fields(&self.plugin.policy);
+        if ours.len() <= FEW {
+            for (name, value) in &ours {
+                envoy.set_answer_field(name, value);
             }
+            return;
         }
+        let told = envoy.answer_fields();
+        let kept = told.iter().filter(|(name, _)| !ours.iter().any(|(own, _)| own == name));
+        let kept = kept.map(|(name, value)| (name.as_str(), value.as_slice()));
+        envoy.set_answer_fields(
+            kept.chain(ours.iter().map(|(name, value)| (&**name, value.as_bytes()))).collect(),
+        );
     }
 
     /// The request has ended, however it did.
@@ -223,9 +253,9 @@ impl Stream {
         }
     }
 
-    fn head(&mut self, envoy: &dyn Envoy) -> Result<(), Refused> {
+    fn head(&mut self) -> Result<(), Refused> {
         let Some(admission) = &mut self.admission else { return Err(Failure::StateUnavailable.into()) };
-        let now = Now { plugin: &self.plugin, now_ms: envoy.now_ms() };
+        let now = Now { plugin: &self.plugin, now_ms: self.now_ms };
         admission.head(&self.plugin.policy, &self.received.request(admission.peer()), &now)
     }
 
@@ -245,7 +275,7 @@ impl Stream {
         let (Some(admission), Some(body)) = (&mut self.admission, self.body.take()) else {
             return self.refuse(&Failure::StateUnavailable.into(), envoy);
         };
-        let now_ms = envoy.now_ms();
+        let now_ms = self.now_ms;
         let now = Now { plugin: &plugin, now_ms };
         let request = self.received.request(admission.peer());
         if let Err(refused) = admission.body(&plugin.policy, &request, &body, &now) {
@@ -309,7 +339,6 @@ impl Stream {
         all.extend(fields.set.iter().map(|(name, value)| (*name, value.as_bytes())));
         all.push((ROUTE_FIELD, rule.name.as_bytes()));
         envoy.set_request_fields(all);
-        envoy.reroute();
         self.phase = Phase::Admitted;
         Flow::Continue
     }
@@ -333,12 +362,4 @@ impl Stream {
 /// The address of `127.0.0.1:4711`.
 fn ip(peer: &str) -> Option<IpAddr> {
     peer.parse::<SocketAddr>().map(|address| address.ip()).or_else(|_| peer.parse()).ok()
-}
-
-fn draw(random: [u8; 40]) -> Draw {
-    let mut bytes = random.into_iter();
-    let mut number =
-        |length: usize| bytes.by_ref().take(length).fold(0u128, |all, byte| all << 8 | u128::from(byte));
-    let (request_id, trace_id) = (number(16), number(16));
-    Draw { request_id, trace_id, span_id: u64::try_from(number(8)).unwrap_or(1) }
 }

@@ -40,6 +40,7 @@ fn configuration(filters: &Value) -> Vec<u8> {
         policy: document(filters).to_string(),
         secrets: [("env:ACME".to_owned(), Secret::Env("ACME".to_owned()))].into(),
         state_cluster: "state".to_owned(),
+        peer_field: None,
     };
     serde_json::to_vec(&compiled).unwrap()
 }
@@ -82,10 +83,37 @@ fn what_needs_no_state_goes_on_at_once() {
     assert!(envoy.calls.borrow().is_empty());
     assert_eq!(envoy.set.borrow()[ROUTE_FIELD].as_deref(), Some("r"));
     assert_eq!(envoy.set.borrow()["x-forwarded-for"].as_deref(), Some("10.0.0.1"));
-    assert_eq!((envoy.rerouted.get(), envoy.resumed.get()), (1, 0));
+    assert_eq!(envoy.resumed.get(), 0);
     stream.answer(&envoy);
-    assert_eq!(envoy.answer_set.borrow()["server"], None);
-    assert!(envoy.answer_set.borrow()["ratelimit"].is_some());
+    assert_eq!(envoy.answer_set.borrow()["ratelimit"], "\"each\";r=0;t=60");
+}
+
+#[test]
+fn many_fields_of_an_answer_are_set_at_once() {
+    let envoy = fake("GET", "/x");
+    let mut stream = Stream::new(plugin(&json!({ "headers": {} }), &envoy));
+    assert_eq!(stream.header(true, &envoy), Flow::Continue);
+    stream.answer(&envoy);
+    let set = envoy.answer_set.borrow();
+    assert_eq!((set[":status"].as_str(), set["x-frame-options"].as_str()), ("200", "DENY"));
+    assert_eq!(set["x-request-id"].len(), 36);
+}
+
+#[test]
+fn who_sends_is_told_by_envoy_and_not_by_the_client() {
+    let told = |field: Option<&str>, sent: &str| {
+        let envoy = fake("GET", "/x");
+        envoy.fields.borrow_mut().push(("x-envoy-external-address".into(), sent.as_bytes().to_vec()));
+        let mut compiled: Value = serde_json::from_slice(&configuration(&json!({}))).unwrap();
+        compiled["peer_field"] = json!(field);
+        let plugin = Plugin::new(compiled.to_string().as_bytes(), &env, &envoy).unwrap();
+        let _ = Stream::new(Rc::new(plugin)).header(true, &envoy);
+        let set = envoy.set.borrow();
+        set.get("x-forwarded-for").cloned().flatten()
+    };
+    assert_eq!(told(None, "10.9.9.9").as_deref(), Some("10.0.0.1"));
+    assert_eq!(told(Some("x-envoy-external-address"), "10.9.9.9").as_deref(), Some("10.9.9.9"));
+    assert_eq!(told(Some("x-envoy-external-address"), "nobody"), None, "refused");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Listeners: TLS, the bounds on connections and requests, and the module.
 
+use filters::admission::HIDDEN_FROM_CLIENTS;
 use filters::policy::{At, Listener};
 use filters::shape;
 use serde_json::{Value, json};
@@ -97,6 +98,10 @@ impl Source {
                 // The module is told the address at the other end and what the client wrote, and makes of both
                 // what the policy says.
                 "use_remote_address": true,
+                // An empty list would mean the private networks: one address that nobody has means nobody.
+                "internal_address_config": {
+                    "cidr_ranges": [{ "address_prefix": "255.255.255.255", "prefix_len": 32 }],
+                },
                 "skip_xff_append": true,
                 "generate_request_id": false,
                 "server_header_transformation": "PASS_THROUGH",
@@ -167,8 +172,9 @@ impl Source {
 pub(super) fn route_config(routes: Vec<Value>) -> Value {
     json!({
         "name": "torana",
-        // What Envoy adds is told nobody.
-        "request_headers_to_remove": [super::ROUTE_FIELD, "x-envoy-external-address"],
+        // What Envoy adds is told nobody; nor is what is behind it.
+        "response_headers_to_remove": HIDDEN_FROM_CLIENTS,
+        "request_headers_to_remove": [super::ROUTE_FIELD, super::PEER_FIELD],
         "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": routes, "require_tls": "NONE" }],
         "max_direct_response_body_size_bytes": routes::NO_ROUTE_BYTES,
     })

@@ -30,6 +30,9 @@ const STATE_CLUSTER: &str = "torana_state";
 const ROUTE_FIELD: &str = "x-torana-route";
 /// The field by which the module's refusals are told from Envoy's own answers.
 const REFUSED_FIELD: &str = "x-torana-refused";
+/// The field in which Envoy tells the module who is at the other end. It sets it on every request that does not come
+/// from an internal address, and the listener knows no address to be internal.
+const PEER_FIELD: &str = "x-envoy-external-address";
 /// Tells an upstream that a request is a copy.
 const MIRROR_FIELD: &str = "x-torana-mirror";
 
@@ -156,7 +159,12 @@ impl Source {
         variables.sort_unstable();
         variables.dedup();
         let policy = Policy::compile(&text).map_err(|mistake| mistaken(vec![mistake]))?;
-        let compiled = Compiled { policy, secrets, state_cluster: STATE_CLUSTER.to_owned() };
+        let compiled = Compiled {
+            policy,
+            secrets,
+            state_cluster: STATE_CLUSTER.to_owned(),
+            peer_field: Some(PEER_FIELD.to_owned()),
+        };
         let module = std::path::absolute(&options.module)?;
         let folder = std::path::absolute(&loaded.folder)?;
         Ok(Self { policy: loaded.policy, compiled, variables, folder, module })
