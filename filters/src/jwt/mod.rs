@@ -39,7 +39,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { issuers: None, scopes: Vec::new(), max_length: 4096, cache_entries: 10_000 }
+        Self { issuers: None, scopes: Vec::new(), max_length: 4096, cache_entries: 4_000 }
     }
 }
 

@@ -14,11 +14,8 @@ pub trait Envoy {
     /// The request's fields, pseudo fields included.
     fn request_fields(&self) -> Vec<(String, Vec<u8>)>;
 
-    /// Puts these fields, pseudo fields included, in place of the request's, and has the route chosen anew.
-    fn set_request_fields(&self, fields: Vec<(&str, &[u8])>);
-
-    /// Sets a field of the request in place of any of that name.
-    fn set_request_field(&self, name: &str, value: &str);
+    /// Sets a field of the request in place of any of that name, or removes it, and has the route chosen anew.
+    fn set_request_field(&self, name: &str, value: Option<&str>);
 
     /// The body as far as it has come, at most so many bytes.
     fn request_body(&self, most: usize) -> Vec<u8>;

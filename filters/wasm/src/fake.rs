@@ -47,13 +47,8 @@ impl Envoy for Fake {
     fn request_fields(&self) -> Vec<(String, Vec<u8>)> {
         self.fields.borrow().clone()
     }
-    fn set_request_fields(&self, fields: Vec<(&str, &[u8])>) {
-        for (name, value) in fields {
-            self.set_request_field(name, &String::from_utf8_lossy(value));
-        }
-    }
-    fn set_request_field(&self, name: &str, value: &str) {
-        self.set.borrow_mut().insert(name.to_owned(), Some(value.to_owned()));
+    fn set_request_field(&self, name: &str, value: Option<&str>) {
+        self.set.borrow_mut().insert(name.to_owned(), value.map(str::to_owned));
     }
     fn request_body(&self, most: usize) -> Vec<u8> {
         self.body.borrow().iter().copied().take(most).collect()

@@ -172,12 +172,8 @@ impl Envoy for Host {
         hostcalls::get_map_bytes(MapType::HttpRequestHeaders).unwrap_or_default()
     }
 
-    fn set_request_fields(&self, fields: Vec<(&str, &[u8])>) {
-        let _ = hostcalls::set_map_bytes(MapType::HttpRequestHeaders, fields);
-    }
-
-    fn set_request_field(&self, name: &str, value: &str) {
-        let _ = hostcalls::set_map_value_bytes(MapType::HttpRequestHeaders, name, Some(value.as_bytes()));
+    fn set_request_field(&self, name: &str, value: Option<&str>) {
+        let _ = hostcalls::set_map_value_bytes(MapType::HttpRequestHeaders, name, value.map(str::as_bytes));
     }
 
     fn request_body(&self, most: usize) -> Vec<u8> {

@@ -43,6 +43,8 @@ pub struct Case {
     /// Its limits are counted where they are: how much the shared state remembers is not compared.
     #[serde(default)]
     pub counted_here: bool,
+    /// How long the state service may take; absent: as long as any machine may need.
+    pub state_timeout_ms: Option<u64>,
     /// Bounds of the state's memory.
     pub max_entries: Option<usize>,
     pub requests: Vec<Step>,
@@ -216,6 +218,14 @@ pub struct Named {
 }
 
 impl Named {
+    /// A case of a whole policy, written in a test.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn parse(yaml: &str) -> anyhow::Result<Self> {
+        Ok(Self { family: "policy/test".to_owned(), case: serde_saphyr::from_str(yaml)? })
+    }
+
     /// The filters of the case's one route, when it has no routes of its own.
     pub fn filters(&self) -> Value {
         let Case { with, config, .. } = &self.case;

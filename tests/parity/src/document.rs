@@ -55,7 +55,7 @@ pub fn policy(named: &Named, places: &Places, folder: &Path) -> Value {
         "trusted_proxies": case.trusted_proxies,
         "state": {
             "memory": { "max_entries": case.max_entries.unwrap_or(10_000) },
-            "service": { "address": places.state, "timeout_ms": 5_000 },
+            "service": { "address": places.state, "timeout_ms": case.state_timeout_ms.unwrap_or(5_000) },
         },
         "upstreams": { "u": upstream(places.upstreams[0]), "v": upstream(places.upstreams[1]) },
         "issuers": { "main": {

@@ -74,7 +74,9 @@ pub struct Plane<'w> {
     places: Places,
     clock: Clock,
     folder: PathBuf,
+    programs: Programs,
     children: Vec<Ended>,
+    state: Option<Ended>,
 }
 
 /// A child process that ends with this value.
@@ -110,11 +112,20 @@ impl<'w> Plane<'w> {
         let file = folder.join("policy.yaml");
         std::fs::write(&file, document.to_string())?;
         let clock = Clock::new(&world.library, &folder.join("now"), world.epoch_ms - RUN_UP_MS)?;
-        let mut plane = Self { world, kind, places, clock, folder: folder.to_owned(), children: Vec::new() };
+        let mut plane = Self {
+            world,
+            kind,
+            places,
+            clock,
+            folder: folder.to_owned(),
+            programs: programs.clone(),
+            children: Vec::new(),
+            state: None,
+        };
         match kind {
             Kind::Gateway => plane.spawn(Command::new(&programs.gateway).arg("serve").arg(&file))?,
             Kind::Envoy => {
-                plane.spawn(Command::new(&programs.gateway).arg("state").arg(&file))?;
+                plane.start_state()?;
                 let bootstrap = folder.join("envoy.json");
                 let generated = Command::new(&programs.gateway)
                     .args([
@@ -141,7 +152,39 @@ impl<'w> Plane<'w> {
         Ok(plane)
     }
 
+    /// Starts the state service.
+    ///
+    /// # Errors
+    /// When its program is not there.
+    pub fn start_state(&mut self) -> anyhow::Result<()> {
+        let policy = self.folder.join("policy.yaml");
+        let mut command = Command::new(&self.programs.gateway);
+        self.state = Some(self.run(command.arg("state").arg(policy))?);
+        Ok(())
+    }
+
+    /// Kills the state service.
+    pub fn stop_state(&mut self) {
+        self.state = None;
+    }
+
+    /// Where the state service listens.
+    pub fn state_address(&self) -> std::net::SocketAddr {
+        self.places.state
+    }
+
+    /// Where clients with IPv4 addresses connect.
+    pub fn address(&self) -> std::net::SocketAddr {
+        self.places.listeners[0]
+    }
+
     fn spawn(&mut self, command: &mut Command) -> anyhow::Result<()> {
+        let child = self.run(command)?;
+        self.children.push(child);
+        Ok(())
+    }
+
+    fn run(&self, command: &mut Command) -> anyhow::Result<Ended> {
         let log = File::options().create(true).append(true).open(self.log())?;
         let child = command
             .envs(self.clock.variables())
@@ -150,8 +193,7 @@ impl<'w> Plane<'w> {
             .stderr(log)
             .spawn()
             .with_context(|| format!("cannot start {}", command.get_program().display()))?;
-        self.children.push(Ended(child));
-        Ok(())
+        Ok(Ended(child))
     }
 
     fn log(&self) -> PathBuf {
@@ -220,7 +262,8 @@ impl<'w> Plane<'w> {
             peer => (self.places.listeners[1], peer),
         };
         let answer = exchange(to, from, &self.world.client, &bytes).await?;
-        let entries = Some(self.entries().await?);
+        // A state that is away remembers nothing that could be counted.
+        let entries = self.entries().await.ok();
         let Some(answer) = answer else {
             let answer = answer_fields([]);
             return Ok(Outcome {

@@ -120,6 +120,9 @@ pub async fn replay(
                     continue;
                 }
             };
+            if outcome.entries.is_none() {
+                tally.differs(format!("{title}: the state does not say how much it remembers"));
+            }
             if verbose {
                 tally.lines.push(format!("{title}: {}", outcome.verdict));
             }

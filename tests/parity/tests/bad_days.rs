@@ -1,0 +1,295 @@
+//! Envoy on bad days: the state service away, slow, or talking nonsense, a module that dies, a policy that changes
+//! under load, a client that stops half-way. Nothing that must be refused passes, and the next request is served.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use parity::case::Named;
+use parity::document::{Places, policy};
+use parity::mint::{AUTHORITY, Sent, Times};
+use parity::plane::{Kind, Plane, Programs};
+use parity::ports;
+use parity::wire::{Raw, exchange};
+use parity::world::World;
+use tokio::io::AsyncWriteExt as _;
+
+const LOOPBACK: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+/// Requests, by their position: a signed one each, then a limited one.
+const CASE: &str = r#"
+name: bad days
+state_timeout_ms: 500
+routes:
+  - { name: signed, methods: [GET], path: /signed, upstream: u, filters: { signature: { signer: client }, nonce: {} } }
+  - { name: limited, methods: [GET], path: /limited, upstream: u, filters: { rate_limit: { limits: [{ name: each, by: ip, requests: 2, per_s: 600 }] } } }
+  - { name: open, methods: [GET, POST], path: /open, upstream: u }
+requests:
+  - { target: /signed, sign: { key: partner, created: 0, nonce: 0123456789abcde0, digest: false, components: ["@method", "@path", "@query"] }, verdict: pass }
+  - { target: /signed, sign: { key: partner, created: 0, nonce: 0123456789abcde1, digest: false, components: ["@method", "@path", "@query"] }, verdict: pass }
+  - { target: /limited, verdict: pass }
+  - { target: /open, verdict: pass }
+"#;
+const SIGNED: usize = 0;
+const SIGNED_ANEW: usize = 1;
+const LIMITED: usize = 2;
+const OPEN: usize = 3;
+
+fn programs() -> Programs {
+    let test = std::env::current_exe().unwrap();
+    let profile = test.parent().unwrap().parent().unwrap();
+    Programs::find(profile.join("gateway"), profile.parent().unwrap(), &Kind::ALL).unwrap()
+}
+
+async fn verdict(world: &World, plane: &Plane<'_>, named: &Named, request: usize) -> String {
+    let times = Times::new(world.epoch_ms, 0).unwrap();
+    let sent = Sent::new(&named.case.requests[request], &world.keys, times).unwrap();
+    plane.decide(&sent, None).await.unwrap().verdict
+}
+
+/// Away, slow or talking nonsense: limits hold in the worker, nonces are refused, and what needs no state is served.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_state_service_on_bad_days() {
+    certs::install_crypto_provider();
+    let world = World::new().await.unwrap();
+    let named = Named::parse(CASE).unwrap();
+    for (day, answer) in [
+        ("away", None),
+        ("slow", Some((200, "[\"remembered\"]", Duration::from_secs(20)))),
+        ("nonsense", Some((200, "<html>", Duration::ZERO))),
+        ("too many answers", Some((200, "[\"remembered\",\"remembered\"]", Duration::ZERO))),
+        ("an answer to something else", Some((200, "[\"released\"]", Duration::ZERO))),
+        ("failing", Some((500, "[\"remembered\"]", Duration::ZERO))),
+    ] {
+        let folder = world.case_folder(day).unwrap();
+        let mut plane = Plane::start(&world, &programs(), Kind::Envoy, &named, &folder).await.unwrap();
+        plane.at(world.epoch_ms).unwrap();
+        assert_eq!(verdict(&world, &plane, &named, SIGNED).await, "pass", "{day}");
+        plane.stop_state();
+        let other = match answer {
+            None => None,
+            Some((status, body, wait)) => Some(stand_in(plane.state_address(), status, body, wait).await),
+        };
+        let refused = "503 state_unavailable";
+        assert_eq!(verdict(&world, &plane, &named, SIGNED_ANEW).await, refused, "{day}");
+        assert_eq!(verdict(&world, &plane, &named, OPEN).await, "pass", "{day}");
+        for expected in ["pass", "pass", "429 rate_limited"] {
+            assert_eq!(verdict(&world, &plane, &named, LIMITED).await, expected, "{day}");
+        }
+        // Back again by itself. What was signed before the memory began is refused, so it is signed later.
+        if let Some(other) = other {
+            other.abort();
+            let _ = other.await;
+        }
+        plane.start_state().unwrap();
+        let mut last = String::new();
+        for _ in 0..200 {
+            last = verdict(&world, &plane, &named, SIGNED_ANEW).await;
+            if last != refused {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        assert_eq!(last, "pass", "{day}");
+    }
+}
+
+/// Somebody else at the state service's address.
+async fn stand_in(
+    address: SocketAddr,
+    status: u16,
+    body: &'static str,
+    wait: Duration,
+) -> tokio::task::JoinHandle<()> {
+    let listener = loop {
+        match tokio::net::TcpListener::bind(address).await {
+            Ok(listener) => break listener,
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    };
+    let status = axum::http::StatusCode::from_u16(status).unwrap();
+    let app = Router::new().fallback(move || async move {
+        tokio::time::sleep(wait).await;
+        (status, body)
+    });
+    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() })
+}
+
+/// A client that stops in the middle of its body is nobody's loss.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_stops_half_way() {
+    certs::install_crypto_provider();
+    let world = World::new().await.unwrap();
+    let named = Named::parse(CASE).unwrap();
+    let folder = world.case_folder("half").unwrap();
+    let plane = Plane::start(&world, &programs(), Kind::Envoy, &named, &folder).await.unwrap();
+    for _ in 0..5 {
+        let stream = tokio::net::TcpStream::connect(plane.address()).await.unwrap();
+        let connector = tokio_rustls::TlsConnector::from(Arc::clone(&world.client));
+        let mut stream = connector.connect(AUTHORITY.try_into().unwrap(), stream).await.unwrap();
+        let half =
+            format!("POST /open HTTP/1.1\r\nhost: {AUTHORITY}\r\ncontent-length: 1000\r\n\r\nhalf of it");
+        stream.write_all(half.as_bytes()).await.unwrap();
+        stream.flush().await.unwrap();
+        drop(stream);
+        assert_eq!(verdict(&world, &plane, &named, OPEN).await, "pass");
+    }
+}
+
+/// A process that ends with this value.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn start(command: &mut Command) -> Running {
+    Running(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+}
+
+fn envoy(programs: &Programs, configuration: &Path) -> Running {
+    let quiet = ["--concurrency", "2", "--log-level", "off", "--disable-hot-restart"];
+    start(Command::new(&programs.envoy).arg("-c").arg(configuration).args(quiet))
+}
+
+async fn get(world: &World, to: SocketAddr, path: &str, field: &str) -> anyhow::Result<Option<Raw>> {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {AUTHORITY}\r\n{field}\r\n");
+    exchange(to, LOOPBACK, &world.client, request.as_bytes()).await
+}
+
+fn places(world: &World) -> Places {
+    let [u, v] = &world.upstreams;
+    Places {
+        listeners: [ports::v4().unwrap(), ports::v4().unwrap()],
+        admin: ports::v4().unwrap(),
+        state: ports::v4().unwrap(),
+        upstreams: [u.address, v.address],
+    }
+}
+
+async fn until_served(world: &World, to: SocketAddr) {
+    for _ in 0..800 {
+        if matches!(get(world, to, "/open", "").await, Ok(Some(raw)) if raw.status == 200) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("Envoy does not serve");
+}
+
+/// A module that traps: the request is refused, not let through, and the next one is served.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_module_that_dies_lets_nothing_through() {
+    certs::install_crypto_provider();
+    let world = World::new().await.unwrap();
+    let folder = world.case_folder("trap").unwrap();
+    let programs = programs();
+    let trap = programs.module.with_file_name("trap.wasm");
+    assert!(trap.exists(), "{} is missing; filters/wasm/build --trap makes it", trap.display());
+    let named = Named::parse(
+        "name: t\nroutes: [{ name: r, methods: [GET], path: '/{*rest}', upstream: u }]\nrequests: []",
+    )
+    .unwrap();
+    let places = places(&world);
+    let configuration = generate(&world, &programs, &named, &places, &folder, &trap);
+    let _envoy = envoy(&programs, &configuration);
+    until_served(&world, places.listeners[0]).await;
+    for _ in 0..5 {
+        let died = get(&world, places.listeners[0], "/open", "x-trap: 1\r\n").await;
+        let refused = match died {
+            Ok(Some(raw)) => raw.status >= 500,
+            Ok(None) | Err(_) => true,
+        };
+        assert!(refused, "the request of a dead module went through");
+        // The module is started again within its backoff; until then requests are refused, none let through.
+        until_served(&world, places.listeners[0]).await;
+    }
+}
+
+fn generate(
+    world: &World,
+    programs: &Programs,
+    named: &Named,
+    places: &Places,
+    folder: &Path,
+    module: &Path,
+) -> PathBuf {
+    let file = folder.join("policy.yaml");
+    std::fs::write(&file, policy(named, places, world.folder()).to_string()).unwrap();
+    let out = folder.join("envoy");
+    let status = Command::new(&programs.gateway)
+        .arg("envoy")
+        .arg(&file)
+        .arg("--module")
+        .arg(module)
+        .arg("--out")
+        .arg(&out)
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success());
+    out.join("envoy.json")
+}
+
+/// Ten policies in turn under load: no request fails, and none sees half of two.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_changes_as_a_whole_while_traffic_flows() {
+    certs::install_crypto_provider();
+    let world = Arc::new(World::new().await.unwrap());
+    let folder = world.case_folder("change").unwrap();
+    let programs = programs();
+    // What the module adds to the answer and what Envoy's route decides belong together.
+    let policy_of = |upstream: &str, age: u32| {
+        Named::parse(&format!(
+            "name: t\neverywhere: {{ headers: {{ hsts_max_age_s: {age} }} }}\n\
+             routes: [{{ name: r, methods: [GET], path: '/{{*rest}}', upstream: {upstream} }}]\nrequests: []"
+        ))
+        .unwrap()
+    };
+    let named = [policy_of("u", 1111), policy_of("v", 2222)];
+    let places = places(&world);
+    let configuration = generate(&world, &programs, &named[0], &places, &folder, &programs.module);
+    let _state = start(Command::new(&programs.gateway).arg("state").arg(folder.join("policy.yaml")));
+    let _envoy = envoy(&programs, &configuration);
+    until_served(&world, places.listeners[0]).await;
+
+    let over = Arc::new(AtomicBool::new(false));
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let (world, over, to) = (Arc::clone(&world), Arc::clone(&over), places.listeners[0]);
+        clients.spawn(async move {
+            let mut seen = Vec::new();
+            while !over.load(Ordering::Relaxed) {
+                let raw = get(&world, to, "/open", "").await?.ok_or_else(|| anyhow::anyhow!("closed"))?;
+                anyhow::ensure!(raw.status == 200, "{} {}", raw.status, raw.code());
+                let hsts = raw.fields.iter().find(|(name, _)| name == "strict-transport-security");
+                let age = hsts.map(|(_, value)| String::from_utf8_lossy(value).contains("1111"));
+                let by_u = String::from_utf8_lossy(&raw.body).contains("\"upstream\":\"u\"");
+                anyhow::ensure!(age == Some(by_u), "half of two policies: {hsts:?}, upstream u: {by_u}");
+                seen.push(by_u);
+            }
+            anyhow::Ok(seen)
+        });
+    }
+    for change in 1..=10 {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        generate(&world, &programs, &named[change % 2], &places, &folder, &programs.module);
+    }
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    over.store(true, Ordering::Relaxed);
+    let mut seen = Vec::new();
+    while let Some(client) = clients.join_next().await {
+        seen.extend(client.unwrap().unwrap());
+    }
+    let by_u = seen.iter().filter(|by_u| **by_u).count();
+    assert!(by_u > 0 && by_u < seen.len(), "{by_u} of {} by the first policy: it never changed", seen.len());
+}
