@@ -114,10 +114,13 @@ async fn stand_in(
         }
     };
     let status = axum::http::StatusCode::from_u16(status).unwrap();
-    let app = Router::new().fallback(move || async move {
-        tokio::time::sleep(wait).await;
-        (status, body)
-    });
+    let app = Router::new().route(
+        "/v1/state",
+        axum::routing::post(move || async move {
+            tokio::time::sleep(wait).await;
+            (status, body)
+        }),
+    );
     tokio::spawn(async move { axum::serve(listener, app).await.unwrap() })
 }
 
