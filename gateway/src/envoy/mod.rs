@@ -133,7 +133,8 @@ impl Source {
             anyhow::anyhow!(mistakes.iter().map(|m| m.in_file(&name)).collect::<Vec<_>>().join("\n"))
         };
         let text = std::fs::read_to_string(file).with_context(|| name.to_string())?;
-        let loaded = crate::load::load(file).map_err(mistaken)?;
+        // Envoy may be started anywhere, so what the policy names must be found from anywhere.
+        let loaded = crate::load::load(&std::path::absolute(file)?).map_err(mistaken)?;
         let document = loaded.policy.document();
         anyhow::ensure!(
             document.state.service.is_some(),
@@ -166,8 +167,7 @@ impl Source {
             peer_field: Some(PEER_FIELD.to_owned()),
         };
         let module = std::path::absolute(&options.module)?;
-        let folder = std::path::absolute(&loaded.folder)?;
-        Ok(Self { policy: loaded.policy, compiled, variables, folder, module })
+        Ok(Self { compiled, variables, folder: loaded.folder, policy: loaded.policy, module })
     }
 
     fn file(&self, reference: &At<Reference>) -> anyhow::Result<Value> {
