@@ -15,6 +15,7 @@ pub mod failure;
 pub mod filter;
 pub mod policy;
 pub mod state;
+pub mod subject;
 pub mod trace;
 
 /// The one list of filters, in the order in which they decide: what is cheap and needs no identity first,
@@ -86,5 +87,6 @@ filters! {
     signature,
     nonce,
     rate_limit,
+    concurrency,
     headers,
 }

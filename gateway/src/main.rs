@@ -117,7 +117,7 @@ fn state(policy: &Path) -> ExitCode {
     log_as_json();
     logged(policy, |loaded| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        runtime.block_on(state_service::run(loaded, stopped()))
+        runtime.block_on(state_service::run(loaded, gateway::stop_signal()))
     })
 }
 
@@ -147,20 +147,6 @@ fn envoy(policy: &Path, module: PathBuf, out: Option<&Path>) -> ExitCode {
 fn complain(text: &str) {
     use std::io::Write as _;
     let _ = writeln!(std::io::stderr().lock(), "{text}");
-}
-
-/// Completes on SIGTERM or SIGINT.
-async fn stopped() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        tracing::error!("signals cannot be received; the process must be killed to stop");
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
 }
 
 fn log_as_json() {

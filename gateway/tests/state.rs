@@ -73,15 +73,30 @@ async fn until_ready(http: &reqwest::Client, url: &str) {
     .await;
 }
 
+/// A state service on loopback, ready.
+struct Plain {
+    http: reqwest::Client,
+    url: String,
+    _state: State,
+    _folder: tempfile::TempDir,
+}
+
+impl Plain {
+    async fn start(max_entries: usize) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        pki(folder.path());
+        let port = free_port();
+        let state = start(folder.path(), &format!("{{ address: \"127.0.0.1:{port}\" }}"), max_entries);
+        let (http, url) =
+            (reqwest::Client::builder().no_proxy().build().unwrap(), format!("http://127.0.0.1:{port}"));
+        until_ready(&http, &url).await;
+        Self { http, url, _state: state, _folder: folder }
+    }
+}
+
 #[tokio::test]
 async fn batches_run_whole_or_not_at_all_and_nonsense_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    pki(folder.path());
-    let url = format!("http://127.0.0.1:{}", free_port());
-    let service = format!("{{ address: \"{}\" }}", url.trim_start_matches("http://"));
-    let _state = start(folder.path(), &service, 4);
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
-    until_ready(&http, &url).await;
+    let Plain { http, url, .. } = &Plain::start(4).await;
     let later = now_s() + 2;
     let take =
         json!({ "take": { "key": "t", "rate": { "requests": 1, "per_ms": 60_000, "burst": 1 }, "cost": 1 } });
@@ -110,11 +125,11 @@ async fn batches_run_whole_or_not_at_all_and_nonsense_is_refused() {
         ),
         (Value::Array((0..65).map(|n| remember(&n.to_string(), later)).collect()), 400, "batch_too_long"),
     ] {
-        let (got, body) = ask(&http, &url, batch.to_string()).await;
+        let (got, body) = ask(http, url, batch.to_string()).await;
         assert_eq!(got, status, "{batch}: {body}");
         assert!(body.to_string().contains(expected), "{batch}: {body}");
     }
-    assert_eq!(ask(&http, &url, "not JSON").await.0, 400);
+    assert_eq!(ask(http, url, "not JSON").await.0, 400);
     let large = http.post(format!("{url}/v1/state")).body("x".repeat(70_000)).send().await.unwrap();
     assert_eq!(large.status(), 413);
     let metrics = http.get(format!("{url}/metrics")).send().await.unwrap().text().await.unwrap();
@@ -124,13 +139,7 @@ async fn batches_run_whole_or_not_at_all_and_nonsense_is_refused() {
 
 #[tokio::test]
 async fn of_many_who_send_one_nonce_one_wins() {
-    let folder = tempfile::tempdir().unwrap();
-    pki(folder.path());
-    let url = format!("http://127.0.0.1:{}", free_port());
-    let service = format!("{{ address: \"{}\" }}", url.trim_start_matches("http://"));
-    let _state = start(folder.path(), &service, 100);
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
-    until_ready(&http, &url).await;
+    let Plain { http, url, .. } = &Plain::start(100).await;
     let batch = json!([remember("nonce", now_s() + 2)]).to_string();
     let mut asked = JoinSet::new();
     for _ in 0..64 {
@@ -145,13 +154,7 @@ async fn of_many_who_send_one_nonce_one_wins() {
 
 #[tokio::test]
 async fn keys_are_told_once_and_fetched_anew_at_a_bounded_rate() {
-    let folder = tempfile::tempdir().unwrap();
-    pki(folder.path());
-    let url = format!("http://127.0.0.1:{}", free_port());
-    let service = format!("{{ address: \"{}\" }}", url.trim_start_matches("http://"));
-    let _state = start(folder.path(), &service, 100);
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
-    until_ready(&http, &url).await;
+    let Plain { http, url, .. } = &Plain::start(100).await;
     let told = http.get(format!("{url}/v1/keys")).send().await.unwrap();
     let tag = told.headers()["etag"].to_str().unwrap().to_owned();
     let keys: Value = told.json().await.unwrap();

@@ -3,14 +3,13 @@
 //! The arithmetic is [`crate::state`]'s. Fields: `RateLimit-Policy`, `RateLimit`
 //! (draft-ietf-httpapi-ratelimit-headers) and `Retry-After` (RFC 9110 section 10.2.3).
 
-use std::net::{IpAddr, Ipv6Addr};
-
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::filter::{Context, Filter, Host, Request, Verdict, state_unavailable};
 use crate::policy::{Settings, Shared, Site, Unusable};
 use crate::state::{Answer, Counted, Op, Rate};
+use crate::subject::{By, counter_key, name_mistake};
 
 /// Limits that all hold at once.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
@@ -48,36 +47,6 @@ pub struct Limit {
     pub counted: Counted,
 }
 
-/// Whose requests are counted together. Every counter but `route` and `ip` lies within the tenant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum By {
-    /// Everybody's on this route.
-    Route,
-    /// The client's address; of IPv6 the network of 64 bits, all of whose addresses one sender may have.
-    Ip,
-    Tenant,
-    /// `sub` of the token.
-    User,
-    /// The token's device.
-    Device,
-    /// The key that signed the request.
-    Key,
-}
-
-impl By {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Route => "route",
-            Self::Ip => "ip",
-            Self::Tenant => "tenant",
-            Self::User => "user",
-            Self::Device => "device",
-            Self::Key => "key",
-        }
-    }
-}
-
 impl Settings for Config {
     fn and(mut self, mut child: Self) -> Self {
         self.limits.append(&mut child.limits);
@@ -107,14 +76,8 @@ impl Settings for Config {
         }
         let mut limits = Vec::new();
         for limit in self.limits {
-            let name_ok = !limit.name.is_empty()
-                && limit.name.len() <= 64
-                && limit.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(&b));
-            if !name_ok {
-                return Err(Unusable::new(format!(
-                    "limit name `{}`: use lower-case letters, digits, '-' and '_', at most 64",
-                    limit.name
-                )));
+            if let Some(mistake) = name_mistake(&limit.name) {
+                return Err(Unusable::new(mistake));
             }
             if limits.iter().any(|seen: &Built| seen.name == limit.name) {
                 return Err(Unusable::new(format!("two limits are named `{}`", limit.name)));
@@ -160,15 +123,10 @@ impl Filter for RateLimit {
 
     fn head(&self, _request: &Request<'_>, _host: &dyn Host, context: &mut Context) -> Verdict {
         for limit in &self.limits {
-            let Some(subject) = subject(limit.by, context) else {
+            let Some(key) = counter_key("take", &limit.name, limit.by, &self.route, context) else {
                 let detail = "This service limits requests by who sends them, and the request does not say.";
                 return Verdict::refuse(403, "rate_limit_subject_missing", detail);
             };
-            let scope = match limit.by {
-                By::Route => self.route.as_str(),
-                By::Ip | By::Tenant | By::User | By::Device | By::Key => "",
-            };
-            let key = format!("take/{}/{}/{scope}/{subject}", limit.name, limit.by.name());
             context.ask_of(limit.counted, Op::Take { key, rate: limit.rate, cost: self.cost });
         }
         Verdict::Pass
@@ -220,31 +178,5 @@ fn append(fields: &mut Vec<(&'static str, String)>, name: &'static str, member: 
             value.push_str(member);
         }
         None => fields.push((name, member.to_owned())),
-    }
-}
-
-fn subject(by: By, context: &Context) -> Option<String> {
-    let identity = context.identity.as_ref();
-    let tenant = || identity.map(|who| who.tenant.as_deref().unwrap_or(&who.issuer));
-    let within_tenant = |subject: &str| tenant().map(|tenant| format!("{}/{tenant}/{subject}", tenant.len()));
-    match by {
-        By::Route => Some(String::new()),
-        By::Ip => Some(sender(context.client_ip)),
-        By::Tenant => tenant().map(str::to_owned),
-        By::User => within_tenant(&identity?.subject),
-        By::Device => within_tenant(identity?.device.as_deref()?),
-        By::Key => Some(context.signed.as_ref()?.keyid.clone()),
-    }
-}
-
-/// The last 64 bits of an IPv6 address are its owner's to choose (RFC 4291 section 2.5.1), so they tell no
-/// sender from another. An IPv4 address written as IPv6 is the IPv4 address.
-fn sender(ip: IpAddr) -> String {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => ip.to_string(),
-        IpAddr::V6(ip) => {
-            let network = ip.to_bits() >> 64 << 64;
-            format!("{}/64", Ipv6Addr::from_bits(network))
-        }
     }
 }

@@ -86,6 +86,9 @@ pub struct Step {
     pub times: u32,
     /// Bytes to send instead of a request; what has no request in it is not decided in process.
     pub raw: Option<String>,
+    /// The request is still in flight when the next one comes, so it gives no place back.
+    #[serde(default)]
+    pub stays: bool,
     /// `pass`, or the refusal's status and code: `400 path_ambiguous`. Where there is no code: `400 -`.
     pub verdict: String,
     /// Fields that the upstream must get from the edge.
@@ -185,6 +188,7 @@ impl Default for Step {
             sign: None,
             times: once(),
             raw: None,
+            stays: false,
             verdict: String::new(),
             upstream: BTreeMap::new(),
             answer: BTreeMap::new(),

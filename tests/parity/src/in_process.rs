@@ -11,7 +11,7 @@ use filters::crypto::{Local, Verify};
 use filters::filter::{Host, Refusal};
 use filters::jwt::KeySet;
 use filters::policy::Policy;
-use filters::state::Memory;
+use filters::state::{Memory, Op};
 
 use crate::case::Named;
 use crate::document::{Places, policy};
@@ -82,8 +82,17 @@ impl<'k> InProcess<'k> {
         self
     }
 
-    /// Decides on one request.
+    /// Decides on one request, which ends.
     pub fn decide(&mut self, sent: &Sent, now_ms: u64) -> Outcome {
+        let (outcome, held) = self.begin(sent, now_ms);
+        if !held.is_empty() {
+            let _ = self.memory.run(&held, now_ms);
+        }
+        outcome
+    }
+
+    /// Decides on one request, and tells what it gives back when it ends.
+    pub fn begin(&mut self, sent: &Sent, now_ms: u64) -> (Outcome, Vec<Op>) {
         self.world.now_ms = now_ms;
         let framing = sent.framing();
         let request = sent.request(&framing);
@@ -102,11 +111,7 @@ impl<'k> InProcess<'k> {
             Ok(()) => self.passed(&admission, &request),
             Err(Refused { refusal, .. }) => self.refused(&admission, &refusal),
         };
-        let held = admission.leaves();
-        if !held.is_empty() {
-            let _ = self.memory.run(&held, now_ms);
-        }
-        outcome
+        (outcome, admission.leaves())
     }
 
     fn passed(&self, admission: &Admission, request: &filters::filter::Request<'_>) -> Outcome {

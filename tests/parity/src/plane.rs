@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use serde_json::Value;
+use tokio::task::JoinSet;
 
 use crate::case::Named;
 use crate::clock::Clock;
@@ -15,7 +16,7 @@ use crate::in_process::{InProcess, RUN_UP_MS};
 use crate::mint::{AUTHORITY, Sent};
 use crate::outcome::{Outcome, answer_fields, upstream_fields};
 use crate::ports;
-use crate::upstream::Seen;
+use crate::upstream::{Seen, Upstream};
 use crate::wire::{Raw, bytes, exchange};
 use crate::world::World;
 
@@ -77,6 +78,8 @@ pub struct Plane<'w> {
     programs: Programs,
     children: Vec<Ended>,
     state: Option<Ended>,
+    /// Requests that are in flight for as long as the plane lives.
+    staying: JoinSet<()>,
 }
 
 /// A child process that ends with this value.
@@ -121,6 +124,7 @@ impl<'w> Plane<'w> {
             programs: programs.clone(),
             children: Vec::new(),
             state: None,
+            staying: JoinSet::new(),
         };
         match kind {
             Kind::Gateway => plane.spawn(Command::new(&programs.gateway).arg("serve").arg(&file))?,
@@ -292,6 +296,26 @@ impl<'w> Plane<'w> {
         }
         let verdict = format!("{} {}", answer.status, answer.code());
         Ok(Outcome { verdict, upstream: None, served_by: None, answer: fields, entries })
+    }
+
+    /// Sends a request that its upstream keeps, and waits until it is there.
+    ///
+    /// # Errors
+    /// When it does not get there.
+    pub async fn stay(&mut self, sent: &Sent) -> anyhow::Result<()> {
+        let (to, from, tls, bytes) =
+            (self.places.listeners[0], sent.peer.to_canonical(), self.world.client.clone(), bytes(sent));
+        let kept = || self.world.upstreams.iter().map(Upstream::kept).sum::<usize>();
+        let before = kept();
+        self.staying.spawn(async move {
+            let _ = exchange(to, from, &tls, &bytes).await;
+        });
+        let began = Instant::now();
+        while kept() == before {
+            anyhow::ensure!(began.elapsed() < READY_WITHIN, "the request did not reach its upstream");
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
     }
 
     /// How many things the state remembers.

@@ -97,7 +97,7 @@ pub async fn replay(
             Ok(folder) => Plane::start(world, programs, *kind, named, &folder).await,
             Err(why) => Err(why),
         };
-        let plane = match plane {
+        let mut plane = match plane {
             Ok(plane) => plane,
             Err(why) => {
                 tally.differs(format!("{title}: {}: {why:#}", kind.name()));
@@ -113,6 +113,12 @@ pub async fn replay(
             }
             tally.compared += 1;
             let title = format!("{title}: request {request}: {}", kind.name());
+            if step.stays {
+                if let Err(why) = stay(world, &mut plane, step, sent).await {
+                    tally.differs(format!("{title}: {why:#}"));
+                }
+                continue;
+            }
             let outcome = match decide(world, &plane, step, sent).await {
                 Ok(outcome) => outcome,
                 Err(why) => {
@@ -165,7 +171,8 @@ fn in_process(world: &World, named: &Named) -> anyhow::Result<Vec<(Sent, Option<
         let mut outcome = None;
         if step.raw.is_none() {
             for _ in 0..step.times {
-                outcome = Some(plane.decide(&sent, now_ms));
+                outcome =
+                    Some(if step.stays { plane.begin(&sent, now_ms).0 } else { plane.decide(&sent, now_ms) });
             }
         }
         all.push((sent, outcome));
@@ -179,6 +186,15 @@ async fn decide(world: &World, plane: &Plane<'_>, step: &Step, sent: &Sent) -> a
         plane.decide(sent, step.raw.as_deref()).await?;
     }
     plane.decide(sent, step.raw.as_deref()).await
+}
+
+/// Sends requests that reach the upstream and are not answered while the case lasts.
+async fn stay(world: &World, plane: &mut Plane<'_>, step: &Step, sent: &Sent) -> anyhow::Result<()> {
+    plane.at(world.epoch_ms + step.at_ms)?;
+    for _ in 0..step.times {
+        plane.stay(sent).await?;
+    }
+    Ok(())
 }
 
 /// What of an outcome is not as the case says.

@@ -1,7 +1,9 @@
-//! An upstream that answers with what it was sent.
+//! An upstream that answers with what it was sent, or, asked by the field `x-stay`, not while a case lasts.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -13,10 +15,14 @@ use tokio::task::JoinHandle;
 
 use crate::in_process::UPSTREAM_ANSWER;
 
+/// Longer than any case.
+const STAY: Duration = Duration::from_secs(60);
+
 /// A running upstream.
 #[derive(Debug)]
 pub struct Upstream {
     pub address: SocketAddr,
+    kept: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -37,7 +43,15 @@ impl Upstream {
     pub async fn start(name: &'static str, tls: Arc<rustls::ServerConfig>) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let app = Router::new().fallback(move |headers: HeaderMap, body: Bytes| echo(name, headers, body));
+        let kept = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&kept);
+        let app = Router::new().fallback(async move |headers: HeaderMap, body: Bytes| {
+            if headers.contains_key("x-stay") {
+                count.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(STAY).await;
+            }
+            echo(name, &headers, &body)
+        });
         let task = tokio::spawn(async move {
             let _ = certs::serve::serve(
                 listener,
@@ -48,7 +62,12 @@ impl Upstream {
             )
             .await;
         });
-        Ok(Self { address, task })
+        Ok(Self { address, kept, task })
+    }
+
+    /// Requests that it was asked to keep so far.
+    pub fn kept(&self) -> usize {
+        self.kept.load(Ordering::Relaxed)
     }
 }
 
@@ -58,7 +77,7 @@ impl Drop for Upstream {
     }
 }
 
-async fn echo(name: &str, headers: HeaderMap, body: Bytes) -> Response {
+fn echo(name: &str, headers: &HeaderMap, body: &Bytes) -> Response {
     let fields = headers.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect();
     let seen = Seen { upstream: name.to_owned(), fields, body: body.to_vec() };
     let text = serde_json::to_vec(&seen).unwrap_or_default();

@@ -23,7 +23,9 @@ fn check(named: &Named, keys: &Keys) -> Result<(), String> {
         if step.raw.is_some() {
             continue;
         }
-        let outcomes: Vec<_> = (0..step.times).map(|_| plane.decide(&sent, now_ms)).collect();
+        let outcomes: Vec<_> = (0..step.times)
+            .map(|_| if step.stays { plane.begin(&sent, now_ms).0 } else { plane.decide(&sent, now_ms) })
+            .collect();
         let last = outcomes.last().ok_or("`times` is 0")?;
         if let Some(why) = unexpected(step, last) {
             return Err(format!("request {number}: {why}"));
