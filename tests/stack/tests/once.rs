@@ -28,7 +28,7 @@ fn one_payment_completes_and_no_process_is_left() {
     }
     let services = file["services"].as_array().unwrap();
     let names: Vec<_> = services.iter().map(|service| service["name"].as_str().unwrap()).collect();
-    for name in ["gateway", "txn-core", "npci-proxy", "npci-sim"] {
+    for name in ["edge", "txn-core", "npci-proxy", "npci-sim"] {
         assert!(names.contains(&name), "{names:?}");
     }
     for service in services {
