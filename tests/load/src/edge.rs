@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use axum::Router;
+use engines::ports;
 use parity::case::Token;
 use parity::mint::{AUTHORITY, Keys, Times};
-use parity::ports;
 use parity::wire::exchange;
 use parity::world::World;
 use serde_json::{Value, json};

@@ -4,9 +4,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use engines::ports;
 use parity::case::{Sign, Step, Token};
 use parity::mint::{Sent, Times};
-use parity::ports;
 use parity::wire::bytes;
 use parity::world::World;
 use serde_json::json;

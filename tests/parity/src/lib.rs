@@ -11,7 +11,6 @@ pub mod in_process;
 pub mod mint;
 pub mod outcome;
 pub mod plane;
-pub mod ports;
 pub mod replay;
 pub mod upstream;
 pub mod wire;

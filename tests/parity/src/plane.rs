@@ -15,7 +15,6 @@ use crate::document::{Places, READY_PATH, policy};
 use crate::in_process::{InProcess, RUN_UP_MS};
 use crate::mint::{AUTHORITY, Sent};
 use crate::outcome::{Outcome, answer_fields, upstream_fields};
-use crate::ports;
 use crate::upstream::{Seen, Upstream};
 use crate::wire::{Raw, bytes, exchange};
 use crate::world::World;

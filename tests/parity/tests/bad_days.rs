@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
+use engines::ports;
 use parity::case::Named;
 use parity::document::{Places, policy};
 use parity::mint::{AUTHORITY, Sent, Times};
 use parity::plane::{Kind, Plane, Programs};
-use parity::ports;
 use parity::wire::{Raw, exchange};
 use parity::world::World;
 use tokio::io::AsyncWriteExt as _;

@@ -9,7 +9,6 @@ mod config;
 mod device;
 mod issuer;
 mod payment;
-mod ports;
 mod process;
 mod running;
 mod token;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use certs::{Trust, Versions, client_config};
+use engines::{Program, Signal};
 use filters::signature::message::SigningKey;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::{Deserialize, Serialize};
@@ -14,8 +15,8 @@ use serde_json::{Map, Value, json};
 use crate::binaries::{Binaries, workspace};
 use crate::config::{self, Setting};
 use crate::payment::{EdgeRequest, Payment, now_s};
-use crate::process::{Edge, Process, Service, ready};
-use crate::{AUDIENCE, Claims, Device, ISSUER, Issuer, ports};
+use crate::process::{Edge, GRACE, Service, ready};
+use crate::{AUDIENCE, Claims, Device, ISSUER, Issuer};
 
 const TENANT: &str = "acme";
 const TOKEN_LIFETIME_S: i64 = 12 * 3600;
@@ -107,7 +108,7 @@ pub struct Stack {
     edge: Edge,
     configs: BTreeMap<Service, PathBuf>,
     urls: BTreeMap<Service, Urls>,
-    processes: Mutex<BTreeMap<Service, Process>>,
+    processes: Mutex<BTreeMap<Service, Program>>,
     issuer: Issuer,
     users: Vec<User>,
     http: reqwest::Client,
@@ -150,7 +151,7 @@ impl Stack {
 
         let mut values = BTreeMap::new();
         for name in PORTS {
-            values.insert(name, ports::free()?.to_string());
+            values.insert(name, engines::ports::v4()?.port().to_string());
         }
         let port = |name: &str| values.get(name).cloned().unwrap_or_default();
         let issuer = Issuer::start(&pki, port("issuer_port").parse()?).await?;
@@ -294,7 +295,7 @@ impl Stack {
     pub async fn restart(&self, service: Service) -> anyhow::Result<()> {
         let running = self.processes().remove(&service);
         if let Some(process) = running {
-            process.stop().await;
+            process.end(Signal::SIGTERM, GRACE).await?;
         }
         self.spawn(service)?;
         self.ready(service).await?;
@@ -309,7 +310,7 @@ impl Stack {
     /// # Errors
     /// When a service has ended on its own: with the end of its log.
     pub fn check(&self) -> anyhow::Result<()> {
-        self.processes().values_mut().try_for_each(Process::check)
+        self.processes().values_mut().try_for_each(Program::check)
     }
 
     /// Lets every service finish what is in flight, the edge first; kills those that take too long.
@@ -317,7 +318,8 @@ impl Stack {
         for service in Service::of(self.edge).iter().rev() {
             let process = self.processes().remove(service);
             if let Some(process) = process {
-                process.stop().await;
+                // Killed, if it cannot be waited for.
+                let _ = process.end(Signal::SIGTERM, GRACE).await;
             }
         }
     }
@@ -326,7 +328,7 @@ impl Stack {
         let config = self.configs.get(&service).context("every service has a configuration")?;
         let log = self.dir.join("logs").join(format!("{}.log", service.name()));
         let command = self.binaries.command(service, self.edge, config)?;
-        let process = Process::start(service, &command, &log)?;
+        let process = Program::start(service.name(), &command.program, &command.arguments, None, &log)?;
         self.processes().insert(service, process);
         Ok(())
     }
@@ -342,7 +344,7 @@ impl Stack {
             waited = self.envoy_has_keys().await;
         }
         waited.map_err(|error| {
-            let last_words = self.processes().get(&service).map(Process::last_words);
+            let last_words = self.processes().get(&service).map(Program::last_words);
             // A process that has ended is an error with its last words in it.
             if self.check().is_ok() {
                 anyhow!("{error:#}; {}", last_words.unwrap_or_default())
@@ -425,7 +427,7 @@ impl Stack {
         fs::rename(&partial, &path).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    fn processes(&self) -> MutexGuard<'_, BTreeMap<Service, Process>> {
+    fn processes(&self) -> MutexGuard<'_, BTreeMap<Service, Program>> {
         self.processes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

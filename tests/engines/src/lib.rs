@@ -1,0 +1,9 @@
+//! The engines of a fleet, started on free loopback ports with their data in a folder of the caller's, and
+//! ended with the value that stands for them. `tests/run install` brings the programs.
+//!
+//! For tests and for the development stack only: no password, no replica, no care for what is already there.
+
+pub mod ports;
+mod program;
+
+pub use program::{Program, Signal};
