@@ -29,16 +29,18 @@ use crate::metrics::Metrics;
 use crate::now_ms;
 use crate::upstream::Upstream;
 use crate::upstream::mirror::{self, Copy};
+use crate::whole::Connections;
 
 /// The policy and everything that serves it.
 #[derive(Debug)]
 pub(crate) struct Edge {
-    policy: Policy,
+    pub(crate) policy: Policy,
     upstreams: BTreeMap<String, Arc<Upstream>>,
     keys: Arc<KeyStore>,
     state: Mutex<Memory>,
     metrics: Metrics,
     draining: AtomicBool,
+    pub(crate) connections: Connections,
 }
 
 impl Edge {
@@ -55,7 +57,8 @@ impl Edge {
         }
         let state = Mutex::new(Memory::new(document.state.memory.max_entries, now_ms()));
         let draining = AtomicBool::new(false);
-        let edge = Self { upstreams, keys, state, metrics, draining, policy: loaded.policy };
+        let connections = Connections::new();
+        let edge = Self { upstreams, keys, state, metrics, draining, connections, policy: loaded.policy };
         Ok((Arc::new(edge), loaded.listeners))
     }
 
@@ -128,22 +131,27 @@ impl Edge {
         mirror::send(upstream, copy, &self.metrics.copies);
     }
 
+    /// Whether the upstream's answer is decided on before any of it leaves.
+    pub(crate) fn reads_answer(&self, exchange: &Exchange) -> bool {
+        exchange.admission.as_ref().is_some_and(|admission| admission.reads_answer(&self.policy))
+    }
+
     /// The name of the route that serves the request, once known.
     pub(crate) fn route(&self, exchange: &Exchange) -> Option<&str> {
         self.rule(exchange).map(|rule| rule.name.as_str())
     }
 
-    fn rule(&self, exchange: &Exchange) -> Option<&RouteRule> {
+    pub(crate) fn rule(&self, exchange: &Exchange) -> Option<&RouteRule> {
         exchange.admission.as_ref()?.rule(&self.policy)
     }
 
-    /// Everything that is decided before the upstream is spoken to.
+    /// Everything that is decided before the upstream is spoken to. Gives the body.
     pub(crate) async fn admit(
         &self,
         session: &mut Session,
         exchange: &mut Exchange,
         time: Duration,
-    ) -> Result<(), Refused> {
+    ) -> Result<Bytes, Refused> {
         let peer = session.client_addr().and_then(|addr| addr.as_inet()).map(|addr| addr.ip());
         let (Some(admission), Some(peer)) = (&mut exchange.admission, peer) else {
             return Err(Failure::Malformed.into());
@@ -166,9 +174,12 @@ impl Edge {
         if !batch.is_empty() {
             admission.answered(&self.policy, self.ask(&batch))?;
         }
+        exchange.fields =
+            admission.forward(&self.policy, &request(session.req_header(), peer), &Now(self))?;
         let mirror = admission.rule(&self.policy).and_then(|rule| rule.mirror.as_ref());
-        exchange.copy = mirror.filter(|mirror| rand::random_range(0..100) < mirror.percent).map(|_| body);
-        Ok(())
+        exchange.copy =
+            mirror.filter(|mirror| rand::random_range(0..100) < mirror.percent).map(|_| body.clone());
+        Ok(body)
     }
 
     /// Decides on the header; once more with fresh keys if the first answer rested on keys that may be old.
@@ -261,7 +272,7 @@ impl Edge {
 }
 
 /// The world, as one request's filters see it.
-struct Now<'e>(&'e Edge);
+pub(crate) struct Now<'e>(pub(crate) &'e Edge);
 
 impl Host for Now<'_> {
     fn now_ms(&self) -> u64 {

@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use filters::admission::Admission;
+use filters::upstream::UpstreamFields;
+use pingora::http::RequestHeader;
 use prometheus::IntGauge;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -17,6 +19,8 @@ pub(crate) struct Exchange {
     pub(crate) admission: Option<Admission>,
     /// The code of a refusal and the filter that decided it.
     pub(crate) refusal: Option<(&'static str, &'static str)>,
+    /// What becomes of its fields, once it is admitted.
+    pub(crate) fields: UpstreamFields,
     /// Who serves it, chosen once.
     pub(crate) upstream: Option<Arc<Upstream>>,
     /// The position of the address that was tried last.
@@ -27,6 +31,19 @@ pub(crate) struct Exchange {
     pub(crate) place: Option<OwnedSemaphorePermit>,
     /// Counted until dropped.
     pub(crate) _in_flight: InFlight,
+}
+
+impl Exchange {
+    /// Makes of the client's header the one that the upstream gets.
+    pub(crate) fn dress(&self, header: &mut RequestHeader) -> pingora::Result<()> {
+        for name in &self.fields.remove {
+            header.remove_header(name);
+        }
+        for (name, value) in &self.fields.set {
+            header.insert_header(*name, value.as_str())?;
+        }
+        Ok(())
+    }
 }
 
 /// Counts a request for as long as it lives, however it ends.

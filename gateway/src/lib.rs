@@ -18,6 +18,7 @@ mod metrics;
 pub mod server;
 pub mod state_service;
 mod upstream;
+mod whole;
 
 /// Milliseconds since the Unix epoch.
 fn now_ms() -> u64 {

@@ -7,6 +7,7 @@
 
 mod component;
 pub mod digest;
+pub mod freshness;
 pub mod message;
 mod query;
 
@@ -14,6 +15,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use self::digest::DigestError;
+use self::freshness::Window;
 use self::message::{Component, Fields, Message, Parsed, SignatureError};
 use crate::crypto::VerifyingKey;
 use crate::filter::{Binding, Context, Filter, Headers, Host, Refusal, Request, Signed, Verdict};
@@ -221,18 +223,11 @@ impl Signature {
     }
 
     fn check_age(&self, created_s: i64, expires_s: Option<i64>, host: &dyn Host) -> Result<(), Refusal> {
-        let now_s = i64::try_from(host.now_ms() / 1_000).unwrap_or(i64::MAX);
-        let limit = |seconds: u64| i64::try_from(seconds).unwrap_or(i64::MAX);
-        let age_s = now_s.saturating_sub(created_s);
-        let refuse =
-            |code, detail| Err(Refusal::new(401, code, detail).header("www-authenticate", CHALLENGE));
-        if age_s > limit(self.config.max_age_s) || expires_s.is_some_and(|expires| expires <= now_s) {
-            return refuse("created_too_old", "The request was signed too long ago. Sign it anew.");
-        }
-        if age_s.saturating_neg() > limit(self.config.max_skew_s) {
-            return refuse("created_in_future", "The request was signed in the future. Check your clock.");
-        }
-        Ok(())
+        let Config { max_age_s, max_skew_s, .. } = self.config;
+        Window { max_age_s, max_skew_s }.check(created_s, expires_s, host.now_ms()).map_err(|stale| {
+            let (code, detail) = stale.of_request();
+            Refusal::new(401, code, detail).header("www-authenticate", CHALLENGE)
+        })
     }
 
     /// Whose key must have signed.

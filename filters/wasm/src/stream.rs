@@ -1,5 +1,7 @@
 //! One request's way through the module.
 
+mod answering;
+
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
@@ -10,6 +12,7 @@ use filters::filter::{Headers, Request};
 use filters::shape::Config;
 use filters::state::{Answer, Full};
 
+use self::answering::Answering;
 use crate::envoy::{Answered, Envoy};
 use crate::plugin::{Now, Plugin};
 use crate::trip::{Begun, Trip};
@@ -31,9 +34,6 @@ pub const REFUSED_FIELD: &str = "x-torana-refused";
 
 const FORWARDED_PROTO: &str = "x-forwarded-proto";
 
-/// So many fields are set one by one; more are cheaper set all at once, which takes three calls.
-const FEW: usize = 3;
-
 /// One request.
 #[derive(Debug)]
 pub struct Stream {
@@ -43,6 +43,8 @@ pub struct Stream {
     phase: Phase,
     /// The whole body, once it has come.
     body: Option<Vec<u8>>,
+    /// What becomes of the upstream's answer.
+    answering: Answering,
     /// The time of what Envoy last told; asked once each time, for asking is a call.
     now_ms: u64,
 }
@@ -125,6 +127,7 @@ impl Stream {
             admission: None,
             phase: Phase::New,
             body: None,
+            answering: Answering::AsItComes,
             now_ms: 0,
         }
     }
@@ -229,24 +232,6 @@ impl Stream {
         }
     }
 
-    /// An answer leaves, whoever gives it.
-    pub fn answer(&self, envoy: &dyn Envoy) {
-        let Some(admission) = &self.admission else { return };
-        let ours = admission.answer_fields(&self.plugin.policy);
-        if ours.len() <= FEW {
-            for (name, value) in &ours {
-                envoy.set_answer_field(name, value);
-            }
-            return;
-        }
-        let told = envoy.answer_fields();
-        let kept = told.iter().filter(|(name, _)| !ours.iter().any(|(own, _)| own == name));
-        let kept = kept.map(|(name, value)| (name.as_str(), value.as_slice()));
-        envoy.set_answer_fields(
-            kept.chain(ours.iter().map(|(name, value)| (&**name, value.as_bytes()))).collect(),
-        );
-    }
-
     /// The request has ended, however it did.
     pub fn ended(&mut self) {
         if let Some(admission) = &mut self.admission {
@@ -318,14 +303,19 @@ impl Stream {
     }
 
     fn admit(&mut self, envoy: &dyn Envoy) -> Flow {
-        let admitted = self
-            .admission
-            .as_ref()
-            .and_then(|admission| Some((admission, admission.rule(&self.plugin.policy)?)));
-        let Some((admission, rule)) = admitted else {
+        let plugin = Rc::clone(&self.plugin);
+        let Some(admission) = &mut self.admission else {
             return self.refuse(&Failure::StateUnavailable.into(), envoy);
         };
-        let fields = admission.upstream_fields(self.received.fields.iter().map(|(name, _)| name.as_str()));
+        let now = Now { plugin: &plugin, now_ms: self.now_ms };
+        let request = self.received.request(admission.peer());
+        let fields = match admission.forward(&plugin.policy, &request, &now) {
+            Ok(fields) => fields,
+            Err(refused) => return self.refuse(&refused, envoy),
+        };
+        let Some(rule) = admission.rule(&plugin.policy) else {
+            return self.refuse(&Failure::StateUnavailable.into(), envoy);
+        };
         // One by one: Envoy takes longer to replace all fields than to set a few.
         for name in &fields.remove {
             envoy.set_request_field(name, None);
