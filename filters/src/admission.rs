@@ -124,10 +124,11 @@ impl Admission {
         host: &dyn Host,
     ) -> Result<UpstreamFields, Refused> {
         let rule = self.rule(policy).ok_or_else(not_found)?;
-        let fields = self.upstream_fields(request);
+        let path = rule.rewrite.clone();
+        let fields = UpstreamFields { path: path.clone(), ..self.upstream_fields(request) };
         let outgoing = Outgoing { request, fields: &fields, nonce: &self.nonce() };
         rule.chain.forward(&outgoing, host, &mut self.context)?;
-        Ok(self.upstream_fields(request))
+        Ok(UpstreamFields { path, ..self.upstream_fields(request) })
     }
 
     /// Whether the upstream's answer must be whole before any of it leaves: the policy has it verified or signed.
@@ -147,7 +148,8 @@ impl Admission {
             return Err(Failure::AnswerTooLarge.into());
         }
         let rule = self.rule(policy).ok_or_else(not_found)?;
-        let answer = UpstreamAnswer { status, headers, body, nonce: &self.nonce() };
+        let path = rule.rewrite.as_deref().unwrap_or(request.path);
+        let answer = UpstreamAnswer { status, headers, body, path, nonce: &self.nonce() };
         rule.chain.answer(request, &answer, host, &mut self.context)
     }
 
@@ -169,7 +171,7 @@ impl Admission {
             ("x-forwarded-proto", "https".to_owned()),
         ];
         set.extend(self.context.upstream.iter().cloned());
-        UpstreamFields { remove, set }
+        UpstreamFields { remove, set, path: None }
     }
 
     /// The fields of every answer to this request, whoever gives it; they replace those of the same names.

@@ -14,6 +14,8 @@ pub struct UpstreamFields {
     pub remove: Vec<String>,
     /// Fields to set, in place of any of that name.
     pub set: Vec<(&'static str, String)>,
+    /// The path in place of the client's, if it is another.
+    pub path: Option<String>,
 }
 
 /// A request on its way to the upstream, everything decided but what it will be signed with.
@@ -29,6 +31,7 @@ impl Outgoing<'_> {
     /// The message to sign. Its authority is the client's, which no upstream can rely on: it is not to be covered.
     pub(crate) fn message(&self) -> Message<'_> {
         let Request { method, scheme, authority, path, query, .. } = self.request;
+        let path = self.fields.path.as_deref().unwrap_or(path);
         Message::request(method, scheme, authority, path, *query, self)
     }
 
@@ -42,7 +45,7 @@ impl Outgoing<'_> {
 
 impl Fields for Outgoing<'_> {
     fn each(&self, visit: &mut dyn FnMut(&str, &[u8])) {
-        let UpstreamFields { remove, set } = self.fields;
+        let UpstreamFields { remove, set, .. } = self.fields;
         for (name, value) in self.request.headers.iter() {
             if !remove.iter().any(|gone| gone == name) && !set.iter().any(|(new, _)| *new == name) {
                 visit(name, value);
@@ -58,6 +61,8 @@ pub struct UpstreamAnswer<'a> {
     pub status: u16,
     pub headers: Headers<'a>,
     pub body: &'a [u8],
+    /// The path of the request as the upstream got it.
+    pub path: &'a str,
     /// The [`Outgoing::nonce`] of the request that it answers.
     pub nonce: &'a str,
 }

@@ -10,6 +10,7 @@ use pingora::http::RequestHeader;
 use prometheus::IntGauge;
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::message::target;
 use crate::upstream::Upstream;
 
 #[derive(Debug)]
@@ -41,6 +42,11 @@ impl Exchange {
         }
         for (name, value) in &self.fields.set {
             header.insert_header(*name, value.as_str())?;
+        }
+        if let Some(path) = &self.fields.path {
+            let (_, query) = target(header);
+            let target = query.map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
+            header.set_raw_path(target.as_bytes())?;
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 
 use super::Reference;
+use super::secret::Encoding;
 use super::syntax::Location;
 use crate::FilterSet;
 use crate::state::LimitsWhenAway;
@@ -278,6 +279,9 @@ pub struct HmacKey {
     pub id: At<String>,
     /// At least 32 bytes.
     pub secret: At<Reference>,
+    /// How the secret is written.
+    #[serde(default)]
+    pub encoding: Encoding,
 }
 
 /// Where nonces and limits are kept.
@@ -350,6 +354,8 @@ pub struct Route {
     /// `/v1/send` exactly, `/v1/transactions/{id}` with any one segment, or `/v1/files/{*rest}` with the
     /// rest. The most specific route serves.
     pub path: String,
+    /// The path that the upstream gets in place of the client's. The query stays as it is.
+    pub rewrite: Option<At<String>>,
     /// The version of the API that it serves, as `X-API-Version: 2` or `Accept: application/vnd.NAME.v2+json`
     /// asks for it. A route without one serves requests that ask for none.
     pub version: Option<At<String>>,

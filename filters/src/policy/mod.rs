@@ -8,6 +8,7 @@ mod meaning;
 mod mistake;
 mod reference;
 mod routing;
+mod secret;
 mod syntax;
 mod warning;
 
@@ -19,6 +20,7 @@ pub use meaning::{ClientKey, Keyring, Policy, RouteRule, Site};
 pub use mistake::{Mistake, Unusable};
 pub use reference::{Reference, ReferenceError};
 pub use routing::{Match, version};
+pub use secret::Encoding;
 
 use crate::filter::Filter;
 

@@ -187,10 +187,11 @@ impl Filter for Signing {
     ) -> Verdict {
         let Request { method, scheme, authority, path, query, .. } = request;
         let asked = Message::request(method, scheme, authority, path, *query, &request.headers);
-        if let Some(verifies) = &self.verifies
-            && let Err(unverified) = verifies.check(answer, &asked, &self.content_type, host)
-        {
-            return unverified.refusal().into();
+        if let Some(verifies) = &self.verifies {
+            let asked = Message { path: answer.path, ..asked };
+            if let Err(unverified) = verifies.check(answer, &asked, &self.content_type, host) {
+                return unverified.refusal().into();
+            }
         }
         let Some(signs) = &self.answers else { return Verdict::Pass };
         match signs.answer(answer, &asked, &self.content_type, context.signed.as_ref(), host) {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::case::Answers;
 use crate::mint::{AUTHORITY, PARTNER_SECRET, split};
-use crate::outcome::FieldMap;
+use crate::outcome::{FieldMap, upstream_fields};
 
 /// The field in which a case tells the upstream how to answer.
 pub const TELLS: &str = "x-answer";
@@ -25,9 +25,24 @@ const STRANGER_SECRET: &[u8] = b"a stranger's secret of 32 bytes!";
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Seen {
     pub upstream: String,
+    /// Path and query.
+    pub target: String,
     /// Names and bytes.
     pub fields: Vec<(String, Vec<u8>)>,
     pub body: Vec<u8>,
+}
+
+impl Seen {
+    /// The target, and the fields by name.
+    pub fn told(&self, method: &str) -> FieldMap {
+        let mut map =
+            upstream_fields(self.fields.iter().map(|(name, value)| (name.as_str(), value.as_slice())));
+        let (path, query) = split(&self.target);
+        let message = Message::request(method, "https", AUTHORITY, path, query, &self.fields);
+        tell_seals(&mut map, &message, &self.body);
+        map.insert(":path".to_owned(), vec![self.target.clone()]);
+        map
+    }
 }
 
 /// What it answers.
@@ -56,7 +71,7 @@ pub fn tell(answers: &Answers, now_s: i64) -> anyhow::Result<String> {
 ///
 /// # Errors
 /// When the case asks for something that there is not.
-pub fn answer(method: &str, target: &str, seen: &Seen) -> anyhow::Result<Made> {
+pub fn answer(method: &str, seen: &Seen) -> anyhow::Result<Made> {
     let mut body = serde_json::to_vec(seen)?;
     let mut fields: Vec<(String, Vec<u8>)> =
         ALWAYS.map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec())).to_vec();
@@ -82,7 +97,7 @@ pub fn answer(method: &str, target: &str, seen: &Seen) -> anyhow::Result<Made> {
     params.created = answers.created.map(|offset| now_s + offset);
     params.keyid = Some(answers.keyid);
     params.nonce = Some("fedcba9876543210".to_owned());
-    let (path, query) = split(target);
+    let (path, query) = split(&seen.target);
     let none: Vec<(String, Vec<u8>)> = Vec::new();
     let asked = Message::request(method, "https", AUTHORITY, path, query, &none);
     let signed = Message::response(200, &fields, Some(&asked));
@@ -101,8 +116,31 @@ pub fn answer(method: &str, target: &str, seen: &Seen) -> anyhow::Result<Made> {
     Ok(Made { fields, body })
 }
 
+/// Tells the seals of an answer to what the client sent and to what the upstream saw: either may have been signed.
+pub fn tell_answer(
+    map: &mut FieldMap,
+    status: u16,
+    fields: &[(String, Vec<u8>)],
+    body: &[u8],
+    to: [Asked<'_>; 2],
+) {
+    for Asked { method, target } in to {
+        let none: Vec<(String, Vec<u8>)> = Vec::new();
+        let (path, query) = split(target);
+        let asked = Message::request(method, "https", AUTHORITY, path, query, &none);
+        tell_seals(map, &Message::response(status, &fields, Some(&asked)), body);
+    }
+}
+
+/// A request that an answer is to.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    pub method: &'a str,
+    pub target: &'a str,
+}
+
 /// Tells signatures, nonces and digests, which differ from one time to the next, by whether they hold.
-pub fn tell_seals(map: &mut FieldMap, message: &Message<'_>, body: &[u8]) {
+fn tell_seals(map: &mut FieldMap, message: &Message<'_>, body: &[u8]) {
     let partner = VerifyingKey::hmac(PARTNER_SECRET);
     let holds =
         |parsed: message::Parsed| partner.as_ref().is_ok_and(|key| parsed.verify(message, key).is_ok());

@@ -11,15 +11,14 @@ use filters::crypto::{Local, Verify};
 use filters::filter::{Host, Refusal, Request};
 use filters::jwt::KeySet;
 use filters::policy::Policy;
-use filters::signature::message::Message;
 use filters::state::{Memory, Op};
 use filters::upstream::UpstreamFields;
 
-use crate::answering::{Seen, answer, tell_seals};
+use crate::answering::{Asked, Seen, answer, tell_answer};
 use crate::case::Named;
 use crate::document::{Places, policy};
 use crate::mint::{Keys, PARTNER_SECRET, Sent};
-use crate::outcome::{FieldMap, Outcome, answer_fields, upstream_fields};
+use crate::outcome::{FieldMap, Outcome, answer_fields};
 
 /// How long before a case begins its data plane is started, so that there is a past for its requests.
 pub const RUN_UP_MS: u64 = 240_000;
@@ -120,7 +119,7 @@ impl<'k> InProcess<'k> {
         request: &Request<'_>,
         sent: &Sent,
     ) -> Result<Outcome, Refused> {
-        let UpstreamFields { remove, set } = admission.forward(&self.policy, request, &self.world)?;
+        let UpstreamFields { remove, set, path } = admission.forward(&self.policy, request, &self.world)?;
         let gone =
             |name: &str| remove.iter().any(|gone| gone == name) || set.iter().any(|(new, _)| *new == name);
         let kept = request.headers.iter().filter(|(name, _)| !gone(name));
@@ -131,13 +130,14 @@ impl<'k> InProcess<'k> {
             Some(_) | None => None,
         };
         let upstream = served_by.clone().unwrap_or_default();
-        let seen = Seen { upstream, fields, body: sent.body.clone() };
-        let told = |fields: &'_ [(String, Vec<u8>)]| {
-            upstream_fields(fields.iter().map(|(name, value)| (name.as_str(), value.as_slice())))
+        let target = match (path, request.query) {
+            (None, _) => sent.target.clone(),
+            (Some(path), None) => path,
+            (Some(path), Some(query)) => format!("{path}?{query}"),
         };
-        let mut upstream = told(&seen.fields);
-        tell_seals(&mut upstream, &sent.message(&seen.fields), &sent.body);
-        let made = answer(&sent.method, &sent.target, &seen)
+        let seen = Seen { upstream, target, fields, body: sent.body.clone() };
+        let upstream = seen.told(&sent.method);
+        let made = answer(&sent.method, &seen)
             .map_err(|why| Refused::from(Refusal::new(500, "case_unusable", format!("{why:#}"))))?;
         if admission.reads_answer(&self.policy) {
             let headers = made.fields.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
@@ -146,8 +146,8 @@ impl<'k> InProcess<'k> {
         let visible = |(name, _): &&(String, Vec<u8>)| !HIDDEN_FROM_CLIENTS.contains(&name.as_str());
         let fields = self.dressed(admission, made.fields.iter().filter(visible).cloned().collect());
         let mut answer = told_answer(&fields);
-        let asked = sent.message(&sent.headers);
-        tell_seals(&mut answer, &Message::response(200, &fields, Some(&asked)), &made.body);
+        let to = [&sent.target, &seen.target].map(|target| Asked { method: &sent.method, target });
+        tell_answer(&mut answer, 200, &fields, &made.body, to);
         let verdict = "pass".to_owned();
         Ok(Outcome { verdict, upstream: Some(upstream), served_by, answer, entries: Some(self.memory.len()) })
     }

@@ -250,12 +250,6 @@ impl Sent {
         }
     }
 
-    /// The request as a message that its answer is to.
-    pub(crate) fn message<'s>(&'s self, fields: &'s dyn message::Fields) -> message::Message<'s> {
-        let (path, query) = split(&self.target);
-        message::Message::request(&self.method, "https", AUTHORITY, path, query, fields)
-    }
-
     /// The fields that every client adds: the host, and the length of a body unless the case frames it.
     pub fn framing(&self) -> Vec<(String, Vec<u8>)> {
         let mut fields = vec![("host".to_owned(), AUTHORITY.as_bytes().to_vec())];

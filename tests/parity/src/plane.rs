@@ -7,17 +7,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use engines::ports;
-use filters::signature::message::Message;
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-use crate::answering::{Seen, tell_seals};
+use crate::answering::{Asked, Seen, tell_answer};
 use crate::case::Named;
 use crate::clock::Clock;
 use crate::document::{Places, READY_PATH, policy};
 use crate::in_process::{InProcess, RUN_UP_MS};
 use crate::mint::{AUTHORITY, Sent};
-use crate::outcome::{Outcome, answer_fields, upstream_fields};
+use crate::outcome::{Outcome, answer_fields};
 use crate::upstream::Upstream;
 use crate::wire::{Raw, bytes, exchange};
 use crate::world::World;
@@ -282,15 +281,12 @@ impl<'w> Plane<'w> {
         };
         let mut fields =
             answer_fields(answer.fields.iter().map(|(name, value)| (name.as_str(), value.as_slice())));
-        let asked = sent.message(&sent.headers);
         if answer.status == 200 {
             let seen: Seen = serde_json::from_slice(&answer.body).context("not the upstream's answer")?;
             anyhow::ensure!(seen.body == sent.body, "the upstream got another body");
-            let mut upstream =
-                upstream_fields(seen.fields.iter().map(|(name, value)| (name.as_str(), value.as_slice())));
-            tell_seals(&mut upstream, &sent.message(&seen.fields), &sent.body);
-            let message = Message::response(answer.status, &answer.fields, Some(&asked));
-            tell_seals(&mut fields, &message, &answer.body);
+            let upstream = seen.told(&sent.method);
+            let to = [&sent.target, &seen.target].map(|target| Asked { method: &sent.method, target });
+            tell_answer(&mut fields, answer.status, &answer.fields, &answer.body, to);
             let served_by = Some(seen.upstream);
             return Ok(Outcome {
                 verdict: "pass".into(),

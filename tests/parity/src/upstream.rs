@@ -82,9 +82,9 @@ impl Drop for Upstream {
 fn echo(name: &str, asked: &Parts, body: &Bytes) -> anyhow::Result<Response> {
     let fields = &asked.headers;
     let fields = fields.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect();
-    let seen = Seen { upstream: name.to_owned(), fields, body: body.to_vec() };
-    let target = asked.uri.path_and_query().map_or("/", |target| target.as_str());
-    let made = answer(asked.method.as_str(), target, &seen)?;
+    let target = asked.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned();
+    let seen = Seen { upstream: name.to_owned(), target, fields, body: body.to_vec() };
+    let made = answer(asked.method.as_str(), &seen)?;
     let response = made
         .fields
         .iter()
