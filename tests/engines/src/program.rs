@@ -37,14 +37,22 @@ impl Program {
         user: Option<&str>,
         log: &Path,
     ) -> anyhow::Result<Program> {
+        Program::spawn(name, &mut command(program, arguments, user), log)
+    }
+
+    /// Starts a command; its output is appended to `log`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(name: &'static str, command: &mut Command, log: &Path) -> anyhow::Result<Program> {
         let output = File::options().create(true).append(true).open(log);
         let output = output.with_context(|| format!("cannot write {}", log.display()))?;
-        let child = command(program, arguments, user)
+        let child = command
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
             .spawn()
-            .with_context(|| format!("cannot start {}", program.display()))?;
+            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
         Ok(Program { name, child, log: log.to_owned() })
     }
 

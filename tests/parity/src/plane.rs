@@ -1,12 +1,11 @@
 //! A data plane under one case's policy: the binaries that users run, over the wire.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use engines::ports;
+use engines::{Program, ports};
 use serde_json::Value;
 use tokio::task::JoinSet;
 
@@ -77,21 +76,10 @@ pub struct Plane<'w> {
     clock: Clock,
     folder: PathBuf,
     programs: Programs,
-    children: Vec<Ended>,
-    state: Option<Ended>,
+    children: Vec<Program>,
+    state: Option<Program>,
     /// Requests that are in flight for as long as the plane lives.
     staying: JoinSet<()>,
-}
-
-/// A child process that ends with this value.
-#[derive(Debug)]
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -189,16 +177,8 @@ impl<'w> Plane<'w> {
         Ok(())
     }
 
-    fn run(&self, command: &mut Command) -> anyhow::Result<Ended> {
-        let log = File::options().create(true).append(true).open(self.log())?;
-        let child = command
-            .envs(self.clock.variables())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
-        Ok(Ended(child))
+    fn run(&self, command: &mut Command) -> anyhow::Result<Program> {
+        Program::spawn(self.kind.name(), command.envs(self.clock.variables()), &self.log())
     }
 
     fn log(&self) -> PathBuf {
@@ -220,11 +200,7 @@ impl<'w> Plane<'w> {
         let began = Instant::now();
         let mut last = "it does not listen".to_owned();
         while began.elapsed() < READY_WITHIN {
-            for Ended(child) in &mut self.children {
-                if let Some(status) = child.try_wait()? {
-                    bail!("it ended with {status}");
-                }
-            }
+            self.children.iter_mut().try_for_each(Program::check)?;
             let from = [127, 0, 0, 1].into();
             let both =
                 [(self.places.listeners[0], from), (self.places.listeners[1], self.places.listeners[1].ip())];
