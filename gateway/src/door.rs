@@ -164,7 +164,7 @@ impl ProxyHttp for Door {
         let metrics = self.edge.metrics();
         metrics.requests.with_label_values(&[route, method, &status.to_string()]).inc();
         metrics.duration.with_label_values(&[route]).observe(elapsed.as_secs_f64());
-        self.edge.release(exchange);
+        self.edge.release(exchange).await;
         access_log::write(
             exchange,
             self.edge.route(exchange),

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +14,6 @@ use filters::failure::Failure;
 use filters::filter::{Host, Refusal};
 use filters::jwt::KeySet;
 use filters::policy::{Policy, RouteRule};
-use filters::state::{Answer, Full, Memory, Op};
 use pingora::Result as Answered;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::*;
@@ -27,6 +26,7 @@ use crate::load::{ListenerFiles, Loaded};
 use crate::message::{drain, is_small, read_body, request, target};
 use crate::metrics::Metrics;
 use crate::now_ms;
+use crate::state::State;
 use crate::upstream::Upstream;
 use crate::upstream::mirror::{self, Copy};
 use crate::whole::Connections;
@@ -37,7 +37,7 @@ pub(crate) struct Edge {
     pub(crate) policy: Policy,
     upstreams: BTreeMap<String, Arc<Upstream>>,
     keys: Arc<KeyStore>,
-    state: Mutex<Memory>,
+    state: State,
     metrics: Metrics,
     draining: AtomicBool,
     pub(crate) connections: Connections,
@@ -55,7 +55,7 @@ impl Edge {
                 upstreams.insert(name.clone(), Arc::new(Upstream::new(settings, files)?));
             }
         }
-        let state = Mutex::new(Memory::new(document.state.memory.max_entries, now_ms()));
+        let state = State::new(&document.state, &loaded.folder, &metrics)?;
         let draining = AtomicBool::new(false);
         let connections = Connections::new();
         let edge = Self { upstreams, keys, state, metrics, draining, connections, policy: loaded.policy };
@@ -71,7 +71,7 @@ impl Edge {
     }
 
     pub(crate) fn state_entries(&self) -> usize {
-        self.state().len()
+        self.state.entries()
     }
 
     pub(crate) fn in_flight(&self) -> i64 {
@@ -170,10 +170,8 @@ impl Edge {
         }
         exchange.upstream = Some(Arc::clone(upstream));
         exchange.place = Some(upstream.enter().ok_or(Failure::UpstreamOverloaded)?);
-        let batch = admission.batch(&self.policy).all();
-        if !batch.is_empty() {
-            admission.answered(&self.policy, self.ask(&batch))?;
-        }
+        let answers = self.state.ask(admission.batch(&self.policy)).await;
+        admission.answered(&self.policy, answers)?;
         exchange.fields =
             admission.forward(&self.policy, &request(session.req_header(), peer), &Now(self))?;
         let mirror = admission.rule(&self.policy).and_then(|rule| rule.mirror.as_ref());
@@ -199,22 +197,11 @@ impl Edge {
         first
     }
 
-    /// Runs a batch on the state.
-    fn ask(&self, batch: &[Op]) -> Result<Vec<Answer>, Full> {
-        self.state().run(batch, now_ms())
-    }
-
-    fn state(&self) -> MutexGuard<'_, Memory> {
-        // A panic while the lock was held cannot have left half a batch: writing one does not fail.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Gives back what the request held.
-    pub(crate) fn release(&self, exchange: &mut Exchange) {
+    pub(crate) async fn release(&self, exchange: &mut Exchange) {
         let held = exchange.admission.as_mut().map(Admission::leaves).unwrap_or_default();
         if !held.is_empty() {
-            // Giving back needs no room, so the memory cannot be too full for it.
-            let _ = self.ask(&held);
+            self.state.release(held).await;
         }
     }
 

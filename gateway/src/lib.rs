@@ -16,6 +16,7 @@ pub mod load;
 mod message;
 mod metrics;
 pub mod server;
+mod state;
 pub mod state_service;
 mod upstream;
 mod whole;

@@ -291,11 +291,38 @@ pub struct State {
     /// In the memory of this process.
     #[serde(default)]
     pub memory: Memory,
+    /// In a Redis that every gateway and every state service of the fleet shares; absent: each has its own memory.
+    pub redis: Option<At<Redis>>,
     /// Where `gateway state` offers its memory to Envoy's workers; absent: it does not.
     pub service: Option<At<StateService>>,
-    /// What becomes of limits while the state service is away. Nonces are refused then, always.
+    /// What becomes of limits while the shared state (Redis, or for Envoy the state service) is away. Nonces are refused then, always.
     #[serde(default)]
     pub limits_when_away: LimitsWhenAway,
+}
+
+/// A Redis (7 or later; one primary, not a cluster) that keeps nonces and limits. Its `maxmemory-policy` must be
+/// `noeviction`: a nonce that is evicted can be replayed. What was signed before it began to remember is refused.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Redis {
+    /// Where its address is written: `redis://host:port/0` on this host, otherwise
+    /// `rediss://user:password@host:port/0`.
+    pub url: At<Reference>,
+    /// The CAs that sign its certificate, PEM; absent: the system's.
+    pub ca: Option<At<Reference>>,
+    /// What every key begins with: edges with the same prefix share their state.
+    #[serde(default = "prefix")]
+    pub prefix: String,
+    /// Milliseconds until a connection must stand.
+    #[serde(default = "ms::<1_000>")]
+    pub connect_timeout_ms: u64,
+    /// Milliseconds that one answer may take, after which Redis counts as away.
+    #[serde(default = "ms::<50>")]
+    pub timeout_ms: u64,
+}
+
+fn prefix() -> String {
+    "torana:".to_owned()
 }
 
 /// The state service: nonces, limits and the issuers' keys for every Envoy worker of this policy.

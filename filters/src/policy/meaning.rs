@@ -205,6 +205,14 @@ fn check_upstreams(document: &Document, mistakes: &mut Vec<Mistake>) {
 }
 
 fn check_state(document: &Document, mistakes: &mut Vec<Mistake>) {
+    if let Some(redis) = &document.state.redis {
+        if redis.value.timeout_ms == 0 || redis.value.connect_timeout_ms == 0 {
+            mistakes.push(Mistake::of(redis, "the times of `redis` are at least 1"));
+        }
+        if redis.value.prefix.len() > 64 || !redis.value.prefix.bytes().all(|byte| byte.is_ascii_graphic()) {
+            mistakes.push(Mistake::of(redis, "`prefix` is at most 64 visible characters"));
+        }
+    }
     let Some(service) = &document.state.service else { return };
     let StateService { address, socket, tls, timeout_ms } = &service.value;
     let mut wrong = |message: &str| mistakes.push(Mistake::of(service, message));

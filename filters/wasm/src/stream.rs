@@ -10,12 +10,12 @@ use filters::chain::Refused;
 use filters::failure::Failure;
 use filters::filter::{Headers, Request};
 use filters::shape::Config;
-use filters::state::{Answer, Full};
+use filters::state::{Answer, Begun, Full, Trip, Unanswered};
 
 use self::answering::Answering;
 use crate::envoy::{Answered, Envoy};
 use crate::plugin::{Now, Plugin};
-use crate::trip::{Begun, Trip};
+use crate::trip::{ask, said};
 
 /// What Envoy is to do with the part of the request that it has just told of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,7 +219,7 @@ impl Stream {
             Phase::Asked(trip) => {
                 let plugin = Rc::clone(&self.plugin);
                 let limits = plugin.limits_when_away;
-                let answers = trip.end(answered, limits, self.now_ms, &mut plugin.local.borrow_mut());
+                let answers = trip.end(said(answered), limits, self.now_ms, &mut plugin.local.borrow_mut());
                 self.answered(answers, envoy)
             }
             other @ (Phase::New | Phase::Headed | Phase::Admitted | Phase::Refused) => {
@@ -277,7 +277,7 @@ impl Stream {
         let begun = Trip::begin(batch, plugin.releases(), now_ms, &mut plugin.local.borrow_mut());
         match begun {
             Begun::Answered(answers) => self.answered(answers, envoy),
-            Begun::Trip(body, trip) => match plugin.ask_state(&body, envoy) {
+            Begun::Asking(ops, trip) => match ask(&ops).and_then(|body| plugin.ask_state(&body, envoy)) {
                 Some(_token) => {
                     self.phase = Phase::Asked(trip);
                     Flow::Pause
@@ -285,7 +285,7 @@ impl Stream {
                 None => {
                     let limits = plugin.limits_when_away;
                     let answers =
-                        trip.end(&Answered::default(), limits, now_ms, &mut plugin.local.borrow_mut());
+                        trip.end(Err(Unanswered::Away), limits, now_ms, &mut plugin.local.borrow_mut());
                     self.answered(answers, envoy)
                 }
             },

@@ -5,5 +5,7 @@
 
 pub mod ports;
 mod program;
+mod redis;
 
 pub use program::{Program, Signal};
+pub use redis::Redis;
