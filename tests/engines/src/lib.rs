@@ -4,6 +4,8 @@
 //! For tests and for the development stack only: no password, no replica, no care for what is already there.
 
 pub mod ports;
+mod postgres;
 mod program;
 
+pub use postgres::Postgres;
 pub use program::{Program, Signal};
