@@ -72,7 +72,7 @@ fn payment(key: String) -> anyhow::Result<NewTxn> {
     let send_by = now.plus(120_000);
     Ok(NewTxn {
         txn: Txn {
-            id: TxnId::fresh("TOR".parse()?),
+            id: TxnId::fresh("TOR".parse()?, now),
             tenant: "acme".into(),
             subject: "user-1".into(),
             device_id: "device-1".into(),
