@@ -14,7 +14,7 @@ mod partitions;
 mod read;
 mod schema;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher, Hash};
 use std::sync::Arc;
@@ -72,7 +72,6 @@ impl PostgresStore {
         let readers = PgPoolOptions::new()
             .max_connections(config.readers.max(1))
             .acquire_timeout(Duration::from_millis(config.acquire_timeout_ms))
-            .test_before_acquire(false)
             .connect_lazy_with(options.clone());
         let bell = Arc::new(Notify::new());
         let accepting = (0..config.accept_writers.max(1)).map(|_| {

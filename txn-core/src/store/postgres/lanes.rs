@@ -81,8 +81,8 @@ async fn lease_once(readers: &PgPool, relay: Uuid, lease_ms: u64) -> Result<Lane
     let ms = i64::try_from(lease_ms).unwrap_or(i64::MAX);
     // Counted from before the database began to: it never ends later here than there.
     let until = Instant::now() + Duration::from_millis(lease_ms);
-    // Two statements, so that the second sees the first. Presence outlives a lease: one who is late is not dead.
-    sqlx::query(ALIVE).bind(relay).bind(ms.saturating_mul(2)).execute(readers).await?;
+    // Two statements, so that the second sees the first.
+    sqlx::query(ALIVE).bind(relay).bind(ms).execute(readers).await?;
     let rows = sqlx::query(LEASE).bind(relay).bind(ms).fetch_all(readers).await?;
     let lanes = rows.iter().map(|row| row.try_get("lane")).collect::<Result<_, _>>()?;
     Ok(LaneLease { relay, lanes, until })

@@ -13,7 +13,7 @@ use super::*;
 use crate::store::contract;
 
 /// A PostgreSQL with one database, and how it is configured.
-struct Database {
+pub(crate) struct Database {
     postgres: Postgres,
     config: PostgresConfig,
     _dir: tempfile::TempDir,
@@ -32,13 +32,13 @@ impl Database {
         Database { postgres, config, _dir: dir }
     }
 
-    async fn migrated() -> Database {
+    pub(crate) async fn migrated() -> Database {
         let database = Database::start().await;
         migrate(&database.config).await.unwrap();
         database
     }
 
-    async fn open(&self) -> PostgresStore {
+    pub(crate) async fn open(&self) -> PostgresStore {
         self.try_open().await.unwrap()
     }
 
