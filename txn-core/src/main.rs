@@ -1,5 +1,7 @@
 //! The command `txn-core`.
 
+mod partitions;
+
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,6 +30,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
   txn-core serve --config txn-core.yaml
   txn-core show TOR0198c0de0000700080000000000000ff --config txn-core.yaml
   txn-core states
+  txn-core partitions list --config txn-core.yaml
+  txn-core partitions drop --keep-months 24 --config txn-core.yaml        # says what it would do; --yes does it
 
 Without a subcommand, `txn-core --config FILE` serves. A commented configuration is in
 config.example.yaml. Logs are JSON lines on stdout; RUST_LOG=debug says more."
@@ -57,8 +61,14 @@ struct ConfigFile {
 enum What {
     /// Run the service until SIGTERM or SIGINT; then finish what is in flight and exit 0.
     Serve(ConfigFile),
-    /// Bring the tables up to date and exit. `serve` does it too.
+    /// Bring the tables up to date and exit. With SQLite, `serve` does it too; PostgreSQL's tables change only
+    /// here.
     Migrate(ConfigFile),
+    /// The months in which payments are kept (PostgreSQL).
+    Partitions {
+        #[command(subcommand)]
+        what: partitions::What,
+    },
     /// Print one payment and everything that was said about it.
     Show {
         txn_id: String,
@@ -89,6 +99,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         (None, Some(file)) => runtime.block_on(serve(file)),
         (None, None) => anyhow::bail!("say what to do: `txn-core serve --config FILE`, or `txn-core --help`"),
         (Some(What::Migrate(file)), _) => runtime.block_on(migrate(&Config::load(&file.config)?)),
+        (Some(What::Partitions { what }), _) => runtime.block_on(partitions::run(what)),
         (Some(What::Show { txn_id, config }), _) => runtime.block_on(show(&txn_id, config.config)),
         (Some(What::States), _) => {
             std::io::stdout().lock().write_all(txn_core::txn::states_page().as_bytes()).context("stdout")

@@ -27,7 +27,7 @@ use crate::metrics::Metrics;
 use crate::network::NpciProxy;
 use crate::orchestrator::{Bounds, GROUP, Orchestrator};
 use crate::relay::Relay;
-use crate::store::{SqliteStore, Store};
+use crate::store::{PostgresStore, SqliteStore, Store};
 use crate::timers;
 use crate::txn::WakeKind;
 
@@ -110,7 +110,7 @@ impl Server {
         let mut tasks = JoinSet::new();
         let (store, bus) = (self.store.clone(), self.bus.clone());
         let relay = Relay { store: store.clone(), bus: bus.clone(), metrics: self.metrics.clone() };
-        tasks.spawn(relay.run(stopped.clone()));
+        tasks.spawn(relay.run(self.config.relay.clone(), stopped.clone()));
         let consumer = Consumer {
             bus: bus.clone(),
             group: GROUP,
@@ -175,6 +175,10 @@ async fn open_store(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Ar
             let store = SqliteStore::open(&sqlite.file, config.rules.clone(), &sqlite.writer, metrics).await;
             Ok(Arc::new(store.with_context(|| format!("store {}", sqlite.file.display()))?))
         }
+        StoreConfig::Postgres(postgres) => {
+            let store = PostgresStore::open(postgres, config.rules.clone(), metrics).await;
+            Ok(Arc::new(store.context("store on PostgreSQL")?))
+        }
     }
 }
 
@@ -198,6 +202,7 @@ pub async fn migrate(config: &Config) -> anyhow::Result<()> {
             make_folder_of(&sqlite.file)?;
             crate::store::migrate(&sqlite.file).await?;
         }
+        StoreConfig::Postgres(postgres) => crate::store::postgres::migrate(postgres).await?,
     }
     match &config.bus {
         BusConfig::Local(local) => {

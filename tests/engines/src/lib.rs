@@ -4,8 +4,10 @@
 //! For tests and for the development stack only: no password, no replica, no care for what is already there.
 
 pub mod ports;
+mod postgres;
 mod program;
 mod redis;
 
+pub use postgres::Postgres;
 pub use program::{Program, Signal};
 pub use redis::Redis;

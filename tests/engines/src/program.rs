@@ -56,6 +56,27 @@ impl Program {
         Ok(Program { name, child, log: log.to_owned() })
     }
 
+    /// Runs `program` to its end, as [`Program::start`] starts it.
+    ///
+    /// # Errors
+    /// When it cannot be started or does not succeed: its last words.
+    pub async fn run<A: AsRef<OsStr>>(
+        name: &'static str,
+        program: &Path,
+        arguments: impl IntoIterator<Item = A>,
+        user: Option<&str>,
+        log: &Path,
+    ) -> anyhow::Result<()> {
+        let mut program = Program::start(name, program, arguments, user, log)?;
+        loop {
+            match program.child.try_wait()? {
+                None => sleep(POLL).await,
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => bail!("{name} ended with {status}; {}", program.last_words()),
+            }
+        }
+    }
+
     pub fn id(&self) -> u32 {
         self.child.id()
     }
