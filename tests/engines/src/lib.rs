@@ -3,7 +3,9 @@
 //!
 //! For tests and for the development stack only: no password, no replica, no care for what is already there.
 
+mod kafka;
 pub mod ports;
 mod program;
 
+pub use kafka::Kafka;
 pub use program::{Program, Signal};
