@@ -8,6 +8,7 @@ pub mod metrics;
 pub mod network;
 pub mod orchestrator;
 pub mod relay;
+pub mod secret;
 pub mod server;
 pub mod store;
 pub mod timers;
