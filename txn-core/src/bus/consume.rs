@@ -86,7 +86,7 @@ pub mod header {
     pub const FAILED_AT: &str = "x-failed-at";
 
     /// Written anew each time.
-    pub(super) const OF_THIS_ROUND: [&str; 9] =
+    pub(in crate::bus) const OF_THIS_ROUND: [&str; 9] =
         [GROUP, ORIGIN, ORIGIN_PARTITION, ORIGIN_OFFSET, ROUND, ATTEMPTS, NOT_BEFORE, REASON, FAILED_AT];
 }
 

@@ -9,6 +9,7 @@ use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use super::consume::{Consumer, Handler, HandlerError, Retry, event, header};
+use super::letters::{Replayed, Wanted, find, replay};
 use super::*;
 use crate::metrics::Metrics;
 use crate::store::Trace;
@@ -235,4 +236,60 @@ pub(crate) async fn retries(bus: Arc<dyn Bus>) {
     in_time.unwrap();
     stop.send(true).unwrap();
     running.await.unwrap();
+}
+
+/// Letters are found by what is known of them, and go back to where they came from once.
+pub(crate) async fn dead_letters(bus: &dyn Bus) {
+    let letter = |key: &str, group: &str, reason: &str| {
+        let headers = [
+            ("n", "0"),
+            (header::GROUP, group),
+            (header::ORIGIN, Topic::Debited.name()),
+            (header::REASON, reason),
+            (header::ROUND, "6"),
+            (header::FAILED_AT, "2026-11-24T10:00:00.000Z"),
+        ];
+        let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        Message { headers, ..message(Topic::DeadLetter, key, 0) }
+    };
+    let sent = vec![
+        letter("TOR1", "a", "failed: x"),
+        letter("TOR2", "a", "poison: y"),
+        letter("TOR3", "b", "poison: z"),
+    ];
+    bus.publish(sent.clone()).await.unwrap();
+    let keys = async |wanted: Wanted| {
+        let found = find(bus, &wanted, 10).await.unwrap();
+        let mut keys: Vec<String> = found.letters.into_iter().map(|letter| letter.message.key).collect();
+        keys.sort();
+        keys
+    };
+    let text = |text: &str| Some(text.to_owned());
+    let cases: [(Wanted, &[&str]); 7] = [
+        (Wanted::default(), &["TOR1", "TOR2", "TOR3"]),
+        (Wanted { group: text("a"), ..Wanted::default() }, &["TOR1", "TOR2"]),
+        (Wanted { reason: text("poison"), ..Wanted::default() }, &["TOR2", "TOR3"]),
+        (Wanted { key: text("TOR3"), ..Wanted::default() }, &["TOR3"]),
+        (Wanted { topic: Some(Topic::Debited), ..Wanted::default() }, &["TOR1", "TOR2", "TOR3"]),
+        (Wanted { topic: Some(Topic::Initiated), ..Wanted::default() }, &[]),
+        (Wanted { since: UnixMs::parse("2026-11-24T10:00:00.001Z"), ..Wanted::default() }, &[]),
+    ];
+    for (wanted, expected) in cases {
+        let what = format!("{wanted:?}");
+        assert_eq!(keys(wanted).await, expected, "{what}");
+    }
+    let two = find(bus, &Wanted::default(), 2).await.unwrap();
+    assert_eq!((two.letters.len(), two.more), (2, true));
+
+    let mut origin = bus.watch(Topic::Debited).await.unwrap();
+    let second = Wanted { key: text("TOR2"), ..Wanted::default() };
+    let found = find(bus, &second, 10).await.unwrap().letters.remove(0);
+    assert_eq!(replay(bus, &found, UnixMs::now()).await.unwrap(), Topic::Debited);
+    let back = read(&mut *origin, 1).await.remove(0).message;
+    assert_eq!((&back.payload, &back.event_id), (&sent[1].payload, &sent[1].event_id));
+    let names: Vec<&str> = back.headers.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["n", "x-replayed-from"], "it begins anew, and says where it was");
+    assert_eq!(keys(Wanted::default()).await, ["TOR1", "TOR3"], "not again by mistake");
+    let all = Wanted { replayed: Replayed::Included, ..Wanted::default() };
+    assert_eq!(keys(all).await, ["TOR1", "TOR2", "TOR3"]);
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqlitePoolOptions, SqliteRow};
 use sqlx::{Connection as _, Row as _};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 
 use super::{Bus, BusError, Delivery, Message, Place, Subscription, Topic, Visit};
 use crate::store::{StoreError, open_file, options};
@@ -50,6 +51,8 @@ const QUEUE: usize = 1024;
 const BATCH: usize = 256;
 const PURGE_ROWS: i64 = 10_000;
 const SCAN_ROWS: u32 = 500;
+/// `txn-core dlq replay` publishes beside a running service, and rings no bell in it.
+const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 enum Op {
@@ -190,7 +193,9 @@ impl Subscription for LocalSubscription {
             if !some.is_empty() {
                 return Ok(some);
             }
-            self.bell.changed().await.map_err(|_| BusError::Closed)?;
+            if let Ok(rang) = timeout(LOOK_AT_LEAST_EVERY, self.bell.changed()).await {
+                rang.map_err(|_| BusError::Closed)?;
+            }
         }
     }
 

@@ -8,6 +8,7 @@ pub mod consume;
 #[cfg(test)]
 pub(crate) mod contract;
 pub mod kafka;
+pub mod letters;
 mod local;
 mod payload;
 

@@ -120,6 +120,14 @@ async fn three_quick_tries_then_later_then_dead_on_kafka() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn letters_of_kafka() {
+    let cluster = Cluster::shared().await;
+    let bus = cluster.bus("letters").await;
+    contract::dead_letters(&bus).await;
+    bus.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_can_read_reaches_the_dead_letters_byte_for_byte() {
     let cluster = Cluster::shared().await;
     let bus = Arc::new(cluster.bus("unreadable").await);
