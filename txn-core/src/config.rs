@@ -8,9 +8,12 @@ use anyhow::{Context as _, ensure};
 use certs::TlsFiles;
 use serde::Deserialize;
 
+use crate::audit::AuditConfig;
 use crate::bus::Retention;
 use crate::bus::consume::Retry;
+use crate::bus::kafka::KafkaConfig;
 use crate::relay::RelayConfig;
+use crate::roles::Roles;
 use crate::store::{PostgresConfig, WriterLimits};
 use crate::timers::{Housekeeping, TimerConfig};
 use crate::txn::{Rules, UnixMs};
@@ -21,6 +24,9 @@ use crate::txn::{Rules, UnixMs};
 pub struct Config {
     /// Three capital letters: the prefix of every transaction id.
     pub psp: String,
+    /// What this instance does; all by default.
+    #[serde(default)]
+    pub roles: Roles,
     /// Where services call, over mutual TLS.
     pub listen: SocketAddr,
     /// Health, readiness and metrics, over plain HTTP: a loopback address.
@@ -46,6 +52,8 @@ pub struct Config {
     pub retry: Retry,
     #[serde(default)]
     pub housekeeping: Housekeeping,
+    #[serde(default)]
+    pub audit: AuditConfig,
     #[serde(default = "default_drain_timeout_ms")]
     pub drain_timeout_ms: u64,
 }
@@ -107,6 +115,7 @@ pub struct SqliteConfig {
 #[serde(rename_all = "snake_case")]
 pub enum BusConfig {
     Local(LocalBusConfig),
+    Kafka(Box<KafkaConfig>),
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -194,7 +203,19 @@ impl Config {
         }
         match &mut config.bus {
             BusConfig::Local(local) => local.file = folder.join(&local.file),
+            BusConfig::Kafka(kafka) => **kafka = kafka.clone().relative_to(folder),
         }
+        config.audit.folder = folder.join(&config.audit.folder);
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The same with other roles: what the command line says counts more than the file.
+    ///
+    /// # Errors
+    /// When this store or bus belongs to a process that has all roles.
+    pub fn with_roles(self, roles: Roles) -> anyhow::Result<Config> {
+        let config = Config { roles, ..self };
         config.check()?;
         Ok(config)
     }
@@ -248,6 +269,30 @@ impl Config {
                 "housekeeping.inbox_keep_ms must be more than bus.local.retention.keep_ms: a message that is kept \
                  longer than its inbox row could act twice"
             ),
+            BusConfig::Kafka(kafka) => {
+                kafka.check().context("bus.kafka")?;
+                ensure!(
+                    self.housekeeping.inbox_keep_ms > kafka.keeps_ms(),
+                    "housekeeping.inbox_keep_ms must be more than {}: bus.kafka.retention_ms, or the 7 days of the \
+                     dead letters, and a day that Kafka may take to delete a segment; a message that is kept longer \
+                     than its inbox row could act twice",
+                    kafka.keeps_ms()
+                );
+            }
+        }
+        let of_one_process = [
+            ("store.sqlite", matches!(self.store, StoreConfig::Sqlite(_))),
+            ("bus.local", matches!(self.bus, BusConfig::Local(_))),
+        ];
+        let of_one_process = of_one_process.into_iter().find(|(_, is)| *is);
+        if let Some((engine, _)) = of_one_process {
+            ensure!(
+                self.roles.are_all(),
+                "roles: {engine} belongs to one process, which has all roles ({}), and not {} alone; a fleet needs a \
+                 store and a bus that processes share",
+                Roles::default(),
+                self.roles
+            );
         }
         Ok(())
     }
@@ -256,7 +301,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Secret;
+    use crate::secret::SecretRef;
 
     const EXAMPLE: &str = include_str!("../config.example.yaml");
 
@@ -269,6 +314,8 @@ mod tests {
         assert_eq!(config.retry, Retry::default());
         assert_eq!(config.housekeeping, Housekeeping::default());
         assert_eq!(config.relay, RelayConfig::default());
+        assert_eq!(config.roles, Roles::default());
+        assert_eq!(config.audit.folder, Path::new("/etc/torana").join(AuditConfig::default().folder));
         let StoreConfig::Sqlite(sqlite) = &config.store else { panic!("{:?}", config.store) };
         assert_eq!(sqlite.writer, WriterLimits::default());
         assert_eq!(
@@ -281,10 +328,11 @@ mod tests {
     /// The example with the lines of its other engine in the place of the first.
     fn example_of_a_fleet() -> String {
         let mut text = String::new();
-        let mut of_sqlite = false;
+        let mut embedded = false;
         for line in EXAMPLE.lines() {
-            of_sqlite = line == "  sqlite:" || of_sqlite && line.starts_with("    ");
-            if !of_sqlite {
+            let begins = ["  local:", "  sqlite:"].contains(&line);
+            embedded = begins || embedded && line.starts_with("    ");
+            if !embedded {
                 text += line.strip_prefix("# ").filter(|_| line.starts_with("#   ")).unwrap_or(line);
                 text += "\n";
             }
@@ -293,16 +341,58 @@ mod tests {
     }
 
     #[test]
-    fn the_example_of_a_fleet_is_one_too() {
+    fn the_example_of_a_fleet_is_one_too_and_its_defaults_are_the_defaults() {
         let config = Config::parse(&example_of_a_fleet(), Path::new("/etc/torana")).unwrap();
         let StoreConfig::Postgres(postgres) = &config.store else { panic!("{:?}", config.store) };
-        let url = Secret::File("/etc/torana/secrets/database-url".into());
+        let url = SecretRef::File("/etc/torana/secrets/database-url".into());
         assert_eq!(**postgres, PostgresConfig::new(url));
+        let BusConfig::Kafka(kafka) = &config.bus else { panic!("{:?}", config.bus) };
+        let brokers = ["kafka-1.internal:9092", "kafka-2.internal:9092"].map(str::to_owned);
+        let tls = kafka.tls.clone().unwrap();
+        assert_eq!(tls.ca, Path::new("/etc/torana/pki/kafka-ca.pem"));
+        let registry = kafka.schema_registry.clone().unwrap();
+        assert_eq!(registry.timeout_ms, 2_000);
+        let plain = KafkaConfig { tls: None, sasl: None, schema_registry: None, ..(**kafka).clone() };
+        assert_eq!(plain, KafkaConfig::of(brokers.into()));
+    }
+
+    #[test]
+    fn roles_other_than_all_need_engines_that_processes_share() {
+        let config = Config::parse(EXAMPLE, Path::new("")).unwrap();
+        let error = config.with_roles("api,relay".parse().unwrap()).unwrap_err().to_string();
+        assert!(
+            error.contains("store.sqlite belongs to one process") && error.contains("api,relay"),
+            "{error}"
+        );
     }
 
     #[test]
     fn what_is_refused() {
+        let fleet = [
+            ("inbox_keep_ms: 1209600000", "inbox_keep_ms: 691200000", "act twice"),
+            ("kafka-1.internal:9092", "kafka-1.internal", "not host:port"),
+            ("prefix: \"\"", "prefix: a/b", "prefix"),
+            ("mechanism: SCRAM-SHA-512", "mechanism: SCRAM", "SCRAM"),
+            ("password: file:secrets/kafka-password", "password: hunter2", "never inline"),
+            ("      key: pki/kafka-client.key", "", "go together"),
+            ("url: https://schemas.internal:8081", "url: http://schemas.internal:8081", "https:// only"),
+            ("      username: txn-core          # of the", "      # of the", "go together"),
+            ("retention_ms: 604800000", "retention_ms: 1", "at least an hour"),
+            ("delivery_timeout_ms: 5000", "delivery_timeout_ms: 0", "delivery_timeout_ms"),
+        ];
+        let example = example_of_a_fleet();
+        for (good, bad, says) in fleet {
+            assert!(example.contains(good), "{good}");
+            let error = Config::parse(&example.replacen(good, bad, 1), Path::new("")).unwrap_err();
+            assert!(format!("{error:#}").contains(says), "{bad}: {error:#}");
+        }
         let cases = [
+            (
+                "roles: [api, orchestrator, relay, notify, audit]",
+                "roles: [api, relays]",
+                "`relays` is no role",
+            ),
+            ("roles: [api, orchestrator, relay, notify, audit]", "roles: [audit]", "belongs to one process"),
             ("psp: TOR", "psp: tor", "three capital letters"),
             ("url: https://", "url: http://", "only https"),
             ("admin: 127.0.0.1", "admin: 0.0.0.0", "loopback"),

@@ -1,6 +1,8 @@
 //! The payment core: API, state machine, store, outbox, bus, orchestrator and timers of one payment edge.
 
+pub mod admin;
 pub mod api;
+pub mod audit;
 pub mod bus;
 pub mod codes;
 pub mod config;
@@ -8,6 +10,8 @@ pub mod metrics;
 pub mod network;
 pub mod orchestrator;
 pub mod relay;
+pub mod roles;
+pub mod secret;
 pub mod server;
 pub mod store;
 pub mod timers;

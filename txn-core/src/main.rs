@@ -1,6 +1,8 @@
 //! The command `txn-core`.
 
+mod dlq;
 mod partitions;
+mod topics;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -11,6 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use txn_core::config::Config;
+use txn_core::roles::Roles;
 use txn_core::server::{Server, migrate, open_store_to_look};
 use txn_core::store::HistoryRow;
 use txn_core::txn::{Txn, TxnId};
@@ -32,6 +35,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
   txn-core states
   txn-core partitions list --config txn-core.yaml
   txn-core partitions drop --keep-months 24 --config txn-core.yaml        # says what it would do; --yes does it
+  txn-core serve --roles relay,audit --config txn-core.yaml               # the others run elsewhere
+  txn-core topics --replication-factor 3 --dry-run --config txn-core.yaml
+  txn-core dlq list --group orchestrator --config txn-core.yaml
+  txn-core dlq replay 3-17 --config txn-core.yaml
 
 Without a subcommand, `txn-core --config FILE` serves. A commented configuration is in
 config.example.yaml. Logs are JSON lines on stdout; RUST_LOG=debug says more."
@@ -60,7 +67,14 @@ struct ConfigFile {
 #[derive(Debug, Subcommand)]
 enum What {
     /// Run the service until SIGTERM or SIGINT; then finish what is in flight and exit 0.
-    Serve(ConfigFile),
+    Serve {
+        /// What this instance does, with commas: api, orchestrator, relay, notify, audit. Counts more than the
+        /// configuration; all by default.
+        #[arg(long, value_name = "ROLES")]
+        roles: Option<Roles>,
+        #[command(flatten)]
+        config: ConfigFile,
+    },
     /// Bring the tables up to date and exit. With SQLite, `serve` does it too; PostgreSQL's tables change only
     /// here.
     Migrate(ConfigFile),
@@ -68,6 +82,13 @@ enum What {
     Partitions {
         #[command(subcommand)]
         what: partitions::What,
+    },
+    /// Make the topics that are missing on Kafka, and report those that are not as they should be.
+    Topics(topics::Arguments),
+    /// The dead letters: messages that nobody could handle.
+    Dlq {
+        #[command(subcommand)]
+        what: dlq::What,
     },
     /// Print one payment and everything that was said about it.
     Show {
@@ -95,11 +116,13 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     match (command.what, command.config.config) {
-        (Some(What::Serve(file)), _) => runtime.block_on(serve(file.config)),
-        (None, Some(file)) => runtime.block_on(serve(file)),
+        (Some(What::Serve { roles, config }), _) => runtime.block_on(serve(config.config, roles)),
+        (None, Some(file)) => runtime.block_on(serve(file, None)),
         (None, None) => anyhow::bail!("say what to do: `txn-core serve --config FILE`, or `txn-core --help`"),
         (Some(What::Migrate(file)), _) => runtime.block_on(migrate(&Config::load(&file.config)?)),
         (Some(What::Partitions { what }), _) => runtime.block_on(partitions::run(what)),
+        (Some(What::Topics(arguments)), _) => runtime.block_on(topics::run(arguments)),
+        (Some(What::Dlq { what }), _) => runtime.block_on(dlq::run(what)),
         (Some(What::Show { txn_id, config }), _) => runtime.block_on(show(&txn_id, config.config)),
         (Some(What::States), _) => {
             std::io::stdout().lock().write_all(txn_core::txn::states_page().as_bytes()).context("stdout")
@@ -107,10 +130,13 @@ fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
-async fn serve(file: PathBuf) -> anyhow::Result<()> {
+async fn serve(file: PathBuf, roles: Option<Roles>) -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).init();
-    let config = Config::load(&file)?;
+    let mut config = Config::load(&file)?;
+    if let Some(roles) = roles {
+        config = config.with_roles(roles)?;
+    }
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let shutdown = async move {
         tokio::select! {

@@ -130,6 +130,13 @@ impl NpciProxy {
         NpciProxy { http, base: base.trim_end_matches('/').to_owned() }
     }
 
+    /// `host:port`.
+    pub fn authority(&self) -> String {
+        let host = self.base.trim_start_matches("https://").split('/').next().unwrap_or_default();
+        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        if has_port { host.to_owned() } else { format!("{host}:443") }
+    }
+
     async fn call<T: for<'de> Deserialize<'de>>(
         &self,
         path: &str,

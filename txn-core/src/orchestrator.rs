@@ -10,11 +10,10 @@ use async_trait::async_trait;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 
-use crate::bus::Message;
-use crate::bus::consume::{Handler, HandlerError};
+use crate::bus::Delivery;
+use crate::bus::consume::{self, Handler, HandlerError};
 use crate::metrics::Metrics;
 use crate::network::Network;
-use crate::store::record::Envelope;
 use crate::store::{Applied, Apply, CredBlock, Store, StoreError, Trace};
 use crate::txn::{Effect, Event, Txn, TxnId, UnixMs};
 
@@ -188,9 +187,9 @@ async fn detached(
 /// Consumes `upi.transaction.initiated`.
 #[async_trait]
 impl Handler for Orchestrator {
-    async fn handle(&self, message: &Message) -> Result<(), HandlerError> {
-        let envelope: Envelope = serde_json::from_str(&message.payload)
-            .map_err(|error| HandlerError::Poison(error.to_string()))?;
+    async fn handle(&self, delivery: &Delivery) -> Result<(), HandlerError> {
+        let message = &delivery.message;
+        let envelope = consume::event(message)?;
         let txn_id: TxnId = envelope.txn_id.parse().map_err(|_| HandlerError::Poison("txnId".to_owned()))?;
         self.dispatch(txn_id, Some(message.event_id.clone()), envelope.trace)
             .await

@@ -115,7 +115,7 @@ fn messages(row: &OutboxRow) -> impl Iterator<Item = Message> {
         key: row.txn_id.clone(),
         event_id: row.event_id.simple().to_string(),
         headers: Vec::new(),
-        payload: row.payload.clone(),
+        payload: row.payload.clone().into(),
     })
 }
 

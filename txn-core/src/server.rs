@@ -7,11 +7,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse as _, Response};
-use axum::routing::get;
-use axum::{Json, Router};
 use certs::client::ClientLimits;
 use certs::serve::Limits;
 use certs::{ClientAuth, Versions};
@@ -19,28 +14,31 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::admin::{self, Admin};
 use crate::api::{self, Api};
-use crate::bus::consume::Consumer;
-use crate::bus::{Bus, LocalBus, Topic};
+use crate::audit::{self, Audit};
+use crate::bus::consume::{Consumer, Handler};
+use crate::bus::{Bus, KafkaBus, LocalBus, Topic};
 use crate::config::{BusConfig, Config, StoreConfig};
 use crate::metrics::Metrics;
 use crate::network::NpciProxy;
 use crate::orchestrator::{Bounds, GROUP, Orchestrator};
 use crate::relay::Relay;
+use crate::roles::Role;
 use crate::store::{PostgresStore, SqliteStore, Store};
 use crate::timers;
 use crate::txn::WakeKind;
 
-/// A service whose listeners are bound and whose stores are open.
+/// A service whose listeners are bound and whose stores are open, as far as its roles need them.
 #[derive(Debug)]
 pub struct Server {
     config: Config,
-    store: Arc<dyn Store>,
-    bus: Arc<dyn Bus>,
+    store: Option<Arc<dyn Store>>,
+    bus: Option<Arc<dyn Bus>>,
     metrics: Arc<Metrics>,
-    orchestrator: Orchestrator,
+    network: Arc<NpciProxy>,
     tls: Arc<rustls::ServerConfig>,
-    listener: TcpListener,
+    listener: Option<TcpListener>,
     admin: TcpListener,
 }
 
@@ -68,28 +66,22 @@ impl Server {
             &[b"h2", b"http/1.1"],
         )?;
         let metrics = Arc::new(Metrics::new()?);
-        let store = open_store(&config, metrics.clone()).await?;
-        let bus = open_bus(&config).await?;
+        let store =
+            if config.roles.need_store() { Some(open_store(&config, metrics.clone()).await?) } else { None };
+        let bus = if config.roles.need_bus() { Some(open_bus(&config).await?) } else { None };
         let network = Arc::new(NpciProxy::new(http, &config.network.url));
-        let bounds = Bounds {
-            sends: config.network.max_sends,
-            inquiries: config.network.max_inquiries,
-            send_starts_within_ms: config.rules.send_starts_within_ms,
-        };
-        let orchestrator = Orchestrator::new(store.clone(), network, metrics.clone(), bounds);
         let listener =
-            TcpListener::bind(config.listen).await.with_context(|| format!("listen {}", config.listen))?;
-        let admin =
-            TcpListener::bind(config.admin).await.with_context(|| format!("admin {}", config.admin))?;
-        Ok(Server { config, store, bus, metrics, orchestrator, tls, listener, admin })
+            if config.roles.need_listener() { Some(listen(config.listen, "listen").await?) } else { None };
+        let admin = listen(config.admin, "admin").await?;
+        Ok(Server { config, store, bus, metrics, network, tls, listener, admin })
     }
 
     /// Where services call.
     ///
     /// # Errors
-    /// Of the operating system.
+    /// Of the operating system; when no role of this instance is called.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
-        self.listener.local_addr()
+        self.listener.as_ref().ok_or(std::io::ErrorKind::NotConnected)?.local_addr()
     }
 
     /// Where health, readiness and metrics are.
@@ -108,25 +100,13 @@ impl Server {
         let drain = Duration::from_millis(self.config.drain_timeout_ms);
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
-        let (store, bus) = (self.store.clone(), self.bus.clone());
-        let relay = Relay { store: store.clone(), bus: bus.clone(), metrics: self.metrics.clone() };
-        tasks.spawn(relay.run(self.config.relay.clone(), stopped.clone()));
-        let consumer = Consumer {
-            bus: bus.clone(),
-            group: GROUP,
-            handler: Arc::new(self.orchestrator.clone()),
-            retry: self.config.retry.clone(),
+        let admin = admin::router(Admin {
+            roles: self.config.roles.clone(),
+            store: self.store.clone(),
+            bus: self.bus.clone(),
+            proxy: self.network.authority(),
             metrics: self.metrics.clone(),
-        };
-        tasks.spawn(consumer.run(Topic::Initiated, stopped.clone()));
-        for kind in [WakeKind::Send, WakeKind::Check] {
-            let (orchestrator, config) = (self.orchestrator.clone(), self.config.timers.clone());
-            tasks.spawn(timers::run(store.clone(), orchestrator, config, kind, stopped.clone()));
-        }
-        let housekeeping = self.config.housekeeping.clone();
-        tasks.spawn(timers::keep_house(store.clone(), bus.clone(), housekeeping, stopped.clone()));
-
-        let admin = admin_router(Admin { store: store.clone(), metrics: self.metrics.clone() });
+        });
         let mut admin_stopped = stopped.clone();
         let admin_address = self.admin_address()?;
         tokio::spawn(async move {
@@ -139,33 +119,91 @@ impl Server {
             }
         });
 
-        let api = Arc::new(Api {
-            psp: self.config.psp.parse()?,
-            store: store.clone(),
-            orchestrator: self.orchestrator.clone(),
-            metrics: self.metrics.clone(),
-            in_flight: Mutex::new(HashSet::new()),
-            config: self.config.clone(),
-        });
-        let limits = Limits {
-            max_connections: self.config.limits.max_connections,
-            drain_timeout: drain,
-            ..Limits::default()
+        let (config, metrics) = (&self.config, &self.metrics);
+        let consumer = |bus: &Arc<dyn Bus>, group, handler: Arc<dyn Handler>| Consumer {
+            bus: bus.clone(),
+            group,
+            handler,
+            retry: config.retry.clone(),
+            metrics: metrics.clone(),
         };
-        tracing::info!(address = %self.listener.local_addr()?, admin = %admin_address, "ready");
-        let served = certs::serve::serve(self.listener, self.tls, api::router(api), limits, shutdown).await;
+        let bounds = Bounds {
+            sends: config.network.max_sends,
+            inquiries: config.network.max_inquiries,
+            send_starts_within_ms: config.rules.send_starts_within_ms,
+        };
+        let orchestrator = self
+            .store
+            .clone()
+            .map(|store| Orchestrator::new(store, self.network.clone(), metrics.clone(), bounds));
+        if let (true, Some(store), Some(bus)) = (config.roles.has(Role::Relay), &self.store, &self.bus) {
+            let relay = Relay { store: store.clone(), bus: bus.clone(), metrics: metrics.clone() };
+            tasks.spawn(relay.run(config.relay.clone(), stopped.clone()));
+        }
+        if let (true, Some(store), Some(bus), Some(orchestrator)) =
+            (config.roles.has(Role::Orchestrator), &self.store, &self.bus, &orchestrator)
+        {
+            let consumer = consumer(bus, GROUP, Arc::new(orchestrator.clone()));
+            tasks.spawn(consumer.run(Topic::Initiated, stopped.clone()));
+            for kind in [WakeKind::Send, WakeKind::Check] {
+                let (orchestrator, config) = (orchestrator.clone(), config.timers.clone());
+                tasks.spawn(timers::run(store.clone(), orchestrator, config, kind, stopped.clone()));
+            }
+            let housekeeping = config.housekeeping.clone();
+            tasks.spawn(timers::keep_house(store.clone(), bus.clone(), housekeeping, stopped.clone()));
+        }
+        if let (true, Some(bus)) = (config.roles.has(Role::Audit), &self.bus) {
+            let consumer = consumer(bus, audit::GROUP, Audit::open(&config.audit)?);
+            tasks.spawn(consumer.run(Topic::Audit, stopped.clone()));
+        }
+
+        let served = match (self.listener, &self.store, &orchestrator) {
+            (Some(listener), Some(store), Some(orchestrator)) => {
+                let api = Arc::new(Api {
+                    psp: config.psp.parse()?,
+                    store: store.clone(),
+                    orchestrator: orchestrator.clone(),
+                    metrics: metrics.clone(),
+                    in_flight: Mutex::new(HashSet::new()),
+                    config: config.clone(),
+                });
+                let limits = Limits {
+                    max_connections: config.limits.max_connections,
+                    drain_timeout: drain,
+                    ..Limits::default()
+                };
+                let address = listener.local_addr()?;
+                tracing::info!(%address, admin = %admin_address, roles = %config.roles, "ready");
+                certs::serve::serve(listener, self.tls, api::router(api), limits, shutdown).await
+            }
+            (_, _, _) => {
+                tracing::info!(admin = %admin_address, roles = %config.roles, "ready");
+                shutdown.await;
+                Ok(())
+            }
+        };
 
         // Nobody is answered any more; now the parts, then what they wrote to.
         stop.send_replace(true);
         if tokio::time::timeout(drain, async { while tasks.join_next().await.is_some() {} }).await.is_err() {
             tracing::warn!("a background task did not stop in time");
         }
-        self.orchestrator.drain(drain).await;
-        bus.close().await;
-        store.close().await;
+        if let Some(orchestrator) = &orchestrator {
+            orchestrator.drain(drain).await;
+        }
+        if let Some(bus) = &self.bus {
+            bus.close().await;
+        }
+        if let Some(store) = &self.store {
+            store.close().await;
+        }
         tracing::info!("stopped");
         served.context("service listener")
     }
+}
+
+async fn listen(address: SocketAddr, name: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("{name} {address}"))
 }
 
 async fn open_store(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Arc<dyn Store>> {
@@ -182,12 +220,19 @@ async fn open_store(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Ar
     }
 }
 
-async fn open_bus(config: &Config) -> anyhow::Result<Arc<dyn Bus>> {
+/// The bus alone, for an operator's commands.
+///
+/// # Errors
+/// What could not be opened, and why.
+pub async fn open_bus(config: &Config) -> anyhow::Result<Arc<dyn Bus>> {
     match &config.bus {
         BusConfig::Local(local) => {
             make_folder_of(&local.file)?;
             let bus = LocalBus::open(&local.file, local.retention.clone()).await;
             Ok(Arc::new(bus.with_context(|| format!("bus {}", local.file.display()))?))
+        }
+        BusConfig::Kafka(kafka) => {
+            Ok(Arc::new(KafkaBus::open((**kafka).clone()).await.context("bus on Kafka")?))
         }
     }
 }
@@ -209,6 +254,8 @@ pub async fn migrate(config: &Config) -> anyhow::Result<()> {
             make_folder_of(&local.file)?;
             crate::bus::migrate(&local.file).await?;
         }
+        // Its topics are made by `txn-core topics`.
+        BusConfig::Kafka(_) => {}
     }
     Ok(())
 }
@@ -224,39 +271,4 @@ pub async fn open_store_to_look(config: &Config) -> anyhow::Result<Arc<dyn Store
 fn make_folder_of(file: &std::path::Path) -> anyhow::Result<()> {
     let folder = file.parent().unwrap_or(std::path::Path::new("."));
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))
-}
-
-#[derive(Debug, Clone)]
-struct Admin {
-    store: Arc<dyn Store>,
-    metrics: Arc<Metrics>,
-}
-
-fn admin_router(admin: Admin) -> Router {
-    Router::new()
-        .route("/health", get(async || "ok\n"))
-        .route("/readiness", get(readiness))
-        .route("/metrics", get(metrics))
-        .with_state(admin)
-}
-
-/// The store alone: while the proxy is away payments are still taken, and sent later.
-async fn readiness(State(admin): State<Admin>) -> Response {
-    match admin.store.figures().await {
-        Ok(_) => Json(serde_json::json!({"ready": true})).into_response(),
-        Err(error) => {
-            tracing::warn!(%error, "not ready");
-            let body = serde_json::json!({"ready": false, "missing": ["store"]});
-            (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
-        }
-    }
-}
-
-async fn metrics(State(admin): State<Admin>) -> Response {
-    if let Ok(figures) = admin.store.figures().await {
-        admin.metrics.outbox.set(figures.outbox);
-        admin.metrics.timers.set(figures.timers);
-        admin.metrics.flagged.set(figures.flagged);
-    }
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], admin.metrics.text()).into_response()
 }

@@ -23,7 +23,7 @@ pub use edges::{Edge, Input, edge};
 pub use id::{IdError, PspCode, TxnId};
 pub use rules::Rules;
 pub use states_doc::states_page;
-pub use vpa::{Vpa, VpaError};
+pub use vpa::{Vpa, VpaError, mask_vpas};
 
 use crate::codes;
 

@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -48,6 +48,7 @@ struct House {
     proxy: SocketAddr,
     script: Shared,
     rules: &'static str,
+    bus: String,
 }
 
 struct Running {
@@ -94,20 +95,24 @@ impl House {
         let proxy = listener.local_addr().unwrap();
         let limits = certs::serve::Limits::default();
         tokio::spawn(certs::serve::serve(listener, tls.unwrap(), app, limits, std::future::pending()));
-        House { dir, proxy, script, rules }
+        House { dir, proxy, script, rules, bus: "{local: {file: data/bus.db}}".to_owned() }
     }
 
-    async fn start(&self) -> Running {
-        let text = format!(
+    fn config(&self) -> String {
+        format!(
             "psp: TOR\nlisten: 127.0.0.1:0\nadmin: 127.0.0.1:0\n\
              tls: {{certificate: txn-core.pem, key: txn-core.key, ca: internal-ca.pem}}\n\
              network: {{url: 'https://localhost:{}', timeout_ms: 500}}\n\
-             store: {{sqlite: {{file: data/txn.db}}}}\nbus: {{local: {{file: data/bus.db}}}}\n\
+             store: {{sqlite: {{file: data/txn.db}}}}\nbus: {}\n\
              timers: {{tick_ms: 20, lease_ms: 300}}\ndrain_timeout_ms: 2000\n{}\n",
             self.proxy.port(),
+            self.bus,
             self.rules
-        );
-        let config = Config::parse(&text, self.dir.path()).unwrap();
+        )
+    }
+
+    async fn start(&self) -> Running {
+        let config = Config::parse(&self.config(), self.dir.path()).unwrap();
         let server = Server::bind(config).await.unwrap();
         let address = server.address().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -175,8 +180,17 @@ impl House {
         panic!("not {status}: {found}");
     }
 
+    /// The lines of the audit trail.
+    fn audited(&self) -> Vec<Value> {
+        let lines = files(&self.dir.path().join("data/audit")).into_iter().flat_map(|file| {
+            let text = std::fs::read_to_string(file).unwrap();
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+        });
+        lines.collect()
+    }
+
     async fn until(&self, what: &str, holds: impl Fn(&House) -> bool) {
-        for _ in 0..200 {
+        for _ in 0..1200 {
             if holds(self) {
                 return;
             }
@@ -184,6 +198,12 @@ impl House {
         }
         panic!("never: {what}");
     }
+}
+
+/// Every file in a folder and below it.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
 fn identity(dir: &Path, name: &str) -> (Identity, Trust) {
@@ -238,13 +258,57 @@ async fn sent_debited_completed() {
     assert_eq!(house.calls("initiate").len(), 1);
 
     // Stops in order, and the PIN block is nowhere on the disk.
+    house.until("in the audit trail", |house| house.audited().len() == 3).await;
     core.stop.send(()).unwrap();
     core.task.await.unwrap().unwrap();
-    for file in std::fs::read_dir(house.dir.path().join("data")).unwrap() {
-        let path = file.unwrap().path();
+    for path in files(&house.dir.path().join("data")) {
         let bytes = std::fs::read(&path).unwrap();
         assert!(!bytes.windows(SECRET.len()).any(|window| window == SECRET.as_bytes()), "{}", path.display());
     }
+}
+
+/// The same service with its events on Kafka, if it is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_life_on_kafka() {
+    if !engines::Kafka::is_installed() {
+        return;
+    }
+    // Joining a group the first time takes a broker seconds.
+    let mut house = House::build("").await;
+    let kafka = engines::Kafka::start(&house.dir.path().join("kafka")).await.unwrap();
+    house.bus =
+        format!("{{kafka: {{brokers: ['{}'], prefix: life., retention_ms: 86400000}}}}", kafka.address());
+    let file = house.dir.path().join("txn-core.yaml");
+    std::fs::write(&file, house.config()).unwrap();
+    let command = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_txn-core"));
+        let output = command.args(arguments).arg("--config").arg(&file).output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(text).unwrap())
+    };
+    let (ok, said) = command(&["topics", "--dry-run"]);
+    assert!(!ok && said.contains("missing") && said.contains("7 of 7"), "{said}");
+    let (ok, said) = command(&["topics", "--replication-factor", "1"]);
+    assert!(ok && said.matches("made").count() == 7, "{said}");
+    house.answers(&[accepted()], &[status("FINAL", "PENDING", "01")]);
+    let core = house.start().await;
+    let id = house.send(&core, "k-1").await;
+    house.until("initiated", |house| !house.calls("initiate").is_empty()).await;
+    house.callback(&core, &id, "DEBIT", "SUCCESS", "00").await;
+    house.callback(&core, &id, "FINAL", "SUCCESS", "00").await;
+    house.until("in the audit trail", |house| house.audited().len() == 3).await;
+    let statuses: Vec<Value> = house.audited().iter().map(|line| line["status"].clone()).collect();
+    assert_eq!(statuses, ["PENDING", "DEBITED", "COMPLETED"]);
+    assert!(house.audited().iter().all(|line| line["txnId"] == id && line["fromVPA"] == "a***@torana"));
+    core.stop.send(()).unwrap();
+    core.task.await.unwrap().unwrap();
+
+    let (ok, said) = command(&["topics", "--dry-run"]);
+    assert!(ok && said.matches("as it should be").count() == 7, "{said}");
+    let (ok, said) = command(&["dlq", "list"]);
+    assert!(ok && said.is_empty(), "{said}");
+    let (ok, said) = command(&["dlq", "replay", "3-17"]);
+    assert!(!ok && said.contains("is no letter"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

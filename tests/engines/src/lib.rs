@@ -3,11 +3,13 @@
 //!
 //! For tests and for the development stack only: no password, no replica, no care for what is already there.
 
+mod kafka;
 pub mod ports;
 mod postgres;
 mod program;
 mod redis;
 
+pub use kafka::Kafka;
 pub use postgres::Postgres;
 pub use program::{Program, Signal};
 pub use redis::Redis;

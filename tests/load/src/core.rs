@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use async_trait::async_trait;
 use certs::{ClientAuth, Identity, Trust, Versions};
 use engines::Postgres;
@@ -19,14 +19,15 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use txn_core::api::{Api, router};
-use txn_core::bus::{Bus, BusError, Message, Subscription, Topic};
+use txn_core::bus::{Bus, BusError, Message, Subscription, Topic, Visit};
 use txn_core::config::Config;
 use txn_core::metrics::Metrics;
 use txn_core::network::Network;
 use txn_core::orchestrator::{Bounds, Orchestrator};
 use txn_core::relay::{Relay, RelayConfig};
+use txn_core::secret::SecretRef;
 use txn_core::store::postgres::migrate;
-use txn_core::store::{CredBlock, PostgresConfig, PostgresStore, Secret, Store, Trace};
+use txn_core::store::{CredBlock, PostgresConfig, PostgresStore, Store, Trace};
 use txn_core::txn::{Event, Rules, Txn, UnixMs};
 use uuid::Uuid;
 
@@ -75,8 +76,10 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     postgres.create_database("bench").await?;
     let url = dir.join("url");
     std::fs::write(&url, postgres.url("bench"))?;
-    let config =
-        PostgresConfig { accept_writers: arguments.accept_writers, ..PostgresConfig::new(Secret::File(url)) };
+    let config = PostgresConfig {
+        accept_writers: arguments.accept_writers,
+        ..PostgresConfig::new(SecretRef::File(url))
+    };
     migrate(&config).await?;
     say(&format!("{:<58} {:>10}  {:>9} {:>9}", "", "a second", "p50", "p99"))?;
 
@@ -296,6 +299,15 @@ impl Bus for Sink {
     }
     async fn subscribe(&self, _: &'static str, _: Topic) -> Result<Box<dyn Subscription>, BusError> {
         Err(BusError::Closed)
+    }
+    async fn watch(&self, _: Topic) -> Result<Box<dyn Subscription>, BusError> {
+        Err(BusError::Closed)
+    }
+    async fn scan(&self, _: Topic, _: &mut Visit) -> Result<(), BusError> {
+        Ok(())
+    }
+    async fn ready(&self) -> Result<(), BusError> {
+        Ok(())
     }
     async fn purge(&self, _: UnixMs) -> Result<u64, BusError> {
         Ok(0)

@@ -13,16 +13,27 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::{Bus, BusError, Delivery, Message, Topic};
+use super::{Bus, BusError, Delivery, Message, Place, Topic};
 use crate::metrics::Metrics;
-use crate::txn::UnixMs;
+use crate::store::record::Envelope;
+use crate::txn::{UnixMs, mask_vpas};
 
 /// Does what a message asks for, and its inbox row, in one transaction.
 #[async_trait]
 pub trait Handler: Send + Sync + 'static {
     /// A stop drops it at any of its awaits, and the message comes again: what must not be cut in two runs in a
     /// task of its own.
-    async fn handle(&self, message: &Message) -> Result<(), HandlerError>;
+    async fn handle(&self, delivery: &Delivery) -> Result<(), HandlerError>;
+}
+
+/// What a message says.
+///
+/// # Errors
+/// [`HandlerError::Poison`]: it is no event.
+pub fn event(message: &Message) -> Result<Envelope, HandlerError> {
+    let json = message.payload.event().map_err(|why| HandlerError::Poison(why.to_owned()))?;
+    // The parser quotes what it does not like.
+    serde_json::from_str(json).map_err(|error| HandlerError::Poison(mask_vpas(&error.to_string())))
 }
 
 /// Why a message had no effect.
@@ -59,14 +70,28 @@ impl Default for Retry {
     }
 }
 
-/// Headers of a message that is on its second way.
+/// Headers of a message that is on its second way. Others that it has are kept.
 pub mod header {
     pub const GROUP: &str = "x-group";
+    /// Where it was first read.
     pub const ORIGIN: &str = "x-origin-topic";
+    pub const ORIGIN_PARTITION: &str = "x-origin-partition";
+    pub const ORIGIN_OFFSET: &str = "x-origin-offset";
     pub const ROUND: &str = "x-round";
+    /// How often it was handled in vain, all rounds together.
+    pub const ATTEMPTS: &str = "x-attempts";
     pub const NOT_BEFORE: &str = "x-not-before";
     pub const REASON: &str = "x-reason";
+    /// RFC 3339.
+    pub const FAILED_AT: &str = "x-failed-at";
+
+    /// Written anew each time.
+    pub(in crate::bus) const OF_THIS_ROUND: [&str; 9] =
+        [GROUP, ORIGIN, ORIGIN_PARTITION, ORIGIN_OFFSET, ROUND, ATTEMPTS, NOT_BEFORE, REASON, FAILED_AT];
 }
+
+/// A reason says what went wrong; it is no place for whole documents.
+const REASON_CHARS: usize = 500;
 
 /// A consumer group's loop over one topic.
 #[derive(Clone)]
@@ -111,7 +136,7 @@ impl Consumer {
         let mut subscription = self.bus.subscribe(self.group, topic).await?;
         loop {
             let deliveries = subscription.next(self.retry.batch.max(1)).await?;
-            let Some(last) = deliveries.last().cloned() else { continue };
+            let handled: Vec<Place> = deliveries.iter().map(|delivery| delivery.place).collect();
             let mut by_key: HashMap<String, Vec<Delivery>> = HashMap::new();
             for delivery in deliveries {
                 by_key.entry(delivery.message.key.clone()).or_default().push(delivery);
@@ -121,7 +146,7 @@ impl Consumer {
                 let consumer = self.clone();
                 keys.spawn(async move {
                     for delivery in deliveries {
-                        consumer.take(delivery.message).await?;
+                        consumer.take(delivery).await?;
                     }
                     Ok::<(), BusError>(())
                 });
@@ -130,12 +155,13 @@ impl Consumer {
                 // A panic in a handler is a broken round: nothing is marked done, all of it comes again.
                 ended.map_err(|error| BusError::Engine(error.to_string()))??;
             }
-            subscription.done(&last).await?;
+            subscription.done(&handled).await?;
         }
     }
 
     /// Returns once the message has had its effect or is safe in another topic.
-    async fn take(&self, message: Message) -> Result<(), BusError> {
+    async fn take(&self, delivery: Delivery) -> Result<(), BusError> {
+        let message = &delivery.message;
         if message.topic == Topic::RetryDelayed {
             if message.header(header::GROUP) != Some(self.group) {
                 return Ok(());
@@ -145,48 +171,68 @@ impl Consumer {
         }
         let mut tries = 0;
         let error = loop {
-            match self.handler.handle(&message).await {
+            match self.handler.handle(&delivery).await {
                 Ok(()) => {
-                    self.count(&message, "handled");
+                    self.count(message, "handled");
                     return Ok(());
                 }
                 Err(HandlerError::Unavailable(reason)) => {
                     tracing::debug!(group = self.group, reason, "waiting");
                     sleep(Duration::from_millis(200)).await;
                 }
-                Err(error @ HandlerError::Poison(_)) => break error,
+                Err(error @ HandlerError::Poison(_)) => {
+                    tries += 1;
+                    break error;
+                }
                 Err(error @ HandlerError::Failed(_)) => {
                     tries += 1;
                     if tries > self.retry.quick {
                         break error;
                     }
-                    self.count(&message, "retried");
+                    self.count(message, "retried");
                     sleep(Duration::from_millis(self.retry.quick_base_ms << (tries - 1).min(10))).await;
                 }
             }
         };
-        self.pass_on(message, &error).await
+        self.pass_on(delivery, tries, &error).await
     }
 
-    async fn pass_on(&self, message: Message, error: &HandlerError) -> Result<(), BusError> {
-        let round: u32 = message.header(header::ROUND).and_then(|round| round.parse().ok()).unwrap_or(0);
-        let dead = round >= self.retry.delayed || matches!(error, HandlerError::Poison(_));
-        let origin = message.header(header::ORIGIN).unwrap_or(message.topic.name()).to_owned();
-        self.count(&message, if dead { "dead" } else { "delayed" });
-        tracing::error!(group = self.group, key = message.key, origin, round, dead, %error, "message not handled");
-        let not_before = UnixMs::now().plus(self.retry.delay_ms).0;
-        let next = Message {
-            topic: if dead { Topic::DeadLetter } else { Topic::RetryDelayed },
-            headers: vec![
-                (header::GROUP.to_owned(), self.group.to_owned()),
-                (header::ORIGIN.to_owned(), origin),
-                (header::ROUND.to_owned(), (round + 1).to_string()),
-                (header::NOT_BEFORE.to_owned(), not_before.to_string()),
-                (header::REASON.to_owned(), error.to_string()),
-            ],
-            ..message
+    async fn pass_on(&self, delivery: Delivery, tries: u32, error: &HandlerError) -> Result<(), BusError> {
+        let Delivery { place, message } = delivery;
+        let number = |name: &str| message.header(name).and_then(|text| text.parse::<u32>().ok()).unwrap_or(0);
+        let first = |name: &str, now: &dyn std::fmt::Display| {
+            message.header(name).map_or_else(|| now.to_string(), str::to_owned)
         };
-        self.bus.publish(vec![next]).await
+        let (round, now) = (number(header::ROUND), UnixMs::now());
+        let dead = round >= self.retry.delayed || matches!(error, HandlerError::Poison(_));
+        let reason: String = mask_vpas(&error.to_string()).chars().take(REASON_CHARS).collect();
+        let origin = first(header::ORIGIN, &message.topic.name());
+        self.count(&message, if dead { "dead" } else { "delayed" });
+        tracing::error!(
+            group = self.group,
+            key = message.key,
+            origin,
+            round,
+            dead,
+            reason,
+            "message not handled"
+        );
+        let new = [
+            (header::GROUP, self.group.to_owned()),
+            (header::ORIGIN_PARTITION, first(header::ORIGIN_PARTITION, &place.partition)),
+            (header::ORIGIN_OFFSET, first(header::ORIGIN_OFFSET, &place.offset)),
+            (header::ORIGIN, origin),
+            (header::ROUND, (round + 1).to_string()),
+            (header::ATTEMPTS, (number(header::ATTEMPTS) + tries).to_string()),
+            (header::NOT_BEFORE, now.plus(self.retry.delay_ms).0.to_string()),
+            (header::REASON, reason),
+            (header::FAILED_AT, now.to_string()),
+        ];
+        let kept = message.headers.iter().filter(|(name, _)| !header::OF_THIS_ROUND.contains(&name.as_str()));
+        let new = new.into_iter().map(|(name, value)| (name.to_owned(), value));
+        let headers = kept.cloned().chain(new).collect();
+        let topic = if dead { Topic::DeadLetter } else { Topic::RetryDelayed };
+        self.bus.publish(vec![Message { topic, headers, ..message }]).await
     }
 
     fn count(&self, message: &Message, result: &str) {
@@ -196,88 +242,13 @@ impl Consumer {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use super::*;
     use crate::bus::{LocalBus, Retention, contract};
-
-    /// Fails by the payload's word: `"pass"`, `"poison"`, or so many times.
-    #[derive(Default)]
-    struct Scripted {
-        seen: Mutex<Vec<String>>,
-    }
-
-    #[async_trait]
-    impl Handler for Scripted {
-        async fn handle(&self, message: &Message) -> Result<(), HandlerError> {
-            let mut seen = self.seen.lock().unwrap();
-            seen.push(message.event_id.clone());
-            let tries = seen.iter().filter(|id| **id == message.event_id).count();
-            match message.payload.as_str() {
-                "pass" => Ok(()),
-                "poison" => Err(HandlerError::Poison("unreadable".into())),
-                "outage" if tries < 3 => Err(HandlerError::Unavailable("store".into())),
-                "outage" => Ok(()),
-                fails if tries > fails.parse().unwrap() => Ok(()),
-                _ => Err(HandlerError::Failed("not yet".into())),
-            }
-        }
-    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn three_quick_tries_then_later_then_dead_with_the_reason() {
         let dir = tempfile::tempdir().unwrap();
-        let bus: Arc<dyn Bus> =
-            Arc::new(LocalBus::open(&dir.path().join("bus.db"), Retention::default()).await.unwrap());
-        let handler = Arc::new(Scripted::default());
-        let consumer = Consumer {
-            bus: bus.clone(),
-            group: "test",
-            handler: handler.clone(),
-            retry: Retry { quick: 3, quick_base_ms: 1, delayed: 2, delay_ms: 20, batch: 10 },
-            metrics: Arc::new(Metrics::new().unwrap()),
-        };
-        let (stop, stopped) = watch::channel(false);
-        let running = tokio::spawn(consumer.run(Topic::Initiated, stopped));
-        let cases = [
-            ("a", "pass", 1),
-            ("b", "poison", 1),
-            ("c", "outage", 3),
-            // One try and three quick ones a round.
-            ("d", "3", 4),
-            ("e", "5", 6),
-            ("f", "1000", 12),
-        ];
-        let messages = cases.iter().map(|(key, payload, _)| Message {
-            payload: (*payload).into(),
-            ..contract::message(Topic::Initiated, key, 0)
-        });
-        bus.publish(messages.collect()).await.unwrap();
-
-        let mut dead = bus.subscribe("reader", Topic::DeadLetter).await.unwrap();
-        let mut letters = Vec::new();
-        while letters.len() < 2 {
-            letters
-                .extend(tokio::time::timeout(Duration::from_secs(10), dead.next(10)).await.unwrap().unwrap());
-        }
-        assert_eq!(letters[0].message.key, "b");
-        assert_eq!(letters[1].message.key, "f");
-        assert_eq!(letters[1].message.header(header::REASON), Some("failed: not yet"));
-        assert_eq!(letters[1].message.header(header::ORIGIN), Some("upi.transaction.initiated"));
-        assert_eq!(letters[1].message.payload, "1000");
-        // The one behind the outage is the last to be done.
-        for _ in 0..100 {
-            if handler.seen.lock().unwrap().iter().filter(|id| *id == "c-0").count() == 3 {
-                break;
-            }
-            sleep(Duration::from_millis(50)).await;
-        }
-        let seen = handler.seen.lock().unwrap().clone();
-        for (key, payload, tries) in cases {
-            let id = format!("{key}-0");
-            assert_eq!(seen.iter().filter(|seen| **seen == id).count(), tries, "{key} {payload}");
-        }
-        stop.send(true).unwrap();
-        running.await.unwrap();
+        let bus = LocalBus::open(&dir.path().join("bus.db"), Retention::default()).await.unwrap();
+        contract::retries(Arc::new(bus)).await;
     }
 }

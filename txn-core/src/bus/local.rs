@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqlitePoolOptions, SqliteRow};
 use sqlx::{Connection as _, Row as _};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 
-use super::{Bus, BusError, Delivery, Message, Subscription, Topic};
+use super::{Bus, BusError, Delivery, Message, Place, Subscription, Topic, Visit};
 use crate::store::{StoreError, open_file, options};
 use crate::txn::UnixMs;
 
@@ -49,6 +50,9 @@ const MIGRATIONS: &[(i64, &str, &str)] =
 const QUEUE: usize = 1024;
 const BATCH: usize = 256;
 const PURGE_ROWS: i64 = 10_000;
+const SCAN_ROWS: u32 = 500;
+/// `txn-core dlq replay` publishes beside a running service, and rings no bell in it.
+const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 enum Op {
@@ -87,6 +91,17 @@ impl LocalBus {
     fn queue(&self) -> Result<mpsc::Sender<Waiting>, BusError> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(BusError::Closed)
     }
+
+    fn reader(&self, queue: &mpsc::Sender<Waiting>, topic: Topic, given: i64) -> LocalSubscription {
+        LocalSubscription {
+            group: None,
+            topic,
+            given,
+            queue: queue.downgrade(),
+            readers: self.readers.clone(),
+            bell: self.bell.clone(),
+        }
+    }
 }
 
 /// Queues a request and waits until it is durable.
@@ -112,14 +127,35 @@ impl Bus for LocalBus {
         let sql = "SELECT position FROM bus_positions WHERE consumer = ?1 AND topic = ?2";
         let position: Option<i64> =
             sqlx::query_scalar(sql).bind(group).bind(topic.name()).fetch_optional(&self.readers).await?;
-        Ok(Box::new(LocalSubscription {
-            group,
-            topic,
-            given: position.unwrap_or(0),
-            queue: queue.downgrade(),
-            readers: self.readers.clone(),
-            bell: self.bell.clone(),
-        }))
+        let reader = self.reader(&queue, topic, position.unwrap_or(0));
+        Ok(Box::new(LocalSubscription { group: Some(group), ..reader }))
+    }
+
+    async fn watch(&self, topic: Topic) -> Result<Box<dyn Subscription>, BusError> {
+        let queue = self.queue()?;
+        let sql = "SELECT coalesce(max(offset_id), 0) FROM bus_messages WHERE topic = ?1";
+        let newest: i64 = sqlx::query_scalar(sql).bind(topic.name()).fetch_one(&self.readers).await?;
+        Ok(Box::new(LocalSubscription { group: None, ..self.reader(&queue, topic, newest) }))
+    }
+
+    async fn scan(&self, topic: Topic, visit: &mut Visit) -> Result<(), BusError> {
+        let mut reader = self.reader(&self.queue()?, topic, 0);
+        loop {
+            let some = reader.look(SCAN_ROWS).await?;
+            if some.is_empty() {
+                return Ok(());
+            }
+            for delivery in some {
+                if visit(delivery).is_break() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    async fn ready(&self) -> Result<(), BusError> {
+        sqlx::query("SELECT 1").execute(&self.readers).await?;
+        Ok(())
     }
 
     async fn purge(&self, now: UnixMs) -> Result<u64, BusError> {
@@ -138,7 +174,8 @@ impl Bus for LocalBus {
 
 #[derive(Debug)]
 struct LocalSubscription {
-    group: &'static str,
+    /// None: nothing is remembered.
+    group: Option<&'static str>,
     topic: Topic,
     given: i64,
     queue: mpsc::WeakSender<Waiting>,
@@ -149,38 +186,52 @@ struct LocalSubscription {
 #[async_trait]
 impl Subscription for LocalSubscription {
     async fn next(&mut self, limit: u32) -> Result<Vec<Delivery>, BusError> {
-        let sql = "SELECT offset_id, key, event_id, headers, payload FROM bus_messages
-                   WHERE topic = ?1 AND offset_id > ?2 ORDER BY offset_id LIMIT ?3";
         loop {
             // Seen before the look: what is published in between rings again.
             self.bell.borrow_and_update();
-            let rows = sqlx::query(sql).bind(self.topic.name()).bind(self.given).bind(limit);
-            let rows = rows.fetch_all(&self.readers).await?;
-            if let Some(last) = rows.last() {
-                self.given = last.try_get("offset_id")?;
-                return rows.iter().map(|row| delivery(self.topic, row)).collect();
+            let some = self.look(limit).await?;
+            if !some.is_empty() {
+                return Ok(some);
             }
-            self.bell.changed().await.map_err(|_| BusError::Closed)?;
+            if let Ok(rang) = timeout(LOOK_AT_LEAST_EVERY, self.bell.changed()).await {
+                rang.map_err(|_| BusError::Closed)?;
+            }
         }
     }
 
-    async fn done(&mut self, last: &Delivery) -> Result<(), BusError> {
-        let op = Op::Position { group: self.group, topic: self.topic, position: last.position };
+    async fn done(&mut self, handled: &[Place]) -> Result<(), BusError> {
+        let last = handled.iter().map(|place| place.offset).max();
+        let (Some(group), Some(position)) = (self.group, last) else { return Ok(()) };
+        let op = Op::Position { group, topic: self.topic, position };
         let queue = self.queue.upgrade().ok_or(BusError::Closed)?;
         ask(&queue, op).await.map(drop)
+    }
+}
+
+impl LocalSubscription {
+    /// What is there after the last one given; nothing if nothing is.
+    async fn look(&mut self, limit: u32) -> Result<Vec<Delivery>, BusError> {
+        let sql = "SELECT offset_id, key, event_id, headers, payload FROM bus_messages
+                   WHERE topic = ?1 AND offset_id > ?2 ORDER BY offset_id LIMIT ?3";
+        let rows = sqlx::query(sql).bind(self.topic.name()).bind(self.given).bind(limit);
+        let rows = rows.fetch_all(&self.readers).await?;
+        if let Some(last) = rows.last() {
+            self.given = last.try_get("offset_id")?;
+        }
+        rows.iter().map(|row| delivery(self.topic, row)).collect()
     }
 }
 
 fn delivery(topic: Topic, row: &SqliteRow) -> Result<Delivery, BusError> {
     let headers: String = row.try_get("headers")?;
     Ok(Delivery {
-        position: row.try_get("offset_id")?,
+        place: Place { partition: 0, offset: row.try_get("offset_id")? },
         message: Message {
             topic,
             key: row.try_get("key")?,
             event_id: row.try_get("event_id")?,
             headers: serde_json::from_str(&headers).map_err(|error| BusError::Engine(error.to_string()))?,
-            payload: row.try_get("payload")?,
+            payload: row.try_get::<String, _>("payload")?.into(),
         },
     })
 }
@@ -246,7 +297,7 @@ async fn insert(db: &mut SqliteConnection, messages: &[Message]) -> Result<u64, 
             key: &message.key,
             event_id: &message.event_id,
             headers: serde_json::to_string(&message.headers).map_err(json)?,
-            payload: &message.payload,
+            payload: message.payload.event().map_err(|why| BusError::Engine(why.to_owned()))?,
         });
     }
     let sql = "INSERT INTO bus_messages (topic, key, event_id, headers, payload, at)
@@ -324,7 +375,7 @@ mod tests {
         let mut reader = bus.subscribe("orchestrator", Topic::Initiated).await.unwrap();
         assert_eq!(bus.purge(UnixMs::now()).await.unwrap(), 3, "of the topic that nobody reads, two stay");
         let read = reader.next(10).await.unwrap();
-        reader.done(&read[3]).await.unwrap();
+        reader.done(&[read[3].place]).await.unwrap();
         assert_eq!(bus.purge(UnixMs::now()).await.unwrap(), 3);
         let in_two_hours = UnixMs::now().plus(7_200_000);
         assert_eq!(bus.purge(in_two_hours).await.unwrap(), 3, "the unread one stays");

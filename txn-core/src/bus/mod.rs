@@ -3,16 +3,23 @@
 //! Delivery is at least once and in order for each key; a consumer's position is durable. Whoever consumes
 //! writes an inbox row together with the effect, so that a message that comes twice acts once.
 
+pub mod avro;
 pub mod consume;
 #[cfg(test)]
-mod contract;
+pub(crate) mod contract;
+pub mod kafka;
+pub mod letters;
 mod local;
+mod payload;
 
 use std::fmt;
+use std::ops::ControlFlow;
 
 use async_trait::async_trait;
 
+pub use kafka::KafkaBus;
 pub use local::{LocalBus, Retention, migrate};
+pub use payload::Payload;
 
 use crate::txn::{EventType, UnixMs};
 
@@ -22,8 +29,18 @@ pub trait Bus: fmt::Debug + Send + Sync + 'static {
     /// Makes all of them durable, in this order for each key.
     async fn publish(&self, messages: Vec<Message>) -> Result<(), BusError>;
 
-    /// One reader of one topic; readers of one group share a position.
+    /// A reader of a topic, from the oldest message on the first time; readers of one group share its partitions
+    /// and its position.
     async fn subscribe(&self, group: &'static str, topic: Topic) -> Result<Box<dyn Subscription>, BusError>;
+
+    /// Everything that is published from now on, whoever else reads it. Nothing is remembered.
+    async fn watch(&self, topic: Topic) -> Result<Box<dyn Subscription>, BusError>;
+
+    /// Shows what the topic holds now, each partition's oldest first, until `visit` has seen enough.
+    async fn scan(&self, topic: Topic, visit: &mut Visit) -> Result<(), BusError>;
+
+    /// Whether it could be published to and read from now.
+    async fn ready(&self) -> Result<(), BusError>;
 
     /// Drops what retention no longer keeps; gives how many messages went.
     async fn purge(&self, now: UnixMs) -> Result<u64, BusError>;
@@ -39,9 +56,13 @@ pub trait Subscription: fmt::Debug + Send {
     /// What was given and never marked [`done`](Subscription::done) is given again after a restart.
     async fn next(&mut self, limit: u32) -> Result<Vec<Delivery>, BusError>;
 
-    /// Everything up to and including this delivery has had its effect.
-    async fn done(&mut self, last: &Delivery) -> Result<(), BusError>;
+    /// These have had their effect, and so has all that was given before them of the same partitions. What is of a
+    /// partition that has gone to another reader since is that reader's, and comes to it again.
+    async fn done(&mut self, handled: &[Place]) -> Result<(), BusError>;
 }
+
+/// Sees one message after the other.
+pub type Visit<'a> = dyn FnMut(Delivery) -> ControlFlow<()> + Send + 'a;
 
 /// The topics of the design, all keyed by transaction id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -63,14 +84,21 @@ pub struct Message {
     pub key: String,
     pub event_id: String,
     pub headers: Vec<(String, String)>,
-    pub payload: String,
+    pub payload: Payload,
 }
 
 /// A message as a consumer gets it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
-    pub position: i64,
+    pub place: Place,
     pub message: Message,
+}
+
+/// Where in its topic a message lies. Offsets count within a partition; the local bus has one, partition 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    pub partition: i32,
+    pub offset: i64,
 }
 
 /// Why the bus did not do it. Trying again is always safe.
@@ -104,6 +132,18 @@ impl Topic {
             Topic::Notification => "upi.notification.status",
             Topic::RetryDelayed => "upi.transaction.retry.delayed",
             Topic::DeadLetter => "upi.transaction.dlq",
+        }
+    }
+
+    /// Partitions in a fleet: how many readers of a group can share it.
+    pub fn partitions(self) -> i32 {
+        match self {
+            Topic::Initiated | Topic::Debited | Topic::Completed => 30,
+            Topic::Audit => 10,
+            Topic::Notification => 15,
+            // The design names no number. What is in here waits anyway, all of one batch at once.
+            Topic::RetryDelayed => 5,
+            Topic::DeadLetter => 5,
         }
     }
 

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use tokio::time::timeout;
 
 use super::*;
-use crate::bus::{BusError, LocalBus, Retention, Subscription};
+use crate::bus::{BusError, LocalBus, Retention, Subscription, Visit};
 use crate::store::contract::{callback, request};
 use crate::store::postgres::tests::Database;
 use crate::store::record::Envelope;
@@ -99,7 +99,7 @@ struct Journal {
 impl Bus for Journal {
     async fn publish(&self, messages: Vec<Message>) -> Result<(), BusError> {
         for message in messages.iter().filter(|message| message.topic == Topic::Audit) {
-            let envelope: Envelope = serde_json::from_str(&message.payload).unwrap();
+            let envelope: Envelope = serde_json::from_str(message.payload.event().unwrap()).unwrap();
             self.events.lock().unwrap().push((message.key.clone(), envelope.data.version));
             tokio::task::yield_now().await;
         }
@@ -108,6 +108,15 @@ impl Bus for Journal {
     }
     async fn subscribe(&self, _: &'static str, _: Topic) -> Result<Box<dyn Subscription>, BusError> {
         Err(BusError::Closed)
+    }
+    async fn watch(&self, _: Topic) -> Result<Box<dyn Subscription>, BusError> {
+        Err(BusError::Closed)
+    }
+    async fn scan(&self, _: Topic, _: &mut Visit) -> Result<(), BusError> {
+        Ok(())
+    }
+    async fn ready(&self) -> Result<(), BusError> {
+        Ok(())
     }
     async fn purge(&self, _: UnixMs) -> Result<u64, BusError> {
         Ok(0)

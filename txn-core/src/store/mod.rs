@@ -25,7 +25,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-pub use postgres::{PostgresConfig, PostgresStore, Secret};
+pub use postgres::{PostgresConfig, PostgresStore};
 pub use sqlite::{SqliteStore, migrate};
 pub(crate) use sqlite::{open_file, options};
 pub use writer::WriterLimits;

@@ -26,7 +26,7 @@ use time::OffsetDateTime;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-pub use config::{PostgresConfig, Secret, Tls};
+pub use config::{PostgresConfig, Tls};
 pub use partitions::{Month, Partition, Partitions};
 pub use schema::migrate;
 

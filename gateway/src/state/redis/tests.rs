@@ -222,7 +222,10 @@ async fn edges_share_what_they_remember() {
     let hold = Op::Hold { key: "places".into(), most: 1, lease_ms: 60_000 };
     let held = edges[0].ask(batch(std::slice::from_ref(&hold))).await.unwrap();
     let Answer::Held(place) = held[0] else { panic!("{held:?}") };
-    assert!(matches!(edges[1].ask(batch(std::slice::from_ref(&hold))).await.unwrap()[0], Answer::Busy { .. }));
+    assert!(matches!(
+        edges[1].ask(batch(std::slice::from_ref(&hold))).await.unwrap()[0],
+        Answer::Busy { .. }
+    ));
     edges[0].release(vec![Op::Release { key: "places".into(), place }]).await;
     assert!(matches!(edges[1].ask(batch(&[hold])).await.unwrap()[0], Answer::Held(_)));
 

@@ -1,12 +1,12 @@
 //! How the database is reached, and how long anything may take.
 
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
+use crate::secret::SecretRef;
 use crate::store::{StoreError, WriterLimits};
 
 /// `config.example.yaml` explains each line.
@@ -14,7 +14,7 @@ use crate::store::{StoreError, WriterLimits};
 #[serde(deny_unknown_fields)]
 pub struct PostgresConfig {
     /// Where to find `postgres://user:password@host/database?sslmode=…`.
-    pub url: Secret,
+    pub url: SecretRef,
     #[serde(default)]
     pub tls: Tls,
     /// Connections that make new payments durable, each with one commit under way.
@@ -56,54 +56,9 @@ pub enum Tls {
     AsUrlSays,
 }
 
-/// Where a secret is: `env:NAME` or `file:PATH`. The secret itself is never in the configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub enum Secret {
-    Env(String),
-    File(PathBuf),
-}
-
-/// The text was no reference.
-#[derive(Debug, Clone, Copy, thiserror::Error)]
-#[error("a secret is a reference, env:NAME or file:PATH, and never written here")]
-pub struct NoReference;
-
-impl TryFrom<String> for Secret {
-    type Error = NoReference;
-
-    fn try_from(text: String) -> Result<Secret, NoReference> {
-        match text.split_once(':') {
-            Some(("env", name)) if !name.is_empty() => Ok(Secret::Env(name.to_owned())),
-            Some(("file", path)) if !path.is_empty() => Ok(Secret::File(path.into())),
-            _ => Err(NoReference),
-        }
-    }
-}
-
-impl fmt::Display for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Secret::Env(name) => write!(f, "env:{name}"),
-            Secret::File(path) => write!(f, "file:{}", path.display()),
-        }
-    }
-}
-
-impl Secret {
-    fn read(&self) -> Result<String, StoreError> {
-        let text = match self {
-            Secret::Env(name) => std::env::var(name).map_err(|error| error.to_string()),
-            Secret::File(path) => std::fs::read_to_string(path).map_err(|error| error.to_string()),
-        };
-        text.map(|text| text.trim().to_owned())
-            .map_err(|error| StoreError::Engine(format!("store.postgres.url, {self}: {error}")))
-    }
-}
-
 impl PostgresConfig {
     /// With everything but the URL as it is by default.
-    pub fn new(url: Secret) -> PostgresConfig {
+    pub fn new(url: SecretRef) -> PostgresConfig {
         PostgresConfig {
             url,
             tls: Tls::default(),
@@ -121,11 +76,7 @@ impl PostgresConfig {
 
     /// A relative file of the URL counts from `folder`.
     pub fn relative_to(self, folder: &Path) -> PostgresConfig {
-        let url = match self.url {
-            Secret::File(path) => Secret::File(folder.join(path)),
-            Secret::Env(name) => Secret::Env(name),
-        };
-        PostgresConfig { url, ..self }
+        PostgresConfig { url: self.url.relative_to(folder), ..self }
     }
 
     /// # Errors
@@ -148,8 +99,9 @@ impl PostgresConfig {
 
     /// How every connection is made.
     pub(super) fn options(&self) -> Result<PgConnectOptions, StoreError> {
-        let url = self.url.read()?;
-        let wrong = |why: &str| StoreError::Engine(format!("store.postgres.url, {}: {why}", self.url));
+        let wrong = |why: &str| StoreError::Engine(format!("store.postgres.url: {why}"));
+        let url = self.url.load().map_err(|error| wrong(&error.to_string()))?;
+        let url = url.as_str();
         let ours = url.starts_with("postgres://") || url.starts_with("postgresql://");
         // The parser's own message may quote the URL, password and all.
         let options = url.parse().ok().filter(|_| ours).ok_or_else(|| wrong("not a postgres:// URL"))?;
@@ -241,15 +193,14 @@ mod tests {
 
     #[test]
     fn a_secret_is_a_reference_and_is_never_told() {
-        assert_eq!(Secret::try_from("env:DB_URL".to_owned()).unwrap(), Secret::Env("DB_URL".into()));
-        assert!(Secret::try_from("postgres://core:pw@db/p".to_owned()).is_err());
+        assert!(SecretRef::try_from("postgres://core:pw@db/p".to_owned()).is_err());
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("url"), "mysql://core:hush@db/p\n").unwrap();
-        let config = PostgresConfig::new(Secret::File("url".into())).relative_to(dir.path());
+        let config = PostgresConfig::new(SecretRef::File("url".into())).relative_to(dir.path());
         let error = config.options().unwrap_err().to_string();
         assert!(error.contains("not a postgres:// URL") && !error.contains("hush"), "{error}");
         let error =
-            PostgresConfig::new(Secret::Env("NO_SUCH_NAME".into())).options().unwrap_err().to_string();
+            PostgresConfig::new(SecretRef::Env("NO_SUCH_NAME".into())).options().unwrap_err().to_string();
         assert!(error.contains("env:NO_SUCH_NAME"), "{error}");
     }
 }

@@ -10,6 +10,7 @@ use engines::Postgres;
 use sqlx::ConnectOptions as _;
 
 use super::*;
+use crate::secret::SecretRef;
 use crate::store::contract;
 
 /// A PostgreSQL with one database, and how it is configured.
@@ -28,7 +29,7 @@ impl Database {
         let file = dir.path().join("url");
         std::fs::write(&file, postgres.url("payments")).unwrap();
         // While it is stopped on purpose nobody waits for long.
-        let config = PostgresConfig { acquire_timeout_ms: 250, ..PostgresConfig::new(Secret::File(file)) };
+        let config = PostgresConfig { acquire_timeout_ms: 250, ..PostgresConfig::new(SecretRef::File(file)) };
         Database { postgres, config, _dir: dir }
     }
 

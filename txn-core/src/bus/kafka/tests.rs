@@ -1,0 +1,400 @@
+//! The contract and the faults, on a real broker where there is one, on librdkafka's mock cluster otherwise.
+
+use std::collections::BTreeMap;
+use std::sync::Weak;
+
+use engines::Kafka;
+use rdkafka::ClientConfig;
+use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::time::timeout;
+
+use super::topics::{Missing, TopicState, align};
+use super::*;
+use crate::bus::Delivery;
+use crate::bus::consume::{Consumer, Handler, HandlerError, Retry, header};
+use crate::bus::contract::{self, by_key, message, messages, places, read};
+use crate::metrics::Metrics;
+
+/// Brokers for tests. Topics are each test's own, under a prefix.
+pub(crate) struct Cluster {
+    kind: Kind,
+    _dir: tempfile::TempDir,
+}
+
+enum Kind {
+    Real(Kafka),
+    /// The client that librdkafka's mock cluster lives in.
+    Mock(FutureProducer),
+}
+
+impl Cluster {
+    pub(crate) async fn start() -> Cluster {
+        let dir = tempfile::tempdir().unwrap();
+        let kind = if Kafka::is_installed() {
+            Kind::Real(Kafka::start(dir.path()).await.unwrap())
+        } else {
+            assert!(std::env::var("REQUIRE_KAFKA").as_deref() != Ok("1"), "no Kafka, and REQUIRE_KAFKA=1");
+            let mut config = ClientConfig::new();
+            config.set("test.mock.num.brokers", "1").set("bootstrap.servers", "mock");
+            Kind::Mock(config.create().unwrap())
+        };
+        Cluster { kind, _dir: dir }
+    }
+
+    /// One for all tests that run at the same time; it ends with the last of them.
+    pub(crate) async fn shared() -> Arc<Cluster> {
+        static SHARED: AsyncMutex<Weak<Cluster>> = AsyncMutex::const_new(Weak::new());
+        let mut shared = SHARED.lock().await;
+        if let Some(cluster) = shared.upgrade() {
+            return cluster;
+        }
+        let cluster = Arc::new(Cluster::start().await);
+        *shared = Arc::downgrade(&cluster);
+        cluster
+    }
+
+    pub(crate) fn config(&self, prefix: &str) -> KafkaConfig {
+        let brokers = match &self.kind {
+            Kind::Real(kafka) => kafka.address().to_string(),
+            Kind::Mock(client) => client.client().mock_cluster().unwrap().bootstrap_servers(),
+        };
+        let prefix = format!("{prefix}.");
+        KafkaConfig { prefix, session_timeout_ms: 6_000, ..KafkaConfig::of(vec![brokers]) }
+    }
+
+    /// A bus with its topics made.
+    pub(crate) async fn bus(&self, prefix: &str) -> KafkaBus {
+        let config = self.config(prefix);
+        match &self.kind {
+            Kind::Real(_) => drop(align(&config, Some(1), Missing::Make).await.unwrap()),
+            Kind::Mock(client) => {
+                let mock = client.client().mock_cluster().unwrap();
+                for topic in Topic::ALL {
+                    // An error says that it is there.
+                    let _made =
+                        mock.create_topic(&format!("{prefix}.{}", topic.name()), topic.partitions(), 1);
+                }
+            }
+        }
+        let bus = KafkaBus::open(config).await.unwrap();
+        // A broker knows of new topics a moment after they are made.
+        let mut ready = bus.ready().await;
+        for _ in 0..100 {
+            if ready.is_ok() {
+                break;
+            }
+            sleep(Duration::from_millis(50)).await;
+            ready = bus.ready().await;
+        }
+        ready.unwrap();
+        bus
+    }
+
+    async fn away(&mut self) {
+        match &mut self.kind {
+            Kind::Real(kafka) => kafka.stop().await.unwrap(),
+            Kind::Mock(client) => client.client().mock_cluster().unwrap().broker_down(1).unwrap(),
+        }
+    }
+
+    async fn back(&mut self) {
+        match &mut self.kind {
+            Kind::Real(kafka) => kafka.resume().await.unwrap(),
+            Kind::Mock(client) => client.client().mock_cluster().unwrap().broker_up(1).unwrap(),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_holds_to_the_contract() {
+    let cluster = Cluster::shared().await;
+    contract::holds(async || cluster.bus("contract").await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_quick_tries_then_later_then_dead_on_kafka() {
+    let cluster = Cluster::shared().await;
+    let bus = Arc::new(cluster.bus("retries").await);
+    contract::retries(bus.clone()).await;
+    bus.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_of_kafka() {
+    let cluster = Cluster::shared().await;
+    let bus = cluster.bus("letters").await;
+    contract::dead_letters(&bus).await;
+    bus.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_can_read_reaches_the_dead_letters_byte_for_byte() {
+    let cluster = Cluster::shared().await;
+    let bus = Arc::new(cluster.bus("unreadable").await);
+    let garbage = [
+        ("a", &b"\xff\xfe not avro"[..], "Confluent wire format"),
+        ("b", &b"\0\0\0\0\x07body"[..], "schema 7 is unknown"),
+        ("c", &b""[..], "Confluent wire format"),
+        // Our schema, and then an end where there should be none.
+        ("d", &b"\0\x54\x4f\0\x01\x0a"[..], "poison"),
+    ];
+    for (key, bytes, _) in garbage {
+        let name = bus.topic(Topic::Initiated);
+        let record = FutureRecord::to(&name).key(key).payload(bytes);
+        bus.producer.send(record, Duration::from_secs(10)).await.unwrap();
+    }
+    let consumer = consumer(bus.clone(), Arc::new(Slow::default()));
+    let (stop, stopped) = watch::channel(false);
+    let running = tokio::spawn(consumer.run(Topic::Initiated, stopped));
+    let mut dead = bus.subscribe("reader", Topic::DeadLetter).await.unwrap();
+    let letters: BTreeMap<String, Message> = read(&mut *dead, 4)
+        .await
+        .into_iter()
+        .map(|letter| (letter.message.key.clone(), letter.message))
+        .collect();
+    for (key, bytes, says) in garbage {
+        let letter = &letters[key];
+        assert_eq!(letter.payload.wire().map(|wire| &wire[..]), Some(bytes), "{key}");
+        let reason = letter.header(header::REASON).unwrap();
+        assert!(reason.contains(says), "{key}: {reason}");
+        assert_eq!(letter.header(header::ORIGIN), Some(Topic::Initiated.name()));
+    }
+    stop.send(true).unwrap();
+    running.await.unwrap();
+    drop(dead);
+    bus.close().await;
+}
+
+/// Takes its time, and remembers.
+#[derive(Debug, Default)]
+struct Slow {
+    handled: Mutex<Vec<Message>>,
+    takes: Duration,
+}
+
+#[async_trait]
+impl Handler for Slow {
+    async fn handle(&self, delivery: &Delivery) -> Result<(), HandlerError> {
+        if let Err(why) = delivery.message.payload.event() {
+            return Err(HandlerError::Poison(why.to_owned()));
+        }
+        sleep(self.takes).await;
+        self.handled.lock().unwrap().push(delivery.message.clone());
+        Ok(())
+    }
+}
+
+fn consumer(bus: Arc<KafkaBus>, handler: Arc<dyn Handler>) -> Consumer {
+    let metrics = Arc::new(Metrics::new().unwrap());
+    Consumer { bus, group: "test", handler, retry: Retry { batch: 20, ..Retry::default() }, metrics }
+}
+
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let waited = timeout(Duration::from_secs(60), async {
+        while !holds() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    });
+    waited.await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+/// Two instances, one of which comes late and one of which goes early, under a steady stream.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_shares_the_partitions_and_loses_nothing_when_members_come_and_go() {
+    let cluster = Cluster::shared().await;
+    let buses = [Arc::new(cluster.bus("group").await), Arc::new(cluster.bus("group").await)];
+    let slow = || Arc::new(Slow { takes: Duration::from_millis(5), ..Slow::default() });
+    let handlers = [slow(), slow()];
+    let members = [0, 1].map(|n| consumer(buses[n].clone(), handlers[n].clone()));
+    let count = |n: usize| handlers[n].handled.lock().unwrap().len();
+    // A stream that goes on until both have had their turn.
+    let (enough, mut had_enough) = watch::channel(false);
+    let publishing = tokio::spawn({
+        let bus = buses[0].clone();
+        async move {
+            let mut sent = 0;
+            while !*had_enough.borrow_and_update() {
+                let some = sent..sent + 30;
+                sent = some.end;
+                let some = some.map(|n| message(Topic::Initiated, &format!("TOR{}", n % 100), n));
+                bus.publish(some.collect()).await.unwrap();
+                sleep(Duration::from_millis(20)).await;
+            }
+            sent
+        }
+    });
+    let (stop_first, first_stopped) = watch::channel(false);
+    let (stop_second, second_stopped) = watch::channel(false);
+    let [first, second] = members;
+    let first = tokio::spawn(first.run(Topic::Initiated, first_stopped));
+    until("the first handles some", || count(0) > 100).await;
+    let second = tokio::spawn(second.run(Topic::Initiated, second_stopped));
+    until("both handle some", || count(1) > 100).await;
+    stop_first.send(true).unwrap();
+    first.await.unwrap();
+    enough.send(true).unwrap();
+    let sent = publishing.await.unwrap();
+    let all = || {
+        let handled = handlers.iter().flat_map(|handler| handler.handled.lock().unwrap().clone());
+        handled.map(|message| message.event_id).collect::<std::collections::HashSet<_>>().len()
+    };
+    until("every message was handled by one of them", || all() == sent).await;
+    stop_second.send(true).unwrap();
+    second.await.unwrap();
+    // In its order for each key by each of them; what both handled came again with a moved partition.
+    for handler in &handlers {
+        let handled = handler.handled.lock().unwrap().clone();
+        for (key, messages) in by_key(handled) {
+            let mut newest = Vec::new();
+            for message in messages {
+                let n: usize = message.header("n").unwrap().parse().unwrap();
+                if newest.last().is_none_or(|last| n > *last) {
+                    newest.push(n);
+                } else {
+                    assert!(newest.contains(&n) || newest[0] > n, "{key}: {n} after {newest:?}");
+                }
+            }
+        }
+    }
+    for bus in buses {
+        bus.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn offsets_follow_what_is_done_and_no_further() {
+    let cluster = Cluster::shared().await;
+    let bus = cluster.bus("offsets").await;
+    let sent: Vec<Message> = (0..200).map(|n| message(Topic::Initiated, &format!("TOR{n}"), n)).collect();
+    bus.publish(sent.clone()).await.unwrap();
+    let mut first = bus.subscribe("test", Topic::Initiated).await.unwrap();
+    let got = read(&mut *first, 200).await;
+    assert!(got.iter().map(|delivery| delivery.place.partition).max() > Some(20), "over all partitions");
+    let done = places(&got[..120]);
+    first.done(&done).await.unwrap();
+
+    // Another member takes half the partitions; what the first says of them now moves nothing.
+    let mut second = bus.subscribe("test", Topic::Initiated).await.unwrap();
+    let mut again = timeout(Duration::from_secs(30), async {
+        loop {
+            // A group is rebalanced while its members fetch.
+            let some = tokio::select! {
+                some = second.next(200) => some.unwrap(),
+                _ = first.next(200) => continue,
+            };
+            break some;
+        }
+    })
+    .await
+    .unwrap();
+    while let Ok(some) = timeout(Duration::from_secs(2), second.next(200)).await {
+        again.extend(some.unwrap());
+    }
+    let taken: std::collections::BTreeSet<i32> =
+        again.iter().map(|delivery| delivery.place.partition).collect();
+    assert!(!taken.is_empty() && taken.len() < 30, "{taken:?}");
+    let mut newest: BTreeMap<i32, i64> = BTreeMap::new();
+    for place in &done {
+        let offset = newest.entry(place.partition).or_insert(place.offset);
+        *offset = place.offset.max(*offset);
+    }
+    for delivery in &again {
+        let done = newest.get(&delivery.place.partition).copied();
+        assert!(done.is_none_or(|done| delivery.place.offset > done), "{:?} was done", delivery.place);
+    }
+    first.done(&places(&got)).await.unwrap();
+    drop((first, second));
+    bus.close().await;
+
+    let bus = cluster.bus("offsets").await;
+    let mut third = bus.subscribe("test", Topic::Initiated).await.unwrap();
+    let rest = read(&mut *third, again.len()).await;
+    let (rest, again) = (by_key(messages(&rest)), by_key(messages(&again)));
+    assert_eq!(rest, again, "what the second was given and never did, and nothing of the first's");
+    drop(third);
+    bus.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_goes_away_is_waited_for_and_nothing_is_lost() {
+    let mut cluster = Cluster::start().await;
+    let bus = Arc::new(cluster.bus("away").await);
+    bus.close().await;
+    let config = KafkaConfig { delivery_timeout_ms: 5_000, ..cluster.config("away") };
+    let bus = Arc::new(KafkaBus::open(config).await.unwrap());
+    let handler = Arc::new(Slow::default());
+    let (stop, stopped) = watch::channel(false);
+    let running = tokio::spawn(consumer(bus.clone(), handler.clone()).run(Topic::Initiated, stopped));
+    let count = || handler.handled.lock().unwrap().len();
+    bus.publish((0..10).map(|n| message(Topic::Initiated, "TORa", n)).collect()).await.unwrap();
+    until("the first are handled", || count() == 10).await;
+
+    cluster.away().await;
+    let later: Vec<Message> = (10..20).map(|n| message(Topic::Initiated, "TORa", n)).collect();
+    let error = bus.publish(later.clone()).await.unwrap_err();
+    assert!(matches!(&error, BusError::Engine(_)), "{error}");
+    assert!(bus.ready().await.is_err());
+    let again = tokio::spawn({
+        let (bus, later) = (bus.clone(), later.clone());
+        async move {
+            while bus.publish(later.clone()).await.is_err() {
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    });
+    sleep(Duration::from_secs(1)).await;
+    cluster.back().await;
+    again.await.unwrap();
+    until("those published later are handled", || {
+        handler.handled.lock().unwrap().iter().any(|message| message.event_id == "TORa-19")
+    })
+    .await;
+    bus.ready().await.unwrap();
+    // Once or more, and each for the first time in its order.
+    let mut first_times = Vec::new();
+    for message in handler.handled.lock().unwrap().iter() {
+        if !first_times.contains(&message.event_id) {
+            first_times.push(message.event_id.clone());
+        }
+    }
+    let expected: Vec<String> = (0..20).map(|n| format!("TORa-{n}")).collect();
+    assert_eq!(first_times, expected);
+    stop.send(true).unwrap();
+    running.await.unwrap();
+    bus.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn topics_are_made_once_and_never_changed() {
+    let cluster = Cluster::shared().await;
+    let Kind::Real(_) = &cluster.kind else { return };
+    let config = cluster.config("topics");
+    let states = async |config: &KafkaConfig, missing| {
+        align(config, Some(1), missing)
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|found| found.state)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(states(&config, Missing::Report).await, vec![TopicState::Missing; 7]);
+    assert_eq!(states(&config, Missing::Make).await, vec![TopicState::Made; 7]);
+    // A broker says so a moment after it has made them.
+    let mut again = Vec::new();
+    for _ in 0..50 {
+        again = states(&config, Missing::Report).await;
+        if !again.contains(&TopicState::Missing) {
+            break;
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(again, vec![TopicState::AsWanted; 7]);
+    let longer = KafkaConfig { retention_ms: 86_400_000, ..config };
+    let found = align(&longer, Some(2), Missing::Make).await.unwrap();
+    for finding in &found {
+        let TopicState::Differs(differs) = &finding.state else { panic!("{finding:?}") };
+        let retention = finding.topic.ends_with("dlq")
+            || differs.contains(&"retention.ms: 604800000, not 86400000".into());
+        assert!(retention && differs.contains(&"replicas: 1, not 2".into()), "{finding:?}");
+    }
+}
