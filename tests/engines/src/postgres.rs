@@ -57,7 +57,7 @@ impl Postgres {
         Program::run("initdb", &binaries.join("initdb"), initdb, Some(ACCOUNT), &log).await?;
         let address = ports::v4()?;
         let mut postgres = Postgres { binaries, data, log, address, server: None, _elsewhere: elsewhere };
-        postgres.start_again().await?;
+        postgres.resume().await?;
         Ok(postgres)
     }
 
@@ -65,7 +65,7 @@ impl Postgres {
     ///
     /// # Errors
     /// When it does not start: with its last words.
-    pub async fn start_again(&mut self) -> anyhow::Result<()> {
+    pub async fn resume(&mut self) -> anyhow::Result<()> {
         if self.server.is_some() {
             return Ok(());
         }
@@ -229,10 +229,10 @@ mod tests {
         sql(&postgres, dir.path(), "CREATE TABLE t AS SELECT 1 AS n").await.unwrap();
         postgres.stop().await.unwrap();
         assert!(sql(&postgres, dir.path(), "SELECT 1").await.is_err(), "it is stopped");
-        postgres.start_again().await.unwrap();
+        postgres.resume().await.unwrap();
         sql(&postgres, dir.path(), "INSERT INTO t VALUES (2)").await.unwrap();
         postgres.kill().await.unwrap();
-        postgres.start_again().await.unwrap();
+        postgres.resume().await.unwrap();
         assert_eq!(sql(&postgres, dir.path(), "SELECT sum(n) FROM t").await.unwrap(), "3");
         assert_eq!(postgres.address(), address);
     }

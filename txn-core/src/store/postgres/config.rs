@@ -201,6 +201,6 @@ mod tests {
         assert!(error.contains("not a postgres:// URL") && !error.contains("hush"), "{error}");
         let error =
             PostgresConfig::new(SecretRef::Env("NO_SUCH_NAME".into())).options().unwrap_err().to_string();
-        assert!(error.contains("env:NO_SUCH_NAME"), "{error}");
+        assert!(error.contains("NO_SUCH_NAME"), "{error}");
     }
 }

@@ -90,7 +90,7 @@ async fn what_was_answered_is_there_once_whatever_becomes_of_the_database() {
             store.inspect(request("").txn.id).await,
             Err(StoreError::Unavailable(_) | StoreError::Overloaded)
         ));
-        database.postgres.start_again().await.unwrap();
+        database.postgres.resume().await.unwrap();
     }
     more(&log, 100).await;
     stop.store(true, Ordering::Relaxed);
