@@ -37,7 +37,7 @@ pub(crate) struct Edge {
     pub(crate) policy: Policy,
     upstreams: BTreeMap<String, Arc<Upstream>>,
     keys: Arc<KeyStore>,
-    state: State,
+    state: Arc<State>,
     metrics: Metrics,
     draining: AtomicBool,
     pub(crate) connections: Connections,
@@ -55,7 +55,7 @@ impl Edge {
                 upstreams.insert(name.clone(), Arc::new(Upstream::new(settings, files)?));
             }
         }
-        let state = State::new(&document.state, &loaded.folder, &metrics)?;
+        let state = Arc::new(State::new(&document.state, &loaded.folder, &metrics)?);
         let draining = AtomicBool::new(false);
         let connections = Connections::new();
         let edge = Self { upstreams, keys, state, metrics, draining, connections, policy: loaded.policy };
@@ -64,6 +64,10 @@ impl Edge {
 
     pub(crate) fn keys(&self) -> Arc<KeyStore> {
         Arc::clone(&self.keys)
+    }
+
+    pub(crate) fn state(&self) -> Arc<State> {
+        Arc::clone(&self.state)
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {
@@ -91,7 +95,8 @@ impl Edge {
     pub(crate) fn missing(&self) -> Vec<String> {
         let keys = self.keys.missing().into_iter().map(|issuer| format!("keys of issuer {issuer}"));
         let draining = self.is_draining().then(|| "draining".to_owned());
-        keys.chain(draining).collect()
+        let state = (!self.state.is_known()).then(|| "first word of the shared state".to_owned());
+        keys.chain(state).chain(draining).collect()
     }
 
     /// The upstream's next address for this request; `None` when no address serves.

@@ -16,6 +16,7 @@ use crate::edge::Edge;
 use crate::jwks::KeyStore;
 use crate::listener::Listener;
 use crate::load::Loaded;
+use crate::state::State;
 use crate::upstream::probe;
 
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +58,9 @@ pub fn run(loaded: Loaded, options: Options) -> anyhow::Result<()> {
     let mut keys = background_service("jwks", Refresh(edge.keys()));
     keys.threads = Some(1);
     server.add_service(keys);
+    let mut state = background_service("state", Watch(edge.state()));
+    state.threads = Some(1);
+    server.add_service(state);
     server.bootstrap();
     announce(Arc::clone(&edge), &document);
     server.run(RunArgs {
@@ -96,6 +100,18 @@ impl BackgroundService for Refresh {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         tokio::select! {
             () = Arc::clone(&self.0).keep_fresh() => {}
+            _ = shutdown.changed() => {}
+        }
+    }
+}
+
+struct Watch(Arc<State>);
+
+#[async_trait]
+impl BackgroundService for Watch {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        tokio::select! {
+            () = self.0.keep_watch() => {}
             _ = shutdown.changed() => {}
         }
     }

@@ -8,6 +8,7 @@ mod redis;
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use filters::policy::State as Settings;
 use filters::state::{Answer, Batch, Begun, Full, LimitsWhenAway, Memory, Op, Trip, Unanswered};
@@ -15,6 +16,8 @@ use filters::state::{Answer, Batch, Begun, Full, LimitsWhenAway, Memory, Op, Tri
 use self::redis::Redis;
 use crate::metrics::Metrics;
 use crate::now_ms;
+
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The state of an edge.
 #[derive(Debug)]
@@ -35,6 +38,20 @@ impl State {
             redis: redis.transpose()?,
             limits_when_away: settings.limits_when_away,
         })
+    }
+
+    /// Connects, and goes on looking whether the shared state answers, so that a request seldom has to find out.
+    pub(crate) async fn keep_watch(&self) {
+        let Some(redis) = &self.redis else { return std::future::pending().await };
+        loop {
+            let _ = redis.probe().await;
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Whether it is known how the shared state is, well or away.
+    pub(crate) fn is_known(&self) -> bool {
+        self.redis.as_ref().is_none_or(Redis::was_probed)
     }
 
     /// Answers a request's batch: as a whole or not at all, in at most one trip.

@@ -1,7 +1,8 @@
 //! Shared state in Redis: one script call a batch, over one multiplexed connection that comes back by itself.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -22,10 +23,15 @@ const RECONNECT: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs
 
 /// A Redis that many edges share.
 pub(super) struct Redis {
-    connection: ConnectionManager,
+    client: Client,
+    config: ConnectionManagerConfig,
+    /// Made by the first who asks: it needs a runtime, and the edge is made before there is one.
+    connection: OnceLock<ConnectionManager>,
     script: Arc<Script>,
     prefix: String,
+    connect_timeout: Duration,
     timeout: Duration,
+    probed: AtomicBool,
     breaker: Breaker,
     began: Instant,
     up: IntGauge,
@@ -42,21 +48,21 @@ impl std::fmt::Debug for Redis {
 impl Redis {
     /// Connects when it is first asked.
     pub(super) fn new(settings: &Settings, folder: &Path, metrics: &Metrics) -> anyhow::Result<Self> {
-        let connection = ConnectionManager::new_lazy_with_config(
-            client(settings, folder).context("state.redis")?,
-            ConnectionManagerConfig::new()
+        Ok(Self {
+            client: client(settings, folder).context("state.redis")?,
+            config: ConnectionManagerConfig::new()
                 .set_connection_timeout(Some(Duration::from_millis(settings.connect_timeout_ms)))
                 .set_response_timeout(Some(Duration::from_millis(settings.timeout_ms)))
                 .set_min_delay(RECONNECT[0])
                 .set_max_delay(RECONNECT[1])
                 .set_number_of_retries(usize::MAX)
                 .set_concurrency_limit(MOST_IN_FLIGHT),
-        )?;
-        Ok(Self {
-            connection,
+            connection: OnceLock::new(),
             script: Arc::new(Script::new(include_str!("batch.lua"))),
             prefix: settings.prefix.clone(),
+            connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
             timeout: Duration::from_millis(settings.timeout_ms),
+            probed: AtomicBool::new(false),
             breaker: Breaker::default(),
             began: Instant::now(),
             up: metrics.redis_up.clone(),
@@ -71,9 +77,25 @@ impl Redis {
             self.batches.with_label_values(&["not_asked"]).inc();
             return Err(Unanswered::Away);
         }
+        self.run_within(self.timeout, ops).await
+    }
+
+    /// Asks for nothing: connects, and learns whether Redis answers. The first time it may take as long as connecting.
+    pub(super) async fn probe(&self) -> Result<(), Unanswered> {
+        let probed = self.run_within(self.connect_timeout + self.timeout, &[]).await;
+        self.probed.store(true, Ordering::Relaxed);
+        probed.map(drop)
+    }
+
+    /// Whether it is known how Redis is.
+    pub(super) fn was_probed(&self) -> bool {
+        self.probed.load(Ordering::Relaxed)
+    }
+
+    async fn run_within(&self, timeout: Duration, ops: &[Op]) -> Result<Vec<Answer>, Unanswered> {
         let asked = Instant::now();
         // Longer than the connection's own limit only while there is no connection.
-        let said = tokio::time::timeout(self.timeout, self.ask(ops, None)).await;
+        let said = tokio::time::timeout(timeout, self.ask(ops, None)).await;
         self.seconds.observe(asked.elapsed().as_secs_f64());
         let error = match said {
             Ok(Ok(answers)) => {
@@ -123,7 +145,7 @@ impl Redis {
                 }
             }
         }
-        let said: Vec<Vec<i64>> = call.invoke_async(&mut self.connection.clone()).await?;
+        let said: Vec<Vec<i64>> = call.invoke_async(&mut self.connection()?).await?;
         let answers: Option<Vec<Answer>> = said.iter().map(|numbers| answer(numbers)).collect();
         answers.filter(|answers| answers.len() == ops.len()).ok_or_else(|| {
             redis::RedisError::from((
@@ -131,6 +153,15 @@ impl Redis {
                 "the script answered something else",
             ))
         })
+    }
+
+    /// One for all, which comes back by itself.
+    fn connection(&self) -> redis::RedisResult<ConnectionManager> {
+        if let Some(connection) = self.connection.get() {
+            return Ok(connection.clone());
+        }
+        let made = ConnectionManager::new_lazy_with_config(self.client.clone(), self.config.clone())?;
+        Ok(self.connection.get_or_init(|| made).clone())
     }
 
     fn now_ms(&self) -> u64 {

@@ -35,7 +35,7 @@ const MOST_BYTES: usize = 64 * 1024;
 
 #[derive(Debug)]
 struct Service {
-    state: Remembered,
+    state: Arc<Remembered>,
     keys: Arc<KeyStore>,
     metrics: Metrics,
 }
@@ -48,8 +48,10 @@ pub async fn run(loaded: Loaded, shutdown: impl Future<Output = ()> + Send) -> a
     )?;
     let metrics = Metrics::new()?;
     let keys = Arc::new(KeyStore::new(&document.issuers, &loaded.folder, metrics.clone())?);
-    let state = Remembered::new(&document.state, &loaded.folder, &metrics)?;
+    let state = Arc::new(Remembered::new(&document.state, &loaded.folder, &metrics)?);
     let fresh = tokio::spawn(Arc::clone(&keys).keep_fresh());
+    let watched = Arc::clone(&state);
+    let watch = tokio::spawn(async move { watched.keep_watch().await });
     let app = app(Arc::new(Service { state, keys, metrics }));
     let limits = Limits::default();
     match Place::open(settings, &loaded.folder).await? {
@@ -58,6 +60,7 @@ pub async fn run(loaded: Loaded, shutdown: impl Future<Output = ()> + Send) -> a
         Place::Socket(socket) => plain::serve(socket, app, limits, shutdown).await,
     }
     fresh.abort();
+    watch.abort();
     tracing::info!("stopped");
     Ok(())
 }

@@ -290,7 +290,7 @@ async fn with_no_room_left_nothing_is_forgotten_early() {
     let server = engines::Redis::start(dir.path()).await.unwrap();
     let shared = redis(&server.url(), "full:");
     assert_eq!(shared.run(&[nonce("first")]).await, Ok(vec![Answer::Remembered]));
-    let mut connection = shared.connection.clone();
+    let mut connection = shared.connection().unwrap();
     let _: () =
         redis::cmd("CONFIG").arg(&["SET", "maxmemory", "1"]).query_async(&mut connection).await.unwrap();
     assert_eq!(shared.run(&[nonce("second")]).await, Err(Unanswered::Full));
@@ -312,8 +312,6 @@ fn addresses() {
     ] {
         let (folder, settings) = write_settings(url, "p:", LimitsWhenAway::Local);
         certs::install_crypto_provider();
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        let _guard = runtime.enter();
         let error = State::new(&settings, folder.path(), &Metrics::new().unwrap()).err();
         let told = error.map(|error| format!("{error:#}")).unwrap_or_default();
         assert!(told.contains(expected) && told.is_empty() == expected.is_empty(), "{url}: {told}");
