@@ -126,6 +126,9 @@ impl Admission {
         let rule = self.rule(policy).ok_or_else(not_found)?;
         let path = rule.rewrite.clone();
         let fields = UpstreamFields { path: path.clone(), ..self.upstream_fields(request) };
+        if !rule.chain.forwards() {
+            return Ok(fields);
+        }
         let outgoing = Outgoing { request, fields: &fields, nonce: &self.nonce() };
         rule.chain.forward(&outgoing, host, &mut self.context)?;
         Ok(UpstreamFields { path, ..self.upstream_fields(request) })
@@ -198,6 +201,21 @@ pub const HIDDEN_FROM_CLIENTS: [&str; 1] = ["server"];
 
 /// The position of the rule that serves the request.
 fn find(policy: &Policy, request: &Request<'_>) -> Result<usize, Refused> {
+    // Two hosts, or two readings of one. Envoy joins repeated ones with a comma.
+    let odd = |byte: u8| byte <= b' ' || b",@/?#".contains(&byte);
+    match request.headers.one("host") {
+        Ok(host) if !host.unwrap_or(request.authority).bytes().any(odd) && !request.authority.is_empty() => {}
+        Ok(_) | Err(_) => {
+            return Err(Refusal::new(400, "host_ambiguous", "Name the host, once.").into());
+        }
+    }
+    let upgrades = |value: &[u8]| {
+        value.split(|byte| *byte == b',').any(|word| word.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
+    };
+    if request.headers.all("upgrade").next().is_some() && request.headers.all("connection").any(upgrades) {
+        let detail = "No other protocol is spoken here. Send the request without Upgrade.";
+        return Err(Refusal::new(400, "upgrade_unsupported", detail).into());
+    }
     if !shape::unambiguous(request.path) {
         let detail = "Send the path plainly: no empty or dot segments, no encoded characters, no parameters.";
         return Err(Refusal::new(400, "path_ambiguous", detail).into());

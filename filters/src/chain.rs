@@ -76,6 +76,11 @@ impl Chain {
         first
     }
 
+    /// Whether [`forward`](Self::forward) would do anything.
+    pub fn forwards(&self) -> bool {
+        self.0.iter().any(|filter| filter.forwards())
+    }
+
     /// Adds what the request to the upstream must carry.
     pub fn forward(
         &self,

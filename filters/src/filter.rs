@@ -49,6 +49,11 @@ pub trait Filter: Send + Sync + std::fmt::Debug {
         Verdict::Pass
     }
 
+    /// Whether this filter has anything to add to requests that go to the upstream.
+    fn forwards(&self) -> bool {
+        false
+    }
+
     /// Adds fields to the request that goes to the upstream.
     fn forward(&self, _outgoing: &Outgoing<'_>, _host: &dyn Host, _context: &mut Context) -> Verdict {
         Verdict::Pass

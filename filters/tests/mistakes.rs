@@ -38,6 +38,7 @@ fn messages_are_signed_with_keys_that_there_are() {
     for (settings, expected) in [
         ("{ to_upstream: { key: acme-1 } }", ""),
         ("{ to_upstream: { key: acme-1 }, from_upstream: { key: acme-1 }, to_client: { key: acme-1 } }", ""),
+        ("{ to_upstream: { key: acme-1 }, from_upstream: { key: '' } }", "`from_upstream` names no key"),
         ("{}", "name at least one of `to_upstream` and `to_client`"),
         ("{ from_upstream: { key: acme-1 } }", "name at least one of"),
         (
@@ -91,6 +92,11 @@ fn every_mistake_has_a_place_and_a_message() {
             "upstream: txn-core\n",
             "upstream: txn-core\n    filters: { signature: { clients: [acme, other] } }\n",
             "signature: `clients`: there is no client `other` that has a key",
+        ),
+        (
+            "upstream: txn-core\n",
+            "upstream: txn-core\n    mirror: { upstream: txn-core }\n    filters: { signing: { to_upstream: { key: acme-1 } } }\n",
+            "route `send`: `mirror` would hand somebody else requests that are signed as ours",
         ),
         ("[POST]", "[post]", "p.yaml:16:5: route `send`: `post` is not an HTTP method"),
         ("[POST]", "[]", "p.yaml:16:5: route `send` names no method"),

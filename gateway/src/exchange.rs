@@ -6,6 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use filters::admission::Admission;
 use filters::upstream::UpstreamFields;
+use http::header::HOST;
 use pingora::http::RequestHeader;
 use prometheus::IntGauge;
 use tokio::sync::OwnedSemaphorePermit;
@@ -42,6 +43,12 @@ impl Exchange {
         }
         for (name, value) in &self.fields.set {
             header.insert_header(*name, value.as_str())?;
+        }
+        // HTTP/2 names the host in the target, which is about to change.
+        if !header.headers.contains_key(HOST)
+            && let Some(authority) = header.uri.authority().map(ToString::to_string)
+        {
+            header.insert_header(HOST, authority)?;
         }
         if let Some(path) = &self.fields.path {
             let (_, query) = target(header);

@@ -128,11 +128,6 @@ impl Edge {
 
 /// Makes of the header one that stands alone on a connection of HTTP/1.1.
 fn alone(header: &mut RequestHeader, length: usize) -> Answered<()> {
-    if !header.headers.contains_key(header::HOST)
-        && let Some(authority) = header.uri.authority().map(ToString::to_string)
-    {
-        header.insert_header(header::HOST, authority)?;
-    }
     let framed = header.headers.contains_key(header::CONTENT_LENGTH);
     for name in HOP.iter().filter(|name| **name != header::HOST) {
         header.remove_header(*name);

@@ -327,6 +327,15 @@ fn rules(document: &Document, keyring: &Keyring, mistakes: &mut Vec<Mistake>) ->
         }
         let except = except(document, route, mistakes);
         let filters = document.filters.value.inherited(&route.filters.value, &except);
+        if let (Some(mirror), Some(true)) =
+            (&route.mirror, filters.signing.as_ref().map(|signing| signing.to_upstream.is_some()))
+        {
+            let message = format!(
+                "route `{}`: `mirror` would hand somebody else requests that are signed as ours",
+                route.name
+            );
+            mistakes.push(Mistake::of(mirror, message));
+        }
         let site = Site {
             route: &route.name,
             issuers: &document.issuers,

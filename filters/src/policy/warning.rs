@@ -12,6 +12,8 @@ const SIGNED_PER_S_MIN: u64 = 5_000;
 pub(super) fn warnings(document: &Document) -> Vec<Mistake> {
     let mut warnings = Vec::new();
     let mut longest: Option<(u64, &At<Route>)> = None;
+    let signs = document.filters.value.has("signing")
+        || document.routes.iter().any(|route| route.value.filters.value.has("signing"));
     for written in &document.routes {
         let At { value: route, location } = written;
         let except: Vec<&str> = route.except.iter().map(|filter| filter.value.as_str()).collect();
@@ -22,6 +24,16 @@ pub(super) fn warnings(document: &Document) -> Vec<Mistake> {
         let filters = document.filters.value.inherited(&route.filters.value, &except);
         if let Some(missing) = missing(&filters) {
             warnings.push(Mistake::at(*location, format!("route `{}` {missing}", route.name)));
+        }
+        if let (Some(signature), true) = (&filters.signature, signs)
+            && signature.takes_any_client()
+        {
+            let message = format!(
+                "route `{}`: `signature` takes the key of every client, those included that `signing` signs with, and \
+                 whoever verifies with such a key can sign with it; name `clients`",
+                route.name
+            );
+            warnings.push(Mistake::at(*location, message));
         }
         if let Some(nonce) = &filters.nonce {
             let seconds = nonce.remembered_s();

@@ -16,8 +16,8 @@ use crate::policy::{Settings, Site, Unusable};
 
 pub use path::unambiguous;
 
-/// Fields that begin so are the edge's word to the upstream. A client's own never pass.
-pub const EDGE_ONLY_PREFIX: &str = "x-torana-";
+/// Fields that begin so are the edge's word to the upstream, or Envoy's to itself. A client's own never pass.
+pub const EDGE_ONLY_PREFIXES: [&str; 2] = ["x-torana-", "x-envoy-"];
 
 /// Other fields that a client could use to pose as somebody else, or as a proxy.
 pub const EDGE_ONLY: &[&str] = &[
@@ -35,9 +35,12 @@ pub const EDGE_ONLY: &[&str] = &[
     "x-user-id",
 ];
 
-/// Whether a client's field must be removed before the request goes on.
+/// Whether a client's field must be removed before the request goes on. Some upstreams read `_` as `-`.
 pub fn edge_only(name: &str) -> bool {
-    name.starts_with(EDGE_ONLY_PREFIX) || EDGE_ONLY.contains(&name)
+    let known = |name: &str| {
+        EDGE_ONLY_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || EDGE_ONLY.contains(&name)
+    };
+    known(name) || name.contains('_') && known(&name.replace('_', "-"))
 }
 
 /// Bounds on the request, and what its body must be.

@@ -73,6 +73,13 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// Whether any client of the policy may sign.
+    pub(crate) fn takes_any_client(&self) -> bool {
+        self.signer != Signer::Device && self.clients.is_empty()
+    }
+}
+
 /// Stands for "none of them": a client with an empty name can sign nowhere that names clients.
 const NOBODY: &str = "";
 

@@ -55,6 +55,21 @@ pub struct Verifier {
     pub max_skew_s: u64,
 }
 
+impl Verifier {
+    /// Both: an answer that satisfies one and not the other does not pass.
+    fn and(self, child: Self) -> Self {
+        Self {
+            // Nobody can have signed with two keys, and then `build` says so.
+            key: if self.key == child.key { child.key } else { NO_KEY.to_owned() },
+            max_age_s: self.max_age_s.min(child.max_age_s),
+            max_skew_s: self.max_skew_s.min(child.max_skew_s),
+        }
+    }
+}
+
+/// No key's id: an empty one is refused.
+const NO_KEY: &str = "";
+
 fn seconds<const N: u64>() -> u64 {
     N
 }
@@ -70,7 +85,10 @@ impl Settings for Config {
     fn and(self, child: Self) -> Self {
         Self {
             to_upstream: child.to_upstream.or(self.to_upstream),
-            from_upstream: child.from_upstream.or(self.from_upstream),
+            from_upstream: match (self.from_upstream, child.from_upstream) {
+                (Some(parent), Some(child)) => Some(parent.and(child)),
+                (parent, child) => child.or(parent),
+            },
             to_client: child.to_client.or(self.to_client),
         }
     }
@@ -117,6 +135,9 @@ impl Settings for Config {
 }
 
 fn key(site: &Site<'_>, keyid: &str) -> Result<VerifyingKey, Unusable> {
+    if keyid == NO_KEY {
+        return Err(Unusable::new("`from_upstream` names no key, or another one than that of every route"));
+    }
     let known = site.keyring.get(keyid).map(|client| client.key.clone());
     known.ok_or_else(|| Unusable::new(format!("there is no key `{keyid}` among the `hmac_keys` of `clients`")))
 }
@@ -159,6 +180,10 @@ impl Filter for Signing {
             context.upstream.push(("content-digest", digest::content_digest(body)));
         }
         Verdict::Pass
+    }
+
+    fn forwards(&self) -> bool {
+        self.requests.is_some()
     }
 
     fn forward(&self, outgoing: &Outgoing<'_>, host: &dyn Host, context: &mut Context) -> Verdict {

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use away::{LimitsWhenAway, away};
 pub use batch::{Batch, Counted};
 pub use memory::{Full, Memory};
-pub use trip::{Begun, Trip, Unanswered};
+pub use trip::{Begun, Ended, Trip, Unanswered};
 
 /// One operation on shared state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -21,7 +21,15 @@ pub struct Trip {
     here: Vec<Answer>,
     shared: Vec<Op>,
     /// Operations of requests that have left, sent along.
-    released: usize,
+    released: Vec<Op>,
+}
+
+/// What came of a trip.
+#[derive(Debug)]
+pub struct Ended {
+    pub answers: Result<Vec<Answer>, Full>,
+    /// What was sent along and not heard: to be sent along with another.
+    pub untold: Vec<Op>,
 }
 
 /// What becomes of a batch.
@@ -29,13 +37,13 @@ pub struct Trip {
 pub enum Begun {
     /// Nothing needs the shared state: these are the answers.
     Answered(Result<Vec<Answer>, Full>),
-    /// What to ask, and what to do with the answers.
-    Asking(Vec<Op>, Trip),
+    /// The shared state must be asked.
+    Asking(Trip),
 }
 
 impl Trip {
-    /// Counts what is counted here, and tells the rest, with places that others have left.
-    pub fn begin(batch: Batch, mut releases: Vec<Op>, now_ms: u64, local: &mut Memory) -> Begun {
+    /// Counts what is counted here.
+    pub fn begin(batch: Batch, now_ms: u64, local: &mut Memory) -> Begun {
         let ops = batch.counted(Counted::Here);
         let here = if ops.is_empty() { Ok(Vec::new()) } else { local.run(&ops, now_ms) };
         let here = match here {
@@ -46,9 +54,13 @@ impl Trip {
         if here.iter().any(Answer::refuses) || shared.is_empty() {
             return Begun::Answered(batch.refused_here(here).ok_or(Full));
         }
-        let released = releases.len();
-        releases.extend(shared.iter().cloned());
-        Begun::Asking(releases, Self { batch, here, shared, released })
+        Begun::Asking(Self { batch, here, shared, released: Vec::new() })
+    }
+
+    /// What to ask, after `releases`: places that others have left.
+    pub fn ask(&mut self, releases: Vec<Op>) -> Vec<Op> {
+        self.released = releases;
+        self.released.iter().chain(&self.shared).cloned().collect()
     }
 
     /// What the shared state said, or, if it is away, what the policy says then.
@@ -58,21 +70,24 @@ impl Trip {
         limits: LimitsWhenAway,
         now_ms: u64,
         local: &mut Memory,
-    ) -> Result<Vec<Answer>, Full> {
-        let shared = match said.map(|answers| self.ours(answers)) {
-            Ok(Some(answers)) => answers,
-            Ok(None) | Err(Unanswered::Away) => away(&self.shared, limits, now_ms, local),
-            Err(Unanswered::Full) => return Err(Full),
+    ) -> Ended {
+        let (shared, untold) = match said.map(|answers| self.ours(answers)) {
+            Ok(Some(answers)) => (Ok(answers), Vec::new()),
+            Ok(None) | Err(Unanswered::Away) => {
+                (Ok(away(&self.shared, limits, now_ms, local)), self.released)
+            }
+            Err(Unanswered::Full) => (Err(Full), self.released),
         };
-        self.batch.join(self.here, shared).ok_or(Full)
+        let answers = shared.and_then(|shared| self.batch.join(self.here, shared).ok_or(Full));
+        Ended { answers, untold }
     }
 
     /// The answers to our own operations. Anything but as many answers as questions counts as no answer.
     fn ours(&self, mut answers: Vec<Answer>) -> Option<Vec<Answer>> {
-        if answers.len() != self.released + self.shared.len() {
+        if answers.len() != self.released.len() + self.shared.len() {
             return None;
         }
-        let ours = answers.split_off(self.released);
+        let ours = answers.split_off(self.released.len());
         let fit = self.shared.iter().zip(&ours).all(|(op, answer)| fits(op, answer));
         fit.then_some(ours)
     }
@@ -104,8 +119,8 @@ mod tests {
         Op::Remember { key: "n".into(), ttl_ms: 1_000, made_s: 0 }
     }
 
-    fn begin(ops: &[(Op, Counted)], releases: Vec<Op>, local: &mut Memory) -> Begun {
-        Trip::begin(ops.iter().cloned().collect(), releases, T0, local)
+    fn begin(ops: &[(Op, Counted)], local: &mut Memory) -> Begun {
+        Trip::begin(ops.iter().cloned().collect(), T0, local)
     }
 
     #[test]
@@ -113,11 +128,11 @@ mod tests {
         let mut local = Memory::new(10, 0);
         let ops = [(take("a"), Counted::Here)];
         assert!(
-            matches!(begin(&ops, vec![], &mut local), Begun::Answered(Ok(a)) if matches!(a[..], [Answer::Taken(_)]))
+            matches!(begin(&ops, &mut local), Begun::Answered(Ok(a)) if matches!(a[..], [Answer::Taken(_)]))
         );
         // Refused here, the nonce is not asked for, and so not burnt.
         let both = [(nonce(), Counted::Shared), (take("a"), Counted::Here)];
-        let begun = begin(&both, vec![], &mut local);
+        let begun = begin(&both, &mut local);
         assert!(
             matches!(&begun, Begun::Answered(Ok(a)) if matches!(a[..], [Answer::NotAsked, Answer::Exhausted { .. }])),
             "{begun:?}"
@@ -140,33 +155,29 @@ mod tests {
         ] {
             let mut local = Memory::new(10, 0);
             let ops = [(take("a"), Counted::Shared), (nonce(), Counted::Shared)];
-            let Begun::Asking(asked, trip) = begin(&ops, vec![release.clone()], &mut local) else { panic!() };
-            assert_eq!(asked, [release.clone(), take("a"), nonce()]);
-            assert_eq!(
-                trip.end(said.clone(), LimitsWhenAway::Local, T0, &mut local),
-                Ok(expected),
-                "{said:?}"
-            );
+            let Begun::Asking(mut trip) = begin(&ops, &mut local) else { panic!() };
+            assert_eq!(trip.ask(vec![release.clone()]), [release.clone(), take("a"), nonce()]);
+            let ended = trip.end(said.clone(), LimitsWhenAway::Local, T0, &mut local);
+            // What was sent along and not heard comes back.
+            assert_eq!(ended.untold.is_empty(), expected[0] == taken, "{said:?}");
+            assert_eq!(ended.answers, Ok(expected), "{said:?}");
         }
     }
 
     #[test]
     fn a_full_state_is_told_apart() {
         let mut local = Memory::new(10, 0);
-        let Begun::Asking(_, trip) = begin(&[(nonce(), Counted::Shared)], vec![], &mut local) else {
-            panic!()
-        };
-        assert_eq!(trip.end(Err(Unanswered::Full), LimitsWhenAway::Local, T0, &mut local), Err(Full));
+        let Begun::Asking(trip) = begin(&[(nonce(), Counted::Shared)], &mut local) else { panic!() };
+        assert_eq!(trip.end(Err(Unanswered::Full), LimitsWhenAway::Local, T0, &mut local).answers, Err(Full));
     }
 
     #[test]
     fn away_limits_are_counted_here() {
         let mut local = Memory::new(10, 0);
         for expected in ["Taken", "Exhausted"] {
-            let Begun::Asking(_, trip) = begin(&[(take("a"), Counted::Shared)], vec![], &mut local) else {
-                panic!()
-            };
-            let answers = trip.end(Err(Unanswered::Away), LimitsWhenAway::Local, T0, &mut local).unwrap();
+            let Begun::Asking(trip) = begin(&[(take("a"), Counted::Shared)], &mut local) else { panic!() };
+            let ended = trip.end(Err(Unanswered::Away), LimitsWhenAway::Local, T0, &mut local);
+            let answers = ended.answers.unwrap();
             assert!(format!("{:?}", answers[0]).starts_with(expected), "{answers:?}");
         }
     }

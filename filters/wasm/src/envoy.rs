@@ -5,8 +5,8 @@ pub trait Envoy {
     /// Milliseconds since the Unix epoch.
     fn now_ms(&self) -> u64;
 
-    /// Fills it with fresh random bytes.
-    fn random(&self, bytes: &mut [u8]);
+    /// Fills it with fresh random bytes; `false` when there are none.
+    fn random(&self, bytes: &mut [u8]) -> bool;
 
     /// The other end of the connection, as Envoy writes addresses: `127.0.0.1:4711`, `[::1]:4711`.
     fn peer(&self) -> Option<String>;
@@ -32,8 +32,8 @@ pub trait Envoy {
     /// The answer's body as far as it has come, at most so many bytes.
     fn answer_body(&self, most: usize) -> Vec<u8>;
 
-    /// Whether the answer is the upstream's, and not one of Envoy's own in its place.
-    fn upstream_answers(&self) -> bool;
+    /// What Envoy says of the answer: `via_upstream`, or why it answers itself.
+    fn answer_details(&self) -> Option<Vec<u8>>;
 
     /// Puts these fields, pseudo fields included, in place of the answer's.
     fn set_answer_fields(&self, fields: Vec<(&str, &[u8])>);
@@ -49,6 +49,9 @@ pub trait Envoy {
 
     /// Remembers it.
     fn share(&self, name: &str, value: &[u8]);
+
+    /// Has the worker's housekeeping done soon, rather than with its usual next tick.
+    fn tick_soon(&self);
 
     /// Tells the operators.
     fn warn(&self, message: &str);

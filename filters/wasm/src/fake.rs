@@ -15,8 +15,8 @@ pub struct Fake {
     pub answer_body: RefCell<Vec<u8>>,
     /// The answer's fields, on top of the usual ones or in their place.
     pub answer_told: RefCell<Vec<(String, Vec<u8>)>>,
-    /// Whether Envoy answers in place of the upstream.
-    pub answers_itself: Cell<bool>,
+    /// What Envoy says of the answer.
+    pub details: RefCell<Option<Vec<u8>>>,
     pub answer_set: RefCell<BTreeMap<String, String>>,
     pub resumed: Cell<u32>,
     /// Status and body.
@@ -25,6 +25,7 @@ pub struct Fake {
     pub calls: RefCell<Vec<(String, Vec<u8>)>>,
     /// Whether calls can be made.
     pub unreachable: Cell<bool>,
+    pub no_randomness: Cell<bool>,
     pub shared: RefCell<BTreeMap<String, Vec<u8>>>,
 }
 
@@ -43,8 +44,9 @@ impl Envoy for Fake {
     fn now_ms(&self) -> u64 {
         self.now_ms.get()
     }
-    fn random(&self, bytes: &mut [u8]) {
+    fn random(&self, bytes: &mut [u8]) -> bool {
         bytes.fill(7);
+        !self.no_randomness.get()
     }
     fn peer(&self) -> Option<String> {
         self.peer.clone()
@@ -73,8 +75,8 @@ impl Envoy for Fake {
     fn answer_body(&self, most: usize) -> Vec<u8> {
         self.answer_body.borrow().iter().copied().take(most).collect()
     }
-    fn upstream_answers(&self) -> bool {
-        !self.answers_itself.get()
+    fn answer_details(&self) -> Option<Vec<u8>> {
+        self.details.borrow().clone()
     }
     fn set_answer_fields(&self, fields: Vec<(&str, &[u8])>) {
         let mut set = self.answer_set.borrow_mut();
@@ -99,5 +101,6 @@ impl Envoy for Fake {
     fn share(&self, name: &str, value: &[u8]) {
         self.shared.borrow_mut().insert(name.to_owned(), value.to_vec());
     }
+    fn tick_soon(&self) {}
     fn warn(&self, _message: &str) {}
 }

@@ -116,19 +116,22 @@ impl Plugin {
         })
     }
 
-    /// Random numbers for a request. Bytes are drawn for many at once: each draw is a call.
-    pub fn draw(&self, envoy: &dyn Envoy) -> Draw {
+    /// Random numbers for a request; `None` when there are none: then no request can be told from another. Bytes are drawn for many at once: each draw is a call.
+    pub fn draw(&self, envoy: &dyn Envoy) -> Option<Draw> {
         let mut random = self.random.borrow_mut();
         if random.len() < DRAW_BYTES {
             random.resize(DRAW_BYTES * DRAWN_AT_ONCE, 0);
-            envoy.random(&mut random);
+            if !envoy.random(&mut random) {
+                random.clear();
+                return None;
+            }
         }
         let first = random.len().saturating_sub(DRAW_BYTES);
         let mut bytes = random.drain(first..);
         let mut number =
             |length: usize| bytes.by_ref().take(length).fold(0u128, |all, byte| all << 8 | u128::from(byte));
         let (request_id, trace_id) = (number(16), number(16));
-        Draw { request_id, trace_id, span_id: u64::try_from(number(8)).unwrap_or(1) }
+        Some(Draw { request_id, trace_id, span_id: u64::try_from(number(8)).unwrap_or(1) })
     }
 
     /// Sends a batch.
@@ -143,8 +146,12 @@ impl Plugin {
         })
     }
 
-    /// Keeps places that a request has left, to be told with the next batch.
-    pub fn left(&self, held: Vec<Op>) {
+    /// Keeps places that a request has left, to be told with the next batch, or soon without one.
+    pub fn left(&self, held: Vec<Op>, envoy: &dyn Envoy) {
+        if held.is_empty() {
+            return;
+        }
+        envoy.tick_soon();
         let mut releases = self.releases.borrow_mut();
         let room = MOST_RELEASES.saturating_sub(releases.len());
         releases.extend(held.into_iter().take(room));
@@ -160,8 +167,10 @@ impl Plugin {
     /// Tells of places while no request does.
     pub fn flush_releases(&self, envoy: &dyn Envoy) {
         let releases = self.releases();
-        if let (false, Ok(body)) = (releases.is_empty(), serde_json::to_vec(&releases)) {
-            self.ask_state(&body, envoy);
+        if let (false, Ok(body)) = (releases.is_empty(), serde_json::to_vec(&releases))
+            && self.ask_state(&body, envoy).is_none()
+        {
+            self.releases.borrow_mut().extend(releases);
         }
     }
 }

@@ -26,6 +26,8 @@ mod entry {
 /// The time until keys are first asked for, and between two asks.
 const FIRST_TICK: Duration = Duration::from_millis(20);
 const TICK: Duration = Duration::from_secs(1);
+/// Until places that requests have left are given back when no other request tells of them.
+const SOON: Duration = Duration::from_millis(5);
 
 /// A worker's root: one for each configuration.
 #[derive(Default)]
@@ -97,7 +99,7 @@ impl Context for Http {
     }
 
     fn on_done(&mut self) -> bool {
-        self.0.ended();
+        self.0.ended(&Host);
         true
     }
 }
@@ -166,9 +168,8 @@ impl Envoy for Host {
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn random(&self, bytes: &mut [u8]) {
-        // Envoy's source of randomness does not fail; if it did, ids would be plain, not decisions other.
-        let _ = getrandom::fill(bytes);
+    fn random(&self, bytes: &mut [u8]) -> bool {
+        getrandom::fill(bytes).is_ok()
     }
 
     fn peer(&self) -> Option<String> {
@@ -203,9 +204,8 @@ impl Envoy for Host {
         hostcalls::get_buffer(BufferType::HttpResponseBody, 0, most).ok().flatten().unwrap_or_default()
     }
 
-    fn upstream_answers(&self) -> bool {
-        hostcalls::get_property(vec!["response", "code_details"]).ok().flatten().as_deref()
-            == Some(b"via_upstream")
+    fn answer_details(&self) -> Option<Vec<u8>> {
+        hostcalls::get_property(vec!["response", "code_details"]).ok().flatten()
     }
 
     fn set_answer_fields(&self, fields: Vec<(&str, &[u8])>) {
@@ -240,6 +240,10 @@ impl Envoy for Host {
 
     fn share(&self, name: &str, value: &[u8]) {
         let _ = hostcalls::set_shared_data(name, Some(value), None);
+    }
+
+    fn tick_soon(&self) {
+        let _ = hostcalls::set_tick_period(SOON);
     }
 
     fn warn(&self, message: &str) {

@@ -141,15 +141,15 @@ impl Stream {
             Some(_) => told.as_deref().and_then(ip),
             None => envoy.peer().as_deref().and_then(ip),
         };
-        let Some(peer) = peer else {
-            envoy.warn("Envoy does not tell who sends the request");
+        let (Some(peer), Some(draw)) = (peer, plugin.draw(envoy)) else {
+            envoy.warn("Envoy does not tell who sends the request, or has no randomness");
             envoy.answer(500, &[], b"");
             self.phase = Phase::Refused;
             return Flow::Pause;
         };
         let traceparent =
             self.received.request(peer).headers.one("traceparent").ok().flatten().map(str::to_owned);
-        self.admission = Some(Admission::new(peer, traceparent.as_deref(), plugin.draw(envoy)));
+        self.admission = Some(Admission::new(peer, traceparent.as_deref(), draw));
         if whole {
             self.body = Some(Vec::new());
         }
@@ -219,8 +219,9 @@ impl Stream {
             Phase::Asked(trip) => {
                 let plugin = Rc::clone(&self.plugin);
                 let limits = plugin.limits_when_away;
-                let answers = trip.end(said(answered), limits, self.now_ms, &mut plugin.local.borrow_mut());
-                self.answered(answers, envoy)
+                let ended = trip.end(said(answered), limits, self.now_ms, &mut plugin.local.borrow_mut());
+                plugin.left(ended.untold, envoy);
+                self.answered(ended.answers, envoy)
             }
             other @ (Phase::New | Phase::Headed | Phase::Admitted | Phase::Refused) => {
                 self.phase = other;
@@ -233,12 +234,9 @@ impl Stream {
     }
 
     /// The request has ended, however it did.
-    pub fn ended(&mut self) {
+    pub fn ended(&mut self, envoy: &dyn Envoy) {
         if let Some(admission) = &mut self.admission {
-            let held = admission.leaves();
-            if !held.is_empty() {
-                self.plugin.left(held);
-            }
+            self.plugin.left(admission.leaves(), envoy);
         }
     }
 
@@ -274,21 +272,20 @@ impl Stream {
         if batch.is_empty() {
             return self.admit(envoy);
         }
-        let begun = Trip::begin(batch, plugin.releases(), now_ms, &mut plugin.local.borrow_mut());
+        let begun = Trip::begin(batch, now_ms, &mut plugin.local.borrow_mut());
         match begun {
             Begun::Answered(answers) => self.answered(answers, envoy),
-            Begun::Asking(ops, trip) => match ask(&ops).and_then(|body| plugin.ask_state(&body, envoy)) {
-                Some(_token) => {
+            Begun::Asking(mut trip) => {
+                let ops = trip.ask(plugin.releases());
+                if ask(&ops).and_then(|body| plugin.ask_state(&body, envoy)).is_some() {
                     self.phase = Phase::Asked(trip);
-                    Flow::Pause
+                    return Flow::Pause;
                 }
-                None => {
-                    let limits = plugin.limits_when_away;
-                    let answers =
-                        trip.end(Err(Unanswered::Away), limits, now_ms, &mut plugin.local.borrow_mut());
-                    self.answered(answers, envoy)
-                }
-            },
+                let (away, limits) = (Err(Unanswered::Away), plugin.limits_when_away);
+                let ended = trip.end(away, limits, now_ms, &mut plugin.local.borrow_mut());
+                plugin.left(ended.untold, envoy);
+                self.answered(ended.answers, envoy)
+            }
         }
     }
 

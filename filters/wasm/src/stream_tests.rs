@@ -107,6 +107,8 @@ static SIGNING: LazyLock<Value> = LazyLock::new(|| {
     json!({ "to_upstream": key, "from_upstream": key, "to_client": key })
 });
 
+const GONE: &str = "upstream_reset_before_response_started{connection_termination}";
+
 /// An upstream's answer signed as the payment network signs, and the same with one thing changed.
 #[test]
 fn an_answer_is_held_until_it_is_whole_and_verified() {
@@ -127,7 +129,7 @@ fn an_answer_is_held_until_it_is_whole_and_verified() {
         fields.push(("signature".to_owned(), made.signature.into_bytes()));
         fields
     };
-    let answered = |nonce: Option<&str>, body: &[u8], by_envoy: bool| {
+    let answered = |nonce: Option<&str>, body: &[u8], details: Option<&str>| {
         let envoy = fake("POST", "/x");
         let mut stream = Stream::new(plugin(&json!({ "signing": SIGNING.clone() }), &envoy));
         assert_eq!(stream.header(true, &envoy), Flow::Continue);
@@ -137,19 +139,26 @@ fn an_answer_is_held_until_it_is_whole_and_verified() {
             *envoy.answer_told.borrow_mut() = signed(if nonce.is_empty() { &ours } else { nonce });
         }
         *envoy.answer_body.borrow_mut() = body.to_vec();
-        envoy.answers_itself.set(by_envoy);
+        *envoy.details.borrow_mut() = details.map(|details| details.as_bytes().to_vec());
         let begun = stream.answer(false, &envoy);
         let ended = stream.answer_body(body.len(), true, &envoy);
-        assert_eq!(begun == Flow::Continue, by_envoy, "held until whole");
+        assert_eq!(begun == Flow::Continue, details == Some(GONE), "held until whole");
         (ended, envoy.code(), envoy.answer_set.borrow().contains_key("signature"))
     };
     let refused = |code: &str| (Flow::Pause, code.to_owned(), false);
-    assert_eq!(answered(Some(""), b"{}", false), (Flow::Continue, String::new(), true));
-    assert_eq!(answered(Some(""), b"[]", false), refused("answer_digest_mismatch"));
-    assert_eq!(answered(Some("0123456789abcdef"), b"{}", false), refused("answer_to_another_request"));
-    assert_eq!(answered(None, b"{}", false), refused("answer_unsigned"));
-    assert_eq!(answered(Some(""), &vec![b'x'; 64 * 1024 + 1], false), refused("answer_too_large"));
-    assert_eq!(answered(None, b"", true), (Flow::Continue, String::new(), false), "Envoy's own 503");
+    let passed = (Flow::Continue, String::new(), true);
+    let upstream = Some("via_upstream");
+    assert_eq!(answered(Some(""), b"{}", upstream), passed);
+    assert_eq!(answered(Some(""), b"[]", upstream), refused("answer_digest_mismatch"));
+    assert_eq!(answered(Some("0123456789abcdef"), b"{}", upstream), refused("answer_to_another_request"));
+    assert_eq!(answered(None, b"{}", upstream), refused("answer_unsigned"));
+    assert_eq!(answered(Some(""), &vec![b'x'; 64 * 1024 + 1], upstream), refused("answer_too_large"));
+    // Envoy's own 503 is no answer of the upstream's. What it says nothing known of is verified.
+    assert_eq!(answered(None, b"", Some(GONE)), (Flow::Continue, String::new(), false));
+    for details in [None, Some(""), Some("ext_authz_denied")] {
+        assert_eq!(answered(None, b"{}", details), refused("answer_unsigned"), "{details:?}");
+        assert_eq!(answered(Some(""), b"{}", details), passed, "{details:?}");
+    }
 }
 
 #[test]
@@ -371,7 +380,7 @@ proptest! {
                 Step::Answer(whole) => stream.answer(whole, &envoy),
                 Step::AnswerBody(length, whole) => stream.answer_body(length, whole, &envoy),
                 Step::AnswerTrailers => stream.answer_trailers(&envoy),
-                Step::Ended => { stream.ended(); Flow::Pause }
+                Step::Ended => { stream.ended(&envoy); Flow::Pause }
             };
             if flow == Flow::Continue {
                 went_on += 1;

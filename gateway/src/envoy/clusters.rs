@@ -1,5 +1,8 @@
 //! Clusters: how upstreams and the state service are reached, known, and left out when they fail.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use anyhow::Context as _;
 use filters::policy::{At, StateService, Upstream, UpstreamTls};
 use serde_json::{Value, json};
 
@@ -10,7 +13,7 @@ impl Source {
         let document = self.policy.document();
         let mut clusters = Vec::new();
         for (name, At { value, .. }) in &document.upstreams {
-            clusters.push(self.upstream(name, value)?);
+            clusters.push(self.upstream(name, &self.cluster(name)?, value)?);
         }
         if let Some(At { value, .. }) = &document.state.service {
             clusters.push(self.state(value)?);
@@ -18,16 +21,27 @@ impl Source {
         Ok(clusters)
     }
 
-    fn upstream(&self, name: &str, upstream: &Upstream) -> anyhow::Result<Value> {
+    /// What Envoy calls an upstream: its name, and a mark of what it is. A connection that still serves by the policy
+    /// before finds that policy's upstream, or none, and never another one under the same name.
+    pub(super) fn cluster(&self, name: &str) -> anyhow::Result<String> {
+        let upstream =
+            self.policy.upstream(name).context("the policy names an upstream that it does not have")?;
+        let mut hasher = DefaultHasher::new();
+        self.upstream(name, "", upstream)?.to_string().hash(&mut hasher);
+        Ok(format!("{name}~{:016x}", hasher.finish()))
+    }
+
+    fn upstream(&self, name: &str, cluster: &str, upstream: &Upstream) -> anyhow::Result<Value> {
         let endpoints: Vec<Value> =
             upstream.addresses.iter().map(|address| endpoint(&socket(*address))).collect();
         let most = upstream.max_in_flight;
         let mut cluster = json!({
-            "name": name,
+            "name": cluster,
+            "alt_stat_name": name,
             "type": "STATIC",
             "lb_policy": "ROUND_ROBIN",
             "connect_timeout": ms(upstream.connect_timeout_ms),
-            "load_assignment": { "cluster_name": name, "endpoints": [{ "lb_endpoints": endpoints }] },
+            "load_assignment": { "cluster_name": cluster, "endpoints": [{ "lb_endpoints": endpoints }] },
             "transport_socket": self.upstream_tls(&upstream.tls)?,
             "typed_extension_protocol_options": http1(upstream.idle_timeout_ms),
             "circuit_breakers": { "thresholds": [{

@@ -88,13 +88,31 @@ pub fn folder(file: &Path, options: &Options, out: &Path) -> anyhow::Result<Vec<
         "overload_manager": overload(document),
         "application_log_config": access_log::of_envoy(),
     });
-    // Clusters before listeners: a listener must find the clusters that it names.
+    // Clusters before listeners: a listener must find the clusters that it names. Those of the listeners before stay
+    // for as long as connections may serve by them.
+    let mut clusters = source.clusters()?;
+    clusters.extend(retired(&out, &clusters));
     let files = [
-        ("clusters.json", typed("cluster.v3.Cluster", source.clusters()?)),
+        ("clusters.json", typed("cluster.v3.Cluster", clusters)),
         ("listeners.json", typed("listener.v3.Listener", source.listeners()?)),
         ("envoy.json", bootstrap),
     ];
     files.into_iter().map(|(name, value)| write(&out, name, &format!("{value:#}\n"))).collect()
+}
+
+/// The clusters of the policy that is about to be replaced which the new one does not have: those that the listeners
+/// of now name. Nothing when there are none, or what is there was not written here.
+fn retired(out: &Path, new: &[Value]) -> Vec<Value> {
+    let read = |name: &str| std::fs::read_to_string(out.join(name)).unwrap_or_default();
+    let listeners = read("listeners.json");
+    let clusters: Value = serde_json::from_str(&read("clusters.json")).unwrap_or_default();
+    let name = |cluster: &Value| cluster["name"].as_str().map(str::to_owned);
+    let known: Vec<String> = new.iter().filter_map(name).collect();
+    let all = clusters["resources"].as_array().cloned().unwrap_or_default();
+    let named = |cluster: &Value| {
+        name(cluster).is_some_and(|name| !known.contains(&name) && listeners.contains(&format!("\"{name}\"")))
+    };
+    all.into_iter().filter(named).collect()
 }
 
 /// Writes a file in place of another, whole, readable by its owner alone.

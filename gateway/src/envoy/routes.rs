@@ -10,49 +10,50 @@ pub(super) const NO_ROUTE_BYTES: u32 = 4_096;
 
 impl Source {
     pub(super) fn routes(&self) -> anyhow::Result<Value> {
-        Ok(listener::route_config(self.policy.rules().iter().map(route).collect()))
+        let routes = self.policy.rules().iter().map(|rule| self.route(rule)).collect::<anyhow::Result<_>>();
+        Ok(listener::route_config(routes?))
     }
-}
 
-fn route(rule: &RouteRule) -> Value {
-    let mut action = match rule.upstreams.as_slice() {
-        [only] => json!({ "cluster": only.upstream }),
-        several => {
-            let shares: Vec<Value> = several
-                .iter()
-                .map(|share| json!({ "name": share.upstream, "weight": share.weight }))
-                .collect();
-            json!({ "weighted_clusters": { "clusters": shares } })
+    fn route(&self, rule: &RouteRule) -> anyhow::Result<Value> {
+        let mut action = match rule.upstreams.as_slice() {
+            [only] => json!({ "cluster": self.cluster(&only.upstream)? }),
+            several => {
+                let mut shares = Vec::new();
+                for share in several {
+                    shares.push(json!({ "name": self.cluster(&share.upstream)?, "weight": share.weight }));
+                }
+                json!({ "weighted_clusters": { "clusters": shares } })
+            }
+        };
+        action["timeout"] = json!(ms(rule.timeout_ms));
+        // A connection that could not be made has carried nothing; nothing else is ever sent twice.
+        action["retry_policy"] = json!({ "retry_on": "connect-failure", "num_retries": 2 });
+        if let Some(path) = &rule.rewrite {
+            // All of the path, whatever it is, and nothing of the query.
+            action["regex_rewrite"] =
+                json!({ "pattern": { "regex": "^/[^?]*" }, "substitution": path.replace('\\', "\\\\") });
         }
-    };
-    action["timeout"] = json!(ms(rule.timeout_ms));
-    // A connection that could not be made has carried nothing; nothing else is ever sent twice.
-    action["retry_policy"] = json!({ "retry_on": "connect-failure", "num_retries": 2 });
-    if let Some(path) = &rule.rewrite {
-        // All of the path, whatever it is, and nothing of the query.
-        action["regex_rewrite"] =
-            json!({ "pattern": { "regex": "^/[^?]*" }, "substitution": path.replace('\\', "\\\\") });
+        if let Some(mirror) = &rule.mirror {
+            action["request_mirror_policies"] = json!([{
+                "cluster": self.cluster(&mirror.upstream)?,
+                "runtime_fraction": { "default_value": { "numerator": mirror.percent, "denominator": "HUNDRED" } },
+                "trace_sampled": false,
+                "disable_shadow_host_suffix_append": true,
+                "request_headers_mutations": [{
+                    "append": {
+                        "header": { "key": MIRROR_FIELD, "value": "1" },
+                        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+                    },
+                }],
+            }]);
+        }
+        Ok(json!({
+            "name": rule.name,
+            "match": {
+                "prefix": "/",
+                "headers": [{ "name": ROUTE_FIELD, "string_match": { "exact": rule.name } }],
+            },
+            "route": action,
+        }))
     }
-    if let Some(mirror) = &rule.mirror {
-        action["request_mirror_policies"] = json!([{
-            "cluster": mirror.upstream,
-            "runtime_fraction": { "default_value": { "numerator": mirror.percent, "denominator": "HUNDRED" } },
-            "trace_sampled": false,
-            "disable_shadow_host_suffix_append": true,
-            "request_headers_mutations": [{
-                "append": {
-                    "header": { "key": MIRROR_FIELD, "value": "1" },
-                    "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-                },
-            }],
-        }]);
-    }
-    json!({
-        "name": rule.name,
-        "match": {
-            "prefix": "/",
-            "headers": [{ "name": ROUTE_FIELD, "string_match": { "exact": rule.name } }],
-        },
-        "route": action,
-    })
 }

@@ -60,12 +60,12 @@ impl State {
             return Ok(Vec::new());
         }
         let Some(redis) = &self.redis else { return self.memory().run(&batch.all(), now_ms()) };
-        let begun = Trip::begin(batch, Vec::new(), now_ms(), &mut self.memory());
+        let begun = Trip::begin(batch, now_ms(), &mut self.memory());
         match begun {
             Begun::Answered(answers) => answers,
-            Begun::Asking(ops, trip) => {
-                let said = redis.run(&ops).await;
-                trip.end(said, self.limits_when_away, now_ms(), &mut self.memory())
+            Begun::Asking(mut trip) => {
+                let said = redis.run(&trip.ask(Vec::new())).await;
+                trip.end(said, self.limits_when_away, now_ms(), &mut self.memory()).answers
             }
         }
     }

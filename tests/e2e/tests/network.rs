@@ -246,7 +246,7 @@ impl Caller {
             ("content-type".into(), "application/json".into()),
             ("content-digest".into(), content_digest(body.as_bytes())),
         ];
-        let mut params = Params::covering(&["@method", "@path", "content-digest", "content-type"])?;
+        let mut params = Params::covering(&["@method", "@path", "@query", "content-digest", "content-type"])?;
         params.created = Some(created);
         params.nonce = Some(uuid::Uuid::new_v4().simple().to_string());
         params.keyid = Some("npci".into());

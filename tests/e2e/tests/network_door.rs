@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use e2e::{Ledger, pay, start};
@@ -43,6 +43,7 @@ impl Way {
         let state =
             Program::start("state", &gateway, ["state".as_ref(), file.as_os_str()], None, &log("state"))?;
         let quiet = ["--concurrency", "2", "--log-level", "warning", "--disable-hot-restart"];
+        let quiet = quiet.into_iter().chain(["--file-flush-interval-msec", "50"]);
         let arguments = ["-c".as_ref(), bootstrap.as_os_str()].into_iter().chain(quiet.map(AsRef::as_ref));
         let mut envoy =
             Program::start("envoy", &root.join("target/envoy/envoy"), arguments, None, &log("envoy"))?;
@@ -102,6 +103,17 @@ async fn payments_go_through_envoy_signed_and_verified() -> anyhow::Result<()> {
         assert_eq!(ledger.moved()[id.as_str()].status(), expected, "{to}");
     }
     nothing_went_through_npci_proxy(&stack).await?;
+    // What was spoilt was found to be: by the one on the way out, and by the one on the way in.
+    for (way, status) in [("network-out", 502), ("network-in", 401)] {
+        let log = stack.dir().join(format!("logs/{way}-envoy.log"));
+        let told =
+            || std::fs::read_to_string(&log).unwrap_or_default().contains(&format!("\"status\":{status}"));
+        let until = Instant::now() + Duration::from_secs(10);
+        while !told() && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(told(), "{way} answered nothing with {status}: {}", log.display());
+    }
     stack.stop().await;
     Ok(())
 }

@@ -286,17 +286,24 @@ async fn a_policy_changes_as_a_whole_while_traffic_flows() {
     let world = Arc::new(World::new().await.unwrap());
     let folder = world.case_folder("change").unwrap();
     let programs = programs();
-    // What the module adds to the answer and what Envoy's route decides belong together.
-    let policy_of = |upstream: &str, age: u32| {
+    // What the module adds to the answer and the address that Envoy's cluster leads to belong together: the one name
+    // of the upstream means another address in every other policy.
+    let policy_of = |age: u32| {
         Named::parse(&format!(
             "name: t\neverywhere: {{ headers: {{ hsts_max_age_s: {age} }} }}\n\
-             routes: [{{ name: r, methods: [GET], path: '/{{*rest}}', upstream: {upstream} }}]\nrequests: []"
+             routes: [{{ name: r, methods: [GET], path: '/{{*rest}}', upstream: u }}]\nrequests: []"
         ))
         .unwrap()
     };
-    let named = [policy_of("u", 1111), policy_of("v", 2222)];
-    let places = places(&world);
-    let configuration = generate(&world, &programs, &named[0], &places, &folder, &programs.module);
+    let first = places(&world);
+    let second = Places { upstreams: [first.upstreams[1], first.upstreams[0]], ..first };
+    let policies = [(policy_of(1111), first), (policy_of(2222), second)];
+    let write = |policy: usize| {
+        let (named, places) = &policies[policy % 2];
+        generate(&world, &programs, named, places, &folder, &programs.module)
+    };
+    let places = first;
+    let configuration = write(0);
     let _state = state(&programs, &folder);
     let _envoy = envoy(&programs, &configuration);
     until_served(&world, places.listeners[0]).await;
@@ -321,7 +328,7 @@ async fn a_policy_changes_as_a_whole_while_traffic_flows() {
     }
     for change in 1..=10 {
         tokio::time::sleep(Duration::from_millis(400)).await;
-        generate(&world, &programs, &named[change % 2], &places, &folder, &programs.module);
+        write(change);
     }
     tokio::time::sleep(Duration::from_millis(600)).await;
     over.store(true, Ordering::Relaxed);

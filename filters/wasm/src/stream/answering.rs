@@ -25,13 +25,31 @@ pub(super) enum Answering {
     Refused,
 }
 
+/// What Envoy says of answers of its own in place of an upstream's, at its beginning. Anything else, and nothing at
+/// all, is taken for the upstream's word: that is then verified, or does not pass.
+const OWN: [&[u8]; 9] = [
+    b"cluster_not_found",
+    b"maintenance_mode",
+    b"no_healthy_upstream",
+    b"overload",
+    b"response_timeout",
+    b"upstream_max_stream_duration_reached",
+    b"upstream_per_try_timeout",
+    b"upstream_reset_",
+    b"upstream_response_timeout",
+];
+
+fn is_envoys_own(details: Option<&[u8]>) -> bool {
+    details.is_some_and(|details| OWN.iter().any(|own| details.starts_with(own)))
+}
+
 impl Stream {
     /// An answer's header has come, whoever gives it; `whole`: and nothing else will.
     pub fn answer(&mut self, whole: bool, envoy: &dyn Envoy) -> Flow {
         let decides = matches!(self.phase, Phase::Admitted)
             && self.admission.as_ref().is_some_and(|admission| admission.reads_answer(&self.plugin.policy));
         // What Envoy answers itself when the upstream fails is no answer of the upstream's.
-        if decides && envoy.upstream_answers() {
+        if decides && !is_envoys_own(envoy.answer_details().as_deref()) {
             self.answering = Answering::Whole;
             return if whole { self.answered_whole(0, envoy) } else { Flow::Pause };
         }
