@@ -33,20 +33,29 @@ impl Way {
         std::fs::write(&file, policy)?;
         let gateway = stack::Binaries::build().await?.folder().join("gateway");
         let module = root.join("target/wasm/torana.wasm");
+        // As an operator's service manager sets them.
+        let keys = [("PSP_SIGNING_KEY", "psp-signing"), ("NETWORK_SIGNING_KEY", "network-signing")].map(
+            |(name, key)| {
+                let key = std::fs::read_to_string(folder.join(format!("keys/{key}.key")));
+                (name, key.unwrap_or_default())
+            },
+        );
         let made = std::process::Command::new(&gateway)
+            .envs(keys.clone())
             .args(["envoy".as_ref(), file.as_os_str(), "--module".as_ref(), module.as_os_str()])
             .output()?;
         anyhow::ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let bootstrap = folder.join(format!("{name}.json"));
         std::fs::write(&bootstrap, made.stdout)?;
         let log = |what: &str| folder.join(format!("logs/{name}-{what}.log"));
+        let mut command = std::process::Command::new(&gateway);
         let state =
-            Program::start("state", &gateway, ["state".as_ref(), file.as_os_str()], None, &log("state"))?;
+            Program::spawn("state", command.arg("state").arg(&file).envs(keys.clone()), &log("state"))?;
         let quiet = ["--concurrency", "2", "--log-level", "warning", "--disable-hot-restart"];
         let quiet = quiet.into_iter().chain(["--file-flush-interval-msec", "50"]);
         let arguments = ["-c".as_ref(), bootstrap.as_os_str()].into_iter().chain(quiet.map(AsRef::as_ref));
-        let mut envoy =
-            Program::start("envoy", &root.join("target/envoy/envoy"), arguments, None, &log("envoy"))?;
+        let mut command = std::process::Command::new(root.join("target/envoy/envoy"));
+        let mut envoy = Program::spawn("envoy", command.args(arguments).envs(keys), &log("envoy"))?;
         let http = reqwest::Client::builder().no_proxy().build()?;
         let url = format!("http://{admin}/ready");
         let ready = async || http.get(&url).send().await.is_ok_and(|answer| answer.status().is_success());
