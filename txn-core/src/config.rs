@@ -129,11 +129,13 @@ pub struct Limits {
     /// UPI: person to person ₹1,00,000.
     pub amount_max_paise: u64,
     pub max_connections: usize,
+    /// Clients that wait on a WebSocket.
+    pub max_subscribers: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { amount_max_paise: 10_000_000, max_connections: 1024 }
+        Limits { amount_max_paise: 10_000_000, max_connections: 1024, max_subscribers: 10_000 }
     }
 }
 
