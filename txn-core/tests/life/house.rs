@@ -51,6 +51,7 @@ pub(crate) struct House {
 
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
+    pub(crate) admin: SocketAddr,
     pub(crate) task: tokio::task::JoinHandle<anyhow::Result<()>>,
     pub(crate) stop: oneshot::Sender<()>,
 }
@@ -110,14 +111,22 @@ impl House {
     }
 
     pub(crate) async fn start(&self) -> Running {
-        let config = Config::parse(&self.config(), self.dir.path()).unwrap();
+        self.start_as("api,orchestrator,relay,notify,audit").await
+    }
+
+    /// With these roles. More than one process would not share SQLite; more than one service in a test may.
+    pub(crate) async fn start_as(&self, roles: &str) -> Running {
+        let mut config = Config::parse(&self.config(), self.dir.path()).unwrap();
+        config.roles = roles.parse().unwrap();
         let server = Server::bind(config).await.unwrap();
-        let address = server.address().unwrap();
+        let admin = server.admin_address().unwrap();
+        // Not every role is called.
+        let address = server.address().unwrap_or(admin);
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(server.run(async {
             let _stopped = stopped.await;
         }));
-        Running { address, task, stop }
+        Running { address, admin, task, stop }
     }
 
     pub(crate) fn client(&self, name: &str) -> reqwest::Client {
@@ -183,6 +192,12 @@ impl House {
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
         panic!("not {status}: {found}");
+    }
+
+    /// What `/readiness` says.
+    pub(crate) async fn readiness(&self, core: &Running) -> (u16, Value) {
+        let answer = reqwest::get(format!("http://{}/readiness", core.admin)).await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
     }
 
     /// The lines of the audit trail.

@@ -1,6 +1,6 @@
 //! The same service with its events on Kafka, and the commands that an operator has there.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::house::{House, accepted, status};
 
@@ -11,7 +11,7 @@ async fn a_life_on_kafka() {
     }
     // Joining a group the first time takes a broker seconds.
     let mut house = House::build("").await;
-    let kafka = engines::Kafka::start(&house.dir.path().join("kafka")).await.unwrap();
+    let mut kafka = engines::Kafka::start(&house.dir.path().join("kafka")).await.unwrap();
     house.bus =
         format!("{{kafka: {{brokers: ['{}'], prefix: life., retention_ms: 86400000}}}}", kafka.address());
     let file = house.dir.path().join("txn-core.yaml");
@@ -27,7 +27,10 @@ async fn a_life_on_kafka() {
     let (ok, said) = command(&["topics", "--replication-factor", "1"]);
     assert!(ok && said.matches("made").count() == 7, "{said}");
     house.answers(&[accepted()], &[status("FINAL", "PENDING", "01")]);
-    let core = house.start().await;
+    // Three instances, as a fleet would have them.
+    let core = house.start_as("api,notify").await;
+    let worker = house.start_as("orchestrator,relay").await;
+    let audit = house.start_as("audit").await;
     let id = house.send(&core, "k-1").await;
     house.until("initiated", |house| !house.calls("initiate").is_empty()).await;
     house.callback(&core, &id, "DEBIT", "SUCCESS", "00").await;
@@ -36,8 +39,18 @@ async fn a_life_on_kafka() {
     let statuses: Vec<Value> = house.audited().iter().map(|line| line["status"].clone()).collect();
     assert_eq!(statuses, ["PENDING", "DEBITED", "COMPLETED"]);
     assert!(house.audited().iter().all(|line| line["txnId"] == id && line["fromVPA"] == "a***@torana"));
-    core.stop.send(()).unwrap();
-    core.task.await.unwrap().unwrap();
+    for (instance, roles, away) in [
+        (&core, json!(["api", "notify"]), json!([])),
+        (&worker, json!(["orchestrator", "relay"]), json!([])),
+        (&audit, json!(["audit"]), json!([])),
+    ] {
+        let expected = json!({"ready": true, "roles": roles, "missing": [], "away": away});
+        assert_eq!(house.readiness(instance).await, (200, expected));
+    }
+    for instance in [core, worker, audit] {
+        instance.stop.send(()).unwrap();
+        instance.task.await.unwrap().unwrap();
+    }
 
     let (ok, said) = command(&["topics", "--dry-run"]);
     assert!(ok && said.matches("as it should be").count() == 7, "{said}");
@@ -45,4 +58,21 @@ async fn a_life_on_kafka() {
     assert!(ok && said.is_empty(), "{said}");
     let (ok, said) = command(&["dlq", "replay", "3-17"]);
     assert!(!ok && said.contains("is no letter"), "{said}");
+
+    // Without Kafka payments are still taken; who needs it says so.
+    kafka.stop().await.unwrap();
+    let api = house.start_as("api").await;
+    assert_eq!(house.readiness(&api).await.0, 200, "an api opens no bus");
+    house.send(&api, "k-2").await;
+    for (roles, missing) in
+        [("relay", json!(["bus"])), ("orchestrator", json!(["bus"])), ("audit", json!(["bus"]))]
+    {
+        let instance = house.start_as(roles).await;
+        let (status, said) = house.readiness(&instance).await;
+        assert_eq!((status, &said["missing"]), (503, &missing), "{roles}");
+        instance.stop.send(()).unwrap();
+        instance.task.await.unwrap().unwrap();
+    }
+    api.stop.send(()).unwrap();
+    api.task.await.unwrap().unwrap();
 }
