@@ -11,11 +11,12 @@ use std::net::IpAddr;
 
 use crate::chain::{Chain, Refused};
 use crate::failure::Failure;
-use crate::filter::{Context, Host, Refusal, Request};
+use crate::filter::{Context, Headers, Host, Refusal, Request};
 use crate::policy::{Match, Policy, RouteRule, version};
 use crate::shape;
 use crate::state::{Answer, Batch, Full, Op};
 use crate::trace::{TraceContext, request_id};
+use crate::upstream::{MOST_ANSWER_BYTES, Outgoing, UpstreamAnswer, UpstreamFields};
 
 /// What the edge knows of one request.
 #[derive(Debug)]
@@ -33,15 +34,6 @@ pub struct Draw {
     pub request_id: u128,
     pub trace_id: u128,
     pub span_id: u64,
-}
-
-/// What becomes of a request's fields on their way to the upstream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UpstreamFields {
-    /// Fields of the client that the upstream must not see.
-    pub remove: Vec<String>,
-    /// Fields to set, in place of any of that name.
-    pub set: Vec<(&'static str, String)>,
 }
 
 impl Admission {
@@ -124,9 +116,51 @@ impl Admission {
         std::mem::take(&mut self.context.held)
     }
 
-    /// What becomes of the fields that the client sent, by their lower-case names.
-    pub fn upstream_fields<'n>(&self, sent: impl Iterator<Item = &'n str>) -> UpstreamFields {
+    /// What becomes of the fields that the client sent, once nothing refuses.
+    pub fn forward(
+        &mut self,
+        policy: &Policy,
+        request: &Request<'_>,
+        host: &dyn Host,
+    ) -> Result<UpstreamFields, Refused> {
+        let rule = self.rule(policy).ok_or_else(not_found)?;
+        let path = rule.rewrite.clone();
+        let fields = UpstreamFields { path: path.clone(), ..self.upstream_fields(request) };
+        let outgoing = Outgoing { request, fields: &fields, nonce: &self.nonce() };
+        rule.chain.forward(&outgoing, host, &mut self.context)?;
+        Ok(UpstreamFields { path, ..self.upstream_fields(request) })
+    }
+
+    /// Whether the upstream's answer must be whole before any of it leaves: the policy has it verified or signed.
+    pub fn reads_answer(&self, policy: &Policy) -> bool {
+        self.rule(policy).is_some_and(|rule| rule.chain.reads_answer())
+    }
+
+    /// Decides on the upstream's whole answer.
+    pub fn answer(
+        &mut self,
+        policy: &Policy,
+        request: &Request<'_>,
+        (status, headers, body): (u16, Headers<'_>, &[u8]),
+        host: &dyn Host,
+    ) -> Result<(), Refused> {
+        if body.len() > MOST_ANSWER_BYTES {
+            return Err(Failure::AnswerTooLarge.into());
+        }
+        let rule = self.rule(policy).ok_or_else(not_found)?;
+        let path = rule.rewrite.as_deref().unwrap_or(request.path);
+        let answer = UpstreamAnswer { status, headers, body, path, nonce: &self.nonce() };
+        rule.chain.answer(request, &answer, host, &mut self.context)
+    }
+
+    /// What marks this request, and its answer, as new: its id, as a signature's parameters may write it.
+    fn nonce(&self) -> String {
+        self.request_id.replace('-', "")
+    }
+
+    fn upstream_fields(&self, request: &Request<'_>) -> UpstreamFields {
         let hidden = |name: &&str| shape::edge_only(name) || HIDDEN.contains(name);
+        let sent = request.headers.iter().map(|(name, _)| name);
         let mut remove: Vec<String> = sent.filter(hidden).map(str::to_owned).collect();
         remove.sort_unstable();
         remove.dedup();
@@ -137,7 +171,7 @@ impl Admission {
             ("x-forwarded-proto", "https".to_owned()),
         ];
         set.extend(self.context.upstream.iter().cloned());
-        UpstreamFields { remove, set }
+        UpstreamFields { remove, set, path: None }
     }
 
     /// The fields of every answer to this request, whoever gives it; they replace those of the same names.

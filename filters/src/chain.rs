@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use crate::failure::Failure;
 use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict};
 use crate::state::{Answer, Batch};
+use crate::upstream::{Outgoing, UpstreamAnswer};
 
 /// The filters of one route, in order.
 #[derive(Debug)]
@@ -73,6 +74,32 @@ impl Chain {
             return Err(Failure::StateUnavailable.into());
         }
         first
+    }
+
+    /// Adds what the request to the upstream must carry.
+    pub fn forward(
+        &self,
+        outgoing: &Outgoing<'_>,
+        host: &dyn Host,
+        context: &mut Context,
+    ) -> Result<(), Refused> {
+        self.each(context, |filter, context| filter.forward(outgoing, host, context))
+    }
+
+    /// Whether the upstream's answer must be whole before any of it leaves.
+    pub fn reads_answer(&self) -> bool {
+        self.0.iter().any(|filter| filter.reads_answer())
+    }
+
+    /// Decides on the upstream's whole answer.
+    pub fn answer(
+        &self,
+        request: &Request<'_>,
+        answer: &UpstreamAnswer<'_>,
+        host: &dyn Host,
+        context: &mut Context,
+    ) -> Result<(), Refused> {
+        self.each(context, |filter, context| filter.answer(request, answer, host, context))
     }
 
     /// The fields to add to an answer of this route, whoever gives it.

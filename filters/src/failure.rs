@@ -23,6 +23,8 @@ pub enum Failure {
     UpstreamTimeout,
     /// The connection broke after the request had been sent.
     UpstreamFailed,
+    /// The answer is larger than what the edge reads of an answer that it must decide on.
+    AnswerTooLarge,
     /// The shared state is full of what is still needed.
     StateFull,
     /// The shared state could not be asked, and the request must not pass without it.
@@ -30,7 +32,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Malformed,
         Self::HeaderTooLarge,
         Self::BodyIncomplete,
@@ -40,6 +42,7 @@ impl Failure {
         Self::UpstreamUnreachable,
         Self::UpstreamTimeout,
         Self::UpstreamFailed,
+        Self::AnswerTooLarge,
         Self::StateFull,
         Self::StateUnavailable,
     ];
@@ -81,6 +84,12 @@ impl Failure {
                 "upstream_failed",
                 "The service broke off. Whether it acted is unknown: \
                  ask again with the same Idempotency-Key.",
+            ),
+            Self::AnswerTooLarge => Refusal::new(
+                502,
+                "answer_too_large",
+                "The service's answer is larger than what is verified here, so it is not passed on. \
+                 Whether the service acted is unknown: ask for the status.",
             ),
             Self::StateFull => soon(Refusal::new(
                 503,

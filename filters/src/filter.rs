@@ -13,6 +13,7 @@ use crate::crypto::{Local, Verify, VerifyingKey};
 use crate::failure::Failure;
 use crate::jwt::KeySet;
 use crate::state::{Answer, Counted, Op};
+use crate::upstream::{Outgoing, UpstreamAnswer};
 
 /// One edge decision. Hooks run in this order; each defaults to letting the request pass.
 ///
@@ -20,7 +21,9 @@ use crate::state::{Answer, Counted, Op};
 /// 2. [`body`](Filter::body) with the whole, capped body, before the upstream sees a byte of it;
 /// 3. [`answered`](Filter::answered) once for each [`Op`] this filter asked for, after the one trip to
 ///    shared state;
-/// 4. [`response`](Filter::response) on every answer that leaves the edge, refusals included.
+/// 4. [`forward`](Filter::forward) when nothing refuses, with the request as the upstream will get it;
+/// 5. [`answer`](Filter::answer) with the upstream's answer, whole, if [`reads_answer`](Filter::reads_answer);
+/// 6. [`response`](Filter::response) on every answer that leaves the edge, refusals included.
 pub trait Filter: Send + Sync + std::fmt::Debug {
     /// The filter's name in the policy file, in metrics and in logs.
     fn name(&self) -> &'static str;
@@ -43,6 +46,27 @@ pub trait Filter: Send + Sync + std::fmt::Debug {
 
     /// Decides on the answer of the shared state to one of this filter's operations.
     fn answered(&self, _op: &Op, _answer: &Answer, _context: &mut Context) -> Verdict {
+        Verdict::Pass
+    }
+
+    /// Adds fields to the request that goes to the upstream.
+    fn forward(&self, _outgoing: &Outgoing<'_>, _host: &dyn Host, _context: &mut Context) -> Verdict {
+        Verdict::Pass
+    }
+
+    /// Whether this filter must see the upstream's answer whole before any of it leaves the edge.
+    fn reads_answer(&self) -> bool {
+        false
+    }
+
+    /// Decides on the upstream's answer, and may add fields to it.
+    fn answer(
+        &self,
+        _request: &Request<'_>,
+        _answer: &UpstreamAnswer<'_>,
+        _host: &dyn Host,
+        _context: &mut Context,
+    ) -> Verdict {
         Verdict::Pass
     }
 

@@ -17,6 +17,7 @@ pub mod policy;
 pub mod state;
 pub mod subject;
 pub mod trace;
+pub mod upstream;
 
 /// The one list of filters, in the order in which they decide: what is cheap and needs no identity first,
 /// what needs shared state last. To add a filter, add its folder and its name here.
@@ -88,5 +89,6 @@ filters! {
     nonce,
     rate_limit,
     concurrency,
+    signing,
     headers,
 }

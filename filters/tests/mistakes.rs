@@ -32,6 +32,29 @@ fn read(text: &str) -> Result<Policy, String> {
     })
 }
 
+/// What the filter `signing` wants of its settings.
+#[test]
+fn messages_are_signed_with_keys_that_there_are() {
+    for (settings, expected) in [
+        ("{ to_upstream: { key: acme-1 } }", ""),
+        ("{ to_upstream: { key: acme-1 }, from_upstream: { key: acme-1 }, to_client: { key: acme-1 } }", ""),
+        ("{}", "name at least one of `to_upstream` and `to_client`"),
+        ("{ from_upstream: { key: acme-1 } }", "name at least one of"),
+        (
+            "{ to_client: { key: acme-1 }, from_upstream: { key: acme-1 } }",
+            "`from_upstream` needs `to_upstream`",
+        ),
+        ("{ to_upstream: { key: acme-2 } }", "there is no key `acme-2` among the `hmac_keys` of `clients`"),
+        (
+            "{ to_upstream: { key: acme-1 }, from_upstream: { key: acme-1, max_age_s: 0 } }",
+            "`max_age_s` is between 1 and 3600, `max_skew_s` at most 300",
+        ),
+    ] {
+        let told = read(&format!("{GOOD}    filters: {{ signing: {settings} }}\n")).err().unwrap_or_default();
+        assert!(told.contains(expected) && told.is_empty() == expected.is_empty(), "{settings}: {told}");
+    }
+}
+
 #[test]
 fn a_good_policy_is_accepted() {
     let policy = read(GOOD).unwrap();
@@ -54,6 +77,21 @@ fn every_mistake_has_a_place_and_a_message() {
         ("\"file:edge.pem\"", "inline", "p.yaml:5:25: keys, certificates and secrets are references"),
         ("server_name: txn-core.internal", "server_name: ''", "p.yaml:10:25: `server_name` is empty"),
         ("[\"127.0.0.1:9001\"]", "[]", "p.yaml:9:5: upstream `txn-core` has no address"),
+        (
+            "upstream: txn-core\n",
+            "upstream: txn-core\n    rewrite: /{id}\n",
+            "p.yaml:20:14: `/{id}` is not a path; `rewrite` is one, without parameters",
+        ),
+        (
+            "acme.secret\"",
+            "acme.secret\", encoding: hex",
+            "file:acme.secret: it is not pairs of hexadecimal digits",
+        ),
+        (
+            "upstream: txn-core\n",
+            "upstream: txn-core\n    filters: { signature: { clients: [acme, other] } }\n",
+            "signature: `clients`: there is no client `other` that has a key",
+        ),
         ("[POST]", "[post]", "p.yaml:16:5: route `send`: `post` is not an HTTP method"),
         ("[POST]", "[]", "p.yaml:16:5: route `send` names no method"),
         ("[POST]", "[POST, POST]", "POST /v1/transactions/send is served by a route above"),

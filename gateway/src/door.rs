@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use filters::admission::{Admission, Draw};
 use filters::chain::Refused;
 use filters::failure::Failure;
-use http::HeaderName;
+use filters::upstream::UpstreamFields;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::*;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
@@ -38,6 +38,7 @@ impl ProxyHttp for Door {
             started: Instant::now(),
             admission: None,
             refusal: None,
+            fields: UpstreamFields::default(),
             upstream: None,
             address: None,
             copy: None,
@@ -68,13 +69,16 @@ impl ProxyHttp for Door {
         } else {
             Some(self.idle_timeout.as_secs().max(1))
         });
-        match self.edge.admit(session, exchange, self.request_timeout).await {
-            Ok(()) => Ok(false),
-            Err(refused) => {
-                self.edge.refuse(session, exchange, refused).await?;
-                Ok(true)
-            }
+        let answered = match self.edge.admit(session, exchange, self.request_timeout).await {
+            Ok(body) if self.edge.reads_answer(exchange) => self.edge.carry(session, exchange, body).await,
+            Ok(_) => return Ok(false),
+            Err(refused) => Err(refused),
+        };
+        match answered {
+            Ok(answer) => self.edge.pass_on(session, exchange, answer).await?,
+            Err(refused) => self.edge.refuse(session, exchange, refused).await?,
         }
+        Ok(true)
     }
 
     async fn upstream_peer(&self, _session: &mut Session, exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
@@ -89,16 +93,7 @@ impl ProxyHttp for Door {
         upstream: &mut RequestHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        let Some(admission) = &exchange.admission else {
-            return Error::e_explain(ErrorType::InternalError, "the request was not admitted");
-        };
-        let fields = admission.upstream_fields(upstream.headers.keys().map(HeaderName::as_str));
-        for name in fields.remove {
-            upstream.remove_header(&name);
-        }
-        for (name, value) in fields.set {
-            upstream.insert_header(name, value)?;
-        }
+        exchange.dress(upstream)?;
         self.edge.copy(upstream, exchange);
         Ok(())
     }
@@ -169,7 +164,7 @@ impl ProxyHttp for Door {
         let metrics = self.edge.metrics();
         metrics.requests.with_label_values(&[route, method, &status.to_string()]).inc();
         metrics.duration.with_label_values(&[route]).observe(elapsed.as_secs_f64());
-        self.edge.release(exchange);
+        self.edge.release(exchange).await;
         access_log::write(
             exchange,
             self.edge.route(exchange),
@@ -194,7 +189,7 @@ fn draw() -> Draw {
 }
 
 /// What a client is told when the upstream failed; `None` when the client itself is gone.
-fn failure(error: &Error) -> Option<Failure> {
+pub(crate) fn failure(error: &Error) -> Option<Failure> {
     use pingora::ErrorType::{
         ConnectError, ConnectNoRoute, ConnectProxyFailure, ConnectRefused, ConnectTimedout, ConnectionClosed,
         InvalidCert, ReadError, ReadTimedout, TLSHandshakeFailure, TLSHandshakeTimedout, WriteError,

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +14,6 @@ use filters::failure::Failure;
 use filters::filter::{Host, Refusal};
 use filters::jwt::KeySet;
 use filters::policy::{Policy, RouteRule};
-use filters::state::{Answer, Full, Memory, Op};
 use pingora::Result as Answered;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::*;
@@ -27,18 +26,21 @@ use crate::load::{ListenerFiles, Loaded};
 use crate::message::{drain, is_small, read_body, request, target};
 use crate::metrics::Metrics;
 use crate::now_ms;
+use crate::state::State;
 use crate::upstream::Upstream;
 use crate::upstream::mirror::{self, Copy};
+use crate::whole::Connections;
 
 /// The policy and everything that serves it.
 #[derive(Debug)]
 pub(crate) struct Edge {
-    policy: Policy,
+    pub(crate) policy: Policy,
     upstreams: BTreeMap<String, Arc<Upstream>>,
     keys: Arc<KeyStore>,
-    state: Mutex<Memory>,
+    state: State,
     metrics: Metrics,
     draining: AtomicBool,
+    pub(crate) connections: Connections,
 }
 
 impl Edge {
@@ -53,9 +55,10 @@ impl Edge {
                 upstreams.insert(name.clone(), Arc::new(Upstream::new(settings, files)?));
             }
         }
-        let state = Mutex::new(Memory::new(document.state.memory.max_entries, now_ms()));
+        let state = State::new(&document.state, &loaded.folder, &metrics)?;
         let draining = AtomicBool::new(false);
-        let edge = Self { upstreams, keys, state, metrics, draining, policy: loaded.policy };
+        let connections = Connections::new();
+        let edge = Self { upstreams, keys, state, metrics, draining, connections, policy: loaded.policy };
         Ok((Arc::new(edge), loaded.listeners))
     }
 
@@ -68,7 +71,7 @@ impl Edge {
     }
 
     pub(crate) fn state_entries(&self) -> usize {
-        self.state().len()
+        self.state.entries()
     }
 
     pub(crate) fn in_flight(&self) -> i64 {
@@ -128,22 +131,27 @@ impl Edge {
         mirror::send(upstream, copy, &self.metrics.copies);
     }
 
+    /// Whether the upstream's answer is decided on before any of it leaves.
+    pub(crate) fn reads_answer(&self, exchange: &Exchange) -> bool {
+        exchange.admission.as_ref().is_some_and(|admission| admission.reads_answer(&self.policy))
+    }
+
     /// The name of the route that serves the request, once known.
     pub(crate) fn route(&self, exchange: &Exchange) -> Option<&str> {
         self.rule(exchange).map(|rule| rule.name.as_str())
     }
 
-    fn rule(&self, exchange: &Exchange) -> Option<&RouteRule> {
+    pub(crate) fn rule(&self, exchange: &Exchange) -> Option<&RouteRule> {
         exchange.admission.as_ref()?.rule(&self.policy)
     }
 
-    /// Everything that is decided before the upstream is spoken to.
+    /// Everything that is decided before the upstream is spoken to. Gives the body.
     pub(crate) async fn admit(
         &self,
         session: &mut Session,
         exchange: &mut Exchange,
         time: Duration,
-    ) -> Result<(), Refused> {
+    ) -> Result<Bytes, Refused> {
         let peer = session.client_addr().and_then(|addr| addr.as_inet()).map(|addr| addr.ip());
         let (Some(admission), Some(peer)) = (&mut exchange.admission, peer) else {
             return Err(Failure::Malformed.into());
@@ -162,13 +170,14 @@ impl Edge {
         }
         exchange.upstream = Some(Arc::clone(upstream));
         exchange.place = Some(upstream.enter().ok_or(Failure::UpstreamOverloaded)?);
-        let batch = admission.batch(&self.policy).all();
-        if !batch.is_empty() {
-            admission.answered(&self.policy, self.ask(&batch))?;
-        }
+        let answers = self.state.ask(admission.batch(&self.policy)).await;
+        admission.answered(&self.policy, answers)?;
+        exchange.fields =
+            admission.forward(&self.policy, &request(session.req_header(), peer), &Now(self))?;
         let mirror = admission.rule(&self.policy).and_then(|rule| rule.mirror.as_ref());
-        exchange.copy = mirror.filter(|mirror| rand::random_range(0..100) < mirror.percent).map(|_| body);
-        Ok(())
+        exchange.copy =
+            mirror.filter(|mirror| rand::random_range(0..100) < mirror.percent).map(|_| body.clone());
+        Ok(body)
     }
 
     /// Decides on the header; once more with fresh keys if the first answer rested on keys that may be old.
@@ -188,22 +197,11 @@ impl Edge {
         first
     }
 
-    /// Runs a batch on the state.
-    fn ask(&self, batch: &[Op]) -> Result<Vec<Answer>, Full> {
-        self.state().run(batch, now_ms())
-    }
-
-    fn state(&self) -> MutexGuard<'_, Memory> {
-        // A panic while the lock was held cannot have left half a batch: writing one does not fail.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Gives back what the request held.
-    pub(crate) fn release(&self, exchange: &mut Exchange) {
+    pub(crate) async fn release(&self, exchange: &mut Exchange) {
         let held = exchange.admission.as_mut().map(Admission::leaves).unwrap_or_default();
         if !held.is_empty() {
-            // Giving back needs no room, so the memory cannot be too full for it.
-            let _ = self.ask(&held);
+            self.state.release(held).await;
         }
     }
 
@@ -261,7 +259,7 @@ impl Edge {
 }
 
 /// The world, as one request's filters see it.
-struct Now<'e>(&'e Edge);
+pub(crate) struct Now<'e>(pub(crate) &'e Edge);
 
 impl Host for Now<'_> {
     fn now_ms(&self) -> u64 {

@@ -5,9 +5,12 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use filters::admission::Admission;
+use filters::upstream::UpstreamFields;
+use pingora::http::RequestHeader;
 use prometheus::IntGauge;
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::message::target;
 use crate::upstream::Upstream;
 
 #[derive(Debug)]
@@ -17,6 +20,8 @@ pub(crate) struct Exchange {
     pub(crate) admission: Option<Admission>,
     /// The code of a refusal and the filter that decided it.
     pub(crate) refusal: Option<(&'static str, &'static str)>,
+    /// What becomes of its fields, once it is admitted.
+    pub(crate) fields: UpstreamFields,
     /// Who serves it, chosen once.
     pub(crate) upstream: Option<Arc<Upstream>>,
     /// The position of the address that was tried last.
@@ -27,6 +32,24 @@ pub(crate) struct Exchange {
     pub(crate) place: Option<OwnedSemaphorePermit>,
     /// Counted until dropped.
     pub(crate) _in_flight: InFlight,
+}
+
+impl Exchange {
+    /// Makes of the client's header the one that the upstream gets.
+    pub(crate) fn dress(&self, header: &mut RequestHeader) -> pingora::Result<()> {
+        for name in &self.fields.remove {
+            header.remove_header(name);
+        }
+        for (name, value) in &self.fields.set {
+            header.insert_header(*name, value.as_str())?;
+        }
+        if let Some(path) = &self.fields.path {
+            let (_, query) = target(header);
+            let target = query.map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
+            header.set_raw_path(target.as_bytes())?;
+        }
+        Ok(())
+    }
 }
 
 /// Counts a request for as long as it lives, however it ends.

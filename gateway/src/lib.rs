@@ -16,8 +16,10 @@ pub mod load;
 mod message;
 mod metrics;
 pub mod server;
+mod state;
 pub mod state_service;
 mod upstream;
+mod whole;
 
 /// Milliseconds since the Unix epoch.
 fn now_ms() -> u64 {

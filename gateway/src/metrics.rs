@@ -1,6 +1,8 @@
 //! What the gateway counts.
 
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
 /// The gateway's metrics. Labels are the policy's own names and standard codes: their number is bounded.
 #[derive(Clone, Debug)]
@@ -12,6 +14,9 @@ pub(crate) struct Metrics {
     pub(crate) in_flight: IntGauge,
     pub(crate) state_entries: IntGauge,
     pub(crate) state_batches: IntCounterVec,
+    pub(crate) redis_up: IntGauge,
+    pub(crate) redis_seconds: Histogram,
+    pub(crate) redis_batches: IntCounterVec,
     pub(crate) ejections: IntCounterVec,
     pub(crate) healthy: IntGaugeVec,
     pub(crate) copies: IntCounterVec,
@@ -48,6 +53,15 @@ impl Metrics {
                 ),
                 &["outcome"],
             )?,
+            redis_up: IntGauge::new("gateway_redis_up", "1 while the shared state in Redis answers")?,
+            redis_seconds: Histogram::with_opts(
+                HistogramOpts::new("gateway_redis_duration_seconds", "Batches that Redis was sent")
+                    .buckets(vec![0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5]),
+            )?,
+            redis_batches: IntCounterVec::new(
+                Opts::new("gateway_redis_batches_total", "Batches for Redis, by outcome"),
+                &["outcome"],
+            )?,
             ejections: IntCounterVec::new(
                 Opts::new(
                     "gateway_ejections_total",
@@ -80,6 +94,9 @@ impl Metrics {
             Box::new(metrics.in_flight.clone()),
             Box::new(metrics.state_entries.clone()),
             Box::new(metrics.state_batches.clone()),
+            Box::new(metrics.redis_up.clone()),
+            Box::new(metrics.redis_seconds.clone()),
+            Box::new(metrics.redis_batches.clone()),
             Box::new(metrics.ejections.clone()),
             Box::new(metrics.healthy.clone()),
             Box::new(metrics.copies.clone()),

@@ -1,7 +1,7 @@
 //! The one way to sign and to verify a message between us and the network: RFC 9421 with HMAC-SHA256 over
 //! an RFC 9530 digest. Owns which components must be covered; never decides on time or replay.
 //!
-//! A request covers method, path, digest and content type. An answer covers status, digest and content type,
+//! A request covers method, path, query, digest and content type. An answer covers status, digest and content type,
 //! and names the request that it answers: by method and path (`;req`) and by the request's nonce, echoed in
 //! `x-request-nonce`, so that an answer cannot stand in for another one.
 
@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE};
 use crate::secret::Secret;
 
 const LABEL: &str = "sig1";
-const REQUEST_COVERS: [&str; 4] = ["@method", "@path", "content-digest", "content-type"];
+const REQUEST_COVERS: [&str; 5] = ["@method", "@path", "@query", "content-digest", "content-type"];
 const ANSWER_COVERS: [&str; 6] =
     ["@status", "content-digest", "content-type", "x-request-nonce", "\"@method\";req", "\"@path\";req"];
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-digest");

@@ -12,8 +12,9 @@ use crate::audit::AuditConfig;
 use crate::bus::Retention;
 use crate::bus::consume::Retry;
 use crate::bus::kafka::KafkaConfig;
+use crate::relay::RelayConfig;
 use crate::roles::Roles;
-use crate::store::WriterLimits;
+use crate::store::{PostgresConfig, WriterLimits};
 use crate::timers::{Housekeeping, TimerConfig};
 use crate::txn::{Rules, UnixMs};
 
@@ -45,6 +46,8 @@ pub struct Config {
     pub tenants: BTreeMap<String, Tenant>,
     #[serde(default)]
     pub timers: TimerConfig,
+    #[serde(default)]
+    pub relay: RelayConfig,
     #[serde(default)]
     pub retry: Retry,
     #[serde(default)]
@@ -96,6 +99,7 @@ pub struct NetworkConfig {
 #[serde(rename_all = "snake_case")]
 pub enum StoreConfig {
     Sqlite(SqliteConfig),
+    Postgres(Box<PostgresConfig>),
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -191,10 +195,13 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(text: &str, folder: &Path) -> anyhow::Result<Config> {
-        let mut config: Config = serde_saphyr::from_str(text)?;
+        // Without the lines around it: they may hold a secret that should not be there.
+        let mut config: Config =
+            serde_saphyr::from_str(text).map_err(|error| anyhow::anyhow!("{}", error.without_snippet()))?;
         config.tls = config.tls.relative_to(folder);
         match &mut config.store {
             StoreConfig::Sqlite(sqlite) => sqlite.file = folder.join(&sqlite.file),
+            StoreConfig::Postgres(postgres) => **postgres = postgres.clone().relative_to(folder),
         }
         match &mut config.bus {
             BusConfig::Local(local) => local.file = folder.join(&local.file),
@@ -250,6 +257,14 @@ impl Config {
             self.network.max_sends > 0 && self.network.max_inquiries > 0,
             "network: max_… must be above 0"
         );
+        match &self.store {
+            StoreConfig::Sqlite(_) => {}
+            StoreConfig::Postgres(postgres) => postgres.check().context("store.postgres")?,
+        }
+        ensure!(
+            self.relay.lease_ms >= 1_000 && self.relay.batch > 0,
+            "relay: lease_ms of at least 1000 and batch above 0; a shorter lease is lost to any pause"
+        );
         match &self.bus {
             BusConfig::Local(local) => ensure!(
                 self.housekeeping.inbox_keep_ms > local.retention.keep_ms,
@@ -288,6 +303,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::secret::SecretRef;
 
     const EXAMPLE: &str = include_str!("../config.example.yaml");
 
@@ -299,9 +315,10 @@ mod tests {
         assert_eq!(config.timers, TimerConfig::default());
         assert_eq!(config.retry, Retry::default());
         assert_eq!(config.housekeeping, Housekeeping::default());
+        assert_eq!(config.relay, RelayConfig::default());
         assert_eq!(config.roles, Roles::default());
         assert_eq!(config.audit.folder, Path::new("/etc/torana").join(AuditConfig::default().folder));
-        let StoreConfig::Sqlite(sqlite) = &config.store;
+        let StoreConfig::Sqlite(sqlite) = &config.store else { panic!("{:?}", config.store) };
         assert_eq!(sqlite.writer, WriterLimits::default());
         assert_eq!(
             (config.amount_max_paise("acme"), config.amount_max_paise("other")),
@@ -315,7 +332,8 @@ mod tests {
         let mut text = String::new();
         let mut embedded = false;
         for line in EXAMPLE.lines() {
-            embedded = line == "  local:" || embedded && line.starts_with("    ");
+            let begins = ["  local:", "  sqlite:"].contains(&line);
+            embedded = begins || embedded && line.starts_with("    ");
             if !embedded {
                 text += line.strip_prefix("# ").filter(|_| line.starts_with("#   ")).unwrap_or(line);
                 text += "\n";
@@ -327,6 +345,9 @@ mod tests {
     #[test]
     fn the_example_of_a_fleet_is_one_too_and_its_defaults_are_the_defaults() {
         let config = Config::parse(&example_of_a_fleet(), Path::new("/etc/torana")).unwrap();
+        let StoreConfig::Postgres(postgres) = &config.store else { panic!("{:?}", config.store) };
+        let url = SecretRef::File("/etc/torana/secrets/database-url".into());
+        assert_eq!(**postgres, PostgresConfig::new(url));
         let BusConfig::Kafka(kafka) = &config.bus else { panic!("{:?}", config.bus) };
         let brokers = ["kafka-1.internal:9092", "kafka-2.internal:9092"].map(str::to_owned);
         let tls = kafka.tls.clone().unwrap();
@@ -384,11 +405,22 @@ mod tests {
             ("psp: TOR", "psp: TOR\npsb: TOR", "psb"),
             ("duplicates: conflict", "duplicates: maybe", "maybe"),
             ("inbox_keep_ms: 1209600000", "inbox_keep_ms: 1", "act twice"),
+            ("lease_ms: 5000                # after", "lease_ms: 10                # after", "any pause"),
         ];
-        for (good, bad, says) in cases {
-            assert!(EXAMPLE.contains(good), "{good}");
-            let error = Config::parse(&EXAMPLE.replacen(good, bad, 1), Path::new("")).unwrap_err();
+        let of_a_fleet = [
+            ("url: file:secrets/database-url", "url: postgres://core:hush@db/payments", "never inline"),
+            ("tls: verified", "tls: maybe", "maybe"),
+            ("readers: 8", "readers: 0", "readers"),
+            ("statement_timeout_ms: 5000", "statement_timeout_ms: 0", "statement_timeout_ms"),
+            ("readers: 8", "readers: 8\n    readerz: 8", "readerz"),
+        ];
+        let fleet = example_of_a_fleet();
+        let cases = cases.map(|case| (EXAMPLE, case)).into_iter();
+        for (example, (good, bad, says)) in cases.chain(of_a_fleet.map(|case| (fleet.as_str(), case))) {
+            assert!(example.contains(good), "{good}");
+            let error = Config::parse(&example.replacen(good, bad, 1), Path::new("")).unwrap_err();
             assert!(format!("{error:#}").contains(says), "{bad}: {error:#}");
+            assert!(!format!("{error:#}").contains("hush"), "{error:#}");
         }
         let error = Config::parse("psp: TOR\nlisten: [", Path::new("")).unwrap_err();
         assert!(format!("{error:#}").contains("line"), "{error:#}");

@@ -1,6 +1,7 @@
 //! The command `txn-core`.
 
 mod dlq;
+mod partitions;
 mod topics;
 
 use std::io::Write as _;
@@ -32,6 +33,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
   txn-core serve --config txn-core.yaml
   txn-core show TOR0198c0de0000700080000000000000ff --config txn-core.yaml
   txn-core states
+  txn-core partitions list --config txn-core.yaml
+  txn-core partitions drop --keep-months 24 --config txn-core.yaml        # says what it would do; --yes does it
   txn-core serve --roles relay,audit --config txn-core.yaml               # the others run elsewhere
   txn-core topics --replication-factor 3 --dry-run --config txn-core.yaml
   txn-core dlq list --group orchestrator --config txn-core.yaml
@@ -72,8 +75,14 @@ enum What {
         #[command(flatten)]
         config: ConfigFile,
     },
-    /// Bring the tables up to date and exit. `serve` does it too.
+    /// Bring the tables up to date and exit. With SQLite, `serve` does it too; PostgreSQL's tables change only
+    /// here.
     Migrate(ConfigFile),
+    /// The months in which payments are kept (PostgreSQL).
+    Partitions {
+        #[command(subcommand)]
+        what: partitions::What,
+    },
     /// Make the topics that are missing on Kafka, and report those that are not as they should be.
     Topics(topics::Arguments),
     /// The dead letters: messages that nobody could handle.
@@ -111,6 +120,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         (None, Some(file)) => runtime.block_on(serve(file, None)),
         (None, None) => anyhow::bail!("say what to do: `txn-core serve --config FILE`, or `txn-core --help`"),
         (Some(What::Migrate(file)), _) => runtime.block_on(migrate(&Config::load(&file.config)?)),
+        (Some(What::Partitions { what }), _) => runtime.block_on(partitions::run(what)),
         (Some(What::Topics(arguments)), _) => runtime.block_on(topics::run(arguments)),
         (Some(What::Dlq { what }), _) => runtime.block_on(dlq::run(what)),
         (Some(What::Show { txn_id, config }), _) => runtime.block_on(show(&txn_id, config.config)),

@@ -204,13 +204,14 @@ mod tests {
     use super::*;
     use crate::bus::contract::message;
     use crate::bus::{LocalBus, Retention};
+    use crate::txn::UnixMs;
 
     fn update(version: u32) -> Update {
         Update { version, ..Update::from(&crate::store::contract::request("k").txn) }
     }
 
     fn id() -> TxnId {
-        TxnId::fresh("TOR".parse().unwrap())
+        TxnId::fresh("TOR".parse().unwrap(), UnixMs::now())
     }
 
     #[tokio::test]

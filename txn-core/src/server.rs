@@ -26,7 +26,7 @@ use crate::notify::{self, Hub};
 use crate::orchestrator::{Bounds, GROUP, Orchestrator};
 use crate::relay::Relay;
 use crate::roles::Role;
-use crate::store::{SqliteStore, Store};
+use crate::store::{PostgresStore, SqliteStore, Store};
 use crate::timers;
 use crate::txn::WakeKind;
 
@@ -139,7 +139,7 @@ impl Server {
             .map(|store| Orchestrator::new(store, self.network.clone(), metrics.clone(), bounds));
         if let (true, Some(store), Some(bus)) = (config.roles.has(Role::Relay), &self.store, &self.bus) {
             let relay = Relay { store: store.clone(), bus: bus.clone(), metrics: metrics.clone() };
-            tasks.spawn(relay.run(stopped.clone()));
+            tasks.spawn(relay.run(config.relay.clone(), stopped.clone()));
         }
         if let (true, Some(store), Some(bus), Some(orchestrator)) =
             (config.roles.has(Role::Orchestrator), &self.store, &self.bus, &orchestrator)
@@ -220,6 +220,10 @@ async fn open_store(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Ar
             let store = SqliteStore::open(&sqlite.file, config.rules.clone(), &sqlite.writer, metrics).await;
             Ok(Arc::new(store.with_context(|| format!("store {}", sqlite.file.display()))?))
         }
+        StoreConfig::Postgres(postgres) => {
+            let store = PostgresStore::open(postgres, config.rules.clone(), metrics).await;
+            Ok(Arc::new(store.context("store on PostgreSQL")?))
+        }
     }
 }
 
@@ -250,6 +254,7 @@ pub async fn migrate(config: &Config) -> anyhow::Result<()> {
             make_folder_of(&sqlite.file)?;
             crate::store::migrate(&sqlite.file).await?;
         }
+        StoreConfig::Postgres(postgres) => crate::store::postgres::migrate(postgres).await?,
     }
     match &config.bus {
         BusConfig::Local(local) => {

@@ -99,7 +99,7 @@ async fn run_due(
     Ok(due.len())
 }
 
-/// Forgets what has been kept long enough, until `stop` turns true.
+/// Forgets what has been kept long enough and makes room for what comes, until `stop` turns true.
 pub async fn keep_house(
     store: Arc<dyn Store>,
     bus: Arc<dyn Bus>,
@@ -117,6 +117,9 @@ pub async fn keep_house(
         // Some thousand rows a call, so that payments are never kept waiting long.
         while let Ok(1..) = store.purge(keys_before, inbox_before).await {}
         while let Ok(1..) = bus.purge(now).await {}
+        if let Err(error) = store.make_room(now).await {
+            tracing::warn!(%error, "no room made ahead for payments to come; trying again");
+        }
         tracing::debug!(elapsed_ms = began.elapsed().as_millis() as u64, "kept house");
     }
 }

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict, state_unavailable};
 use crate::policy::{Settings, Site, Unusable};
+use crate::signature::freshness::Window;
 use crate::state::{Answer, Op};
 
 /// Requires a fresh nonce in the request's signature (RFC 9421 section 7.2.2). Needs the filter `signature`.
@@ -83,18 +84,10 @@ impl Filter for Nonce {
             );
             return Refusal::new(401, "nonce_missing", detail).into();
         };
-        let age_s = i64::try_from(host.now_ms() / 1_000).unwrap_or(i64::MAX).saturating_sub(signed.created);
-        match u64::try_from(age_s) {
-            Ok(age) if age > config.window_s => {
-                return refuse("created_too_old", "The request was signed too long ago. Sign it anew.");
-            }
-            Err(_) if age_s.unsigned_abs() > config.max_skew_s => {
-                return refuse(
-                    "created_in_future",
-                    "The request was signed in the future. Check your clock.",
-                );
-            }
-            Ok(_) | Err(_) => {}
+        let window = Window { max_age_s: config.window_s, max_skew_s: config.max_skew_s };
+        if let Err(stale) = window.check(signed.created, None, host.now_ms()) {
+            let (code, detail) = stale.of_request();
+            return refuse(code, detail);
         }
         // Lengths tell the parts apart, whatever is in them.
         let key = format!("nonce/{}/{}/{nonce}", signed.keyid.len(), signed.keyid);

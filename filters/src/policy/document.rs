@@ -9,6 +9,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 
 use super::Reference;
+use super::secret::Encoding;
 use super::syntax::Location;
 use crate::FilterSet;
 use crate::state::LimitsWhenAway;
@@ -278,6 +279,9 @@ pub struct HmacKey {
     pub id: At<String>,
     /// At least 32 bytes.
     pub secret: At<Reference>,
+    /// How the secret is written.
+    #[serde(default)]
+    pub encoding: Encoding,
 }
 
 /// Where nonces and limits are kept.
@@ -287,11 +291,38 @@ pub struct State {
     /// In the memory of this process.
     #[serde(default)]
     pub memory: Memory,
+    /// In a Redis that every gateway and every state service of the fleet shares; absent: each has its own memory.
+    pub redis: Option<At<Redis>>,
     /// Where `gateway state` offers its memory to Envoy's workers; absent: it does not.
     pub service: Option<At<StateService>>,
-    /// What becomes of limits while the state service is away. Nonces are refused then, always.
+    /// What becomes of limits while the shared state (Redis, or for Envoy the state service) is away. Nonces are refused then, always.
     #[serde(default)]
     pub limits_when_away: LimitsWhenAway,
+}
+
+/// A Redis (7 or later; one primary, not a cluster) that keeps nonces and limits. Its `maxmemory-policy` must be
+/// `noeviction`: a nonce that is evicted can be replayed. What was signed before it began to remember is refused.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Redis {
+    /// Where its address is written: `redis://host:port/0` on this host, otherwise
+    /// `rediss://user:password@host:port/0`.
+    pub url: At<Reference>,
+    /// The CAs that sign its certificate, PEM; absent: the system's.
+    pub ca: Option<At<Reference>>,
+    /// What every key begins with: edges with the same prefix share their state.
+    #[serde(default = "prefix")]
+    pub prefix: String,
+    /// Milliseconds until a connection must stand.
+    #[serde(default = "ms::<1_000>")]
+    pub connect_timeout_ms: u64,
+    /// Milliseconds that one answer may take, after which Redis counts as away.
+    #[serde(default = "ms::<50>")]
+    pub timeout_ms: u64,
+}
+
+fn prefix() -> String {
+    "torana:".to_owned()
 }
 
 /// The state service: nonces, limits and the issuers' keys for every Envoy worker of this policy.
@@ -350,6 +381,8 @@ pub struct Route {
     /// `/v1/send` exactly, `/v1/transactions/{id}` with any one segment, or `/v1/files/{*rest}` with the
     /// rest. The most specific route serves.
     pub path: String,
+    /// The path that the upstream gets in place of the client's. The query stays as it is.
+    pub rewrite: Option<At<String>>,
     /// The version of the API that it serves, as `X-API-Version: 2` or `Accept: application/vnd.NAME.v2+json`
     /// asks for it. A route without one serves requests that ask for none.
     pub version: Option<At<String>>,

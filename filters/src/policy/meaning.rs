@@ -32,6 +32,8 @@ pub struct RouteRule {
     /// At least one; the sum of the weights is not 0.
     pub upstreams: Vec<Share>,
     pub mirror: Option<Mirror>,
+    /// The path that the upstream gets in place of the client's.
+    pub rewrite: Option<String>,
     pub timeout_ms: u64,
     pub chain: Chain,
     /// Filters of every route that this one does without.
@@ -78,6 +80,11 @@ impl RouteRule {
 }
 
 impl Keyring {
+    /// Whether a client of that name has a key.
+    pub fn has_client(&self, name: &str) -> bool {
+        self.0.values().any(|key| key.client == name)
+    }
+
     /// The key of that id.
     pub fn get(&self, keyid: &str) -> Option<&ClientKey> {
         self.0.get(keyid)
@@ -198,6 +205,14 @@ fn check_upstreams(document: &Document, mistakes: &mut Vec<Mistake>) {
 }
 
 fn check_state(document: &Document, mistakes: &mut Vec<Mistake>) {
+    if let Some(redis) = &document.state.redis {
+        if redis.value.timeout_ms == 0 || redis.value.connect_timeout_ms == 0 {
+            mistakes.push(Mistake::of(redis, "the times of `redis` are at least 1"));
+        }
+        if redis.value.prefix.len() > 64 || !redis.value.prefix.bytes().all(|byte| byte.is_ascii_graphic()) {
+            mistakes.push(Mistake::of(redis, "`prefix` is at most 64 visible characters"));
+        }
+    }
     let Some(service) = &document.state.service else { return };
     let StateService { address, socket, tls, timeout_ms } = &service.value;
     let mut wrong = |message: &str| mistakes.push(Mistake::of(service, message));
@@ -266,8 +281,9 @@ fn keyring(
         }
         for key in &settings.hmac_keys {
             let reference = &key.secret.value;
-            let read =
-                secret(reference).and_then(|bytes| VerifyingKey::hmac(&bytes).map_err(|why| why.to_string()));
+            let read = secret(reference)
+                .and_then(|written| key.encoding.decode(written))
+                .and_then(|bytes| VerifyingKey::hmac(&bytes).map_err(|why| why.to_string()));
             let verifying = match read {
                 Ok(verifying) => verifying,
                 Err(why) => {
@@ -303,6 +319,12 @@ fn rules(document: &Document, keyring: &Keyring, mistakes: &mut Vec<Mistake>) ->
             mistakes
                 .push(Mistake::at(*location, format!("route `{}`: `timeout_ms` is at least 1", route.name)));
         }
+        if let Some(rewrite) = &route.rewrite
+            && !(rewrite.value.starts_with('/') && crate::shape::unambiguous(&rewrite.value))
+        {
+            let message = format!("`{}` is not a path; `rewrite` is one, without parameters", rewrite.value);
+            mistakes.push(Mistake::of(rewrite, message));
+        }
         let except = except(document, route, mistakes);
         let filters = document.filters.value.inherited(&route.filters.value, &except);
         let site = Site {
@@ -333,6 +355,7 @@ fn rules(document: &Document, keyring: &Keyring, mistakes: &mut Vec<Mistake>) ->
                 name: route.name.clone(),
                 upstreams,
                 mirror,
+                rewrite: route.rewrite.as_ref().map(|rewrite| rewrite.value.clone()),
                 timeout_ms: route.timeout_ms,
                 chain: Chain::new(filters),
                 except: except.into_iter().map(str::to_owned).collect(),

@@ -8,17 +8,20 @@ mod meaning;
 mod mistake;
 mod reference;
 mod routing;
+mod secret;
 mod syntax;
 mod warning;
 
 pub use document::{
     Admin, Algorithm, At, Client, ClientCertificates, Document, Health, HmacKey, Issuer, Jwks, Listener,
-    ListenerTls, Memory, Mirror, Outlier, Route, Share, State, StateService, StateTls, Upstream, UpstreamTls,
+    ListenerTls, Memory, Mirror, Outlier, Redis, Route, Share, State, StateService, StateTls, Upstream,
+    UpstreamTls,
 };
 pub use meaning::{ClientKey, Keyring, Policy, RouteRule, Site};
 pub use mistake::{Mistake, Unusable};
 pub use reference::{Reference, ReferenceError};
 pub use routing::{Match, version};
+pub use secret::Encoding;
 
 use crate::filter::Filter;
 

@@ -7,6 +7,7 @@
 
 mod component;
 pub mod digest;
+pub mod freshness;
 pub mod message;
 mod query;
 
@@ -14,6 +15,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use self::digest::DigestError;
+use self::freshness::Window;
 use self::message::{Component, Fields, Message, Parsed, SignatureError};
 use crate::crypto::VerifyingKey;
 use crate::filter::{Binding, Context, Filter, Headers, Host, Refusal, Request, Signed, Verdict};
@@ -26,6 +28,8 @@ use crate::policy::{ClientKey, Keyring, Settings, Site, Unusable};
 pub struct Config {
     /// Whose key must have signed.
     pub signer: Signer,
+    /// Clients of the policy that may sign; empty: every one.
+    pub clients: Vec<String>,
     /// What the signature must cover, as RFC 9421 names it, on top of `@method`, `@path`, `@query`,
     /// `authorization` and `content-digest`, which it always must. A field is covered whenever the request has
     /// it; a request with a body always has `content-digest`.
@@ -60,6 +64,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             signer: Signer::default(),
+            clients: Vec::new(),
             components: ["content-type", "idempotency-key"].map(str::to_owned).to_vec(),
             label: None,
             max_age_s: 300,
@@ -68,13 +73,30 @@ impl Default for Config {
     }
 }
 
+/// Stands for "none of them": a client with an empty name can sign nowhere that names clients.
+const NOBODY: &str = "";
+
+fn common(some: &[String], others: &[String]) -> Vec<String> {
+    some.iter().filter(|name| others.contains(name)).cloned().collect()
+}
+
 impl Settings for Config {
     fn and(self, child: Self) -> Self {
         let mut components = self.components;
         components.extend(child.components);
         components.sort();
         components.dedup();
+        let clients = match (self.clients.is_empty(), child.clients.is_empty()) {
+            (true, _) => child.clients,
+            (false, true) => self.clients,
+            // Nobody is left when the two have no client in common, and then `build` says so.
+            (false, false) => match common(&self.clients, &child.clients) {
+                none if none.is_empty() => vec![NOBODY.to_owned()],
+                some => some,
+            },
+        };
         Self {
+            clients,
             signer: match (self.signer, child.signer) {
                 (Signer::Either, child) => child,
                 (parent @ (Signer::Device | Signer::Client), Signer::Either) => parent,
@@ -91,6 +113,12 @@ impl Settings for Config {
     fn build(self, site: &Site<'_>) -> Result<Box<dyn Filter>, Unusable> {
         if !(1..=3_600).contains(&self.max_age_s) || self.max_skew_s > 300 {
             return Err(Unusable::new("`max_age_s` is between 1 and 3600, `max_skew_s` at most 300"));
+        }
+        if let Some(unknown) = self.clients.iter().find(|client| !site.keyring.has_client(client)) {
+            return Err(Unusable::new(match unknown.as_str() {
+                NOBODY => "`clients` here and those of every route have none in common".to_owned(),
+                unknown => format!("`clients`: there is no client `{unknown}` that has a key"),
+            }));
         }
         let parse =
             |text: &str| text.parse::<Component>().map_err(|why| Unusable::new(format!("{why}")));
@@ -221,24 +249,20 @@ impl Signature {
     }
 
     fn check_age(&self, created_s: i64, expires_s: Option<i64>, host: &dyn Host) -> Result<(), Refusal> {
-        let now_s = i64::try_from(host.now_ms() / 1_000).unwrap_or(i64::MAX);
-        let limit = |seconds: u64| i64::try_from(seconds).unwrap_or(i64::MAX);
-        let age_s = now_s.saturating_sub(created_s);
-        let refuse =
-            |code, detail| Err(Refusal::new(401, code, detail).header("www-authenticate", CHALLENGE));
-        if age_s > limit(self.config.max_age_s) || expires_s.is_some_and(|expires| expires <= now_s) {
-            return refuse("created_too_old", "The request was signed too long ago. Sign it anew.");
-        }
-        if age_s.saturating_neg() > limit(self.config.max_skew_s) {
-            return refuse("created_in_future", "The request was signed in the future. Check your clock.");
-        }
-        Ok(())
+        let Config { max_age_s, max_skew_s, .. } = self.config;
+        Window { max_age_s, max_skew_s }.check(created_s, expires_s, host.now_ms()).map_err(|stale| {
+            let (code, detail) = stale.of_request();
+            Refusal::new(401, code, detail).header("www-authenticate", CHALLENGE)
+        })
     }
 
     /// Whose key must have signed.
     fn key<'k>(&'k self, keyid: Option<&str>, context: &'k Context) -> Option<Holder<'k>> {
         let client = || {
-            let ClientKey { key, tenant, .. } = self.keyring.get(keyid?)?;
+            let ClientKey { client, key, tenant } = self.keyring.get(keyid?)?;
+            if !self.config.clients.is_empty() && !self.config.clients.contains(client) {
+                return None;
+            }
             Some(Holder { name: format!("client/{}", keyid?), key, tenant: tenant.as_deref() })
         };
         let device = |key: &'k VerifyingKey| {

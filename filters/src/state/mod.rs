@@ -8,6 +8,7 @@
 mod away;
 mod batch;
 mod memory;
+mod trip;
 
 use std::borrow::Cow;
 
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use away::{LimitsWhenAway, away};
 pub use batch::{Batch, Counted};
 pub use memory::{Full, Memory};
+pub use trip::{Begun, Trip, Unanswered};
 
 /// One operation on shared state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +92,10 @@ impl Rate {
     /// The most requests a period: one a microsecond is the finest the arithmetic tells apart.
     pub const MAX_REQUESTS: u32 = 1_000_000;
 
+    /// The longest that a spent burst may take to be there again: ten years. Times stay exact in a double, the
+    /// only number that a script in Redis has.
+    pub const MAX_AGAIN_US: u64 = 10 * 366 * 24 * 3_600 * 1_000_000;
+
     /// `burst` requests may come at once; after them one every `per_ms / requests`.
     pub fn new(requests: u32, per_ms: u64, burst: u32) -> Result<Self, RateError> {
         if requests == 0 || requests > Self::MAX_REQUESTS {
@@ -98,10 +104,12 @@ impl Rate {
         if per_ms == 0 || per_ms > Self::MAX_PER_MS || per_ms * 1_000 < u64::from(requests) {
             return Err(RateError::Period);
         }
-        if burst == 0 || burst > Self::MAX_REQUESTS {
+        let rate = Self { requests, per_ms, burst };
+        let again_us = rate.interval_us().saturating_mul(u64::from(burst));
+        if burst == 0 || burst > Self::MAX_REQUESTS || again_us > Self::MAX_AGAIN_US {
             return Err(RateError::Burst);
         }
-        Ok(Self { requests, per_ms, burst })
+        Ok(rate)
     }
 
     pub fn requests(&self) -> u32 {
@@ -118,7 +126,7 @@ impl Rate {
 
     /// Time that one request is worth, in microseconds. Rounded up: a limit may be a hair stricter than
     /// written, never looser.
-    fn interval_us(&self) -> u64 {
+    pub fn interval_us(&self) -> u64 {
         (self.per_ms * 1_000).div_ceil(u64::from(self.requests))
     }
 }
@@ -129,7 +137,7 @@ pub enum RateError {
     Requests,
     #[error("`per_s` must be at least 1 and at most 31 days, and no shorter than a microsecond a request")]
     Period,
-    #[error("`burst` must be between 1 and {}", Rate::MAX_REQUESTS)]
+    #[error("`burst` must be between 1 and {}, and be there again within ten years", Rate::MAX_REQUESTS)]
     Burst,
 }
 
@@ -203,7 +211,8 @@ pub fn run(batch: &[Op], now_ms: u64, cells: &mut dyn Cells) -> Vec<Answer> {
         if let Op::Release { key, place } = op {
             let cell = cell(key, place.number);
             if cells.get(&cell, now_us) == Some(place.until_us) {
-                cells.put(&cell, now_us, now_us);
+                // Over for good, also for a clock that steps back.
+                cells.put(&cell, 0, 0);
             }
         }
     }

@@ -29,6 +29,12 @@ pub trait Envoy {
     /// The answer's fields, pseudo fields included.
     fn answer_fields(&self) -> Vec<(String, Vec<u8>)>;
 
+    /// The answer's body as far as it has come, at most so many bytes.
+    fn answer_body(&self, most: usize) -> Vec<u8>;
+
+    /// Whether the answer is the upstream's, and not one of Envoy's own in its place.
+    fn upstream_answers(&self) -> bool;
+
     /// Puts these fields, pseudo fields included, in place of the answer's.
     fn set_answer_fields(&self, fields: Vec<(&str, &[u8])>);
 

@@ -12,6 +12,11 @@ pub struct Fake {
     pub fields: RefCell<Vec<(String, Vec<u8>)>>,
     pub body: RefCell<Vec<u8>>,
     pub set: RefCell<BTreeMap<String, Option<String>>>,
+    pub answer_body: RefCell<Vec<u8>>,
+    /// The answer's fields, on top of the usual ones or in their place.
+    pub answer_told: RefCell<Vec<(String, Vec<u8>)>>,
+    /// Whether Envoy answers in place of the upstream.
+    pub answers_itself: Cell<bool>,
     pub answer_set: RefCell<BTreeMap<String, String>>,
     pub resumed: Cell<u32>,
     /// Status and body.
@@ -60,7 +65,16 @@ impl Envoy for Fake {
         self.answered.borrow_mut().push((status, body.to_vec()));
     }
     fn answer_fields(&self) -> Vec<(String, Vec<u8>)> {
-        vec![(":status".to_owned(), b"200".to_vec()), ("x-frame-options".to_owned(), b"none".to_vec())]
+        let more = self.answer_told.borrow();
+        let usual = [(":status", b"200".as_slice()), ("x-frame-options", b"none")];
+        let usual = usual.into_iter().filter(|(name, _)| !more.iter().any(|(told, _)| told == name));
+        usual.map(|(name, value)| (name.to_owned(), value.to_vec())).chain(more.iter().cloned()).collect()
+    }
+    fn answer_body(&self, most: usize) -> Vec<u8> {
+        self.answer_body.borrow().iter().copied().take(most).collect()
+    }
+    fn upstream_answers(&self) -> bool {
+        !self.answers_itself.get()
     }
     fn set_answer_fields(&self, fields: Vec<(&str, &[u8])>) {
         let mut set = self.answer_set.borrow_mut();

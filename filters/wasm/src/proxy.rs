@@ -115,9 +115,16 @@ impl HttpContext for Http {
         action(self.0.trailers(&Host))
     }
 
-    fn on_http_response_headers(&mut self, _fields: usize, _end_of_stream: bool) -> Action {
-        self.0.answer(&Host);
-        Action::Continue
+    fn on_http_response_headers(&mut self, _fields: usize, end_of_stream: bool) -> Action {
+        action(self.0.answer(end_of_stream, &Host))
+    }
+
+    fn on_http_response_body(&mut self, length: usize, end_of_stream: bool) -> Action {
+        action(self.0.answer_body(length, end_of_stream, &Host))
+    }
+
+    fn on_http_response_trailers(&mut self, _fields: usize) -> Action {
+        action(self.0.answer_trailers(&Host))
     }
 }
 
@@ -190,6 +197,15 @@ impl Envoy for Host {
 
     fn answer_fields(&self) -> Vec<(String, Vec<u8>)> {
         hostcalls::get_map_bytes(MapType::HttpResponseHeaders).unwrap_or_default()
+    }
+
+    fn answer_body(&self, most: usize) -> Vec<u8> {
+        hostcalls::get_buffer(BufferType::HttpResponseBody, 0, most).ok().flatten().unwrap_or_default()
+    }
+
+    fn upstream_answers(&self) -> bool {
+        hostcalls::get_property(vec!["response", "code_details"]).ok().flatten().as_deref()
+            == Some(b"via_upstream")
     }
 
     fn set_answer_fields(&self, fields: Vec<(&str, &[u8])>) {

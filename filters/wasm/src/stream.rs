@@ -1,5 +1,7 @@
 //! One request's way through the module.
 
+mod answering;
+
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
@@ -8,11 +10,12 @@ use filters::chain::Refused;
 use filters::failure::Failure;
 use filters::filter::{Headers, Request};
 use filters::shape::Config;
-use filters::state::{Answer, Full};
+use filters::state::{Answer, Begun, Full, Trip, Unanswered};
 
+use self::answering::Answering;
 use crate::envoy::{Answered, Envoy};
 use crate::plugin::{Now, Plugin};
-use crate::trip::{Begun, Trip};
+use crate::trip::{ask, said};
 
 /// What Envoy is to do with the part of the request that it has just told of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,9 +34,6 @@ pub const REFUSED_FIELD: &str = "x-torana-refused";
 
 const FORWARDED_PROTO: &str = "x-forwarded-proto";
 
-/// So many fields are set one by one; more are cheaper set all at once, which takes three calls.
-const FEW: usize = 3;
-
 /// One request.
 #[derive(Debug)]
 pub struct Stream {
@@ -43,6 +43,8 @@ pub struct Stream {
     phase: Phase,
     /// The whole body, once it has come.
     body: Option<Vec<u8>>,
+    /// What becomes of the upstream's answer.
+    answering: Answering,
     /// The time of what Envoy last told; asked once each time, for asking is a call.
     now_ms: u64,
 }
@@ -125,6 +127,7 @@ impl Stream {
             admission: None,
             phase: Phase::New,
             body: None,
+            answering: Answering::AsItComes,
             now_ms: 0,
         }
     }
@@ -216,7 +219,7 @@ impl Stream {
             Phase::Asked(trip) => {
                 let plugin = Rc::clone(&self.plugin);
                 let limits = plugin.limits_when_away;
-                let answers = trip.end(answered, limits, self.now_ms, &mut plugin.local.borrow_mut());
+                let answers = trip.end(said(answered), limits, self.now_ms, &mut plugin.local.borrow_mut());
                 self.answered(answers, envoy)
             }
             other @ (Phase::New | Phase::Headed | Phase::Admitted | Phase::Refused) => {
@@ -227,24 +230,6 @@ impl Stream {
         if flow == Flow::Continue {
             envoy.resume();
         }
-    }
-
-    /// An answer leaves, whoever gives it.
-    pub fn answer(&self, envoy: &dyn Envoy) {
-        let Some(admission) = &self.admission else { return };
-        let ours = admission.answer_fields(&self.plugin.policy);
-        if ours.len() <= FEW {
-            for (name, value) in &ours {
-                envoy.set_answer_field(name, value);
-            }
-            return;
-        }
-        let told = envoy.answer_fields();
-        let kept = told.iter().filter(|(name, _)| !ours.iter().any(|(own, _)| own == name));
-        let kept = kept.map(|(name, value)| (name.as_str(), value.as_slice()));
-        envoy.set_answer_fields(
-            kept.chain(ours.iter().map(|(name, value)| (&**name, value.as_bytes()))).collect(),
-        );
     }
 
     /// The request has ended, however it did.
@@ -292,7 +277,7 @@ impl Stream {
         let begun = Trip::begin(batch, plugin.releases(), now_ms, &mut plugin.local.borrow_mut());
         match begun {
             Begun::Answered(answers) => self.answered(answers, envoy),
-            Begun::Trip(body, trip) => match plugin.ask_state(&body, envoy) {
+            Begun::Asking(ops, trip) => match ask(&ops).and_then(|body| plugin.ask_state(&body, envoy)) {
                 Some(_token) => {
                     self.phase = Phase::Asked(trip);
                     Flow::Pause
@@ -300,7 +285,7 @@ impl Stream {
                 None => {
                     let limits = plugin.limits_when_away;
                     let answers =
-                        trip.end(&Answered::default(), limits, now_ms, &mut plugin.local.borrow_mut());
+                        trip.end(Err(Unanswered::Away), limits, now_ms, &mut plugin.local.borrow_mut());
                     self.answered(answers, envoy)
                 }
             },
@@ -318,14 +303,19 @@ impl Stream {
     }
 
     fn admit(&mut self, envoy: &dyn Envoy) -> Flow {
-        let admitted = self
-            .admission
-            .as_ref()
-            .and_then(|admission| Some((admission, admission.rule(&self.plugin.policy)?)));
-        let Some((admission, rule)) = admitted else {
+        let plugin = Rc::clone(&self.plugin);
+        let Some(admission) = &mut self.admission else {
             return self.refuse(&Failure::StateUnavailable.into(), envoy);
         };
-        let fields = admission.upstream_fields(self.received.fields.iter().map(|(name, _)| name.as_str()));
+        let now = Now { plugin: &plugin, now_ms: self.now_ms };
+        let request = self.received.request(admission.peer());
+        let fields = match admission.forward(&plugin.policy, &request, &now) {
+            Ok(fields) => fields,
+            Err(refused) => return self.refuse(&refused, envoy),
+        };
+        let Some(rule) = admission.rule(&plugin.policy) else {
+            return self.refuse(&Failure::StateUnavailable.into(), envoy);
+        };
         // One by one: Envoy takes longer to replace all fields than to set a few.
         for name in &fields.remove {
             envoy.set_request_field(name, None);

@@ -1,8 +1,11 @@
 //! A request's way through the module, natively: what Envoy is told, in which order, whatever it tells.
 
 use std::rc::Rc;
+use std::sync::LazyLock;
 
 use filters::compiled::{Compiled, Secret};
+use filters::signature::digest::content_digest;
+use filters::signature::message::{Message, Params, SigningKey, sign};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -84,7 +87,7 @@ fn what_needs_no_state_goes_on_at_once() {
     assert_eq!(envoy.set.borrow()[ROUTE_FIELD].as_deref(), Some("r"));
     assert_eq!(envoy.set.borrow()["x-forwarded-for"].as_deref(), Some("10.0.0.1"));
     assert_eq!(envoy.resumed.get(), 0);
-    stream.answer(&envoy);
+    assert_eq!(stream.answer(true, &envoy), Flow::Continue);
     assert_eq!(envoy.answer_set.borrow()["ratelimit"], "\"each\";r=0;t=60");
 }
 
@@ -93,10 +96,60 @@ fn many_fields_of_an_answer_are_set_at_once() {
     let envoy = fake("GET", "/x");
     let mut stream = Stream::new(plugin(&json!({ "headers": {} }), &envoy));
     assert_eq!(stream.header(true, &envoy), Flow::Continue);
-    stream.answer(&envoy);
+    assert_eq!(stream.answer(true, &envoy), Flow::Continue);
     let set = envoy.answer_set.borrow();
     assert_eq!((set[":status"].as_str(), set["x-frame-options"].as_str()), ("200", "DENY"));
     assert_eq!(set["x-request-id"].len(), 36);
+}
+
+static SIGNING: LazyLock<Value> = LazyLock::new(|| {
+    let key = json!({ "key": "partner-1" });
+    json!({ "to_upstream": key, "from_upstream": key, "to_client": key })
+});
+
+/// An upstream's answer signed as the payment network signs, and the same with one thing changed.
+#[test]
+fn an_answer_is_held_until_it_is_whole_and_verified() {
+    let key = SigningKey::hmac(SECRET).unwrap();
+    let signed = |nonce: &str| {
+        let mut fields = vec![
+            ("content-digest".to_owned(), content_digest(b"{}").into_bytes()),
+            ("x-request-nonce".to_owned(), nonce.as_bytes().to_vec()),
+        ];
+        let covered = ["@status", "content-digest", "x-request-nonce", "\"@method\";req", "\"@path\";req"];
+        let mut params = Params::covering(&covered).unwrap();
+        params.created = i64::try_from(T0 / 1_000).ok();
+        params.keyid = Some("partner-1".to_owned());
+        let none: Vec<(String, Vec<u8>)> = Vec::new();
+        let asked = Message::request("POST", "https", "", "/x", None, &none);
+        let made = sign(&Message::response(200, &fields, Some(&asked)), "net", &params, &key).unwrap();
+        fields.push(("signature-input".to_owned(), made.signature_input.into_bytes()));
+        fields.push(("signature".to_owned(), made.signature.into_bytes()));
+        fields
+    };
+    let answered = |nonce: Option<&str>, body: &[u8], by_envoy: bool| {
+        let envoy = fake("POST", "/x");
+        let mut stream = Stream::new(plugin(&json!({ "signing": SIGNING.clone() }), &envoy));
+        assert_eq!(stream.header(true, &envoy), Flow::Continue);
+        let sent = envoy.set.borrow()["signature-input"].clone().unwrap();
+        let ours = sent.split("nonce=\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
+        if let Some(nonce) = nonce {
+            *envoy.answer_told.borrow_mut() = signed(if nonce.is_empty() { &ours } else { nonce });
+        }
+        *envoy.answer_body.borrow_mut() = body.to_vec();
+        envoy.answers_itself.set(by_envoy);
+        let begun = stream.answer(false, &envoy);
+        let ended = stream.answer_body(body.len(), true, &envoy);
+        assert_eq!(begun == Flow::Continue, by_envoy, "held until whole");
+        (ended, envoy.code(), envoy.answer_set.borrow().contains_key("signature"))
+    };
+    let refused = |code: &str| (Flow::Pause, code.to_owned(), false);
+    assert_eq!(answered(Some(""), b"{}", false), (Flow::Continue, String::new(), true));
+    assert_eq!(answered(Some(""), b"[]", false), refused("answer_digest_mismatch"));
+    assert_eq!(answered(Some("0123456789abcdef"), b"{}", false), refused("answer_to_another_request"));
+    assert_eq!(answered(None, b"{}", false), refused("answer_unsigned"));
+    assert_eq!(answered(Some(""), &vec![b'x'; 64 * 1024 + 1], false), refused("answer_too_large"));
+    assert_eq!(answered(None, b"", true), (Flow::Continue, String::new(), false), "Envoy's own 503");
 }
 
 #[test]
@@ -236,7 +289,9 @@ enum Step {
     Body(usize, bool),
     Trailers,
     Called(Option<u16>, Vec<u8>),
-    Answer,
+    Answer(bool),
+    AnswerBody(usize, bool),
+    AnswerTrailers,
     Ended,
 }
 
@@ -253,7 +308,9 @@ fn step() -> impl Strategy<Value = Step> {
         Just(Step::Trailers),
         (proptest::option::of(prop_oneof![Just(200), Just(507), any::<u16>()]), bodies)
             .prop_map(|(status, body)| Step::Called(status, body)),
-        Just(Step::Answer),
+        any::<bool>().prop_map(Step::Answer),
+        (0usize..70_000, any::<bool>()).prop_map(|(length, whole)| Step::AnswerBody(length, whole)),
+        Just(Step::AnswerTrailers),
         Just(Step::Ended),
     ]
 }
@@ -276,10 +333,16 @@ proptest! {
         body in proptest::collection::vec(any::<u8>(), 0..200),
         steps in proptest::collection::vec(step(), 1..10),
         unreachable in any::<bool>(),
+        answer in proptest::collection::vec(
+            (prop_oneof![
+                Just(":status".to_owned()), Just("signature".to_owned()), Just("signature-input".to_owned()),
+                Just("content-digest".to_owned()), "[a-z-]{1,12}",
+            ], proptest::collection::vec(any::<u8>(), 0..80)), 0..6),
     ) {
         let filters = json!({
             "ip_access": { "deny": ["10.6.0.0/16"] }, "shape": {}, "headers": {}, "idempotency": {},
             "rate_limit": { "limits": [{ "name": "each", "by": "ip", "requests": 1, "per_s": 60 }] },
+            "signing": SIGNING.clone(),
         });
         let strict = json!({ "jwt": {}, "signature": {}, "nonce": {} });
         let envoy = fake("GET", "/x");
@@ -289,6 +352,8 @@ proptest! {
             envoy.fields.borrow_mut().push(((*name).to_owned(), value));
         }
         envoy.fields.borrow_mut().extend(fields);
+        envoy.answer_body.borrow_mut().clone_from(&body);
+        *envoy.answer_told.borrow_mut() = answer;
         *envoy.body.borrow_mut() = body;
         let mut stream = Stream::new(plugin);
         let mut went_on = 0;
@@ -302,13 +367,17 @@ proptest! {
                     stream.called(&Answered { status, etag: None, body }, &envoy);
                     if envoy.resumed.get() > resumed { Flow::Continue } else { Flow::Pause }
                 }
-                Step::Answer => { stream.answer(&envoy); Flow::Pause }
+                Step::Answer(_) | Step::AnswerBody(..) | Step::AnswerTrailers if went_on == 0 => Flow::Pause,
+                Step::Answer(whole) => stream.answer(whole, &envoy),
+                Step::AnswerBody(length, whole) => stream.answer_body(length, whole, &envoy),
+                Step::AnswerTrailers => stream.answer_trailers(&envoy),
                 Step::Ended => { stream.ended(); Flow::Pause }
             };
             if flow == Flow::Continue {
                 went_on += 1;
                 prop_assert!(envoy.set.borrow().contains_key(ROUTE_FIELD), "went on without a decision");
             }
+            prop_assert!(envoy.answered.borrow().len() <= 1, "answered more than once");
             if went_on == 0 && !envoy.answered.borrow().is_empty() {
                 prop_assert_eq!(envoy.resumed.get(), 0, "a refused request went on");
                 break;

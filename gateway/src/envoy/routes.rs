@@ -28,6 +28,11 @@ fn route(rule: &RouteRule) -> Value {
     action["timeout"] = json!(ms(rule.timeout_ms));
     // A connection that could not be made has carried nothing; nothing else is ever sent twice.
     action["retry_policy"] = json!({ "retry_on": "connect-failure", "num_retries": 2 });
+    if let Some(path) = &rule.rewrite {
+        // All of the path, whatever it is, and nothing of the query.
+        action["regex_rewrite"] =
+            json!({ "pattern": { "regex": "^/[^?]*" }, "substitution": path.replace('\\', "\\\\") });
+    }
     if let Some(mirror) = &rule.mirror {
         action["request_mirror_policies"] = json!([{
             "cluster": mirror.upstream,

@@ -7,7 +7,7 @@
 mod plain;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use axum::body::Bytes;
@@ -19,14 +19,14 @@ use axum::{Json, Router};
 use certs::serve::Limits;
 use certs::{ClientAuth, Identity, Trust, Versions};
 use filters::policy::{At, Reference, StateService, StateTls};
-use filters::state::{Full, Memory, Op};
+use filters::state::{Op, Unanswered};
 use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::jwks::KeyStore;
 use crate::load::Loaded;
 use crate::metrics::Metrics;
-use crate::now_ms;
+use crate::state::State as Remembered;
 
 /// Most operations in one batch.
 const MOST_OPS: usize = 64;
@@ -35,7 +35,7 @@ const MOST_BYTES: usize = 64 * 1024;
 
 #[derive(Debug)]
 struct Service {
-    memory: Mutex<Memory>,
+    state: Remembered,
     keys: Arc<KeyStore>,
     metrics: Metrics,
 }
@@ -48,9 +48,9 @@ pub async fn run(loaded: Loaded, shutdown: impl Future<Output = ()> + Send) -> a
     )?;
     let metrics = Metrics::new()?;
     let keys = Arc::new(KeyStore::new(&document.issuers, &loaded.folder, metrics.clone())?);
-    let memory = Mutex::new(Memory::new(document.state.memory.max_entries, now_ms()));
+    let state = Remembered::new(&document.state, &loaded.folder, &metrics)?;
     let fresh = tokio::spawn(Arc::clone(&keys).keep_fresh());
-    let app = app(Arc::new(Service { memory, keys, metrics }));
+    let app = app(Arc::new(Service { state, keys, metrics }));
     let limits = Limits::default();
     match Place::open(settings, &loaded.folder).await? {
         Place::Tls(listener, tls) => certs::serve::serve(listener, tls, app, limits, shutdown).await?,
@@ -126,16 +126,17 @@ async fn run_batch(State(service): State<Arc<Service>>, body: Bytes) -> Response
         let why = format!("a batch has at most {MOST_OPS} operations");
         return service.refuse(StatusCode::BAD_REQUEST, "batch_too_long", &why);
     }
-    let answers = {
-        let mut memory = service.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        memory.run(&ops, now_ms())
-    };
-    match answers {
+    match service.state.run(&ops).await {
         Ok(answers) => {
             service.metrics.state_batches.with_label_values(&["run"]).inc();
             Json(answers).into_response()
         }
-        Err(full @ Full) => service.refuse(StatusCode::INSUFFICIENT_STORAGE, "state_full", &full.to_string()),
+        Err(why @ Unanswered::Full) => {
+            service.refuse(StatusCode::INSUFFICIENT_STORAGE, "state_full", &why.to_string())
+        }
+        Err(why @ Unanswered::Away) => {
+            service.refuse(StatusCode::SERVICE_UNAVAILABLE, "state_away", &why.to_string())
+        }
     }
 }
 
@@ -164,7 +165,7 @@ async fn readiness(State(service): State<Arc<Service>>) -> Response {
 }
 
 async fn metrics(State(service): State<Arc<Service>>) -> Response {
-    let entries = service.memory.lock().unwrap_or_else(PoisonError::into_inner).len();
+    let entries = service.state.entries();
     service.metrics.state_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], service.metrics.text()).into_response()
 }

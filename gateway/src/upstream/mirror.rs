@@ -8,13 +8,10 @@ use http::{HeaderMap, Method};
 use prometheus::IntCounterVec;
 use tokio::sync::Semaphore;
 
-use super::Upstream;
+use super::{HOP, Upstream};
 
 /// Most copies in flight to one upstream. More are not made: a mirror never costs the original anything.
 pub(super) const MOST_COPIES: usize = 256;
-
-/// Fields of the original's connection, and of what the copy's client sets itself.
-const HOP: [&str; 6] = ["connection", "content-length", "host", "keep-alive", "te", "transfer-encoding"];
 
 /// A copy, as its upstream gets it.
 #[derive(Debug)]

@@ -22,6 +22,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use self::fitness::Fitness;
 use crate::load::UpstreamFiles;
 
+/// Fields of one connection, and those that the client of another sets itself.
+pub(crate) const HOP: [&str; 8] =
+    ["connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
+
 /// One upstream.
 #[derive(Debug)]
 pub(crate) struct Upstream {

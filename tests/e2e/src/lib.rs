@@ -8,12 +8,13 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde::Deserialize;
 use serde_json::Value;
-use stack::{Binaries, Edge, EdgeRequest, Options, Payment, Progress, Service, Stack, User, follow};
+use stack::{Binaries, Edge, EdgeRequest, Engines, Options, Payment, Progress, Service, Stack, User, follow};
 
 /// No payment of a test takes longer than this to come to its end.
 pub const LONGEST: Duration = Duration::from_secs(60);
 
-/// Options for a stack of this test alone, under `target/e2e`. With `TORANA_EDGE=envoy` its edge is Envoy.
+/// Options for a stack of this test alone, under `target/e2e`. With `TORANA_EDGE=envoy` its edge is Envoy,
+/// with `TORANA_ENGINES=fleet` it runs on PostgreSQL, Kafka and Redis.
 pub fn options(test: &str) -> anyhow::Result<Options> {
     let target = stack::default_dir();
     let target = target.parent().context("the development folder lies in target")?;
@@ -22,7 +23,12 @@ pub fn options(test: &str) -> anyhow::Result<Options> {
         Ok("gateway") | Err(_) => (Edge::Gateway, "e2e"),
         Ok(other) => anyhow::bail!("TORANA_EDGE is `gateway` or `envoy`, not `{other}`"),
     };
-    Ok(Options::new(target.join(folder).join(test)).edge(edge))
+    let engines = match std::env::var("TORANA_ENGINES").as_deref() {
+        Ok("fleet") => Engines::Fleet,
+        Ok("embedded") | Err(_) => Engines::Embedded,
+        Ok(other) => anyhow::bail!("TORANA_ENGINES is `embedded` or `fleet`, not `{other}`"),
+    };
+    Ok(Options::new(target.join(folder).join(test)).edge(edge).engines(engines))
 }
 
 /// Starts a stack for one test. The services were built before the tests: building takes but a moment.

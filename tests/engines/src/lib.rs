@@ -5,7 +5,11 @@
 
 mod kafka;
 pub mod ports;
+mod postgres;
 mod program;
+mod redis;
 
 pub use kafka::Kafka;
+pub use postgres::Postgres;
 pub use program::{Program, Signal};
+pub use redis::Redis;

@@ -37,15 +37,44 @@ impl Program {
         user: Option<&str>,
         log: &Path,
     ) -> anyhow::Result<Program> {
+        Program::spawn(name, &mut command(program, arguments, user), log)
+    }
+
+    /// Starts a command; its output is appended to `log`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(name: &'static str, command: &mut Command, log: &Path) -> anyhow::Result<Program> {
         let output = File::options().create(true).append(true).open(log);
         let output = output.with_context(|| format!("cannot write {}", log.display()))?;
-        let child = command(program, arguments, user)
+        let child = command
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
             .spawn()
-            .with_context(|| format!("cannot start {}", program.display()))?;
+            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
         Ok(Program { name, child, log: log.to_owned() })
+    }
+
+    /// Runs `program` to its end, as [`Program::start`] starts it.
+    ///
+    /// # Errors
+    /// When it cannot be started or does not succeed: its last words.
+    pub async fn run<A: AsRef<OsStr>>(
+        name: &'static str,
+        program: &Path,
+        arguments: impl IntoIterator<Item = A>,
+        user: Option<&str>,
+        log: &Path,
+    ) -> anyhow::Result<()> {
+        let mut program = Program::start(name, program, arguments, user, log)?;
+        loop {
+            match program.child.try_wait()? {
+                None => sleep(POLL).await,
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => bail!("{name} ended with {status}; {}", program.last_words()),
+            }
+        }
     }
 
     pub fn id(&self) -> u32 {

@@ -1,7 +1,9 @@
 //! Measures, prints, asserts nothing: machines are shared and noisy.
 
 mod clients;
+mod core;
 mod edge;
+mod pgbench;
 mod slice;
 mod soak;
 mod store;
@@ -26,6 +28,8 @@ enum What {
     Edge(edge::Arguments),
     /// Memory of Envoy and of the state service over very many tokens and nonces.
     Soak(soak::Arguments),
+    /// The core on PostgreSQL beside what pgbench gets from the same PostgreSQL; then SQLite, then the relay.
+    Core(core::Arguments),
     /// Payments that the embedded store makes durable a second.
     Store(store::Arguments),
 }
@@ -37,6 +41,7 @@ async fn main() -> anyhow::Result<()> {
         What::Slice(arguments) => slice::run(arguments).await,
         What::Edge(arguments) => edge::run(arguments).await,
         What::Soak(arguments) => soak::run(arguments).await,
+        What::Core(arguments) => core::run(arguments).await,
         What::Store(arguments) => store::run(arguments).await,
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use filters::FilterSet;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 #[derive(Debug, Deserialize)]
@@ -81,6 +81,8 @@ pub struct Step {
     pub peer: IpAddr,
     pub token: Option<Token>,
     pub sign: Option<Sign>,
+    /// The upstream signs its answer.
+    pub answers: Option<Answers>,
     /// How often the same bytes are sent; the verdict is the last one's.
     #[serde(default = "once")]
     pub times: u32,
@@ -161,6 +163,24 @@ pub struct Sign {
     pub then: Then,
 }
 
+/// A signature of the upstream on its answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Answers {
+    /// `partner` (the HMAC key `partner-1`) or `stranger`.
+    pub key: String,
+    pub keyid: String,
+    pub components: Vec<String>,
+    /// Seconds from now; null: the parameter is left out.
+    pub created: Option<i64>,
+    /// What it gives out as the request's nonce; absent: that.
+    pub request_nonce: Option<String>,
+    /// Fields changed after signing; an empty value: left out.
+    pub then: BTreeMap<String, String>,
+    /// The body is changed after signing.
+    pub another_body: bool,
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Then {
@@ -186,6 +206,7 @@ impl Default for Step {
             peer: loopback(),
             token: None,
             sign: None,
+            answers: None,
             times: once(),
             raw: None,
             stays: false,

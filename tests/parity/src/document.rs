@@ -65,6 +65,8 @@ pub fn policy(named: &Named, places: &Places, folder: &Path) -> Value {
         "clients": { "acme-bank": {
             "tenant": case.client_tenant,
             "hmac_keys": [{ "id": "partner-1", "secret": file("partner-1.key") }],
+        }, "other-bank": {
+            "hmac_keys": [{ "id": "other-1", "secret": file("partner-1.key") }],
         } },
         "filters": if case.everywhere.is_null() { json!({}) } else { case.everywhere.clone() },
         "routes": routes,

@@ -8,19 +8,17 @@ use anyhow::anyhow;
 use filters::admission::{Admission, Draw, HIDDEN_FROM_CLIENTS};
 use filters::chain::Refused;
 use filters::crypto::{Local, Verify};
-use filters::filter::{Host, Refusal};
+use filters::filter::{Host, Refusal, Request};
 use filters::jwt::KeySet;
 use filters::policy::Policy;
 use filters::state::{Memory, Op};
+use filters::upstream::UpstreamFields;
 
+use crate::answering::{Asked, Seen, answer, tell_answer};
 use crate::case::Named;
 use crate::document::{Places, policy};
 use crate::mint::{Keys, PARTNER_SECRET, Sent};
-use crate::outcome::{FieldMap, Outcome, answer_fields, upstream_fields};
-
-/// What the upstreams answer with, besides their name.
-pub const UPSTREAM_ANSWER: [(&str, &str); 3] =
-    [("content-type", "application/json"), ("server", "upstream/1.0"), ("x-upstream-says", "hello")];
+use crate::outcome::{FieldMap, Outcome, answer_fields};
 
 /// How long before a case begins its data plane is started, so that there is a past for its requests.
 pub const RUN_UP_MS: u64 = 240_000;
@@ -107,51 +105,77 @@ impl<'k> InProcess<'k> {
                 let answers = self.memory.run(&batch, now_ms);
                 admission.answered(&self.policy, answers)
             });
-        let outcome = match decided {
-            Ok(()) => self.passed(&admission, &request),
+        let outcome = match decided.and_then(|()| self.passed(&mut admission, &request, sent)) {
+            Ok(outcome) => outcome,
             Err(Refused { refusal, .. }) => self.refused(&admission, &refusal),
         };
         (outcome, admission.leaves())
     }
 
-    fn passed(&self, admission: &Admission, request: &filters::filter::Request<'_>) -> Outcome {
-        let changes = admission.upstream_fields(request.headers.iter().map(|(name, _)| name));
-        let kept = request.headers.iter().filter(|(name, _)| {
-            !changes.remove.iter().any(|removed| removed == name)
-                && !changes.set.iter().any(|(set, _)| set == name)
-        });
-        let set = changes.set.iter().map(|(name, value)| (*name, value.as_bytes()));
-        let upstream = Some(upstream_fields(kept.chain(set)));
-        let from_upstream =
-            UPSTREAM_ANSWER.into_iter().filter(|(name, _)| !HIDDEN_FROM_CLIENTS.contains(name));
-        let answer =
-            self.dressed(admission, from_upstream.map(|(n, v)| (n.to_owned(), v.to_owned())).collect());
-        let shares = admission.rule(&self.policy).map(|rule| rule.upstreams.as_slice());
-        let served_by = match shares {
+    /// What the upstream gets, and what becomes of its answer.
+    fn passed(
+        &self,
+        admission: &mut Admission,
+        request: &Request<'_>,
+        sent: &Sent,
+    ) -> Result<Outcome, Refused> {
+        let UpstreamFields { remove, set, path } = admission.forward(&self.policy, request, &self.world)?;
+        let gone =
+            |name: &str| remove.iter().any(|gone| gone == name) || set.iter().any(|(new, _)| *new == name);
+        let kept = request.headers.iter().filter(|(name, _)| !gone(name));
+        let new = set.iter().map(|(name, value)| (*name, value.as_bytes()));
+        let fields = kept.chain(new).map(|(name, value)| (name.to_owned(), value.to_vec())).collect();
+        let served_by = match admission.rule(&self.policy).map(|rule| rule.upstreams.as_slice()) {
             Some([only]) => Some(only.upstream.clone()),
             Some(_) | None => None,
         };
-        Outcome { verdict: "pass".to_owned(), upstream, served_by, answer, entries: Some(self.memory.len()) }
+        let upstream = served_by.clone().unwrap_or_default();
+        let target = match (path, request.query) {
+            (None, _) => sent.target.clone(),
+            (Some(path), None) => path,
+            (Some(path), Some(query)) => format!("{path}?{query}"),
+        };
+        let seen = Seen { upstream, target, fields, body: sent.body.clone() };
+        let upstream = seen.told(&sent.method);
+        let made = answer(&sent.method, &seen)
+            .map_err(|why| Refused::from(Refusal::new(500, "case_unusable", format!("{why:#}"))))?;
+        if admission.reads_answer(&self.policy) {
+            let headers = made.fields.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
+            admission.answer(&self.policy, request, (200, headers, &made.body), &self.world)?;
+        }
+        let visible = |(name, _): &&(String, Vec<u8>)| !HIDDEN_FROM_CLIENTS.contains(&name.as_str());
+        let fields = self.dressed(admission, made.fields.iter().filter(visible).cloned().collect());
+        let mut answer = told_answer(&fields);
+        let to = [&sent.target, &seen.target].map(|target| Asked { method: &sent.method, target });
+        tell_answer(&mut answer, 200, &fields, &made.body, to);
+        let verdict = "pass".to_owned();
+        Ok(Outcome { verdict, upstream: Some(upstream), served_by, answer, entries: Some(self.memory.len()) })
     }
 
     fn refused(&self, admission: &Admission, refusal: &Refusal) -> Outcome {
         let (fields, _) = admission.problem(refusal);
-        let fields = fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let fields = fields.into_iter().map(|(name, value)| (name.to_owned(), value.into_bytes())).collect();
         Outcome {
             verdict: format!("{} {}", refusal.status, refusal.code),
             upstream: None,
             served_by: None,
-            answer: self.dressed(admission, fields),
+            answer: told_answer(&self.dressed(admission, fields)),
             entries: Some(self.memory.len()),
         }
     }
 
     /// An answer's own fields, and in place of some of them those of every answer.
-    fn dressed(&self, admission: &Admission, mut fields: Vec<(String, String)>) -> FieldMap {
+    fn dressed(&self, admission: &Admission, mut fields: Fields) -> Fields {
         for (name, value) in admission.answer_fields(&self.policy) {
             fields.retain(|(given, _)| *given != name);
-            fields.push((name.into_owned(), value));
+            fields.push((name.into_owned(), value.into_bytes()));
         }
-        answer_fields(fields.iter().map(|(name, value)| (name.as_str(), value.as_bytes())))
+        fields
     }
+}
+
+type Fields = Vec<(String, Vec<u8>)>;
+
+fn told_answer(fields: &Fields) -> FieldMap {
+    answer_fields(fields.iter().map(|(name, value)| (name.as_str(), value.as_slice())))
 }

@@ -13,6 +13,7 @@ use filters::jwt::KeySet;
 use filters::signature::{digest, message};
 use serde_json::{Value, json};
 
+use crate::answering::{TELLS, tell};
 use crate::case::{Sign, Step, Token};
 
 /// The authority that requests are sent to.
@@ -186,6 +187,9 @@ impl Sent {
             None => step.body.clone().into_bytes(),
         };
         let (method, target) = (step.method.clone(), step.target.clone());
+        if let Some(answers) = &step.answers {
+            headers.push((TELLS.to_owned(), tell(answers, times.now_s)?.into_bytes()));
+        }
         let mut sent = Self { method, target, headers, body, peer: step.peer };
         if let Some(sign) = &step.sign {
             sent.sign(sign, keys, times.now_s)?;
@@ -257,7 +261,8 @@ impl Sent {
     }
 }
 
-fn split(target: &str) -> (&str, Option<&str>) {
+/// The path and the query.
+pub(crate) fn split(target: &str) -> (&str, Option<&str>) {
     target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)))
 }
 

@@ -1,21 +1,22 @@
 //! A data plane under one case's policy: the binaries that users run, over the wire.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use engines::{Program, ports};
 use serde_json::Value;
 use tokio::task::JoinSet;
 
+use crate::answering::{Asked, Seen, tell_answer};
 use crate::case::Named;
 use crate::clock::Clock;
 use crate::document::{Places, READY_PATH, policy};
 use crate::in_process::{InProcess, RUN_UP_MS};
 use crate::mint::{AUTHORITY, Sent};
-use crate::outcome::{Outcome, answer_fields, upstream_fields};
-use crate::upstream::{Seen, Upstream};
+use crate::outcome::{Outcome, answer_fields};
+use crate::upstream::Upstream;
 use crate::wire::{Raw, bytes, exchange};
 use crate::world::World;
 
@@ -75,21 +76,10 @@ pub struct Plane<'w> {
     clock: Clock,
     folder: PathBuf,
     programs: Programs,
-    children: Vec<Ended>,
-    state: Option<Ended>,
+    children: Vec<Program>,
+    state: Option<Program>,
     /// Requests that are in flight for as long as the plane lives.
     staying: JoinSet<()>,
-}
-
-/// A child process that ends with this value.
-#[derive(Debug)]
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -187,16 +177,8 @@ impl<'w> Plane<'w> {
         Ok(())
     }
 
-    fn run(&self, command: &mut Command) -> anyhow::Result<Ended> {
-        let log = File::options().create(true).append(true).open(self.log())?;
-        let child = command
-            .envs(self.clock.variables())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
-        Ok(Ended(child))
+    fn run(&self, command: &mut Command) -> anyhow::Result<Program> {
+        Program::spawn(self.kind.name(), command.envs(self.clock.variables()), &self.log())
     }
 
     fn log(&self) -> PathBuf {
@@ -218,11 +200,7 @@ impl<'w> Plane<'w> {
         let began = Instant::now();
         let mut last = "it does not listen".to_owned();
         while began.elapsed() < READY_WITHIN {
-            for Ended(child) in &mut self.children {
-                if let Some(status) = child.try_wait()? {
-                    bail!("it ended with {status}");
-                }
-            }
+            self.children.iter_mut().try_for_each(Program::check)?;
             let from = [127, 0, 0, 1].into();
             let both =
                 [(self.places.listeners[0], from), (self.places.listeners[1], self.places.listeners[1].ip())];
@@ -277,13 +255,14 @@ impl<'w> Plane<'w> {
                 entries,
             });
         };
-        let fields =
+        let mut fields =
             answer_fields(answer.fields.iter().map(|(name, value)| (name.as_str(), value.as_slice())));
         if answer.status == 200 {
             let seen: Seen = serde_json::from_slice(&answer.body).context("not the upstream's answer")?;
             anyhow::ensure!(seen.body == sent.body, "the upstream got another body");
-            let upstream =
-                upstream_fields(seen.fields.iter().map(|(name, value)| (name.as_str(), value.as_slice())));
+            let upstream = seen.told(&sent.method);
+            let to = [&sent.target, &seen.target].map(|target| Asked { method: &sent.method, target });
+            tell_answer(&mut fields, answer.status, &answer.fields, &answer.body, to);
             let served_by = Some(seen.upstream);
             return Ok(Outcome {
                 verdict: "pass".into(),

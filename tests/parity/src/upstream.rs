@@ -6,17 +6,21 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
-use axum::http::HeaderMap;
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::http::request::Parts;
 use axum::response::Response;
-use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use crate::in_process::UPSTREAM_ANSWER;
+use crate::answering::{Seen, answer};
 
 /// Longer than any case.
 const STAY: Duration = Duration::from_secs(60);
+
+/// More than any edge passes on.
+const MOST_BODY_BYTES: usize = 1024 * 1024;
 
 /// A running upstream.
 #[derive(Debug)]
@@ -24,15 +28,6 @@ pub struct Upstream {
     pub address: SocketAddr,
     kept: Arc<AtomicUsize>,
     task: JoinHandle<()>,
-}
-
-/// What an upstream was sent.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Seen {
-    pub upstream: String,
-    /// Names and bytes.
-    pub fields: Vec<(String, Vec<u8>)>,
-    pub body: Vec<u8>,
 }
 
 impl Upstream {
@@ -45,12 +40,19 @@ impl Upstream {
         let address = listener.local_addr()?;
         let kept = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&kept);
-        let app = Router::new().fallback(async move |headers: HeaderMap, body: Bytes| {
-            if headers.contains_key("x-stay") {
+        let app = Router::new().fallback(async move |asked: Request| {
+            let (asked, body) = asked.into_parts();
+            if asked.headers.contains_key("x-stay") {
                 count.fetch_add(1, Ordering::Relaxed);
                 tokio::time::sleep(STAY).await;
             }
-            echo(name, &headers, &body)
+            let body = to_bytes(body, MOST_BODY_BYTES).await.unwrap_or_default();
+            // Not 200, and so no pass, when the case asks for what there is not.
+            echo(name, &asked, &body).unwrap_or_else(|why| {
+                let mut response = Response::new(Body::from(format!("{why:#}")));
+                *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+                response
+            })
         });
         let task = tokio::spawn(async move {
             let _ = certs::serve::serve(
@@ -77,13 +79,15 @@ impl Drop for Upstream {
     }
 }
 
-fn echo(name: &str, headers: &HeaderMap, body: &Bytes) -> Response {
-    let fields = headers.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect();
-    let seen = Seen { upstream: name.to_owned(), fields, body: body.to_vec() };
-    let text = serde_json::to_vec(&seen).unwrap_or_default();
-    UPSTREAM_ANSWER
-        .into_iter()
-        .fold(Response::builder(), |answer, (name, value)| answer.header(name, value))
-        .body(Body::from(text))
-        .unwrap_or_default()
+fn echo(name: &str, asked: &Parts, body: &Bytes) -> anyhow::Result<Response> {
+    let fields = &asked.headers;
+    let fields = fields.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect();
+    let target = asked.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned();
+    let seen = Seen { upstream: name.to_owned(), target, fields, body: body.to_vec() };
+    let made = answer(asked.method.as_str(), &seen)?;
+    let response = made
+        .fields
+        .iter()
+        .fold(Response::builder(), |answer, (name, value)| answer.header(name.as_str(), value.as_slice()));
+    Ok(response.body(Body::from(made.body))?)
 }

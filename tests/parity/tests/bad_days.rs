@@ -5,18 +5,18 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
-use engines::ports;
+use engines::{Program, ports};
 use parity::case::Named;
 use parity::document::{Places, policy};
 use parity::mint::{AUTHORITY, Sent, Times};
 use parity::plane::{Kind, Plane, Programs};
-use parity::wire::{Raw, exchange};
+use parity::wire::{Raw, bytes, exchange};
 use parity::world::World;
 use tokio::io::AsyncWriteExt as _;
 
@@ -145,23 +145,17 @@ async fn a_client_that_stops_half_way() {
     }
 }
 
-/// A process that ends with this value.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn start(command: &mut Command) -> Running {
-    Running(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
-}
-
-fn envoy(programs: &Programs, configuration: &Path) -> Running {
+fn envoy(programs: &Programs, configuration: &Path) -> Program {
     let quiet = ["--concurrency", "2", "--log-level", "off", "--disable-hot-restart"];
-    start(Command::new(&programs.envoy).arg("-c").arg(configuration).args(quiet))
+    let mut command = Command::new(&programs.envoy);
+    let log = configuration.with_extension("log");
+    Program::spawn("envoy", command.arg("-c").arg(configuration).args(quiet), &log).unwrap()
+}
+
+fn state(programs: &Programs, folder: &Path) -> Program {
+    let mut command = Command::new(&programs.gateway);
+    let command = command.arg("state").arg(folder.join("policy.yaml"));
+    Program::spawn("state", command, &folder.join("state.log")).unwrap()
 }
 
 async fn get(world: &World, to: SocketAddr, path: &str, field: &str) -> anyhow::Result<Option<Raw>> {
@@ -243,6 +237,48 @@ fn generate(
     out.join("envoy.json")
 }
 
+/// What one worker took no other takes again: of many who send one signed request at once, one passes; a limit lets
+/// through just what it says, however the connections are spread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_share_nonces_and_limits() {
+    const CONNECTIONS: usize = 40;
+    const LIMIT: usize = 10;
+    certs::install_crypto_provider();
+    let world = Arc::new(World::new().await.unwrap());
+    let folder = world.case_folder("workers").unwrap();
+    let programs = programs();
+    let named = Named::parse(&CASE.replace("requests: 2, per_s: 600", "requests: 10, per_s: 36000")).unwrap();
+    let places = places(&world);
+    let configuration = generate(&world, &programs, &named, &places, &folder, &programs.module);
+    let _state = state(&programs, &folder);
+    // Signatures tell whole seconds: what is signed from the next second on is younger than the memory.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    let _envoy = envoy(&programs, &configuration);
+    until_served(&world, places.listeners[0]).await;
+
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+    let times = Times::new(u64::try_from(now_ms).unwrap(), 0).unwrap();
+    for (request, most, refusal) in [(SIGNED, 1, "nonce_replayed"), (LIMITED, LIMIT, "rate_limited")] {
+        let sent = bytes(&Sent::new(&named.case.requests[request], &world.keys, times).unwrap());
+        let mut clients = tokio::task::JoinSet::new();
+        for _ in 0..CONNECTIONS {
+            let (world, to, sent) = (Arc::clone(&world), places.listeners[0], sent.clone());
+            clients.spawn(async move { exchange(to, LOOPBACK, &world.client, &sent).await });
+        }
+        let answers = clients.join_all().await;
+        let codes: Vec<String> = answers.into_iter().map(|raw| raw.unwrap().unwrap().code()).collect();
+        let passed = codes.iter().filter(|code| *code == "-").count();
+        let refused = codes.iter().filter(|code| *code == refusal).count();
+        assert_eq!((passed, refused), (most, CONNECTIONS - most), "{codes:?}");
+    }
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let stats = http.get(format!("http://{}/stats?filter=worker_.*downstream_cx_total", places.admin));
+    let stats = stats.send().await.unwrap().text().await.unwrap();
+    let busy =
+        stats.lines().filter(|line| line.contains("listener.127.0.0.1") && !line.ends_with(": 0")).count();
+    assert_eq!(busy, 2, "both workers had connections: {stats}");
+}
+
 /// Ten policies in turn under load: no request fails, and none sees half of two.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_policy_changes_as_a_whole_while_traffic_flows() {
@@ -261,7 +297,7 @@ async fn a_policy_changes_as_a_whole_while_traffic_flows() {
     let named = [policy_of("u", 1111), policy_of("v", 2222)];
     let places = places(&world);
     let configuration = generate(&world, &programs, &named[0], &places, &folder, &programs.module);
-    let _state = start(Command::new(&programs.gateway).arg("state").arg(folder.join("policy.yaml")));
+    let _state = state(&programs, &folder);
     let _envoy = envoy(&programs, &configuration);
     until_served(&world, places.listeners[0]).await;
 

@@ -47,6 +47,11 @@ impl Binaries {
         Ok(Binaries { folder })
     }
 
+    /// Where the services' programs are.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// How a service is started on its configuration. Envoy runs on one that is made of the policy now.
     ///
     /// # Errors

@@ -7,6 +7,7 @@
 mod binaries;
 mod config;
 mod device;
+mod fleet;
 mod issuer;
 mod payment;
 mod process;
@@ -16,6 +17,7 @@ mod token;
 pub use binaries::Binaries;
 pub use config::Setting;
 pub use device::Device;
+pub use fleet::{Engines, Fleet};
 pub use issuer::{AUDIENCE, ISSUER, Issuer};
 pub use payment::{COVERED, EdgeRequest, Payment, Progress, follow, signature_params};
 pub use process::{Edge, Service};

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
 use serde::Deserialize;
-use stack::{Binaries, Device, Edge, EdgeRequest, Options, Payment, Stack, StackFile, default_dir, follow};
+use stack::{
+    Binaries, Device, Edge, EdgeRequest, Engines, Options, Payment, Stack, StackFile, default_dir, follow,
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// A payment that takes longer than this is not going to complete by itself.
@@ -21,7 +23,7 @@ const RENEW_TOKENS_EVERY: Duration = Duration::from_secs(6 * 3600);
     name = "cargo dev",
     version,
     args_conflicts_with_subcommands = true,
-    after_help = "Examples:\n  cargo dev\n  cargo dev -- --once\n  cargo dev -- --edge envoy\n  cargo dev pay --from alice@torana --to bob@torana --amount 150.75"
+    after_help = "Examples:\n  cargo dev\n  cargo dev -- --once\n  cargo dev -- --edge envoy\n  cargo dev -- --engines fleet\n  cargo dev pay --from alice@torana --to bob@torana --amount 150.75"
 )]
 struct Cli {
     /// Stop after the payment; exit status 0 when it is COMPLETED.
@@ -31,6 +33,10 @@ struct Cli {
     /// come from `tests/run install` and `filters/wasm/build`.
     #[arg(long, value_enum, default_value = "gateway")]
     edge: EdgeName,
+    /// What is under the services: files and memory, or a PostgreSQL, a Kafka and a Redis of the stack's own, which
+    /// `tests/run install` brings.
+    #[arg(long, value_enum, default_value = "embedded")]
+    engines: EnginesName,
     /// Where the stack keeps its files [default: target/dev].
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -42,6 +48,12 @@ struct Cli {
 enum EdgeName {
     Gateway,
     Envoy,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum EnginesName {
+    Embedded,
+    Fleet,
 }
 
 #[derive(Debug, Subcommand)]
@@ -74,14 +86,21 @@ struct Pay {
 #[tokio::main]
 async fn main() -> ExitCode {
     certs::install_crypto_provider();
-    let Cli { once, edge, dir, command } = Cli::parse();
+    let Cli { once, edge, engines, dir, command } = Cli::parse();
     let edge = match edge {
         EdgeName::Gateway => Edge::Gateway,
         EdgeName::Envoy => Edge::Envoy,
     };
+    let engines = match engines {
+        EnginesName::Embedded => Engines::Embedded,
+        EnginesName::Fleet => Engines::Fleet,
+    };
     let outcome = match command {
         Some(Command::Pay(pay)) => pay.run().await,
-        None => run(Options::new(dir.unwrap_or_else(default_dir)).edge(edge), once).await,
+        None => {
+            let options = Options::new(dir.unwrap_or_else(default_dir)).edge(edge).engines(engines);
+            run(options, once).await
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

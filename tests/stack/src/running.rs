@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::binaries::{Binaries, workspace};
 use crate::config::{self, Setting};
+use crate::fleet::{Engines, Fleet};
 use crate::payment::{EdgeRequest, Payment, now_s};
 use crate::process::{Edge, GRACE, Service, ready};
 use crate::{AUDIENCE, Claims, Device, ISSUER, Issuer};
@@ -39,11 +40,19 @@ pub struct Options {
     pub dir: PathBuf,
     pub settings: Vec<Setting>,
     pub edge: Edge,
+    pub engines: Engines,
 }
 
 impl Options {
     pub fn new(dir: impl Into<PathBuf>) -> Options {
-        Options { dir: dir.into(), settings: Vec::new(), edge: Edge::default() }
+        Options { dir: dir.into(), settings: Vec::new(), edge: Edge::default(), engines: Engines::default() }
+    }
+
+    /// Chooses what is under the services.
+    #[must_use]
+    pub fn engines(mut self, engines: Engines) -> Options {
+        self.engines = engines;
+        self
     }
 
     /// Chooses who is the edge.
@@ -113,6 +122,7 @@ pub struct Stack {
     users: Vec<User>,
     http: reqwest::Client,
     plain: reqwest::Client,
+    fleet: Option<Fleet>,
     /// Held while the stack lives: two in one folder would share a database.
     _lock: fs::File,
 }
@@ -143,7 +153,7 @@ impl Stack {
             Ok(path)
         };
         let (pki, keys, users) = (folder("pki")?, folder("keys")?, folder("users")?);
-        let (configs, _, _) = (folder("config")?, folder("logs")?, folder("data")?);
+        let (configs, _, data) = (folder("config")?, folder("logs")?, folder("data")?);
         certs::pki::init(&pki, false)?;
         for name in ["psp-signing", "network-signing", PARTNER_KEY_ID] {
             write_private(&keys.join(format!("{name}.key")), &random_hex()?)?;
@@ -167,7 +177,19 @@ impl Stack {
             (service, Urls { public, admin: format!("http://127.0.0.1:{}", port(admin)) })
         });
         values.extend([("issuer", ISSUER.to_owned()), ("audience", AUDIENCE.to_owned())]);
-        let configs = config::write(&configs, &values, &options.settings)?;
+        let mut settings = Vec::new();
+        let fleet = match options.engines {
+            Engines::Embedded => None,
+            Engines::Fleet => Some(Fleet::start(&data, &keys).await?),
+        };
+        if let Some(fleet) = &fleet {
+            settings = fleet.settings().await;
+        }
+        settings.extend(options.settings);
+        let configs = config::write(&configs, &values, &settings)?;
+        if let (Some(fleet), Some(core)) = (&fleet, configs.get(&Service::TxnCore)) {
+            fleet.prepare(binaries, core).await?;
+        }
 
         let edge_ca = Trust::load(&pki.join("edge-ca.pem"))?;
         let limits = certs::client::ClientLimits { timeout: Duration::from_secs(30), ..Default::default() };
@@ -181,6 +203,7 @@ impl Stack {
             users: Vec::new(),
             http: certs::client::https(client_config(&edge_ca, None, Versions::Tls12And13)?, limits)?,
             plain: plain_client(&edge_ca)?,
+            fleet,
             _lock: lock,
             dir,
         };
@@ -322,6 +345,14 @@ impl Stack {
                 let _ = process.end(Signal::SIGTERM, GRACE).await;
             }
         }
+        if let Some(fleet) = self.fleet {
+            fleet.stop().await;
+        }
+    }
+
+    /// The engines of a fleet, if the stack runs on them.
+    pub fn fleet(&self) -> Option<&Fleet> {
+        self.fleet.as_ref()
     }
 
     fn spawn(&self, service: Service) -> anyhow::Result<()> {

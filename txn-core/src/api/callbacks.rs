@@ -16,11 +16,14 @@ use crate::txn::{Event, Source, TxnId, UnixMs};
 
 /// The name of its inbox.
 const INBOX: &str = "network-callback";
+const ACCEPTED: &str = "ACCEPTED";
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Answer {
     msg_id: String,
+    /// The network's own word for "taken": where Envoy stands at the network's door, it passes this answer on.
+    ack: &'static str,
     /// Whether it changed anything. Recorded it is in any case.
     applied: bool,
 }
@@ -40,8 +43,10 @@ pub(super) async fn network_event(State(api): State<Arc<Api>>, body: Body) -> Re
         event: Event::Reported(event.report(Source::Callback)),
     };
     match api.orchestrator.apply(input).await? {
-        Applied::Stepped { .. } => Ok(Json(Answer { msg_id, applied: true })),
-        Applied::Ignored { .. } | Applied::SeenBefore => Ok(Json(Answer { msg_id, applied: false })),
+        Applied::Stepped { .. } => Ok(Json(Answer { msg_id, ack: ACCEPTED, applied: true })),
+        Applied::Ignored { .. } | Applied::SeenBefore => {
+            Ok(Json(Answer { msg_id, ack: ACCEPTED, applied: false }))
+        }
         Applied::UnknownTxn => Err(unknown()),
     }
 }

@@ -53,17 +53,22 @@ impl From<StoreError> for Problem {
             StoreError::Closed => {
                 Problem::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "Going away; try again")
             }
+            StoreError::Unavailable(what) => {
+                tracing::warn!(what, "the store is away");
+                store_unavailable()
+            }
             StoreError::Engine(what) => {
                 tracing::error!(what, "the store failed");
-                Problem::new(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "store_unavailable",
-                    "Cannot store now; try again",
-                )
+                store_unavailable()
             }
         };
         problem.retry_after(1)
     }
+}
+
+/// The request may or may not be durable: the same idempotency key tells, whichever it is.
+fn store_unavailable() -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", "Cannot store now; try again")
 }
 
 impl IntoResponse for Problem {

@@ -224,7 +224,7 @@ fn fingerprint(caller: &Caller, meant: &Meant) -> [u8; 32] {
 fn new_txn(psp: PspCode, config: &Config, caller: &Caller, meant: &Meant, now: UnixMs) -> Txn {
     let send_by = now.plus(config.rules.send_within_ms);
     Txn {
-        id: TxnId::fresh(psp),
+        id: TxnId::fresh(psp, now),
         tenant: caller.tenant.clone(),
         subject: caller.subject.clone(),
         device_id: meant.device_id.clone(),

@@ -341,7 +341,7 @@ impl From<StoreError> for BusError {
         match error {
             StoreError::Overloaded => BusError::Overloaded,
             StoreError::Closed => BusError::Closed,
-            StoreError::Engine(what) => BusError::Engine(what),
+            StoreError::Unavailable(what) | StoreError::Engine(what) => BusError::Engine(what),
         }
     }
 }

@@ -75,7 +75,8 @@ async fn a_planned_stop_leaves_nothing_marked_and_not_sent() {
         ids.push(new.txn.id);
         core.store.accept(new).await.unwrap();
     }
-    relay.relay_some().await.unwrap();
+    let lease = relay.store.lease_lanes(uuid::Uuid::nil(), 60_000).await.unwrap();
+    relay.relay_some(&lease, 100).await.unwrap();
 
     let consumer = Consumer {
         bus,

@@ -12,7 +12,7 @@ const NOW: UnixMs = UnixMs(1_800_000_000_000);
 
 /// A request that nobody made before.
 pub(crate) fn request(key: &str) -> NewTxn {
-    let id = TxnId::fresh("TOR".parse().unwrap());
+    let id = TxnId::fresh("TOR".parse().unwrap(), NOW);
     NewTxn {
         txn: Txn {
             id,
@@ -70,6 +70,13 @@ async fn stepped(store: &impl Store, input: Apply) -> (Txn, Vec<Effect>, Option<
         Applied::Stepped { txn, effects, cred_block } => (*txn, effects, cred_block),
         other => panic!("{other:?}"),
     }
+}
+
+/// A payment's events that wait for publication.
+async fn waiting(store: &impl Store, lease: &LaneLease, id: TxnId) -> Vec<OutboxRow> {
+    let mut rows = store.unpublished(lease, 32_000).await.unwrap();
+    rows.retain(|row| row.txn_id == id.to_string());
+    rows
 }
 
 /// `open` opens the same place again and again; the place is empty at first.
@@ -145,13 +152,8 @@ async fn events_move_payments_and_are_recorded(store: &impl Store) {
     );
     assert_eq!(history[5].reason.as_deref(), Some("conflict:Z9"));
 
-    let mine: Vec<OutboxRow> = store
-        .unpublished(1000)
-        .await
-        .unwrap()
-        .into_iter()
-        .filter(|row| row.txn_id == id.to_string())
-        .collect();
+    let lease = store.lease_lanes(Uuid::nil(), 60_000).await.unwrap();
+    let mine = waiting(store, &lease, id).await;
     assert_eq!(
         mine.iter().map(|row| row.event_type).collect::<Vec<_>>(),
         [
@@ -168,18 +170,14 @@ async fn events_move_payments_and_are_recorded(store: &impl Store) {
     );
     assert_eq!(envelope.trace.request_id.as_deref(), Some("r-1"));
 
-    store.published(vec![mine[0].position, mine[2].position]).await.unwrap();
-    let left: Vec<_> = store
-        .unpublished(1000)
-        .await
-        .unwrap()
-        .into_iter()
-        .filter(|row| row.txn_id == id.to_string())
-        .map(|row| row.position)
-        .collect();
-    assert_eq!(left, [mine[1].position, mine[3].position], "a gap does not hide what comes after it");
+    store.published(&lease, &[mine[0].clone(), mine[2].clone()]).await.unwrap();
+    let left = waiting(store, &lease, id).await;
+    assert_eq!(left, [mine[1].clone(), mine[3].clone()], "a gap does not hide what comes after it");
+    store.published(&lease, &mine).await.unwrap();
+    assert_eq!(waiting(store, &lease, id).await, [], "what is gone already is no error");
+    store.return_lanes(lease.relay).await.unwrap();
 
-    let nobody = TxnId::fresh("TOR".parse().unwrap());
+    let nobody = TxnId::fresh("TOR".parse().unwrap(), NOW);
     assert!(matches!(store.apply(apply(nobody, Event::Dispatch)).await.unwrap(), Applied::UnknownTxn));
 }
 
@@ -271,8 +269,8 @@ async fn what_was_answered_survives<S: Store>(open: impl AsyncFn() -> S) {
     assert_eq!(store.accept(again).await.unwrap(), Accepted::Replayed(new.txn.id));
     let again = store.apply(apply(new.txn.id, Event::Dispatch)).await.unwrap();
     assert!(matches!(again, Applied::Ignored { .. }), "dispatched before the crash: never sent again");
-    let id = new.txn.id.to_string();
-    assert!(store.unpublished(1000).await.unwrap().iter().any(|row| row.txn_id == id));
+    let lease = store.lease_lanes(Uuid::nil(), 60_000).await.unwrap();
+    assert_eq!(waiting(&store, &lease, new.txn.id).await.len(), 1);
     assert!(store.purge(NOW.plus(1), UnixMs(0)).await.unwrap() > 0);
     let after_90_days = NewTxn { idempotency: new.idempotency, ..request("") };
     assert_eq!(store.accept(after_90_days).await.unwrap(), Accepted::New);

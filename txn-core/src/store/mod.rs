@@ -3,8 +3,11 @@
 //! A payment's row, history, timer, idempotency key, inbox row and outgoing events are one transaction. An
 //! engine stores what [`record`](mod@record) says and decides nothing about payments itself.
 
+mod cells;
 #[cfg(test)]
 pub(crate) mod contract;
+mod decide;
+pub mod postgres;
 pub mod record;
 mod sqlite;
 mod sqlite_read;
@@ -15,11 +18,14 @@ mod writer;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use uuid::Uuid;
 
+pub use postgres::{PostgresConfig, PostgresStore};
 pub use sqlite::{SqliteStore, migrate};
 pub(crate) use sqlite::{open_file, options};
 pub use writer::WriterLimits;
@@ -41,11 +47,21 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// A payment whoever's it is, for operators.
     async fn inspect(&self, id: TxnId) -> Result<Option<(Txn, Vec<HistoryRow>)>, StoreError>;
 
-    /// The oldest unpublished events, each payment's in order.
-    async fn unpublished(&self, limit: u32) -> Result<Vec<OutboxRow>, StoreError>;
+    /// Takes this relay's fair share of the outbox's lanes, or keeps it for longer. Nobody else publishes from
+    /// a lane before its lease has run out or it was given back.
+    async fn lease_lanes(&self, relay: Uuid, lease_ms: u64) -> Result<LaneLease, StoreError>;
 
-    /// Takes published events out of the outbox.
-    async fn published(&self, positions: Vec<i64>) -> Result<(), StoreError>;
+    /// Gives all lanes of this relay back.
+    async fn return_lanes(&self, relay: Uuid) -> Result<(), StoreError>;
+
+    /// The oldest unpublished events of the leased lanes, each payment's in order.
+    async fn unpublished(&self, lease: &LaneLease, limit: u32) -> Result<Vec<OutboxRow>, StoreError>;
+
+    /// Takes published events out of the outbox; those of lanes that are somebody else's by now stay for him.
+    async fn published(&self, lease: &LaneLease, rows: &[OutboxRow]) -> Result<(), StoreError>;
+
+    /// How long a relay may go without looking into the outbox although no bell rang: others may have written.
+    fn look_every(&self) -> Duration;
 
     /// Claims timers of one kind that are due and gives their payments; nobody else gets them before the lease
     /// has run out.
@@ -60,6 +76,9 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Forgets idempotency keys and inbox rows older than the two times; at most some thousand rows a call.
     /// Gives how many went.
     async fn purge(&self, idempotency_before: UnixMs, inbox_before: UnixMs) -> Result<u64, StoreError>;
+
+    /// Makes room for the payments of the time around `now`, ahead of them.
+    async fn make_room(&self, now: UnixMs) -> Result<(), StoreError>;
 
     /// Figures for `/metrics`.
     async fn figures(&self) -> Result<Figures, StoreError>;
@@ -160,11 +179,21 @@ pub struct HistoryRow {
 /// An event that waits for publication.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutboxRow {
+    pub lane: i16,
     pub position: i64,
     pub event_id: Uuid,
     pub txn_id: String,
     pub event_type: EventType,
     pub payload: String,
+}
+
+/// The lanes of the outbox that are one relay's for a while. A payment's events are all in one lane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneLease {
+    pub relay: Uuid,
+    pub lanes: Vec<i16>,
+    /// Until then they are nobody else's.
+    pub until: Instant,
 }
 
 /// Sizes worth watching.
@@ -183,7 +212,38 @@ pub enum StoreError {
     Overloaded,
     #[error("the store is closed")]
     Closed,
+    /// The engine is away, or went away before it had answered: whether the request is durable is unknown. Doing
+    /// it again is safe: keys, inboxes and versions let nothing happen twice.
+    #[error("the store's engine is away: {0}")]
+    Unavailable(String),
     /// The engine failed; nothing of the request is durable unless the message says otherwise.
     #[error("the store's engine failed: {0}")]
     Engine(String),
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::PoolTimedOut => StoreError::Overloaded,
+            sqlx::Error::PoolClosed => StoreError::Closed,
+            // Anything half-said on a connection is one that broke.
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::Protocol(_)
+            | sqlx::Error::WorkerCrashed => StoreError::Unavailable(error.to_string()),
+            other => match other.as_database_error().and_then(sqlx::error::DatabaseError::code) {
+                Some(code) if is_away(&code) => StoreError::Unavailable(other.to_string()),
+                _ => StoreError::Engine(other.to_string()),
+            },
+        }
+    }
+}
+
+/// PostgreSQL's codes of a server that is going, coming, full or a standby, and of a statement that it ended
+/// because something took too long. SQLite's codes are numbers of other lengths.
+fn is_away(sqlstate: &str) -> bool {
+    let classes = ["08", "53", "57"];
+    let codes = ["25006", "55P03"];
+    sqlstate.len() == 5 && classes.iter().any(|class| sqlstate.starts_with(class))
+        || codes.contains(&sqlstate)
 }

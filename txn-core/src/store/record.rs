@@ -1,10 +1,11 @@
 //! What a decision looks like as rows. Every engine writes exactly this.
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use super::{NewTxn, Trace};
-use crate::txn::{Effect, Event, EventType, Ignored, State, Step, Txn, UnixMs};
+use super::{IdempotencyKey, NewTxn, Trace};
+use crate::txn::{Effect, Event, EventType, Ignored, State, Step, Txn, UnixMs, WakeKind};
 
 /// Rows that one payment's new version brings.
 #[derive(Debug, Clone)]
@@ -179,4 +180,25 @@ fn event(
     // Strings, numbers and names: nothing in an envelope can fail to be written as JSON.
     let payload = serde_json::to_string(&envelope).unwrap_or_default();
     OutgoingEvent { event_id, event_type, payload }
+}
+
+/// The key of the table `idempotency`: of fixed length, and nothing in it that a client wrote.
+pub(super) fn key_hash(key: &IdempotencyKey) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in [key.tenant.as_str(), key.route, &key.key] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hash.finalize().into()
+}
+
+pub(super) fn wake_name(kind: WakeKind) -> &'static str {
+    match kind {
+        WakeKind::Send => "send",
+        WakeKind::Check => "check",
+    }
+}
+
+pub(super) fn wake_from_name(name: &str) -> Option<WakeKind> {
+    [WakeKind::Send, WakeKind::Check].into_iter().find(|kind| wake_name(*kind) == name)
 }

@@ -12,19 +12,25 @@ use sqlx::sqlite::{
 };
 use sqlx::{ConnectOptions as _, Connection as _, SqlSafeStr as _};
 use tokio::sync::Notify;
+use tokio::time::Instant;
+use uuid::Uuid;
 
-use super::sqlite_read;
+use super::record::wake_name;
 use super::sqlite_rows::{self, Rows};
-use super::writer::{Committed, Engine, Op, Reply, Writer, WriterLimits};
-use super::{Accepted, Applied, Apply, Figures, HistoryRow, NewTxn, OutboxRow, Store, StoreError, record};
+use super::writer::{Committed, Engine, Writer, WriterLimits};
+use super::{
+    Accepted, Applied, Apply, Figures, HistoryRow, LaneLease, NewTxn, OutboxRow, Store, StoreError, decide,
+    record, sqlite_read,
+};
 use crate::metrics::Metrics;
-use crate::txn::{Effect, Rules, Txn, TxnId, UnixMs, WakeKind, step};
+use crate::txn::{Rules, Txn, TxnId, UnixMs, WakeKind};
 
 /// The store in one SQLite file.
 #[derive(Debug)]
 pub struct SqliteStore {
-    writer: Writer,
+    writer: Writer<SqliteEngine>,
     readers: SqlitePool,
+    bell: Arc<Notify>,
 }
 
 /// Forward only: an applied file never changes, a new one is added.
@@ -54,8 +60,9 @@ impl SqliteStore {
             .acquire_timeout(Duration::from_secs(5))
             .connect_with(options(file).read_only(true))
             .await?;
-        let writer = Writer::start(SqliteEngine { db, rules }, limits, metrics);
-        Ok(SqliteStore { writer, readers })
+        let bell = Arc::new(Notify::new());
+        let writer = Writer::start(SqliteEngine { db, rules }, limits, bell.clone(), metrics);
+        Ok(SqliteStore { writer, readers, bell })
     }
 }
 
@@ -124,16 +131,29 @@ impl Store for SqliteStore {
         Ok(Some((loaded.txn, history)))
     }
 
-    async fn unpublished(&self, limit: u32) -> Result<Vec<OutboxRow>, StoreError> {
+    /// The file is one process's, and so is its one lane.
+    async fn lease_lanes(&self, relay: Uuid, lease_ms: u64) -> Result<LaneLease, StoreError> {
+        Ok(LaneLease { relay, lanes: vec![0], until: Instant::now() + Duration::from_millis(lease_ms) })
+    }
+
+    async fn return_lanes(&self, _: Uuid) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn unpublished(&self, _: &LaneLease, limit: u32) -> Result<Vec<OutboxRow>, StoreError> {
         let mut db = self.readers.acquire().await?;
         sqlite_read::unpublished(&mut db, limit).await
     }
 
-    async fn published(&self, positions: Vec<i64>) -> Result<(), StoreError> {
-        match self.writer.ask(Op::Published(positions)).await? {
+    async fn published(&self, _: &LaneLease, rows: &[OutboxRow]) -> Result<(), StoreError> {
+        match self.writer.ask(Op::Published(rows.iter().map(|row| row.position).collect())).await? {
             Reply::Published => Ok(()),
             other => Err(mismatch(&other)),
         }
+    }
+
+    fn look_every(&self) -> Duration {
+        Duration::from_secs(1)
     }
 
     async fn claim_due(
@@ -145,11 +165,8 @@ impl Store for SqliteStore {
     ) -> Result<Vec<TxnId>, StoreError> {
         // Looks before it asks the writer, so that an idle core writes nothing.
         let sql = "SELECT 1 FROM timers WHERE kind = ?2 AND due_at <= ?1 AND lease_until <= ?1 LIMIT 1";
-        let anything: Option<i64> = sqlx::query_scalar(sql)
-            .bind(now.0)
-            .bind(sqlite_rows::wake_name(kind))
-            .fetch_optional(&self.readers)
-            .await?;
+        let anything: Option<i64> =
+            sqlx::query_scalar(sql).bind(now.0).bind(wake_name(kind)).fetch_optional(&self.readers).await?;
         if anything.is_none() {
             return Ok(Vec::new());
         }
@@ -166,13 +183,17 @@ impl Store for SqliteStore {
         }
     }
 
+    async fn make_room(&self, _: UnixMs) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     async fn figures(&self) -> Result<Figures, StoreError> {
         let mut db = self.readers.acquire().await?;
         sqlite_read::figures(&mut db).await
     }
 
     fn outbox_bell(&self) -> Arc<Notify> {
-        self.writer.bell.clone()
+        self.bell.clone()
     }
 
     async fn close(&self) {
@@ -180,6 +201,26 @@ impl Store for SqliteStore {
         self.readers.close().await;
         self.writer.close().await;
     }
+}
+
+/// A request to the writer.
+#[derive(Debug)]
+enum Op {
+    Accept(Box<NewTxn>),
+    Apply(Box<Apply>),
+    Published(Vec<i64>),
+    Claim { kind: WakeKind, now: UnixMs, lease_ms: u64, limit: u32 },
+    Purge { idempotency_before: UnixMs, inbox_before: UnixMs },
+}
+
+/// The answer to the [`Op`] of the same name.
+#[derive(Debug)]
+enum Reply {
+    Accepted(Accepted),
+    Applied(Applied),
+    Published,
+    Claimed(Vec<TxnId>),
+    Purged(u64),
 }
 
 #[derive(Debug)]
@@ -190,7 +231,14 @@ struct SqliteEngine {
 
 #[async_trait]
 impl Engine for SqliteEngine {
-    async fn commit(&mut self, batch: &[Op]) -> Result<Committed, StoreError> {
+    type Op = Op;
+    type Reply = Reply;
+
+    fn is_urgent(op: &Op) -> bool {
+        matches!(op, Op::Accept(_))
+    }
+
+    async fn commit(&mut self, batch: &[Op]) -> Result<Committed<Reply>, StoreError> {
         sqlx::query("BEGIN IMMEDIATE").execute(&mut self.db).await?;
         let written = match self.write(batch).await {
             Ok(committed) => {
@@ -211,7 +259,7 @@ impl Engine for SqliteEngine {
 }
 
 impl SqliteEngine {
-    async fn write(&mut self, batch: &[Op]) -> Result<Committed, StoreError> {
+    async fn write(&mut self, batch: &[Op]) -> Result<Committed<Reply>, StoreError> {
         let new: Vec<&NewTxn> = batch.iter().filter_map(as_accept).collect();
         let inputs: Vec<&Apply> = batch.iter().filter_map(as_apply).collect();
         let mut rows = Rows::default();
@@ -261,12 +309,7 @@ impl SqliteEngine {
                 answers.push(Accepted::New);
                 continue;
             }
-            let first = sqlite_read::first_use(&mut self.db, new).await?;
-            answers.push(if first.fingerprint == new.fingerprint {
-                Accepted::Replayed(first.txn_id)
-            } else {
-                Accepted::KeyReused
-            });
+            answers.push(decide::again(new, sqlite_read::first_use(&mut self.db, new).await?));
         }
         Ok(answers)
     }
@@ -277,42 +320,7 @@ impl SqliteEngine {
         }
         let mut txns = sqlite_read::txns(&mut self.db, inputs.iter().map(|input| input.txn_id)).await?;
         let mut seen = sqlite_read::seen(&mut self.db, inputs).await?;
-        let mut answers = Vec::with_capacity(inputs.len());
-        for input in inputs {
-            let known = txns.get_mut(&input.txn_id.uuid()).filter(|loaded| loaded.txn.id == input.txn_id);
-            let Some(loaded) = known else {
-                answers.push(Applied::UnknownTxn);
-                continue;
-            };
-            if let Some((consumer, message)) = &input.inbox {
-                if !seen.insert(((*consumer).to_owned(), message.clone())) {
-                    answers.push(Applied::SeenBefore);
-                    continue;
-                }
-                rows.take_in(consumer, message, input.at);
-            }
-            match step(&loaded.txn, &input.event, input.at, &self.rules) {
-                Ok(step) => {
-                    rows.change(record::stepped(&step, &input.event, input.at));
-                    loaded.txn = step.txn.clone();
-                    let cred_block =
-                        if step.effects.contains(&Effect::Send) { loaded.cred_block.clone() } else { None };
-                    answers.push(Applied::Stepped {
-                        txn: Box::new(step.txn),
-                        effects: step.effects,
-                        cred_block,
-                    });
-                }
-                Err(why) => {
-                    if let Some(record) = record::ignored(&loaded.txn, why, &input.event, input.at) {
-                        loaded.txn = record.txn.clone();
-                        rows.change(record);
-                    }
-                    answers.push(Applied::Ignored { txn: Box::new(loaded.txn.clone()), why });
-                }
-            }
-        }
-        Ok(answers)
+        Ok(decide::apply_all(inputs, &mut txns, &mut seen, &self.rules, rows))
     }
 }
 
@@ -336,16 +344,6 @@ fn missing() -> StoreError {
 
 fn mismatch(reply: &Reply) -> StoreError {
     StoreError::Engine(format!("the writer answered something else: {reply:?}"))
-}
-
-impl From<sqlx::Error> for StoreError {
-    fn from(error: sqlx::Error) -> Self {
-        match error {
-            sqlx::Error::PoolTimedOut => StoreError::Overloaded,
-            sqlx::Error::PoolClosed => StoreError::Closed,
-            other => StoreError::Engine(other.to_string()),
-        }
-    }
 }
 
 /// Brings a file's tables up to date and closes it: `txn-core migrate`.

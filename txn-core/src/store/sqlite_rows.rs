@@ -4,14 +4,14 @@
 
 use std::collections::{HashMap, HashSet};
 
-use sha2::{Digest as _, Sha256};
 use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
 use sqlx::{Arguments as _, AssertSqlSafe, Row as _};
 use uuid::Uuid;
 
-use super::record::Record;
-use super::{IdempotencyKey, NewTxn, StoreError};
-use crate::txn::{UnixMs, WakeKind};
+use super::decide::Changes;
+use super::record::{Record, key_hash, wake_name};
+use super::{NewTxn, StoreError};
+use crate::txn::{TxnId, UnixMs};
 
 /// Rows of one transaction, table by table.
 #[derive(Debug, Default)]
@@ -103,7 +103,7 @@ pub(super) async fn claim_keys(
         .iter()
         .map(|new| {
             vec![
-                Cell::Blob(key_hash(&new.idempotency)),
+                Cell::Blob(key_hash(&new.idempotency).to_vec()),
                 Cell::Blob(new.fingerprint.to_vec()),
                 id(new.txn.id.uuid()),
                 Cell::Int(new.txn.created_at.0),
@@ -112,25 +112,7 @@ pub(super) async fn claim_keys(
         .collect();
     let mut script = Script::of(&[rows.len()]);
     INSERT_IDEMPOTENCY.add(&rows, &mut script)?;
-    script
-        .run(db)
-        .await?
-        .iter()
-        .map(|row| {
-            let bytes: Vec<u8> = row.try_get(0)?;
-            Uuid::from_slice(&bytes).map_err(|error| StoreError::Engine(error.to_string()))
-        })
-        .collect()
-}
-
-/// The key of the table `idempotency`: of fixed length, and nothing in it that a client wrote.
-pub(super) fn key_hash(key: &IdempotencyKey) -> Vec<u8> {
-    let mut hash = Sha256::new();
-    for part in [key.tenant.as_str(), key.route, &key.key] {
-        hash.update((part.len() as u64).to_be_bytes());
-        hash.update(part);
-    }
-    hash.finalize().to_vec()
+    script.run(db).await?.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
 impl Rows {
@@ -141,16 +123,6 @@ impl Rows {
             self.cred_blocks.push(vec![id(new.txn.id.uuid()), Cell::Text(block.0.clone())]);
         }
         self.shared(record);
-    }
-
-    /// A payment's next version; the last one pushed wins.
-    pub(super) fn change(&mut self, record: Record) {
-        self.changed_txns.insert(record.txn.id.uuid(), txn_row(&record));
-        self.shared(record);
-    }
-
-    pub(super) fn take_in(&mut self, consumer: &'static str, message: &str, at: UnixMs) {
-        self.inbox.push(vec![Cell::Static(consumer), Cell::Text(message.to_owned()), Cell::Int(at.0)]);
     }
 
     fn shared(&mut self, record: Record) {
@@ -215,6 +187,18 @@ impl Rows {
         script.delete(DELETE_PUBLISHED, &self.published)?;
         script.run(db).await?;
         Ok(())
+    }
+}
+
+impl Changes for Rows {
+    /// The last version pushed wins.
+    fn change(&mut self, record: Record) {
+        self.changed_txns.insert(record.txn.id.uuid(), txn_row(&record));
+        self.shared(record);
+    }
+
+    fn take_in(&mut self, _: TxnId, consumer: &'static str, message: &str, at: UnixMs) {
+        self.inbox.push(vec![Cell::Static(consumer), Cell::Text(message.to_owned()), Cell::Int(at.0)]);
     }
 }
 
@@ -385,15 +369,4 @@ fn id(uuid: Uuid) -> Cell {
 /// The 32 digits that `unhex` takes.
 pub(super) fn hex(uuid: Uuid) -> String {
     uuid.simple().to_string()
-}
-
-pub(super) fn wake_name(kind: WakeKind) -> &'static str {
-    match kind {
-        WakeKind::Send => "send",
-        WakeKind::Check => "check",
-    }
-}
-
-pub(super) fn wake_from_name(name: &str) -> Option<WakeKind> {
-    [WakeKind::Send, WakeKind::Check].into_iter().find(|kind| wake_name(*kind) == name)
 }

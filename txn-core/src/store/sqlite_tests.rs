@@ -38,5 +38,6 @@ async fn a_full_queue_refuses_and_what_was_taken_is_answered() {
         }
     }
     assert!(new > 0 && refused > 0, "{new} taken, {refused} refused");
-    assert_eq!(store.unpublished(1000).await.unwrap().len(), new);
+    let lease = store.lease_lanes(uuid::Uuid::nil(), 1_000).await.unwrap();
+    assert_eq!(store.unpublished(&lease, 1000).await.unwrap().len(), new);
 }

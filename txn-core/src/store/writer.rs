@@ -1,17 +1,16 @@
 //! Group commit: one task owns the engine's only writing connection; what arrives together is one
 //! transaction, and each is answered after its COMMIT. The queue and the batch are bounded.
 
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::fmt;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde::Deserialize;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::{Accepted, Applied, Apply, NewTxn, StoreError};
+use super::StoreError;
 use crate::metrics::Metrics;
-use crate::txn::{TxnId, UnixMs, WakeKind};
 
 /// Bounds of the writer.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -29,62 +28,53 @@ impl Default for WriterLimits {
     }
 }
 
-/// A request to the writer.
-#[derive(Debug)]
-pub(super) enum Op {
-    Accept(Box<NewTxn>),
-    Apply(Box<Apply>),
-    Published(Vec<i64>),
-    Claim { kind: WakeKind, now: UnixMs, lease_ms: u64, limit: u32 },
-    Purge { idempotency_before: UnixMs, inbox_before: UnixMs },
-}
-
-/// The answer to the [`Op`] of the same name.
-#[derive(Debug)]
-pub(super) enum Reply {
-    Accepted(Accepted),
-    Applied(Applied),
-    Published,
-    Claimed(Vec<TxnId>),
-    Purged(u64),
-}
-
 /// What an engine brings: a batch becomes one transaction.
 #[async_trait]
 pub(super) trait Engine: Send + 'static {
+    /// A request, and the answer to it.
+    type Op: Send + Sync + fmt::Debug + 'static;
+    type Reply: Send + fmt::Debug + 'static;
+
+    /// Whether a client waits for it.
+    fn is_urgent(op: &Self::Op) -> bool;
+
     /// Makes all of it durable, or none, and answers one by one in the same order.
-    async fn commit(&mut self, batch: &[Op]) -> Result<Committed, StoreError>;
+    async fn commit(&mut self, batch: &[Self::Op]) -> Result<Committed<Self::Reply>, StoreError>;
 
     /// Leaves everything tidy; nothing comes after it.
     async fn close(self) -> Result<(), StoreError>;
 }
 
 #[derive(Debug)]
-pub(super) struct Committed {
-    pub replies: Vec<Reply>,
+pub(super) struct Committed<R> {
+    pub replies: Vec<R>,
     pub outgoing_events: usize,
 }
 
-type Waiting = (Op, oneshot::Sender<Result<Reply, StoreError>>);
+type Waiting<E> = (<E as Engine>::Op, oneshot::Sender<Result<<E as Engine>::Reply, StoreError>>);
 
 /// The handle to the writing task.
 #[derive(Debug)]
-pub(super) struct Writer {
-    queue: Mutex<Option<mpsc::Sender<Waiting>>>,
+pub(super) struct Writer<E: Engine> {
+    queue: Mutex<Option<mpsc::Sender<Waiting<E>>>>,
     done: tokio::sync::Mutex<Option<tokio::task::JoinHandle<()>>>,
-    pub bell: Arc<Notify>,
 }
 
-impl Writer {
-    pub(super) fn start(engine: impl Engine, limits: &WriterLimits, metrics: Arc<Metrics>) -> Writer {
+impl<E: Engine> Writer<E> {
+    /// `bell` is rung after a commit that brought outgoing events.
+    pub(super) fn start(
+        engine: E,
+        limits: &WriterLimits,
+        bell: Arc<Notify>,
+        metrics: Arc<Metrics>,
+    ) -> Writer<E> {
         let (queue, waiting) = mpsc::channel(limits.queue.max(1));
-        let bell = Arc::new(Notify::new());
-        let task = tokio::spawn(run(engine, waiting, limits.batch.max(1), bell.clone(), metrics));
-        Writer { queue: Mutex::new(Some(queue)), done: tokio::sync::Mutex::new(Some(task)), bell }
+        let task = tokio::spawn(run(engine, waiting, limits.batch.max(1), bell, metrics));
+        Writer { queue: Mutex::new(Some(queue)), done: tokio::sync::Mutex::new(Some(task)) }
     }
 
     /// Queues a request and waits until it is durable.
-    pub(super) async fn ask(&self, op: Op) -> Result<Reply, StoreError> {
+    pub(super) async fn ask(&self, op: E::Op) -> Result<E::Reply, StoreError> {
         let (answer, answered) = oneshot::channel();
         let queue = {
             let queue = self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -113,9 +103,13 @@ impl Writer {
 const GATHER: Duration = Duration::from_millis(3);
 
 /// Lets more requests join the batch, for a moment or until one comes that a client waits for.
-async fn gather(waiting: &mut mpsc::Receiver<Waiting>, taken: &mut Vec<Waiting>, batch: usize) {
+async fn gather<E: Engine>(
+    waiting: &mut mpsc::Receiver<Waiting<E>>,
+    taken: &mut Vec<Waiting<E>>,
+    batch: usize,
+) {
     let until = tokio::time::Instant::now() + GATHER;
-    let urgent = |taken: &[Waiting]| taken.iter().any(|(op, _)| matches!(op, Op::Accept(_)));
+    let urgent = |taken: &[Waiting<E>]| taken.iter().any(|(op, _)| E::is_urgent(op));
     while taken.len() < batch && !urgent(taken) {
         let more = waiting.recv_many(taken, batch - taken.len());
         match tokio::time::timeout_at(until, more).await {
@@ -125,17 +119,17 @@ async fn gather(waiting: &mut mpsc::Receiver<Waiting>, taken: &mut Vec<Waiting>,
     }
 }
 
-async fn run(
-    mut engine: impl Engine,
-    mut waiting: mpsc::Receiver<Waiting>,
+async fn run<E: Engine>(
+    mut engine: E,
+    mut waiting: mpsc::Receiver<Waiting<E>>,
     batch: usize,
     bell: Arc<Notify>,
     metrics: Arc<Metrics>,
 ) {
     let mut taken = Vec::with_capacity(batch);
     while waiting.recv_many(&mut taken, batch).await > 0 {
-        gather(&mut waiting, &mut taken, batch).await;
-        let (ops, answers): (Vec<Op>, Vec<_>) = taken.drain(..).unzip();
+        gather::<E>(&mut waiting, &mut taken, batch).await;
+        let (ops, answers): (Vec<E::Op>, Vec<_>) = taken.drain(..).unzip();
         let began = Instant::now();
         let result = engine.commit(&ops).await;
         metrics.commit_seconds.observe(began.elapsed().as_secs_f64());
@@ -150,7 +144,8 @@ async fn run(
                     bell.notify_one();
                 }
             }
-            Err(error) if ops.len() > 1 => {
+            // One request may be what the engine chokes on: the others must not suffer for it.
+            Err(error @ StoreError::Engine(_)) if ops.len() > 1 => {
                 tracing::warn!(%error, batch = ops.len(), "commit failed; trying its requests one by one");
                 for (op, answer) in ops.into_iter().zip(answers) {
                     let alone = engine.commit(std::slice::from_ref(&op)).await;

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use uuid::Uuid;
+use uuid::{NoContext, Timestamp, Uuid};
+
+use super::UnixMs;
 
 /// The PSP's three-letter code, the prefix of every id that we make.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -44,9 +46,19 @@ impl FromStr for PspCode {
 }
 
 impl TxnId {
-    /// A fresh id; ids made by one process sort by the time they were made.
-    pub fn fresh(psp: PspCode) -> Self {
-        TxnId { psp, uuid: Uuid::now_v7() }
+    /// A fresh id of a payment that is made at this time: [`TxnId::made_at`] gives the time back.
+    pub fn fresh(psp: PspCode, at: UnixMs) -> Self {
+        let ms = u64::try_from(at.0).unwrap_or(0);
+        let nanos = u32::try_from(ms % 1000).unwrap_or(0) * 1_000_000;
+        TxnId { psp, uuid: Uuid::new_v7(Timestamp::from_unix(NoContext, ms / 1000, nanos)) }
+    }
+
+    /// When it was made: the first 48 bits of a UUIDv7. None if it is no UUIDv7, and so none of ours.
+    pub fn made_at(&self) -> Option<UnixMs> {
+        let (seconds, nanos) =
+            self.uuid.get_timestamp().filter(|_| self.uuid.get_version_num() == 7)?.to_unix();
+        let ms = seconds.checked_mul(1000)?.checked_add(u64::from(nanos / 1_000_000))?;
+        i64::try_from(ms).ok().map(UnixMs)
     }
 
     /// The id whose row has this key.
@@ -94,7 +106,10 @@ mod tests {
 
     #[test]
     fn an_id_is_35_letters_and_digits_and_survives_the_trip_to_text() {
-        let id = TxnId::fresh("TOR".parse().unwrap());
+        let at = UnixMs(1_800_000_000_123);
+        let id = TxnId::fresh("TOR".parse().unwrap(), at);
+        assert_eq!(id.made_at(), Some(at));
+        assert_ne!(id, TxnId::fresh("TOR".parse().unwrap(), at));
         let text = id.to_string();
         assert_eq!(text.len(), 35);
         assert!(text.bytes().all(|b| b.is_ascii_alphanumeric()));

@@ -7,7 +7,7 @@ use super::*;
 fn payment() -> Txn {
     let now = UnixMs(1_000_000);
     Txn {
-        id: TxnId::fresh("TOR".parse().unwrap()),
+        id: TxnId::fresh("TOR".parse().unwrap(), now),
         tenant: "acme".into(),
         subject: "user-1".into(),
         device_id: "device-1".into(),

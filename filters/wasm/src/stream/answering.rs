@@ -1,0 +1,122 @@
+//! What the module does with an answer on its way to the client.
+
+use std::rc::Rc;
+
+use filters::chain::Refused;
+use filters::failure::Failure;
+use filters::filter::Headers;
+use filters::upstream::MOST_ANSWER_BYTES;
+
+use super::{Flow, Phase, Stream};
+use crate::envoy::Envoy;
+use crate::plugin::Now;
+
+/// So many fields are set one by one; more are cheaper set all at once, which takes three calls.
+const FEW: usize = 3;
+
+/// What becomes of the upstream's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answering {
+    /// It goes on as it comes.
+    AsItComes,
+    /// It is awaited whole, to be decided on.
+    Whole,
+    /// It was refused, and something else was answered.
+    Refused,
+}
+
+impl Stream {
+    /// An answer's header has come, whoever gives it; `whole`: and nothing else will.
+    pub fn answer(&mut self, whole: bool, envoy: &dyn Envoy) -> Flow {
+        let decides = matches!(self.phase, Phase::Admitted)
+            && self.admission.as_ref().is_some_and(|admission| admission.reads_answer(&self.plugin.policy));
+        // What Envoy answers itself when the upstream fails is no answer of the upstream's.
+        if decides && envoy.upstream_answers() {
+            self.answering = Answering::Whole;
+            return if whole { self.answered_whole(0, envoy) } else { Flow::Pause };
+        }
+        self.dress(envoy);
+        Flow::Continue
+    }
+
+    /// `length` bytes of the answer's body have come; `whole`: and nothing else will.
+    pub fn answer_body(&mut self, length: usize, whole: bool, envoy: &dyn Envoy) -> Flow {
+        match self.answering {
+            Answering::AsItComes => Flow::Continue,
+            Answering::Refused => Flow::Pause,
+            Answering::Whole if length > MOST_ANSWER_BYTES => {
+                self.refuse_answer(&Failure::AnswerTooLarge.into(), envoy)
+            }
+            Answering::Whole if whole => self.answered_whole(length, envoy),
+            Answering::Whole => Flow::Pause,
+        }
+    }
+
+    /// The answer's trailers have come, so its body is whole.
+    pub fn answer_trailers(&mut self, envoy: &dyn Envoy) -> Flow {
+        match self.answering {
+            Answering::AsItComes => Flow::Continue,
+            Answering::Refused => Flow::Pause,
+            Answering::Whole => self.answered_whole(MOST_ANSWER_BYTES + 1, envoy),
+        }
+    }
+
+    /// Decides on the answer, of whose body at most so many bytes are there.
+    fn answered_whole(&mut self, most: usize, envoy: &dyn Envoy) -> Flow {
+        let plugin = Rc::clone(&self.plugin);
+        let Some(admission) = &mut self.admission else { return Flow::Pause };
+        let told = envoy.answer_fields();
+        let status = told.iter().find(|(name, _)| name == ":status");
+        let status = status.and_then(|(_, value)| std::str::from_utf8(value).ok()?.parse().ok());
+        let headers: Headers<'_> = told
+            .iter()
+            .filter(|(name, _)| !name.starts_with(':'))
+            .map(|(name, value)| (name.as_str(), value.as_slice()))
+            .collect();
+        let body = if most == 0 { Vec::new() } else { envoy.answer_body(most) };
+        self.now_ms = envoy.now_ms();
+        let now = Now { plugin: &plugin, now_ms: self.now_ms };
+        let request = self.received.request(admission.peer());
+        let answer = (status.unwrap_or_default(), headers, body.as_slice());
+        match admission.answer(&plugin.policy, &request, answer, &now) {
+            Ok(()) => {
+                self.answering = Answering::AsItComes;
+                self.dress(envoy);
+                Flow::Continue
+            }
+            Err(refused) => self.refuse_answer(&refused, envoy),
+        }
+    }
+
+    fn refuse_answer(&mut self, refused: &Refused, envoy: &dyn Envoy) -> Flow {
+        self.answering = Answering::Refused;
+        let Some(admission) = &self.admission else { return Flow::Pause };
+        let (fields, body) = admission.problem(&refused.refusal);
+        // The module does not see this answer leave, so it carries the fields of every answer from the start.
+        let every = admission.answer_fields(&self.plugin.policy);
+        let own = fields.iter().map(|(name, value)| (*name, value.as_str()));
+        let own = own.filter(|(name, _)| !every.iter().any(|(every, _)| every == name));
+        let fields: Vec<(&str, &str)> =
+            own.chain(every.iter().map(|(name, value)| (&**name, value.as_str()))).collect();
+        envoy.answer(refused.refusal.status, &fields, body.as_bytes());
+        Flow::Pause
+    }
+
+    /// Adds what belongs on every answer.
+    fn dress(&self, envoy: &dyn Envoy) {
+        let Some(admission) = &self.admission else { return };
+        let ours = admission.answer_fields(&self.plugin.policy);
+        if ours.len() <= FEW {
+            for (name, value) in &ours {
+                envoy.set_answer_field(name, value);
+            }
+            return;
+        }
+        let told = envoy.answer_fields();
+        let kept = told.iter().filter(|(name, _)| !ours.iter().any(|(own, _)| own == name));
+        let kept = kept.map(|(name, value)| (name.as_str(), value.as_slice()));
+        envoy.set_answer_fields(
+            kept.chain(ours.iter().map(|(name, value)| (&**name, value.as_bytes()))).collect(),
+        );
+    }
+}

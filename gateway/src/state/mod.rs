@@ -1,0 +1,83 @@
+//! What is remembered between requests: in this process, or in a Redis that many processes share.
+//!
+//! Owns where nonces and limits are kept and what becomes of a request while that place is away. The arithmetic is
+//! the crate `filters`'; a property test holds both places to the same answers.
+
+mod breaker;
+mod redis;
+
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use filters::policy::State as Settings;
+use filters::state::{Answer, Batch, Begun, Full, LimitsWhenAway, Memory, Op, Trip, Unanswered};
+
+use self::redis::Redis;
+use crate::metrics::Metrics;
+use crate::now_ms;
+
+/// The state of an edge.
+#[derive(Debug)]
+pub(crate) struct State {
+    /// With Redis, what is counted in this process alone, and limits while Redis is away.
+    memory: Mutex<Memory>,
+    redis: Option<Redis>,
+    limits_when_away: LimitsWhenAway,
+}
+
+impl State {
+    /// Opens nothing yet: an edge may start while its Redis is away.
+    pub(crate) fn new(settings: &Settings, folder: &Path, metrics: &Metrics) -> anyhow::Result<Self> {
+        let memory = Memory::new(settings.memory.max_entries, now_ms());
+        let redis = settings.redis.as_ref().map(|redis| Redis::new(&redis.value, folder, metrics));
+        Ok(Self {
+            memory: Mutex::new(memory),
+            redis: redis.transpose()?,
+            limits_when_away: settings.limits_when_away,
+        })
+    }
+
+    /// Answers a request's batch: as a whole or not at all, in at most one trip.
+    pub(crate) async fn ask(&self, batch: Batch) -> Result<Vec<Answer>, Full> {
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        let Some(redis) = &self.redis else { return self.memory().run(&batch.all(), now_ms()) };
+        let begun = Trip::begin(batch, Vec::new(), now_ms(), &mut self.memory());
+        match begun {
+            Begun::Answered(answers) => answers,
+            Begun::Asking(ops, trip) => {
+                let said = redis.run(&ops).await;
+                trip.end(said, self.limits_when_away, now_ms(), &mut self.memory())
+            }
+        }
+    }
+
+    /// Answers operations that are all of shared state, and says so when it is away.
+    pub(crate) async fn run(&self, ops: &[Op]) -> Result<Vec<Answer>, Unanswered> {
+        match &self.redis {
+            Some(redis) => redis.run(ops).await,
+            None => self.memory().run(ops, now_ms()).map_err(|Full| Unanswered::Full),
+        }
+    }
+
+    /// Gives back what a request held. What cannot be told is given back by its lease.
+    pub(crate) async fn release(&self, held: Vec<Op>) {
+        if self.redis.is_none() {
+            // Giving back needs no room, so the memory cannot be too full for it.
+            let _ = self.memory().run(&held, now_ms());
+        } else if self.run(&held).await.is_err() {
+            tracing::debug!("places were not given back; their leases will");
+        }
+    }
+
+    /// Things remembered in this process.
+    pub(crate) fn entries(&self) -> usize {
+        self.memory().len()
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        // A panic while the lock was held cannot have left half a batch: writing one does not fail.
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

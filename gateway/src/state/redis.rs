@@ -1,0 +1,202 @@
+//! Shared state in Redis: one script call a batch, over one multiplexed connection that comes back by itself.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use filters::policy::{At, Redis as Settings, Reference};
+use filters::state::{Allowance, Answer, Op, Place, Unanswered};
+use prometheus::{Histogram, IntCounterVec, IntGauge};
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::{Client, ConnectionAddr, IntoConnectionInfo as _, Script, TlsCertificates};
+
+use super::breaker::Breaker;
+use crate::load;
+use crate::metrics::Metrics;
+
+/// Batches that may wait for their answers at once; more count as away.
+const MOST_IN_FLIGHT: usize = 4_096;
+/// Between two tries to connect.
+const RECONNECT: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
+
+/// A Redis that many edges share.
+pub(super) struct Redis {
+    connection: ConnectionManager,
+    script: Arc<Script>,
+    prefix: String,
+    timeout: Duration,
+    breaker: Breaker,
+    began: Instant,
+    up: IntGauge,
+    batches: IntCounterVec,
+    seconds: Histogram,
+}
+
+impl std::fmt::Debug for Redis {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Redis").field("prefix", &self.prefix).finish_non_exhaustive()
+    }
+}
+
+impl Redis {
+    /// Connects when it is first asked.
+    pub(super) fn new(settings: &Settings, folder: &Path, metrics: &Metrics) -> anyhow::Result<Self> {
+        let connection = ConnectionManager::new_lazy_with_config(
+            client(settings, folder).context("state.redis")?,
+            ConnectionManagerConfig::new()
+                .set_connection_timeout(Some(Duration::from_millis(settings.connect_timeout_ms)))
+                .set_response_timeout(Some(Duration::from_millis(settings.timeout_ms)))
+                .set_min_delay(RECONNECT[0])
+                .set_max_delay(RECONNECT[1])
+                .set_number_of_retries(usize::MAX)
+                .set_concurrency_limit(MOST_IN_FLIGHT),
+        )?;
+        Ok(Self {
+            connection,
+            script: Arc::new(Script::new(include_str!("batch.lua"))),
+            prefix: settings.prefix.clone(),
+            timeout: Duration::from_millis(settings.timeout_ms),
+            breaker: Breaker::default(),
+            began: Instant::now(),
+            up: metrics.redis_up.clone(),
+            batches: metrics.redis_batches.clone(),
+            seconds: metrics.redis_seconds.clone(),
+        })
+    }
+
+    /// Runs a batch at Redis's own time, as a whole or not at all.
+    pub(super) async fn run(&self, ops: &[Op]) -> Result<Vec<Answer>, Unanswered> {
+        if !self.breaker.lets(self.now_ms()) {
+            self.batches.with_label_values(&["not_asked"]).inc();
+            return Err(Unanswered::Away);
+        }
+        let asked = Instant::now();
+        // Longer than the connection's own limit only while there is no connection.
+        let said = tokio::time::timeout(self.timeout, self.ask(ops, None)).await;
+        self.seconds.observe(asked.elapsed().as_secs_f64());
+        let error = match said {
+            Ok(Ok(answers)) => {
+                if self.breaker.answered() {
+                    tracing::info!("the shared state is back");
+                }
+                self.up.set(1);
+                self.batches.with_label_values(&["run"]).inc();
+                return Ok(answers);
+            }
+            Ok(Err(error)) if error.code() == Some("OOM") => {
+                self.batches.with_label_values(&["state_full"]).inc();
+                return Err(Unanswered::Full);
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "no answer in time".to_owned(),
+        };
+        self.up.set(0);
+        self.batches.with_label_values(&["away"]).inc();
+        if self.breaker.failed(self.now_ms()) {
+            tracing::warn!(
+                error,
+                "the shared state is away: nonces are refused, limits are as the policy says"
+            );
+        }
+        Err(Unanswered::Away)
+    }
+
+    /// One call. `now_us`: a time in place of Redis's own.
+    async fn ask(&self, ops: &[Op], now_us: Option<u64>) -> redis::RedisResult<Vec<Answer>> {
+        let mut call = self.script.key(format!("{}since", self.prefix));
+        call.arg(now_us.map(|now| now.to_string()).unwrap_or_default());
+        for op in ops {
+            call.key(format!("{}{}", self.prefix, op.key()));
+            match op {
+                Op::Take { rate, cost, .. } => {
+                    call.arg("take").arg(rate.interval_us()).arg(rate.burst()).arg(*cost);
+                }
+                Op::Remember { ttl_ms, made_s, .. } => {
+                    call.arg("remember").arg(us(*ttl_ms)).arg(*made_s);
+                }
+                Op::Hold { most, lease_ms, .. } => {
+                    call.arg("hold").arg((*most).min(Op::MOST_PLACES)).arg(us(*lease_ms));
+                }
+                Op::Release { place, .. } => {
+                    call.arg("release").arg(place.number).arg(place.until_us);
+                }
+            }
+        }
+        let said: Vec<Vec<i64>> = call.invoke_async(&mut self.connection.clone()).await?;
+        let answers: Option<Vec<Answer>> = said.iter().map(|numbers| answer(numbers)).collect();
+        answers.filter(|answers| answers.len() == ops.len()).ok_or_else(|| {
+            redis::RedisError::from((
+                redis::ErrorKind::UnexpectedReturnType,
+                "the script answered something else",
+            ))
+        })
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+fn us(ms: u64) -> u64 {
+    ms.saturating_mul(1_000)
+}
+
+/// What the script's numbers mean.
+fn answer(numbers: &[i64]) -> Option<Answer> {
+    let number = |number: i64| u64::try_from(number).ok();
+    let allowance = |remaining: i64, reset_ms: i64| {
+        Some(Allowance { remaining: u32::try_from(remaining).ok()?, reset_ms: number(reset_ms)? })
+    };
+    Some(match *numbers {
+        [0, remaining, reset_ms] => Answer::Taken(allowance(remaining, reset_ms)?),
+        [1, remaining, reset_ms, retry_after_ms] => Answer::Exhausted {
+            allowance: allowance(remaining, reset_ms)?,
+            retry_after_ms: number(retry_after_ms)?,
+        },
+        [2] => Answer::Remembered,
+        [3] => Answer::Seen,
+        [4] => Answer::TooOld,
+        [5, place, until_us] => {
+            Answer::Held(Place { number: u32::try_from(place).ok()?, until_us: number(until_us)? })
+        }
+        [6, retry_after_ms] => Answer::Busy { retry_after_ms: number(retry_after_ms)? },
+        [7] => Answer::Released,
+        _ => return None,
+    })
+}
+
+fn client(settings: &Settings, folder: &Path) -> anyhow::Result<Client> {
+    let url = load::secret(folder, &settings.url.value).map_err(anyhow::Error::msg)?;
+    // The text may hold a password: no message quotes it.
+    let url = String::from_utf8(url).ok().context("its address is no text")?;
+    let info = url.trim().into_connection_info().ok().context(
+        "its address is not one: write redis://host:port/0, rediss://user:password@host:port/0 or redis+unix:///path",
+    )?;
+    let local = match info.addr() {
+        ConnectionAddr::Tcp(host, _) => {
+            host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
+        }
+        ConnectionAddr::TcpTls { insecure, .. } => {
+            anyhow::ensure!(!insecure, "its address switches verification off: remove `#insecure`");
+            true
+        }
+        _ => true,
+    };
+    anyhow::ensure!(local, "it holds nonces and limits: off the host write rediss://, which is TLS");
+    let root_cert = match &settings.ca {
+        None => None,
+        Some(At { value: Reference::File(path), .. }) => {
+            let path = folder.join(path);
+            Some(std::fs::read(&path).with_context(|| path.display().to_string())?)
+        }
+        Some(At { value: Reference::Env(name), .. }) => anyhow::bail!("env:{name}: certificates are files"),
+    };
+    Ok(match root_cert {
+        None => Client::open(info)?,
+        root_cert => Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert })?,
+    })
+}
+
+#[cfg(test)]
+mod tests;

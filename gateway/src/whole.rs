@@ -1,0 +1,173 @@
+//! Requests whose answer is decided on before any of it leaves: Pingora passes an answer on as it comes, so here the
+//! edge asks the upstream itself and holds the answer, within bounds, until it is whole.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use filters::chain::Refused;
+use filters::failure::Failure;
+use filters::filter::Headers;
+use filters::upstream::MOST_ANSWER_BYTES;
+use http::{HeaderMap, StatusCode, Version, header};
+use pingora::Result as Answered;
+use pingora::connectors::http::Connector;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::http::client::HttpSession;
+use pingora::proxy::Session;
+
+use crate::door::failure;
+use crate::edge::{Edge, Now};
+use crate::exchange::Exchange;
+use crate::message::request;
+use crate::upstream::HOP;
+
+/// Addresses that are tried before the upstream counts as unreachable; as many as Envoy tries.
+const TRIES: usize = 3;
+
+/// Connections of our own to upstreams, kept for reuse as Pingora's are.
+pub(crate) struct Connections(Connector);
+
+impl Connections {
+    pub(crate) fn new() -> Self {
+        Self(Connector::new(None))
+    }
+}
+
+impl std::fmt::Debug for Connections {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Connections")
+    }
+}
+
+/// An upstream's whole answer.
+#[derive(Debug)]
+pub(crate) struct Whole {
+    status: StatusCode,
+    /// Without those of its connection.
+    fields: HeaderMap,
+    body: Bytes,
+}
+
+impl Edge {
+    /// Asks the upstream, and decides on its answer.
+    pub(crate) async fn carry(
+        &self,
+        session: &Session,
+        exchange: &mut Exchange,
+        body: Bytes,
+    ) -> Result<Whole, Refused> {
+        let peer = session.client_addr().and_then(|addr| addr.as_inet()).map(|addr| addr.ip());
+        let peer = peer.ok_or(Failure::Malformed)?;
+        let answer = self.ask_upstream(session.req_header(), exchange, body).await?;
+        let admission = exchange.admission.as_mut().ok_or(Failure::Malformed)?;
+        let headers: Headers<'_> =
+            answer.fields.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        let told = (answer.status.as_u16(), headers, answer.body.as_ref());
+        admission.answer(&self.policy, &request(session.req_header(), peer), told, &Now(self))?;
+        Ok(answer)
+    }
+
+    /// The answer of the first address to which a connection can be made; what may have arrived is never sent again.
+    async fn ask_upstream(
+        &self,
+        asked: &RequestHeader,
+        exchange: &mut Exchange,
+        body: Bytes,
+    ) -> Result<Whole, Failure> {
+        let mut header = asked.clone();
+        exchange.dress(&mut header).map_err(|_| Failure::Malformed)?;
+        self.copy(&header, exchange);
+        alone(&mut header, body.len()).map_err(|_| Failure::Malformed)?;
+        for _ in 0..TRIES {
+            let peer = self.peer(exchange).ok_or(Failure::UpstreamUnreachable)?;
+            let Ok((mut session, _reused)) = self.connections.0.get_http_session(&peer).await else {
+                self.failed(exchange);
+                continue;
+            };
+            let timeout = Duration::from_millis(self.rule(exchange).ok_or(Failure::Malformed)?.timeout_ms);
+            let answer = tokio::time::timeout(timeout, talk(&mut session, header, body)).await;
+            let failure = match answer {
+                Ok(Ok(answer)) => {
+                    if let (Some(upstream), Some(position)) = (&exchange.upstream, exchange.address) {
+                        upstream.answered(position);
+                    }
+                    let idle_timeout = peer.options.idle_timeout;
+                    self.connections.0.release_http_session(session, &peer, idle_timeout).await;
+                    return Ok(answer);
+                }
+                Ok(Err(failure @ Failure::AnswerTooLarge)) => return Err(failure),
+                Ok(Err(failure)) => failure,
+                Err(_) => Failure::UpstreamTimeout,
+            };
+            self.failed(exchange);
+            return Err(failure);
+        }
+        Err(Failure::UpstreamUnreachable)
+    }
+
+    /// Sends the answer on, with the fields of every answer.
+    pub(crate) async fn pass_on(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+        answer: Whole,
+    ) -> Answered<()> {
+        let Whole { status, fields, body } = answer;
+        let mut header = ResponseHeader::build(status, Some(fields.len() + 8))?;
+        for (name, value) in &fields {
+            header.append_header(name, value)?;
+        }
+        if !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+            header.insert_header(header::CONTENT_LENGTH, body.len())?;
+        }
+        self.dress(&mut header, exchange)?;
+        session.write_response_header(Box::new(header), false).await?;
+        session.write_response_body(Some(body), true).await
+    }
+}
+
+/// Makes of the header one that stands alone on a connection of HTTP/1.1.
+fn alone(header: &mut RequestHeader, length: usize) -> Answered<()> {
+    if !header.headers.contains_key(header::HOST)
+        && let Some(authority) = header.uri.authority().map(ToString::to_string)
+    {
+        header.insert_header(header::HOST, authority)?;
+    }
+    let framed = header.headers.contains_key(header::CONTENT_LENGTH);
+    for name in HOP.iter().filter(|name| **name != header::HOST) {
+        header.remove_header(*name);
+    }
+    if framed || length > 0 {
+        header.insert_header(header::CONTENT_LENGTH, length)?;
+    }
+    header.set_version(Version::HTTP_11);
+    Ok(())
+}
+
+async fn talk(session: &mut HttpSession, header: RequestHeader, body: Bytes) -> Result<Whole, Failure> {
+    let failed = |error: Box<pingora::Error>| failure(&error).unwrap_or(Failure::UpstreamFailed);
+    session.write_request_header(Box::new(header)).await.map_err(failed)?;
+    if !body.is_empty() {
+        session.write_request_body(body, true).await.map_err(failed)?;
+    }
+    session.finish_request_body().await.map_err(failed)?;
+    // Interim answers (1xx) come before the one that counts.
+    let header = loop {
+        session.read_response_header().await.map_err(failed)?;
+        match session.response_header() {
+            Some(header) if header.status.is_informational() => {}
+            Some(header) => break header,
+            None => return Err(Failure::UpstreamFailed),
+        }
+    };
+    let (status, mut fields) = (header.status, header.headers.clone());
+    HOP.iter().for_each(|name| drop(fields.remove(*name)));
+    let mut whole = BytesMut::new();
+    while let Some(chunk) = session.read_response_body().await.map_err(failed)? {
+        if whole.len() + chunk.len() > MOST_ANSWER_BYTES {
+            return Err(Failure::AnswerTooLarge);
+        }
+        whole.extend_from_slice(&chunk);
+    }
+    Ok(Whole { status, fields, body: whole.freeze() })
+}
