@@ -10,12 +10,14 @@ use axum::Router;
 use axum::extract::ConnectInfo;
 use hyper::Request;
 use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::HttpService;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -68,6 +70,7 @@ pub async fn serve(
 ) -> io::Result<()> {
     let acceptor = TlsAcceptor::from(tls);
     let http = Arc::new(http(&limits));
+    let (closing, closed) = watch::channel(false);
     let slots = Arc::new(Semaphore::new(limits.max_connections));
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
@@ -92,15 +95,20 @@ pub async fn serve(
             }
         };
         let (acceptor, http, app) = (acceptor.clone(), Arc::clone(&http), app.clone());
-        let watcher = graceful.watcher();
+        let closing = Closing { watcher: graceful.watcher(), closed: closed.clone() };
         connections.spawn(async move {
-            connection(stream, peer, &acceptor, limits.handshake_timeout, &http, app, watcher).await;
+            connection(stream, peer, &acceptor, limits.handshake_timeout, &http, app, closing).await;
             drop(slot);
         });
     }
 
     drop(listener);
-    if timeout(limits.drain_timeout, graceful.shutdown()).await.is_err() {
+    closing.send_replace(true);
+    let drained = async {
+        graceful.shutdown().await;
+        while connections.join_next().await.is_some() {}
+    };
+    if timeout(limits.drain_timeout, drained).await.is_err() {
         tracing::warn!(open = connections.len(), "drain timeout: connections are cut off");
     }
     connections.shutdown().await;
@@ -121,12 +129,16 @@ async fn connection(
     peer: SocketAddr,
     acceptor: &TlsAcceptor,
     handshake_timeout: Duration,
-    http: &auto::Builder<TokioExecutor>,
+    http: &Http,
     app: Router,
-    watcher: Watcher,
+    mut closing: Closing,
 ) {
     let _ = stream.set_nodelay(true);
-    let stream = match timeout(handshake_timeout, acceptor.accept(stream)).await {
+    let accepted = tokio::select! {
+        accepted = timeout(handshake_timeout, acceptor.accept(stream)) => accepted,
+        _ = closing.closed.wait_for(|closed| *closed) => return,
+    };
+    let stream = match accepted {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::debug!(%peer, %error, "TLS handshake failed"),
         Err(_) => return tracing::debug!(%peer, "TLS handshake timed out"),
@@ -137,12 +149,7 @@ async fn connection(
         .and_then(|chain| chain.first())
         .and_then(|leaf| Facts::from_der(leaf).ok())
         .map(Arc::new);
-    // Named outright, as ALPN agreed: guessing from the first bytes would wait for them
-    // without a bound.
-    let http = match session.alpn_protocol() {
-        Some(b"h2") => http.clone().http2_only(),
-        _ => http.clone().http1_only(),
-    };
+    let is_h2 = session.alpn_protocol() == Some(b"h2");
 
     let service = app.map_request(move |mut request: Request<Incoming>| {
         let extensions = request.extensions_mut();
@@ -151,20 +158,61 @@ async fn connection(
         extensions.insert(ConnectInfo(peer));
         request
     });
-    let served = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
-    if let Err(error) = watcher.watch(served.into_owned()).await {
+    let (stream, service) = (TokioIo::new(stream), TowerToHyperService::new(service));
+    // Named outright, as ALPN agreed: guessing from the first bytes would wait for them without a bound.
+    let ended = if is_h2 {
+        closing.watcher.watch(http.of_h2.serve_connection(stream, service).into_owned()).await
+    } else {
+        // A connection that becomes a WebSocket ends here: whoever takes it over bounds it.
+        let served = http.of_h1.serve_connection(stream, service).with_upgrades();
+        closing.watch(served).await.map_err(Into::into)
+    };
+    if let Err(error) = ended {
         tracing::debug!(%peer, %error, "connection ended");
     }
 }
 
-fn http(limits: &Limits) -> auto::Builder<TokioExecutor> {
-    let mut http = auto::Builder::new(TokioExecutor::new());
-    http.http1().timer(TokioTimer::new()).header_read_timeout(limits.header_read_timeout);
-    http.http2()
+/// Tells a connection that the listener closes.
+struct Closing {
+    watcher: Watcher,
+    closed: watch::Receiver<bool>,
+}
+
+impl Closing {
+    /// Serves until the connection ends by itself, or finishes what is in flight when the listener closes.
+    async fn watch<I, S>(mut self, connection: http1::UpgradeableConnection<I, S>) -> hyper::Result<()>
+    where
+        I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+        S: HttpService<Incoming, ResBody = axum::body::Body> + 'static,
+        S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        // It counts HTTP/2 alone.
+        drop(self.watcher);
+        let mut connection = std::pin::pin!(connection);
+        tokio::select! {
+            ended = connection.as_mut() => return ended,
+            // An error means that the listener is gone, which is a close too.
+            _ = self.closed.wait_for(|closed| *closed) => connection.as_mut().graceful_shutdown(),
+        }
+        connection.await
+    }
+}
+
+struct Http {
+    of_h1: http1::Builder,
+    of_h2: auto::Builder<TokioExecutor>,
+}
+
+fn http(limits: &Limits) -> Http {
+    let mut of_h1 = http1::Builder::new();
+    of_h1.timer(TokioTimer::new()).header_read_timeout(limits.header_read_timeout);
+    let mut of_h2 = auto::Builder::new(TokioExecutor::new()).http2_only();
+    of_h2
+        .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(10))
         .max_concurrent_streams(256)
         .max_header_list_size(32 * 1024);
-    http
+    Http { of_h1, of_h2 }
 }

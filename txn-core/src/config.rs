@@ -133,11 +133,13 @@ pub struct Limits {
     /// UPI: person to person ₹1,00,000.
     pub amount_max_paise: u64,
     pub max_connections: usize,
+    /// Clients that wait on a WebSocket.
+    pub max_subscribers: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { amount_max_paise: 10_000_000, max_connections: 1024 }
+        Limits { amount_max_paise: 10_000_000, max_connections: 1024, max_subscribers: 10_000 }
     }
 }
 
@@ -406,7 +408,7 @@ mod tests {
             ("lease_ms: 5000                # after", "lease_ms: 10                # after", "any pause"),
         ];
         let of_a_fleet = [
-            ("url: file:secrets/database-url", "url: postgres://core:hush@db/payments", "a reference"),
+            ("url: file:secrets/database-url", "url: postgres://core:hush@db/payments", "never inline"),
             ("tls: verified", "tls: maybe", "maybe"),
             ("readers: 8", "readers: 0", "readers"),
             ("statement_timeout_ms: 5000", "statement_timeout_ms: 0", "statement_timeout_ms"),

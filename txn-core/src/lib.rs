@@ -8,6 +8,7 @@ pub mod codes;
 pub mod config;
 pub mod metrics;
 pub mod network;
+pub mod notify;
 pub mod orchestrator;
 pub mod relay;
 pub mod roles;

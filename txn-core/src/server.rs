@@ -22,6 +22,7 @@ use crate::bus::{Bus, KafkaBus, LocalBus, Topic};
 use crate::config::{BusConfig, Config, StoreConfig};
 use crate::metrics::Metrics;
 use crate::network::NpciProxy;
+use crate::notify::{self, Hub};
 use crate::orchestrator::{Bounds, GROUP, Orchestrator};
 use crate::relay::Relay;
 use crate::roles::Role;
@@ -157,12 +158,18 @@ impl Server {
             tasks.spawn(consumer.run(Topic::Audit, stopped.clone()));
         }
 
+        let hub = Hub::new(config.limits.max_subscribers);
+        if let (true, Some(bus)) = (config.roles.has(Role::Notify), &self.bus) {
+            tasks.spawn(notify::run(bus.clone(), hub.clone(), stopped.clone()));
+        }
+
         let served = match (self.listener, &self.store, &orchestrator) {
             (Some(listener), Some(store), Some(orchestrator)) => {
                 let api = Arc::new(Api {
                     psp: config.psp.parse()?,
                     store: store.clone(),
                     orchestrator: orchestrator.clone(),
+                    hub,
                     metrics: metrics.clone(),
                     in_flight: Mutex::new(HashSet::new()),
                     config: config.clone(),

@@ -23,6 +23,7 @@ use txn_core::bus::{Bus, BusError, Message, Subscription, Topic, Visit};
 use txn_core::config::Config;
 use txn_core::metrics::Metrics;
 use txn_core::network::Network;
+use txn_core::notify::Hub;
 use txn_core::orchestrator::{Bounds, Orchestrator};
 use txn_core::relay::{Relay, RelayConfig};
 use txn_core::secret::SecretRef;
@@ -171,6 +172,7 @@ async fn over_http(
         orchestrator: Orchestrator::new(store.clone(), Arc::new(Nobody), metrics.clone(), bounds),
         config: api_config,
         store: store.clone(),
+        hub: Hub::new(0),
         metrics,
         in_flight: Mutex::default(),
     });

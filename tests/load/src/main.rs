@@ -3,6 +3,7 @@
 mod clients;
 mod core;
 mod edge;
+mod kafka;
 mod pgbench;
 mod slice;
 mod soak;
@@ -32,6 +33,8 @@ enum What {
     Core(core::Arguments),
     /// Payments that the embedded store makes durable a second.
     Store(store::Arguments),
+    /// From COMMIT to a consumer through a real Kafka at a steady rate, and how fast the relay empties an outbox.
+    Kafka(kafka::Arguments),
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -43,6 +46,7 @@ async fn main() -> anyhow::Result<()> {
         What::Soak(arguments) => soak::run(arguments).await,
         What::Core(arguments) => core::run(arguments).await,
         What::Store(arguments) => store::run(arguments).await,
+        What::Kafka(arguments) => kafka::run(arguments).await,
     }
 }
 

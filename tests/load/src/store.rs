@@ -91,7 +91,7 @@ pub(crate) fn share(latencies: &[Duration], share: f64) -> Duration {
     latencies.get(at.min(latencies.len().saturating_sub(1))).copied().unwrap_or_default()
 }
 
-fn payment(key: String) -> anyhow::Result<NewTxn> {
+pub(crate) fn payment(key: String) -> anyhow::Result<NewTxn> {
     let now = UnixMs::now();
     let send_by = now.plus(120_000);
     Ok(NewTxn {

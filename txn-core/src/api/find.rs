@@ -48,6 +48,15 @@ pub(super) async fn find(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let caller = Caller::from_headers(&headers)?;
+    let (txn, history) = visible(&api, &caller, &id).await?;
+    let answer = answer(&txn, &history).ok_or_else(|| {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "Cannot be shown")
+    })?;
+    Ok(([(header::CACHE_CONTROL, "no-store")], Json(answer)).into_response())
+}
+
+/// A payment and its history, if the caller may see it.
+pub(super) async fn visible(api: &Api, caller: &Caller, id: &str) -> Result<(Txn, Vec<HistoryRow>), Problem> {
     let not_found = || Problem::new(StatusCode::NOT_FOUND, "transaction_not_found", "No such transaction");
     let id = id.parse().map_err(|_| not_found())?;
     let (txn, history) = api.store.find(&caller.tenant, id).await?.ok_or_else(not_found)?;
@@ -55,10 +64,7 @@ pub(super) async fn find(
     if txn.subject != caller.subject && !caller.owns(&txn.from) && !caller.owns(&txn.to) {
         return Err(not_found());
     }
-    let answer = answer(&txn, &history).ok_or_else(|| {
-        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "Cannot be shown")
-    })?;
-    Ok(([(header::CACHE_CONTROL, "no-store")], Json(answer)).into_response())
+    Ok((txn, history))
 }
 
 fn answer<'a>(txn: &'a Txn, history: &'a [HistoryRow]) -> Option<Answer<'a>> {

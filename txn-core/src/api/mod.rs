@@ -1,6 +1,7 @@
 //! The service's HTTP surface: who may call what, and every refusal as problem+json with a stable code.
 
 mod callbacks;
+mod events;
 mod find;
 mod problem;
 mod send;
@@ -22,7 +23,9 @@ use certs::serve::PeerCertificate;
 pub use problem::Problem;
 
 use crate::config::Config;
+use crate::notify::Hub;
 use crate::orchestrator::Orchestrator;
+use crate::roles::Role;
 use crate::store::{IdempotencyKey, Store, Trace};
 use crate::txn::{PspCode, Vpa};
 
@@ -39,21 +42,31 @@ pub struct Api {
     pub psp: PspCode,
     pub store: Arc<dyn Store>,
     pub orchestrator: Orchestrator,
+    pub hub: Arc<Hub>,
     pub metrics: Arc<crate::metrics::Metrics>,
     /// Keys whose first request has no answer yet.
     pub in_flight: Mutex<HashSet<IdempotencyKey>>,
 }
 
-/// All paths of the service listener.
+/// All paths of the service listener that the roles serve.
 pub fn router(api: Arc<Api>) -> Router {
-    let public = Router::new()
-        .route("/v1/transactions/send", post(send::send))
-        .route("/v1/transactions/{id}", get(find::find))
-        .route("/openapi.json", get(openapi))
-        .layer(from_fn_with_state(Peer(api.config.peers.api.clone()), only_peer));
-    let internal = Router::new()
-        .route("/internal/v1/network-events", post(callbacks::network_event))
-        .layer(from_fn_with_state(Peer(api.config.peers.callbacks.clone()), only_peer));
+    let mut public = Router::new().route("/openapi.json", get(openapi));
+    let mut internal = Router::new();
+    for role in api.config.roles.iter() {
+        match role {
+            Role::Api => {
+                public = public
+                    .route("/v1/transactions/send", post(send::send))
+                    .route("/v1/transactions/{id}", get(find::find));
+                internal = internal.route("/internal/v1/network-events", post(callbacks::network_event));
+            }
+            Role::Notify => public = public.route("/v1/transactions/{id}/events", get(events::events)),
+            Role::Orchestrator | Role::Relay | Role::Audit => {}
+        }
+    }
+    let peers = &api.config.peers;
+    let public = public.layer(from_fn_with_state(Peer(peers.api.clone()), only_peer));
+    let internal = internal.layer(from_fn_with_state(Peer(peers.callbacks.clone()), only_peer));
     public
         .merge(internal)
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "not_found", "No such path"))

@@ -34,6 +34,11 @@ impl Problem {
         Problem { detail: Some(detail.to_string()), ..self }
     }
 
+    /// In seconds.
+    pub fn retry_after(self, seconds: u16) -> Self {
+        Problem { retry_after: Some(seconds), ..self }
+    }
+
     pub fn code(&self) -> &'static str {
         self.code
     }
@@ -57,7 +62,7 @@ impl From<StoreError> for Problem {
                 store_unavailable()
             }
         };
-        Problem { retry_after: Some(1), ..problem }
+        problem.retry_after(1)
     }
 }
 

@@ -65,6 +65,7 @@ impl Edge {
             store,
             orchestrator,
             metrics,
+            hub: Hub::new(10),
             in_flight: Mutex::default(),
         });
         Edge { router: router(api.clone()), api, gateway, proxy, _dir: dir }
@@ -255,6 +256,14 @@ async fn refusals_have_stable_codes_and_write_nothing() {
 }
 
 #[tokio::test]
+async fn events_are_for_websockets() {
+    let edge = Edge::open().await;
+    let sent = edge.send(&payment("k-1"), |_| {}).await;
+    let id = sent.body["txnId"].as_str().unwrap().to_owned();
+    assert_eq!(edge.find(&format!("{id}/events"), |_| {}).await.body["code"], "upgrade_required");
+}
+
+#[tokio::test]
 async fn only_the_right_peer() {
     let edge = Edge::open().await;
     let cases = [
@@ -315,7 +324,8 @@ async fn callbacks_are_durable_and_act_once() {
         (event("M3", id, "FINAL", "SUCCESS", "00"), 200, json!({"msgId": "M3", "applied": true})),
         (event("M4", id, "FINAL", "FAILURE", "Z9"), 200, json!({"msgId": "M4", "applied": false})),
     ];
-    for (body, status, want) in cases {
+    for (body, status, mut want) in cases {
+        want["ack"] = json!("ACCEPTED");
         let answer = edge.network_event(body.clone()).await;
         assert_eq!((answer.status, answer.body), (status, want), "{body}");
     }
@@ -348,7 +358,11 @@ async fn callbacks_are_durable_and_act_once() {
 /// Every answer has to be one that `openapi.json` promises for its path, member by member.
 fn held_against_the_description(method: &Method, path: &str, status: u16, body: &Value) {
     let api: Value = serde_json::from_str(OPENAPI).unwrap();
-    let path = if path.starts_with("/v1/transactions/TOR") { "/v1/transactions/{id}" } else { path };
+    let path = match path.strip_prefix("/v1/transactions/TOR") {
+        Some(id) if id.ends_with("/events") => "/v1/transactions/{id}/events",
+        Some(_) => "/v1/transactions/{id}",
+        None => path,
+    };
     let operation = &api["paths"][path][method.as_str().to_lowercase()];
     if operation.is_null() || body["code"] == "peer_not_allowed" {
         return;

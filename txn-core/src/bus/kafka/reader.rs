@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::mpsc;
 
@@ -68,7 +68,7 @@ async fn everywhere(
         for partition in partitions {
             let id = partition.id();
             let (oldest, newest) =
-                consumer.fetch_watermarks(&name, id, ASK_WITHIN).map_err(|error| engine(&error))?;
+                asked(|| consumer.fetch_watermarks(&name, id, ASK_WITHIN)).map_err(|error| engine(&error))?;
             let from = Offset::Offset(begin(oldest, newest));
             places.add_partition_offset(&name, id, from).map_err(|error| engine(&error))?;
             if oldest < newest {
@@ -79,6 +79,17 @@ async fn everywhere(
         Ok((consumer, ends))
     })
     .await
+}
+
+/// Asks until there is an answer: a partition that has just been made or moved has no leader for a moment.
+fn asked<T>(question: impl Fn() -> KafkaResult<T>) -> KafkaResult<T> {
+    let began = Instant::now();
+    loop {
+        match question() {
+            Err(_) if began.elapsed() < ASK_WITHIN => std::thread::sleep(Duration::from_millis(50)),
+            answer => return answer,
+        }
+    }
 }
 
 /// Sends on what lies before `ends`.
