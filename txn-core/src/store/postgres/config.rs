@@ -17,8 +17,9 @@ pub struct PostgresConfig {
     pub url: Secret,
     #[serde(default)]
     pub tls: Tls,
-    /// Connections that make new payments durable, each with one commit under way.
-    #[serde(default = "two")]
+    /// Connections that make new payments durable, each with one commit under way. One makes the largest batches,
+    /// which cost least.
+    #[serde(default = "one")]
     pub accept_writers: u32,
     /// Connections that write what happens to payments.
     #[serde(default = "two")]
@@ -107,7 +108,7 @@ impl PostgresConfig {
         PostgresConfig {
             url,
             tls: Tls::default(),
-            accept_writers: two(),
+            accept_writers: one(),
             apply_writers: two(),
             writer: WriterLimits::default(),
             readers: default_readers(),
@@ -194,6 +195,9 @@ fn verified(options: PgConnectOptions, tls: Tls) -> Result<PgConnectOptions, Str
     }
 }
 
+fn one() -> u32 {
+    1
+}
 fn two() -> u32 {
     2
 }
