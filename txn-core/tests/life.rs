@@ -16,7 +16,7 @@ use certs::{ClientAuth, Identity, Trust, Versions};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use txn_core::config::Config;
-use txn_core::server::Server;
+use txn_core::server::{Server, migrate};
 
 /// What the proxy answers next; the last line is repeated.
 #[derive(Debug, Default)]
@@ -48,10 +48,12 @@ struct House {
     proxy: SocketAddr,
     script: Shared,
     rules: &'static str,
+    store: String,
 }
 
 struct Running {
     address: SocketAddr,
+    admin: SocketAddr,
     task: tokio::task::JoinHandle<anyhow::Result<()>>,
     stop: oneshot::Sender<()>,
 }
@@ -94,27 +96,31 @@ impl House {
         let proxy = listener.local_addr().unwrap();
         let limits = certs::serve::Limits::default();
         tokio::spawn(certs::serve::serve(listener, tls.unwrap(), app, limits, std::future::pending()));
-        House { dir, proxy, script, rules }
+        House { dir, proxy, script, rules, store: "{sqlite: {file: data/txn.db}}".to_owned() }
     }
 
-    async fn start(&self) -> Running {
+    fn config(&self) -> Config {
         let text = format!(
             "psp: TOR\nlisten: 127.0.0.1:0\nadmin: 127.0.0.1:0\n\
              tls: {{certificate: txn-core.pem, key: txn-core.key, ca: internal-ca.pem}}\n\
              network: {{url: 'https://localhost:{}', timeout_ms: 500}}\n\
-             store: {{sqlite: {{file: data/txn.db}}}}\nbus: {{local: {{file: data/bus.db}}}}\n\
+             store: {}\nbus: {{local: {{file: data/bus.db}}}}\n\
              timers: {{tick_ms: 20, lease_ms: 300}}\ndrain_timeout_ms: 2000\n{}\n",
             self.proxy.port(),
+            self.store,
             self.rules
         );
-        let config = Config::parse(&text, self.dir.path()).unwrap();
-        let server = Server::bind(config).await.unwrap();
-        let address = server.address().unwrap();
+        Config::parse(&text, self.dir.path()).unwrap()
+    }
+
+    async fn start(&self) -> Running {
+        let server = Server::bind(self.config()).await.unwrap();
+        let (address, admin) = (server.address().unwrap(), server.admin_address().unwrap());
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(server.run(async {
             let _stopped = stopped.await;
         }));
-        Running { address, task, stop }
+        Running { address, admin, task, stop }
     }
 
     fn client(&self, name: &str) -> reqwest::Client {
@@ -134,7 +140,7 @@ impl House {
         script.calls.iter().filter(|(name, _)| name == call).map(|(_, body)| body.clone()).collect()
     }
 
-    async fn send(&self, core: &Running, key: &str) -> String {
+    async fn try_send(&self, core: &Running, key: &str) -> reqwest::Response {
         let body = json!({
             "fromVPA": "alice@torana", "toVPA": "bob@torana", "amount": 150.75, "txnNote": "Tea",
             "deviceId": "d-1", "idempotencyKey": key, "credBlock": SECRET
@@ -144,7 +150,11 @@ impl House {
             .post(format!("https://localhost:{}/v1/transactions/send", core.address.port()))
             .header("idempotency-key", key)
             .json(&body);
-        let answer = as_alice(request).send().await.unwrap();
+        as_alice(request).send().await.unwrap()
+    }
+
+    async fn send(&self, core: &Running, key: &str) -> String {
+        let answer = self.try_send(core, key).await;
         assert_eq!(answer.status(), 200);
         answer.json::<Value>().await.unwrap()["txnId"].as_str().unwrap().to_owned()
     }
@@ -370,4 +380,61 @@ async fn a_crash_loses_nothing_and_sends_nothing_twice() {
     for id in &ids {
         assert_eq!(house.find(&core, id).await["status"], "COMPLETED");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_postgres_is_away_the_answer_is_503_and_nothing_is_lost() {
+    let mut house = House::build(QUICK).await;
+    let mut postgres = engines::Postgres::start(&house.dir.path().join("data")).await.unwrap();
+    postgres.create_database("payments").await.unwrap();
+    std::fs::write(house.dir.path().join("url"), postgres.url("payments")).unwrap();
+    house.store = "{postgres: {url: 'file:url', acquire_timeout_ms: 250}}".to_owned();
+    migrate(&house.config()).await.unwrap();
+    house.answers(&[accepted()], &[status("FINAL", "SUCCESS", "00")]);
+    let core = house.start().await;
+    let before = house.send(&core, "before").await;
+    house.ends(&core, &before, "COMPLETED").await;
+
+    postgres.stop().await.unwrap();
+    let found = as_alice(
+        house
+            .client("gateway")
+            .get(format!("https://localhost:{}/v1/transactions/{before}", core.address.port())),
+    );
+    let mut refused = vec![found.send().await.unwrap()];
+    for _ in 0..20 {
+        refused.push(house.try_send(&core, "meanwhile").await);
+    }
+    for answer in refused {
+        assert_eq!(
+            (answer.status().as_u16(), &answer.headers()["retry-after"]),
+            (503, &"1".parse().unwrap())
+        );
+        let problem: Value = answer.json().await.unwrap();
+        assert!(
+            ["store_unavailable", "overloaded"].contains(&problem["code"].as_str().unwrap()),
+            "{problem}"
+        );
+    }
+    let readiness = format!("http://{}/readiness", core.admin);
+    assert_eq!(reqwest::get(&readiness).await.unwrap().status(), 503);
+
+    postgres.start_again().await.unwrap();
+    let mut answer = house.try_send(&core, "meanwhile").await;
+    for _ in 0..200 {
+        if answer.status() == 200 {
+            break;
+        }
+        assert_eq!(answer.status(), 503);
+        tokio::time::sleep(Duration::from_millis(25)).await;
+        answer = house.try_send(&core, "meanwhile").await;
+    }
+    let meanwhile = answer.json::<Value>().await.unwrap()["txnId"].as_str().unwrap().to_owned();
+    house.ends(&core, &meanwhile, "COMPLETED").await;
+    assert_eq!(house.send(&core, "meanwhile").await, meanwhile);
+    assert_eq!(house.send(&core, "before").await, before);
+    assert_eq!(reqwest::get(&readiness).await.unwrap().status(), 200);
+    assert_eq!(house.calls("initiate").len(), 2);
+    core.stop.send(()).unwrap();
+    core.task.await.unwrap().unwrap();
 }

@@ -159,9 +159,12 @@ impl PostgresConfig {
         Ok(options.application_name("txn-core").options([
             ("statement_timeout", statement_timeout_ms.as_str()),
             ("idle_in_transaction_session_timeout", statement_timeout_ms.as_str()),
-            // Batches of some hundred ids look up rows by key, whatever the planner thinks of a fresh table.
+            // Batches of some hundred ids look up rows by key, whatever the planner thinks of a fresh table; and
+            // what it thinks dear for that reason is not worth compiling.
             ("enable_hashjoin", "off"),
             ("enable_mergejoin", "off"),
+            ("enable_seqscan", "off"),
+            ("jit", "off"),
         ]))
     }
 
