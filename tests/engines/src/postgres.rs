@@ -103,6 +103,11 @@ impl Postgres {
         self.address
     }
 
+    /// The process whose children serve the connections; none while it is stopped.
+    pub fn id(&self) -> Option<u32> {
+        self.server.as_ref().map(Program::id)
+    }
+
     /// Where its programs are: `psql`, `pgbench` and the rest.
     pub fn binaries(&self) -> &Path {
         &self.binaries

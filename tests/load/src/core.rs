@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use async_trait::async_trait;
 use certs::{ClientAuth, Identity, Trust, Versions};
 use engines::Postgres;
@@ -32,6 +32,7 @@ use txn_core::store::{CredBlock, PostgresConfig, PostgresStore, Store, Trace};
 use txn_core::txn::{Event, Rules, Txn, UnixMs};
 use uuid::Uuid;
 
+use crate::clients::cpu_with_children_us;
 use crate::store::{accept, empty_folder, share, sqlite};
 use crate::{pgbench, say};
 
@@ -44,7 +45,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 10)]
     seconds: u32,
     /// Connections of the store that accept payments.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 1)]
     accept_writers: u32,
     /// Clients with which pgbench is tried; the best counts.
     #[arg(long, value_delimiter = ',', default_values_t = [8, 16, 32, 64])]
@@ -82,31 +83,36 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         ..PostgresConfig::new(SecretRef::File(url))
     };
     migrate(&config).await?;
-    say(&format!("{:<58} {:>10}  {:>9} {:>9}", "", "a second", "p50", "p99"))?;
+    say(&format!("{:<58} {:>10} {:>9} {:>9}  {:>9}", "", "a second", "p50", "p99", "CPU each"))?;
+    let server = postgres.id().context("it runs")?;
 
     let mut best: f64 = 0.0;
     if arguments.parts.contains(&Part::Pgbench) {
         for clients in &arguments.pgbench_clients {
             empty(&postgres, &dir).await?;
+            let before = cpu_with_children_us(server)?;
             let tps = pgbench::run(&postgres, &dir, *clients, arguments.seconds).await?;
+            let payments = (tps * f64::from(arguments.seconds)) as u64;
+            let cpu_us = (cpu_with_children_us(server)? - before) / payments.max(1);
             best = best.max(tps);
-            line(&format!("pgbench, one prepared statement a payment, {clients} clients"), tps, &[])?;
+            let what = format!("pgbench, one prepared statement a payment, {clients} clients");
+            line(&what, tps, &[], Some(cpu_us))?;
         }
     }
     if arguments.parts.contains(&Part::Http) {
         empty(&postgres, &dir).await?;
-        over_http(&dir, &config, &arguments, best).await?;
+        over_http(&dir, &config, &arguments, server, best).await?;
     }
     if arguments.parts.contains(&Part::Postgres) {
         empty(&postgres, &dir).await?;
         let store = open(&config).await?;
         let (a_second, latencies) = accept(&store, 512, 400).await?;
-        line("PostgreSQL, the store alone, 512 callers", a_second, &latencies)?;
+        line("PostgreSQL, the store alone, 512 callers", a_second, &latencies, None)?;
         store.close().await;
     }
     if arguments.parts.contains(&Part::Sqlite) {
         let (a_second, latencies) = sqlite(&dir, 512, 400).await?;
-        line("SQLite, the store alone, 512 callers", a_second, &latencies)?;
+        line("SQLite, the store alone, 512 callers", a_second, &latencies, None)?;
     }
     if arguments.parts.contains(&Part::Relay) {
         empty(&postgres, &dir).await?;
@@ -115,12 +121,15 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn line(what: &str, a_second: f64, latencies: &[Duration]) -> anyhow::Result<()> {
+/// The CPU time is that of client, core and database together: what counts on a machine that is saturated, and
+/// what others on the machine disturb least.
+fn line(what: &str, a_second: f64, latencies: &[Duration], cpu_us: Option<u64>) -> anyhow::Result<()> {
     let ms = |at: f64| match latencies {
         [] => String::new(),
         _ => format!("{:.1} ms", share(latencies, at).as_secs_f64() * 1000.0),
     };
-    say(&format!("{what:<58} {a_second:>10.0}  {:>9} {:>9}", ms(0.5), ms(0.99)))
+    let cpu = cpu_us.map(|us| format!("{us} us")).unwrap_or_default();
+    say(&format!("{what:<58} {a_second:>10.0} {:>9} {:>9}  {cpu:>9}", ms(0.5), ms(0.99)))
 }
 
 /// As after `migrate`, with nothing left to do in the background.
@@ -156,6 +165,7 @@ async fn over_http(
     dir: &Path,
     config: &PostgresConfig,
     arguments: &Arguments,
+    server: u32,
     best: f64,
 ) -> anyhow::Result<()> {
     certs::pki::init(dir, true)?;
@@ -199,15 +209,17 @@ async fn over_http(
     let seconds = Duration::from_secs(u64::from(arguments.seconds));
     let warm = Duration::from_secs(2);
     let (streams, ..) = pay(streams, warm, None).await?;
+    let before = cpu_with_children_us(server)?;
     let (streams, a_second, latencies) = pay(streams, seconds, None).await?;
+    let cpu_us = (cpu_with_children_us(server)? - before) / u64::try_from(latencies.len().max(1))?;
     let what = format!("PostgreSQL, accepted over HTTP, {} connections", arguments.connections);
-    line(&what, a_second, &latencies)?;
+    line(&what, a_second, &latencies, Some(cpu_us))?;
     if best > 0.0 {
         say(&format!("    {:.2} times pgbench at its best", a_second / best))?;
     }
     let half = a_second / 2.0;
     let (_, a_second, latencies) = pay(streams, seconds, Some(half)).await?;
-    line("    at half that rate", a_second, &latencies)?;
+    line("    at half that rate", a_second, &latencies, None)?;
     serving.abort();
     store.close().await;
     Ok(())
@@ -334,7 +346,7 @@ async fn relay(config: &PostgresConfig) -> anyhow::Result<()> {
     }
     let a_second = events as f64 / began.elapsed().as_secs_f64();
     ensure!(sink.messages.load(Ordering::Relaxed) > 0, "nothing came");
-    line(&format!("PostgreSQL, events relayed by one instance ({events})"), a_second, &[])?;
+    line(&format!("PostgreSQL, events relayed by one instance ({events})"), a_second, &[], None)?;
     store.close().await;
     Ok(())
 }

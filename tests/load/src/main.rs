@@ -13,6 +13,10 @@ use std::io::Write as _;
 
 use clap::{Parser, Subcommand};
 
+/// As the services have it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Measure the stack as it would be deployed (release build) and print the figures.
 #[derive(Debug, Parser)]
 #[command(name = "tests/bench", version)]

@@ -12,10 +12,10 @@ const SCRIPT: &str = r#"
 \set n :n + 1
 \set k random(1, 9000000000000000000)
 WITH id AS (
-    SELECT ('00000000-0000-7000-' || lpad(to_hex(:client_id + 32768), 4, '0') || '-' || lpad(to_hex(:n), 12, '0'))::uuid AS id
+    SELECT ('00000000-0000-7000-' || lpad(to_hex(:client_id::int + 32768), 4, '0') || '-' || lpad(to_hex(:n::int), 12, '0'))::uuid AS id
 ), key AS (
     INSERT INTO idempotency (key_hash, fingerprint, txn_id, created_at)
-    SELECT int8send(:k) || int8send(:k) || int8send(:k) || int8send(:k), '\x0707070707070707070707070707070707070707070707070707070707070707', id, now()
+    SELECT int8send(:k::bigint) || int8send(:k::bigint) || int8send(:k::bigint) || int8send(:k::bigint), '\x0707070707070707070707070707070707070707070707070707070707070707', id, now()
     FROM id ON CONFLICT DO NOTHING RETURNING txn_id
 ), txn AS (
     INSERT INTO transactions (txn_id, created_at, updated_at, send_by, amount_paise, version, sends, checks, psp,
@@ -24,7 +24,7 @@ WITH id AS (
         'bob@torana', 'Lunch', 'created', 'PENDING' FROM key
 )
 INSERT INTO outbox_events (event_id, aggregate_id, created_at, lane, psp, event_type, payload)
-SELECT txn_id, txn_id, now(), :client_id % 32, 'TOR', 'TransactionInitiated',
+SELECT txn_id, txn_id, now(), :client_id::int % 32, 'TOR', 'TransactionInitiated',
     '{"v":1,"eventId":"0198c0de-0000-7000-8000-000000000000","type":"TransactionInitiated","txnId":"TOR0198c0de0000700080000000000000ff","tenant":"acme","at":"2026-11-24T12:00:00.000Z","trace":{},"data":{"version":1,"status":"PENDING","fromVPA":"alice@torana","toVPA":"bob@torana","amount":"150.75"}}'
 FROM key;
 "#;

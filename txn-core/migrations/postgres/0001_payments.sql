@@ -66,11 +66,15 @@ CREATE INDEX idx_idempotency_created_at ON idempotency (created_at);
 
 -- Holds what is not yet published and nothing else: a published row is deleted, so the table stays as small as
 -- what waits. There is no flag `published`, and vacuum comes for few dead rows, often (below).
--- `lane` is a hash of the payment: one relay at a time publishes from a lane. `position` orders a payment's
--- events: its next event is numbered only after the one before is committed. For that the sequence must not be
--- cached by connections. The payload goes out byte for byte; nothing here looks into it.
+-- `lane` is a hash of the payment: one relay at a time publishes from a lane. `xact` is the transaction that wrote
+-- the row, then `position` counts. Both order a payment's events: its next version is begun only after the one before
+-- is committed. A relay reads from the oldest transaction that can still bring something, so that dead rows which an
+-- old snapshot keeps from vacuum (a report, a dump) are not stepped over again and again. Transactions are this
+-- cluster's: rows that wait are published before the database moves to another one by dump and restore.
+-- The payload goes out byte for byte; nothing here looks into it.
 CREATE TABLE outbox_events (
     position     BIGINT      GENERATED ALWAYS AS IDENTITY (CACHE 1),
+    xact         BIGINT      NOT NULL DEFAULT pg_current_xact_id()::text::bigint,
     event_id     UUID        NOT NULL,
     aggregate_id UUID        NOT NULL,
     created_at   TIMESTAMPTZ NOT NULL,
@@ -78,7 +82,7 @@ CREATE TABLE outbox_events (
     psp          TEXT        COLLATE "C" NOT NULL,
     event_type   TEXT        COLLATE "C" NOT NULL,
     payload      TEXT        COLLATE "C" NOT NULL,
-    PRIMARY KEY (lane, position)
+    PRIMARY KEY (lane, xact, position)
 );
 
 -- Who publishes from a lane, and until when nobody else does.

@@ -135,10 +135,15 @@ pub(super) fn history(row: &impl Cells) -> Result<HistoryRow, StoreError> {
     })
 }
 
-/// `lane` and `txn_id` differ from engine to engine.
-pub(super) fn outbox(row: &impl Cells, lane: i16, txn_id: String) -> Result<OutboxRow, StoreError> {
+/// Where it is and how it names its payment differ from engine to engine.
+pub(super) fn outbox(
+    row: &impl Cells,
+    (lane, xact): (i16, i64),
+    txn_id: String,
+) -> Result<OutboxRow, StoreError> {
     Ok(OutboxRow {
         lane,
+        xact,
         position: row.big("position")?,
         event_id: row.uuid("event_id")?,
         txn_id,

@@ -180,6 +180,8 @@ pub struct HistoryRow {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutboxRow {
     pub lane: i16,
+    /// The engine's number of the transaction that wrote it, where it has one.
+    pub xact: i64,
     pub position: i64,
     pub event_id: Uuid,
     pub txn_id: String,

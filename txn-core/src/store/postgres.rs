@@ -46,6 +46,7 @@ pub struct PostgresStore {
     readers: PgPool,
     partitions: Partitions,
     months_ahead: u32,
+    floors: lanes::Floors,
     bell: Arc<Notify>,
 }
 
@@ -86,7 +87,15 @@ impl PostgresStore {
         });
         let (accepting, applying) = (accepting.collect(), applying.collect());
         let months_ahead = config.months_ahead;
-        let store = PostgresStore { accepting, applying, readers, partitions, months_ahead, bell };
+        let store = PostgresStore {
+            accepting,
+            applying,
+            readers,
+            partitions,
+            months_ahead,
+            floors: lanes::Floors::default(),
+            bell,
+        };
         store.make_room(UnixMs::now()).await?;
         Ok(store)
     }
@@ -120,7 +129,7 @@ impl Store for PostgresStore {
     }
 
     async fn unpublished(&self, lease: &LaneLease, limit: u32) -> Result<Vec<OutboxRow>, StoreError> {
-        lanes::unpublished(&self.readers, lease, limit).await
+        lanes::unpublished(&self.readers, &self.floors, lease, limit).await
     }
 
     async fn published(&self, lease: &LaneLease, rows: &[OutboxRow]) -> Result<(), StoreError> {

@@ -80,7 +80,7 @@ pub(super) async fn history(db: &mut SqliteConnection, id: TxnId) -> Result<Vec<
 
 pub(super) async fn unpublished(db: &mut SqliteConnection, limit: u32) -> Result<Vec<OutboxRow>, StoreError> {
     let rows = sqlx::query(FIND_UNPUBLISHED).bind(limit).fetch_all(db).await?;
-    rows.iter().map(|row| cells::outbox(row, 0, row.text("aggregate_id")?)).collect()
+    rows.iter().map(|row| cells::outbox(row, (0, 0), row.text("aggregate_id")?)).collect()
 }
 
 /// Claims within the caller's transaction.

@@ -46,6 +46,7 @@ pub(crate) struct House {
     pub(crate) proxy: SocketAddr,
     pub(crate) script: Shared,
     pub(crate) rules: &'static str,
+    pub(crate) store: String,
     pub(crate) bus: String,
 }
 
@@ -94,7 +95,8 @@ impl House {
         let proxy = listener.local_addr().unwrap();
         let limits = certs::serve::Limits::default();
         tokio::spawn(certs::serve::serve(listener, tls.unwrap(), app, limits, std::future::pending()));
-        House { dir, proxy, script, rules, bus: "{local: {file: data/bus.db}}".to_owned() }
+        let store = "{sqlite: {file: data/txn.db}}".to_owned();
+        House { dir, proxy, script, rules, store, bus: "{local: {file: data/bus.db}}".to_owned() }
     }
 
     pub(crate) fn config(&self) -> String {
@@ -102,9 +104,10 @@ impl House {
             "psp: TOR\nlisten: 127.0.0.1:0\nadmin: 127.0.0.1:0\n\
              tls: {{certificate: txn-core.pem, key: txn-core.key, ca: internal-ca.pem}}\n\
              network: {{url: 'https://localhost:{}', timeout_ms: 500}}\n\
-             store: {{sqlite: {{file: data/txn.db}}}}\nbus: {}\n\
+             store: {}\nbus: {}\n\
              timers: {{tick_ms: 20, lease_ms: 300}}\ndrain_timeout_ms: 2000\n{}\n",
             self.proxy.port(),
+            self.store,
             self.bus,
             self.rules
         )
@@ -146,7 +149,7 @@ impl House {
         script.calls.iter().filter(|(name, _)| name == call).map(|(_, body)| body.clone()).collect()
     }
 
-    pub(crate) async fn send(&self, core: &Running, key: &str) -> String {
+    pub(crate) async fn try_send(&self, core: &Running, key: &str) -> reqwest::Response {
         let body = json!({
             "fromVPA": "alice@torana", "toVPA": "bob@torana", "amount": 150.75, "txnNote": "Tea",
             "deviceId": "d-1", "idempotencyKey": key, "credBlock": SECRET
@@ -156,7 +159,11 @@ impl House {
             .post(format!("https://localhost:{}/v1/transactions/send", core.address.port()))
             .header("idempotency-key", key)
             .json(&body);
-        let answer = as_alice(request).send().await.unwrap();
+        as_alice(request).send().await.unwrap()
+    }
+
+    pub(crate) async fn send(&self, core: &Running, key: &str) -> String {
+        let answer = self.try_send(core, key).await;
         assert_eq!(answer.status(), 200);
         answer.json::<Value>().await.unwrap()["txnId"].as_str().unwrap().to_owned()
     }

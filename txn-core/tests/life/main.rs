@@ -5,6 +5,7 @@
 mod events;
 mod house;
 mod on_kafka;
+mod on_postgres;
 
 use std::time::Duration;
 

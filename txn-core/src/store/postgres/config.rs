@@ -17,8 +17,9 @@ pub struct PostgresConfig {
     pub url: SecretRef,
     #[serde(default)]
     pub tls: Tls,
-    /// Connections that make new payments durable, each with one commit under way.
-    #[serde(default = "two")]
+    /// Connections that make new payments durable, each with one commit under way. One makes the largest batches,
+    /// which cost least.
+    #[serde(default = "one")]
     pub accept_writers: u32,
     /// Connections that write what happens to payments.
     #[serde(default = "two")]
@@ -62,7 +63,7 @@ impl PostgresConfig {
         PostgresConfig {
             url,
             tls: Tls::default(),
-            accept_writers: two(),
+            accept_writers: one(),
             apply_writers: two(),
             writer: WriterLimits::default(),
             readers: default_readers(),
@@ -110,9 +111,12 @@ impl PostgresConfig {
         Ok(options.application_name("txn-core").options([
             ("statement_timeout", statement_timeout_ms.as_str()),
             ("idle_in_transaction_session_timeout", statement_timeout_ms.as_str()),
-            // Batches of some hundred ids look up rows by key, whatever the planner thinks of a fresh table.
+            // Batches of some hundred ids look up rows by key, whatever the planner thinks of a fresh table; and
+            // what it thinks dear for that reason is not worth compiling.
             ("enable_hashjoin", "off"),
             ("enable_mergejoin", "off"),
+            ("enable_seqscan", "off"),
+            ("jit", "off"),
         ]))
     }
 
@@ -146,6 +150,9 @@ fn verified(options: PgConnectOptions, tls: Tls) -> Result<PgConnectOptions, Str
     }
 }
 
+fn one() -> u32 {
+    1
+}
 fn two() -> u32 {
     2
 }

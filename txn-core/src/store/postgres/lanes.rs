@@ -1,10 +1,12 @@
 //! The outbox in lanes: relays share them by leases.
 //!
-//! All events of a payment are in one lane, and each is numbered only after the one before is committed. A relay
-//! reads what is unpublished in its lanes, publishes it in order and takes it out: an event leaves the outbox only
+//! All events of a payment are in one lane, and each is written by a transaction that began to write only after the
+//! one before was committed: the order of transactions is theirs. A relay reads what is unpublished in its lanes, publishes it in order and takes it out: an event leaves the outbox only
 //! after it was published. So whatever a relay that lost its lease still does, a payment's events first appear in
 //! order; all that can happen is that some appear once more.
 
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use sqlx::Row as _;
@@ -48,18 +50,47 @@ WITH share AS (
 )
 SELECT lane FROM held ORDER BY lane";
 
-/// Lane by lane, so that a long lane costs no more than its share.
+/// Lane by lane, so that a long lane costs no more than its share. `settled`: every transaction before this one has
+/// ended, and what it wrote can be seen. `server` tells one life of one server from another.
 const UNPUBLISHED: &str = "
-SELECT e.* FROM unnest($1::smallint[]) AS l (lane)
-CROSS JOIN LATERAL (
-    SELECT lane, position, event_id, aggregate_id, psp, event_type, payload FROM outbox_events
-    WHERE outbox_events.lane = l.lane ORDER BY position LIMIT $2) AS e
-ORDER BY e.position";
+SELECT l.lane, pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS settled,
+    (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint AS server,
+    e.xact, e.position, e.event_id, e.aggregate_id, e.psp, e.event_type, e.payload
+FROM unnest($1::smallint[], $2::bigint[]) AS l (lane, floor)
+LEFT JOIN LATERAL (
+    SELECT xact, position, event_id, aggregate_id, psp, event_type, payload FROM outbox_events
+    WHERE outbox_events.lane = l.lane AND xact >= l.floor ORDER BY xact, position LIMIT $3) AS e ON true
+ORDER BY e.xact, e.position";
 
 const PUBLISHED: &str = "
 DELETE FROM outbox_events AS e
-USING unnest($2::smallint[], $3::bigint[]) AS p (lane, position), outbox_lanes AS l
-WHERE l.lane = p.lane AND l.relay = $1 AND e.lane = p.lane AND e.position = p.position";
+USING unnest($2::smallint[], $3::bigint[], $4::bigint[]) AS p (lane, xact, position), outbox_lanes AS l
+WHERE l.lane = p.lane AND l.relay = $1 AND e.lane = p.lane AND e.xact = p.xact AND e.position = p.position";
+
+/// For each lane a transaction before which nothing is in it and nothing will ever be: all before it have ended, and
+/// what they wrote is published. Holds whoever has the lane, but for one life of one server: another that takes over
+/// may count the same transactions again.
+#[derive(Debug, Default)]
+pub(super) struct Floors(Mutex<(i64, HashMap<i16, i64>)>);
+
+impl Floors {
+    fn of(&self, lanes: &[i16]) -> (i64, Vec<i64>) {
+        let (server, floors) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (*server, lanes.iter().map(|lane| floors.get(lane).copied().unwrap_or(0)).collect())
+    }
+
+    fn forget(&self, server: i64) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (server, HashMap::new());
+    }
+
+    /// What a read has found: the first transaction in the lane, if there is any.
+    fn found(&self, lane: i16, first: Option<i64>, settled: i64) {
+        let floor = first.map_or(settled, |first| first.min(settled));
+        let (_, floors) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = floors.entry(lane).or_default();
+        *known = floor.max(*known);
+    }
+}
 
 /// Of one lane at a time, whatever the number of lanes.
 const AT_LEAST_OF_A_LANE: i64 = 16;
@@ -97,6 +128,7 @@ pub(super) async fn give_back(readers: &PgPool, relay: Uuid) -> Result<(), Store
 
 pub(super) async fn unpublished(
     readers: &PgPool,
+    floors: &Floors,
     lease: &LaneLease,
     limit: u32,
 ) -> Result<Vec<OutboxRow>, StoreError> {
@@ -105,13 +137,41 @@ pub(super) async fn unpublished(
     }
     let lanes = i64::try_from(lease.lanes.len()).unwrap_or(i64::MAX);
     let of_a_lane = (i64::from(limit) / lanes).max(AT_LEAST_OF_A_LANE);
-    let rows = sqlx::query(UNPUBLISHED).bind(&lease.lanes).bind(of_a_lane).fetch_all(readers).await?;
-    rows.iter()
-        .map(|row| {
+    match read(readers, floors, &lease.lanes, of_a_lane).await? {
+        Some(rows) => Ok(rows),
+        // Another server than before: from the beginning.
+        None => Ok(read(readers, floors, &lease.lanes, of_a_lane).await?.unwrap_or_default()),
+    }
+}
+
+/// None, and the floors are forgotten, if they were another server's: what was read from there says nothing here.
+async fn read(
+    readers: &PgPool,
+    floors: &Floors,
+    lanes: &[i16],
+    of_a_lane: i64,
+) -> Result<Option<Vec<OutboxRow>>, StoreError> {
+    let (server, from) = floors.of(lanes);
+    let read = sqlx::query(UNPUBLISHED).bind(lanes).bind(from).bind(of_a_lane);
+    let found = read.fetch_all(readers).await?;
+    let answered: i64 = found.first().map_or(Ok(server), |row| row.try_get("server"))?;
+    if answered != server {
+        floors.forget(answered);
+        return Ok(None);
+    }
+    let (mut rows, mut looked_at) = (Vec::new(), HashSet::new());
+    for row in &found {
+        let lane: i16 = row.try_get("lane")?;
+        let xact: Option<i64> = row.try_get("xact")?;
+        if looked_at.insert(lane) {
+            floors.found(lane, xact, row.try_get("settled")?);
+        }
+        if let Some(xact) = xact {
             let txn_id = cells::txn_id(row, "aggregate_id")?;
-            cells::outbox(row, row.try_get("lane")?, txn_id.to_string())
-        })
-        .collect()
+            rows.push(cells::outbox(row, (lane, xact), txn_id.to_string())?);
+        }
+    }
+    Ok(Some(rows))
 }
 
 pub(super) async fn published(
@@ -120,7 +180,9 @@ pub(super) async fn published(
     rows: &[OutboxRow],
 ) -> Result<(), StoreError> {
     let lanes: Vec<i16> = rows.iter().map(|row| row.lane).collect();
+    let xacts: Vec<i64> = rows.iter().map(|row| row.xact).collect();
     let positions: Vec<i64> = rows.iter().map(|row| row.position).collect();
-    sqlx::query(PUBLISHED).bind(lease.relay).bind(lanes).bind(positions).execute(readers).await?;
+    let delete = sqlx::query(PUBLISHED).bind(lease.relay).bind(lanes).bind(xacts).bind(positions);
+    delete.execute(readers).await?;
     Ok(())
 }

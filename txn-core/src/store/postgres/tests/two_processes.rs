@@ -135,3 +135,43 @@ async fn lanes_are_shared(stores: &Two) {
     assert_eq!(lanes(&stores[1], two).await.len(), all);
     stores[1].return_lanes(two).await.unwrap();
 }
+
+/// A transaction that began to write long before others and commits after them is not missed, though everything
+/// that could be seen meanwhile was published.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_commit_is_not_missed() {
+    let database = Database::migrated().await;
+    let store = database.open().await;
+    let mut late = database.config.options().unwrap().connect().await.unwrap();
+    let insert =
+        "INSERT INTO outbox_events (event_id, aggregate_id, created_at, lane, psp, event_type, payload)
+        SELECT gen_random_uuid(), gen_random_uuid(), now(), lane, 'TOR', 'TransactionInitiated', 'late'
+        FROM generate_series(0, 31) AS lane";
+    sqlx::query("BEGIN").execute(&mut late).await.unwrap();
+    sqlx::query(insert).execute(&mut late).await.unwrap();
+    let lease = store.lease_lanes(Uuid::nil(), 60_000).await.unwrap();
+    let publish_all = async || {
+        let mut payloads = Vec::new();
+        loop {
+            let rows = store.unpublished(&lease, 1_000).await.unwrap();
+            if rows.is_empty() {
+                return payloads;
+            }
+            store.published(&lease, &rows).await.unwrap();
+            payloads.extend(rows.into_iter().map(|row| row.payload));
+        }
+    };
+    for n in 0..100 {
+        store.accept(request(&format!("early-{n}"))).await.unwrap();
+    }
+    assert_eq!(publish_all().await.len(), 100);
+    sqlx::query("COMMIT").execute(&mut late).await.unwrap();
+    assert_eq!(publish_all().await, vec!["late"; usize::from(LANES)]);
+    // One that is undone leaves nothing to wait for.
+    sqlx::query("BEGIN").execute(&mut late).await.unwrap();
+    sqlx::query(insert).execute(&mut late).await.unwrap();
+    sqlx::query("ROLLBACK").execute(&mut late).await.unwrap();
+    store.accept(request("after")).await.unwrap();
+    assert_eq!(publish_all().await.len(), 1);
+    store.close().await;
+}
