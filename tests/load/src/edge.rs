@@ -89,7 +89,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let upstream = upstream(&world).await?;
     let mut envoys = Vec::new();
     for chain in Chain::ALL {
-        envoys.push(Envoy::start(&world, chain, upstream).await?);
+        envoys.push(Envoy::start(&world, chain, upstream, 1).await?);
     }
     let times = Times::new(world.epoch_ms, 0)?;
     let warm = Arc::new(request(&world.keys.token(&Token::default(), times)?));
@@ -129,7 +129,10 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
             fresh_ns.push(per_request(cpu_ns(envoy.process.id())? - between, fresh_each));
         }
     }
-    report(&envoys, &warm_ns, &fresh_ns, &arguments)
+    report(&envoys, &warm_ns, &fresh_ns, &arguments)?;
+    drop(clients);
+    drop(envoys);
+    memory(&world, upstream).await
 }
 
 fn report(
@@ -167,12 +170,31 @@ fn report(
         "  module / own, never seen        {} (asked: at most 1.20)",
         percent(of(fresh_ns, Chain::Module), of(fresh_ns, Chain::Own))
     ))?;
-    let resident = |chain: Chain| -> anyhow::Result<u64> {
-        let envoy = envoys.iter().find(|envoy| envoy.chain == chain).context("it was started")?;
-        resident_bytes(envoy.process.id())
-    };
-    let more = resident(Chain::Module)?.saturating_sub(resident(Chain::Plain)?);
-    say(&format!("  memory above plain Envoy        {} MB (asked: at most 40)", more / 1_000_000))
+    Ok(())
+}
+
+/// What the module adds to Envoy's memory: once, and with every worker.
+async fn memory(world: &World, upstream: SocketAddr) -> anyhow::Result<()> {
+    const WORKERS: u32 = 4;
+    let mut resident = Vec::new();
+    for chain in [Chain::Plain, Chain::Module] {
+        for workers in [1, WORKERS] {
+            let envoy = Envoy::start(world, chain, upstream, workers).await?;
+            let token = world.keys.token(&Token::default(), Times::new(world.epoch_ms, 0)?)?;
+            // Connections enough that every worker has some.
+            let mut clients = Clients::connect(envoy.address, &world.client, 32).await?;
+            clients.send(4_000, Arc::new(move |_| request(&token))).await?;
+            resident.push(resident_bytes(envoy.process.id())?);
+        }
+    }
+    let [plain, plain_more, module, module_more] = resident[..] else { anyhow::bail!("four were measured") };
+    let mb = |bytes: u64| bytes / 1_000_000;
+    let of_workers = (module_more.saturating_sub(module)).saturating_sub(plain_more.saturating_sub(plain));
+    say(&format!(
+        "  memory above plain Envoy        {} MB with one worker, {} MB with each worker more (asked: at most 40 a worker)",
+        mb(module.saturating_sub(plain)),
+        mb(of_workers / u64::from(WORKERS - 1))
+    ))
 }
 
 fn per_request(ns: u64, requests: usize) -> u64 {
@@ -215,7 +237,7 @@ struct Envoy {
 }
 
 impl Envoy {
-    async fn start(world: &World, chain: Chain, upstream: SocketAddr) -> anyhow::Result<Self> {
+    async fn start(world: &World, chain: Chain, upstream: SocketAddr, workers: u32) -> anyhow::Result<Self> {
         let (address, admin, state) = (ports::v4()?, ports::v4()?, ports::v4()?);
         let folder = world.case_folder(chain.name())?;
         let filters = json!({ "jwt": {}, "rate_limit": { "limits": [{
@@ -235,7 +257,11 @@ impl Envoy {
             Chain::Plain | Chain::OwnCached | Chain::Own => None,
         };
         let process = Running::start(
-            Command::new(target()?.join("envoy/envoy")).arg("-c").arg(&file).args(QUIET),
+            Command::new(target()?.join("envoy/envoy"))
+                .arg("-c")
+                .arg(&file)
+                .args(QUIET)
+                .args(["--concurrency", &workers.to_string()]),
             &folder.join("log"),
         )?;
         let envoy = Self { chain, address, process, _state: state };
@@ -245,7 +271,7 @@ impl Envoy {
     }
 }
 
-pub(crate) const QUIET: [&str; 5] = ["--concurrency", "1", "--log-level", "warning", "--disable-hot-restart"];
+pub(crate) const QUIET: [&str; 3] = ["--log-level", "warning", "--disable-hot-restart"];
 
 /// Waits until a request is answered with 200.
 pub(crate) async fn ready(world: &World, at: SocketAddr, request: &[u8], log: &Path) -> anyhow::Result<()> {

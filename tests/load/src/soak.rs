@@ -48,7 +48,10 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     // Signatures tell whole seconds: what is made from the next second on is younger than the memory.
     tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
     let envoy = target()?.join("envoy/envoy");
-    let envoy = Running::start(Command::new(envoy).arg("-c").arg(&file).args(QUIET), &folder.join("log"))?;
+    let envoy = Running::start(
+        Command::new(envoy).arg("-c").arg(&file).args(QUIET).args(["--concurrency", "1"]),
+        &folder.join("log"),
+    )?;
     ready(&world, address, &signed(&world, usize::MAX)?, &folder.join("log")).await?;
 
     say("  requests    Envoy    state service")?;
