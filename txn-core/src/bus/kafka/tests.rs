@@ -59,7 +59,14 @@ impl Cluster {
             Kind::Mock(client) => client.client().mock_cluster().unwrap().bootstrap_servers(),
         };
         let prefix = format!("{prefix}.");
-        KafkaConfig { prefix, session_timeout_ms: 6_000, ..KafkaConfig::of(vec![brokers]) }
+        // A machine that runs other tests too may be slow, and that is no failure.
+        let delivery_timeout_ms = 60_000;
+        KafkaConfig {
+            prefix,
+            session_timeout_ms: 6_000,
+            delivery_timeout_ms,
+            ..KafkaConfig::of(vec![brokers])
+        }
     }
 
     /// A bus with its topics made.
@@ -323,15 +330,15 @@ async fn offsets_follow_what_is_done_and_no_further() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_goes_away_is_waited_for_and_nothing_is_lost() {
     let mut cluster = Cluster::start().await;
-    let bus = Arc::new(cluster.bus("away").await);
-    bus.close().await;
+    let patient = cluster.bus("away").await;
     let config = KafkaConfig { delivery_timeout_ms: 5_000, ..cluster.config("away") };
     let bus = Arc::new(KafkaBus::open(config).await.unwrap());
     let handler = Arc::new(Slow::default());
     let (stop, stopped) = watch::channel(false);
     let running = tokio::spawn(consumer(bus.clone(), handler.clone()).run(Topic::Initiated, stopped));
     let count = || handler.handled.lock().unwrap().len();
-    bus.publish((0..10).map(|n| message(Topic::Initiated, "TORa", n)).collect()).await.unwrap();
+    patient.publish((0..10).map(|n| message(Topic::Initiated, "TORa", n)).collect()).await.unwrap();
+    patient.close().await;
     until("the first are handled", || count() == 10).await;
 
     cluster.away().await;
