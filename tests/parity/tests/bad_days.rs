@@ -146,7 +146,7 @@ async fn a_client_that_stops_half_way() {
 }
 
 fn envoy(programs: &Programs, configuration: &Path) -> Program {
-    let quiet = ["--concurrency", "2", "--log-level", "off", "--disable-hot-restart"];
+    let quiet = ["--concurrency", "2", "--log-level", "error", "--disable-hot-restart"];
     let mut command = Command::new(&programs.envoy);
     let log = configuration.with_extension("log");
     Program::spawn("envoy", command.arg("-c").arg(configuration).args(quiet), &log).unwrap()
@@ -173,14 +173,10 @@ fn places(world: &World) -> Places {
     }
 }
 
-async fn until_served(world: &World, to: SocketAddr) {
-    for _ in 0..800 {
-        if matches!(get(world, to, "/open", "").await, Ok(Some(raw)) if raw.status == 200) {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(25)).await;
-    }
-    panic!("Envoy does not serve");
+/// Waits until requests are served; an Envoy that has ended, or does not come to serve, is quoted.
+async fn until_served(world: &World, to: SocketAddr, envoy: &mut Program) {
+    let serves = async || matches!(get(world, to, "/open", "").await, Ok(Some(raw)) if raw.status == 200);
+    envoy.ready(Duration::from_secs(60), serves).await.unwrap();
 }
 
 /// A module that traps: the request is refused, not let through, and the next one is served.
@@ -198,8 +194,8 @@ async fn a_module_that_dies_lets_nothing_through() {
     .unwrap();
     let places = places(&world);
     let configuration = generate(&world, &programs, &named, &places, &folder, &trap);
-    let _envoy = envoy(&programs, &configuration);
-    until_served(&world, places.listeners[0]).await;
+    let mut envoy = envoy(&programs, &configuration);
+    until_served(&world, places.listeners[0], &mut envoy).await;
     for _ in 0..5 {
         let died = get(&world, places.listeners[0], "/open", "x-trap: 1\r\n").await;
         let refused = match died {
@@ -208,7 +204,7 @@ async fn a_module_that_dies_lets_nothing_through() {
         };
         assert!(refused, "the request of a dead module went through");
         // The module is started again within its backoff; until then requests are refused, none let through.
-        until_served(&world, places.listeners[0]).await;
+        until_served(&world, places.listeners[0], &mut envoy).await;
     }
 }
 
@@ -253,8 +249,8 @@ async fn workers_share_nonces_and_limits() {
     let _state = state(&programs, &folder);
     // Signatures tell whole seconds: what is signed from the next second on is younger than the memory.
     tokio::time::sleep(Duration::from_millis(1_100)).await;
-    let _envoy = envoy(&programs, &configuration);
-    until_served(&world, places.listeners[0]).await;
+    let mut envoy = envoy(&programs, &configuration);
+    until_served(&world, places.listeners[0], &mut envoy).await;
 
     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
     let times = Times::new(u64::try_from(now_ms).unwrap(), 0).unwrap();
@@ -305,8 +301,8 @@ async fn a_policy_changes_as_a_whole_while_traffic_flows() {
     let places = first;
     let configuration = write(0);
     let _state = state(&programs, &folder);
-    let _envoy = envoy(&programs, &configuration);
-    until_served(&world, places.listeners[0]).await;
+    let mut envoy = envoy(&programs, &configuration);
+    until_served(&world, places.listeners[0], &mut envoy).await;
 
     let over = Arc::new(AtomicBool::new(false));
     let mut clients = tokio::task::JoinSet::new();
