@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use e2e::{Ledger, Moved};
+use serde_json::Value;
 use stack::Stack;
 use tokio::time::{Instant, sleep};
 use txn_core::bus::Topic;
@@ -48,6 +49,7 @@ impl Account {
 
         account.check_keys(&seen.wanted);
         account.check_books(&Ledger::of(stack).await?, &payments, &seen.wanted);
+        account.check_calls(&e2e::calls(stack).await?);
         if let Some(fleet) = stack.fleet() {
             let broker = fleet.kafka.lock().await.address();
             account.check_events(&Events::read(broker).await?, &payments, &seen.wanted);
@@ -143,6 +145,21 @@ impl Account {
                 }
             }
         }
+    }
+
+    /// The network's rules: a payment is sent once, and asked about three times at most.
+    fn check_calls(&mut self, calls: &Value) {
+        let payments = calls.get("transactions").and_then(Value::as_object).into_iter().flatten();
+        let mut most = 0;
+        for (txn_id, calls) in payments {
+            let count = |call: &str| calls.get(call).and_then(Value::as_u64).unwrap_or_default();
+            let (sent, asked) = (count("initiate"), count("status"));
+            most = most.max(asked);
+            if sent > 1 || asked > 3 {
+                self.violations.push(format!("{txn_id} was sent {sent} times and asked about {asked} times"));
+            }
+        }
+        self.figure("most status checks of one payment", most);
     }
 
     fn check_events(&mut self, events: &Events, payments: &Payments, wanted: &[Wanted]) {
