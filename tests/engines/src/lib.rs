@@ -10,6 +10,6 @@ mod program;
 mod redis;
 
 pub use kafka::Kafka;
-pub use postgres::Postgres;
+pub use postgres::{Postgres, url as postgres_url};
 pub use program::{Program, Signal};
-pub use redis::Redis;
+pub use redis::{Redis, url as redis_url};

@@ -96,7 +96,7 @@ impl Postgres {
 
     /// Where a client connects.
     pub fn url(&self, database: &str) -> String {
-        format!("postgres://{ACCOUNT}@{}/{database}?sslmode=disable", self.address)
+        url(self.address, database)
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -157,6 +157,11 @@ impl Drop for Postgres {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// How a database is named to a client that reaches its server at `address`.
+pub fn url(address: SocketAddr, database: &str) -> String {
+    format!("postgres://{ACCOUNT}@{address}/{database}?sslmode=disable")
 }
 
 /// The newest installed version's programs.

@@ -76,10 +76,19 @@ impl Redis {
         }
     }
 
+    pub fn address(&self) -> std::net::SocketAddr {
+        self.address
+    }
+
     /// Where clients find its first database.
     pub fn url(&self) -> String {
-        format!("redis://{}/0", self.address)
+        url(self.address)
     }
+}
+
+/// How a client names the first database of a server that it reaches at `address`.
+pub fn url(address: std::net::SocketAddr) -> String {
+    format!("redis://{address}/0")
 }
 
 async fn ping(address: std::net::SocketAddr) -> anyhow::Result<bool> {

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use serde_json::Value;
 
-use crate::{Edge, Service};
+use crate::Service;
+use crate::process::Instance;
 
 /// One value of a configuration that differs from the template.
 #[derive(Debug, Clone)]
@@ -18,26 +19,27 @@ pub struct Setting {
     pub value: Value,
 }
 
-/// Writes the configuration of every service into `folder` and returns its path for each.
+/// Writes the configuration of every instance into `folder` and returns its path for each.
 pub(crate) fn write(
     folder: &Path,
-    values: &BTreeMap<&str, String>,
+    instances: &[Instance],
+    values: impl Fn(Instance) -> BTreeMap<&'static str, String>,
     settings: &[Setting],
-) -> anyhow::Result<BTreeMap<Service, PathBuf>> {
+) -> anyhow::Result<BTreeMap<Instance, PathBuf>> {
+    let one = |&instance: &Instance| {
+        let service = instance.service;
+        let text = render(template(service), &values(instance))
+            .and_then(|text| with_settings(text, settings.iter().filter(|s| s.service == service)))
+            .with_context(|| format!("the configuration of {}", instance.name()))?;
+        let path = folder.join(format!("{}.yaml", instance.name()));
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok((instance, path))
+    };
+    let services = instances.iter().filter(|instance| instance.service != Service::State);
+    let mut written: BTreeMap<Instance, PathBuf> = services.map(one).collect::<anyhow::Result<_>>()?;
     // The state service reads the edge's policy.
-    let services = Service::of(Edge::Gateway).iter().copied();
-    let mut written: BTreeMap<Service, PathBuf> = services
-        .map(|service| {
-            let text = render(template(service), values)
-                .and_then(|text| with_settings(text, settings.iter().filter(|s| s.service == service)))
-                .with_context(|| format!("the configuration of {}", service.name()))?;
-            let path = folder.join(format!("{}.yaml", service.name()));
-            std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-            Ok((service, path))
-        })
-        .collect::<anyhow::Result<_>>()?;
-    if let Some(policy) = written.get(&Service::Edge).cloned() {
-        written.insert(Service::State, policy);
+    if let Some(policy) = written.get(&Service::Edge.into()).cloned() {
+        written.insert(Service::State.into(), policy);
     }
     Ok(written)
 }

@@ -2,6 +2,7 @@
 //! them. They are chosen by configuration alone: the programs are the same.
 
 use std::ffi::OsStr;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
@@ -24,6 +25,30 @@ pub enum Engines {
 
 const DATABASE: &str = "torana";
 
+/// Where services find the engines.
+#[derive(Debug)]
+pub(crate) struct Places {
+    pub(crate) postgres: SocketAddr,
+    pub(crate) kafka: SocketAddr,
+    pub(crate) redis: SocketAddr,
+}
+
+impl Places {
+    /// What differs from the development configuration; what may hold a password is written down in `keys`.
+    pub(crate) fn settings(&self, keys: &Path) -> anyhow::Result<Vec<Setting>> {
+        std::fs::write(keys.join("database.url"), engines::postgres_url(self.postgres, DATABASE))?;
+        std::fs::write(keys.join("redis.url"), engines::redis_url(self.redis))?;
+        let settings = [
+            (Service::TxnCore, "/store", json!({ "postgres": { "url": "file:../keys/database.url" } })),
+            (Service::TxnCore, "/bus", json!({ "kafka": { "brokers": [self.kafka] } })),
+            (Service::Edge, "/state/redis", json!({ "url": "file:../keys/redis.url" })),
+        ];
+        let setting =
+            |(service, pointer, value): (_, &str, _)| Setting { service, pointer: pointer.to_owned(), value };
+        Ok(settings.map(setting).into())
+    }
+}
+
 /// Running engines; they end with this value.
 #[derive(Debug)]
 pub struct Fleet {
@@ -33,32 +58,25 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Starts them with their data in `data`, and writes down in `keys` where they are.
+    /// Starts them with their data in `data`.
     ///
     /// # Errors
     /// When one is not installed (`tests/run install` brings them) or does not start.
-    pub(crate) async fn start(data: &Path, keys: &Path) -> anyhow::Result<Fleet> {
+    pub(crate) async fn start(data: &Path) -> anyhow::Result<Fleet> {
         // Kafka takes longest, and most of it is waiting.
         let places = ["postgres", "kafka", "redis"].map(|name| data.join(name));
         let [postgres, kafka, redis] = &places;
         let (postgres, kafka, redis) =
             tokio::try_join!(Postgres::start(postgres), Kafka::start(kafka), Redis::start(redis))?;
         postgres.create_database(DATABASE).await?;
-        std::fs::write(keys.join("database.url"), postgres.url(DATABASE))?;
-        std::fs::write(keys.join("redis.url"), redis.url())?;
         Ok(Fleet { postgres: Mutex::new(postgres), kafka: Mutex::new(kafka), redis: Mutex::new(redis) })
     }
 
-    /// What differs from the development configuration.
-    pub(crate) async fn settings(&self) -> Vec<Setting> {
-        let broker = self.kafka.lock().await.address();
-        [
-            (Service::TxnCore, "/store", json!({ "postgres": { "url": "file:../keys/database.url" } })),
-            (Service::TxnCore, "/bus", json!({ "kafka": { "brokers": [broker] } })),
-            (Service::Edge, "/state/redis", json!({ "url": "file:../keys/redis.url" })),
-        ]
-        .map(|(service, pointer, value)| Setting { service, pointer: pointer.to_owned(), value })
-        .into()
+    /// Where they listen.
+    pub(crate) async fn places(&self) -> Places {
+        let (postgres, kafka, redis) =
+            tokio::join!(self.postgres.lock(), self.kafka.lock(), self.redis.lock());
+        Places { postgres: postgres.address(), kafka: kafka.address(), redis: redis.address() }
     }
 
     /// Makes tables and topics, as an operator does before the first start and with each new version.

@@ -23,6 +23,54 @@ pub enum Service {
     Edge,
 }
 
+/// Which of the instances of a service.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Twin {
+    /// The only one of a stack without twins.
+    #[default]
+    First,
+    Second,
+}
+
+/// One process: a service stands for its first instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Instance {
+    pub service: Service,
+    pub twin: Twin,
+}
+
+impl Instance {
+    /// What a stack consists of, in the order in which it starts. There is one network, and one state service.
+    pub(crate) fn of(edge: Edge, twins: &[Twin]) -> Vec<Instance> {
+        let each = |&service: &Service| {
+            let twins = match service {
+                Service::TxnCore | Service::NpciProxy | Service::Edge => twins,
+                Service::NpciSim | Service::State => &[Twin::First],
+            };
+            twins.iter().map(move |&twin| Instance { service, twin })
+        };
+        Service::of(edge).iter().flat_map(each).collect()
+    }
+
+    /// The name in logs and for people, and of its configuration.
+    pub fn name(self) -> &'static str {
+        match (self.service, self.twin) {
+            (service, Twin::First) => service.name(),
+            (Service::TxnCore, Twin::Second) => "txn-core-2",
+            (Service::NpciProxy, Twin::Second) => "npci-proxy-2",
+            (Service::Edge, Twin::Second) => "edge-2",
+            // One of each at most.
+            (service @ (Service::NpciSim | Service::State), Twin::Second) => service.name(),
+        }
+    }
+}
+
+impl From<Service> for Instance {
+    fn from(service: Service) -> Instance {
+        Instance { service, twin: Twin::First }
+    }
+}
+
 /// Who is the edge.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Edge {
@@ -69,7 +117,7 @@ pub(crate) struct CommandLine {
 /// # Errors
 /// When the process ends, or is not ready in time: with what it said last.
 pub(crate) async fn ready(
-    service: Service,
+    instance: Instance,
     http: &reqwest::Client,
     url: &str,
     check: impl Fn() -> anyhow::Result<()>,
@@ -85,5 +133,5 @@ pub(crate) async fn ready(
         }
         sleep(POLL).await;
     }
-    bail!("{} is not ready after {} s: {url} says {last}", service.name(), READY_WITHIN.as_secs())
+    bail!("{} is not ready after {} s: {url} says {last}", instance.name(), READY_WITHIN.as_secs())
 }

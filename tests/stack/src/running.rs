@@ -10,13 +10,16 @@ use engines::{Program, Signal};
 use filters::signature::message::SigningKey;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 
+use crate::addresses::{Addresses, Between};
 use crate::binaries::{Binaries, workspace};
 use crate::config::{self, Setting};
 use crate::fleet::{Engines, Fleet};
+use crate::options::Options;
 use crate::payment::{EdgeRequest, Payment, now_s};
-use crate::process::{Edge, GRACE, Service, ready};
+use crate::process::{Edge, GRACE, Instance, Service, Twin, ready};
+use crate::wire::Wire;
 use crate::{AUDIENCE, Claims, Device, ISSUER, Issuer};
 
 const TENANT: &str = "acme";
@@ -31,43 +34,6 @@ const PARTNER_KEY_ID: &str = "partner-acme-1";
 /// `target/dev` in this checkout: where `cargo dev` keeps its files.
 pub fn default_dir() -> PathBuf {
     workspace().join("target/dev")
-}
-
-/// Where a stack lives, and what differs from the development configuration.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// PKI, keys, configurations, logs and data go here; what an earlier stack left is replaced.
-    pub dir: PathBuf,
-    pub settings: Vec<Setting>,
-    pub edge: Edge,
-    pub engines: Engines,
-}
-
-impl Options {
-    pub fn new(dir: impl Into<PathBuf>) -> Options {
-        Options { dir: dir.into(), settings: Vec::new(), edge: Edge::default(), engines: Engines::default() }
-    }
-
-    /// Chooses what is under the services.
-    #[must_use]
-    pub fn engines(mut self, engines: Engines) -> Options {
-        self.engines = engines;
-        self
-    }
-
-    /// Chooses who is the edge.
-    #[must_use]
-    pub fn edge(mut self, edge: Edge) -> Options {
-        self.edge = edge;
-        self
-    }
-
-    /// Changes one value of a service's configuration; see [`Setting`].
-    #[must_use]
-    pub fn set(mut self, service: Service, pointer: &str, value: Value) -> Options {
-        self.settings.push(Setting { service, pointer: pointer.to_owned(), value });
-        self
-    }
 }
 
 /// A user of the payment app, the device and a token for both.
@@ -115,9 +81,12 @@ pub struct Stack {
     dir: PathBuf,
     binaries: Binaries,
     edge: Edge,
-    configs: BTreeMap<Service, PathBuf>,
-    urls: BTreeMap<Service, Urls>,
-    processes: Mutex<BTreeMap<Service, Program>>,
+    /// In the order in which they start.
+    instances: Vec<Instance>,
+    addresses: Addresses,
+    configs: BTreeMap<Instance, PathBuf>,
+    urls: BTreeMap<Instance, Urls>,
+    processes: Mutex<BTreeMap<Instance, Program>>,
     issuer: Issuer,
     users: Vec<User>,
     http: reqwest::Client,
@@ -159,35 +128,43 @@ impl Stack {
             write_private(&keys.join(format!("{name}.key")), &random_hex()?)?;
         }
 
-        let mut values = BTreeMap::new();
-        for name in PORTS {
-            values.insert(name, engines::ports::v4()?.port().to_string());
+        let twins = options.instances.contains(&Twin::Second);
+        anyhow::ensure!(
+            !twins || (options.edge, options.engines) == (Edge::Gateway, Engines::Fleet),
+            "twins have the gateway for an edge and share the engines of a fleet"
+        );
+        let instances = Instance::of(options.edge, &options.instances);
+        let mut addresses = Addresses::new()?;
+        if twins {
+            addresses.wire_services().await?;
         }
-        let port = |name: &str| values.get(name).cloned().unwrap_or_default();
-        let issuer = Issuer::start(&pki, port("issuer_port").parse()?).await?;
-        let urls = [
-            (Service::Edge, "https", "edge_port", "edge_admin_port"),
-            (Service::State, "http", "state_port", "state_port"),
-            (Service::TxnCore, "https", "core_port", "core_admin_port"),
-            (Service::NpciProxy, "https", "proxy_port", "proxy_admin_port"),
-            (Service::NpciSim, "https", "sim_port", "sim_admin_port"),
-        ]
-        .map(|(service, scheme, public, admin)| {
-            let public = format!("{scheme}://localhost:{}", port(public));
-            (service, Urls { public, admin: format!("http://127.0.0.1:{}", port(admin)) })
-        });
-        values.extend([("issuer", ISSUER.to_owned()), ("audience", AUDIENCE.to_owned())]);
+        let issuer = Issuer::start(&pki, addresses.of("issuer_port", Twin::First)?.port()).await?;
+        let urls = urls(&addresses)?;
         let mut settings = Vec::new();
         let fleet = match options.engines {
             Engines::Embedded => None,
-            Engines::Fleet => Some(Fleet::start(&data, &keys).await?),
+            Engines::Fleet => Some(Fleet::start(&data).await?),
         };
         if let Some(fleet) = &fleet {
-            settings = fleet.settings().await;
+            let mut places = fleet.places().await;
+            if twins {
+                places.postgres = addresses.wire_engine(Between::CoreAndPostgres, places.postgres).await?;
+                places.redis = addresses.wire_engine(Between::EdgeAndRedis, places.redis).await?;
+                let cores = options.instances.iter().map(|&twin| addresses.of("core_port", twin));
+                let cores = json!(cores.collect::<anyhow::Result<Vec<_>>>()?);
+                let pointer = "/upstreams/txn-core/addresses".to_owned();
+                settings.push(Setting { service: Service::Edge, pointer, value: cores });
+            }
+            settings.extend(places.settings(&keys)?);
         }
         settings.extend(options.settings);
-        let configs = config::write(&configs, &values, &settings)?;
-        if let (Some(fleet), Some(core)) = (&fleet, configs.get(&Service::TxnCore)) {
+        let values = |instance| {
+            let mut values = addresses.values(instance);
+            values.extend([("issuer", ISSUER.to_owned()), ("audience", AUDIENCE.to_owned())]);
+            values
+        };
+        let configs = config::write(&configs, &instances, values, &settings)?;
+        if let (Some(fleet), Some(core)) = (&fleet, configs.get(&Service::TxnCore.into())) {
             fleet.prepare(binaries, core).await?;
         }
 
@@ -196,8 +173,10 @@ impl Stack {
         let mut stack = Stack {
             binaries: binaries.clone(),
             edge: options.edge,
+            instances,
+            addresses,
             configs,
-            urls: urls.into(),
+            urls,
             processes: Mutex::default(),
             issuer,
             users: Vec::new(),
@@ -211,11 +190,11 @@ impl Stack {
             let user = stack.new_user(&users, name, vpa, device)?;
             stack.users.push(user);
         }
-        for service in Service::of(stack.edge) {
-            stack.spawn(*service)?;
+        for instance in &stack.instances {
+            stack.spawn(*instance)?;
         }
-        for service in Service::of(stack.edge) {
-            stack.ready(*service).await?;
+        for instance in &stack.instances {
+            stack.ready(*instance).await?;
         }
         stack.write_file()?;
         Ok(stack)
@@ -230,12 +209,22 @@ impl Stack {
         format!("{}/ledger", self.admin_url(Service::NpciSim))
     }
 
-    pub fn url(&self, service: Service) -> &str {
-        self.urls.get(&service).map_or("", |urls| &urls.public)
+    pub fn url(&self, instance: impl Into<Instance>) -> &str {
+        self.urls.get(&instance.into()).map_or("", |urls| &urls.public)
     }
 
-    pub fn admin_url(&self, service: Service) -> &str {
-        self.urls.get(&service).map_or("", |urls| &urls.admin)
+    pub fn admin_url(&self, instance: impl Into<Instance>) -> &str {
+        self.urls.get(&instance.into()).map_or("", |urls| &urls.admin)
+    }
+
+    /// What the stack consists of, in the order in which it starts.
+    pub fn instances(&self) -> &[Instance] {
+        &self.instances
+    }
+
+    /// A way between parts of a stack with twins.
+    pub fn wire(&self, between: Between) -> Option<&Wire> {
+        self.addresses.wire(between)
     }
 
     /// The folder of the stack's files: `pki`, `keys`, `config`, `logs`, `data`.
@@ -309,25 +298,57 @@ impl Stack {
     }
 
     /// SIGKILL, now.
-    pub fn kill(&self, service: Service) {
-        drop(self.processes().remove(&service));
+    pub fn kill(&self, instance: impl Into<Instance>) {
+        drop(self.processes().remove(&instance.into()));
     }
 
     /// Starts a service that was killed, or replaces a running one, on the same ports with the same
     /// configuration, and waits until it is ready.
-    pub async fn restart(&self, service: Service) -> anyhow::Result<()> {
-        let running = self.processes().remove(&service);
+    pub async fn restart(&self, instance: impl Into<Instance>) -> anyhow::Result<()> {
+        let instance = instance.into();
+        let running = self.processes().remove(&instance);
         if let Some(process) = running {
             process.end(Signal::SIGTERM, GRACE).await?;
         }
-        self.spawn(service)?;
-        self.ready(service).await?;
+        self.resume(instance)?;
+        self.ready(instance).await
+    }
+
+    /// Starts an instance that was killed and waits for nothing: what it needs may be away.
+    pub fn resume(&self, instance: Instance) -> anyhow::Result<()> {
+        self.spawn(instance)?;
         self.write_file()
+    }
+
+    /// Waits until an instance and what it needs are there.
+    ///
+    /// # Errors
+    /// When that takes too long, or a process has ended: with its last words.
+    pub async fn ready(&self, instance: impl Into<Instance>) -> anyhow::Result<()> {
+        let instance = instance.into();
+        let path = match (instance.service, self.edge) {
+            (Service::Edge, Edge::Envoy) => "ready",
+            _ => "readiness",
+        };
+        let url = format!("{}/{path}", self.admin_url(instance));
+        let mut waited = ready(instance, &self.plain, &url, || self.check()).await;
+        if let (Ok(()), Service::Edge, Edge::Envoy) = (&waited, instance.service, self.edge) {
+            waited = self.envoy_has_keys().await;
+        }
+        waited.map_err(|error| {
+            let last_words = self.processes().get(&instance).map(Program::last_words);
+            // A process that has ended is an error with its last words in it.
+            if self.check().is_ok() {
+                anyhow!("{error:#}; {}", last_words.unwrap_or_default())
+            } else {
+                error
+            }
+        })
     }
 
     /// The process id of every running service.
     pub fn pids(&self) -> Vec<(Service, u32)> {
-        self.processes().iter().map(|(&service, process)| (service, process.id())).collect()
+        self.processes().iter().map(|(instance, process)| (instance.service, process.id())).collect()
     }
 
     /// # Errors
@@ -338,8 +359,8 @@ impl Stack {
 
     /// Lets every service finish what is in flight, the edge first; kills those that take too long.
     pub async fn stop(self) {
-        for service in Service::of(self.edge).iter().rev() {
-            let process = self.processes().remove(service);
+        for instance in self.instances.iter().rev() {
+            let process = self.processes().remove(instance);
             if let Some(process) = process {
                 // Killed, if it cannot be waited for.
                 let _ = process.end(Signal::SIGTERM, GRACE).await;
@@ -355,34 +376,13 @@ impl Stack {
         self.fleet.as_ref()
     }
 
-    fn spawn(&self, service: Service) -> anyhow::Result<()> {
-        let config = self.configs.get(&service).context("every service has a configuration")?;
-        let log = self.dir.join("logs").join(format!("{}.log", service.name()));
-        let command = self.binaries.command(service, self.edge, config)?;
-        let process = Program::start(service.name(), &command.program, &command.arguments, None, &log)?;
-        self.processes().insert(service, process);
+    fn spawn(&self, instance: Instance) -> anyhow::Result<()> {
+        let config = self.configs.get(&instance).context("every instance has a configuration")?;
+        let log = self.dir.join("logs").join(format!("{}.log", instance.name()));
+        let command = self.binaries.command(instance.service, self.edge, config)?;
+        let process = Program::start(instance.name(), &command.program, &command.arguments, None, &log)?;
+        self.processes().insert(instance, process);
         Ok(())
-    }
-
-    async fn ready(&self, service: Service) -> anyhow::Result<()> {
-        let path = match (service, self.edge) {
-            (Service::Edge, Edge::Envoy) => "ready",
-            _ => "readiness",
-        };
-        let url = format!("{}/{path}", self.admin_url(service));
-        let mut waited = ready(service, &self.plain, &url, || self.check()).await;
-        if let (Ok(()), Service::Edge, Edge::Envoy) = (&waited, service, self.edge) {
-            waited = self.envoy_has_keys().await;
-        }
-        waited.map_err(|error| {
-            let last_words = self.processes().get(&service).map(Program::last_words);
-            // A process that has ended is an error with its last words in it.
-            if self.check().is_ok() {
-                anyhow!("{error:#}; {}", last_words.unwrap_or_default())
-            } else {
-                error
-            }
-        })
     }
 
     /// Envoy says that it is ready before its workers have heard of the issuers' keys: asks until every worker
@@ -437,11 +437,11 @@ impl Stack {
         let services = self
             .processes()
             .iter()
-            .map(|(&service, process)| RunningService {
-                name: service.name().to_owned(),
+            .map(|(&instance, process)| RunningService {
+                name: instance.name().to_owned(),
                 pid: process.id(),
-                url: self.url(service).to_owned(),
-                admin_url: self.admin_url(service).to_owned(),
+                url: self.url(instance).to_owned(),
+                admin_url: self.admin_url(instance).to_owned(),
             })
             .collect();
         let file = StackFile {
@@ -458,24 +458,29 @@ impl Stack {
         fs::rename(&partial, &path).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    fn processes(&self) -> MutexGuard<'_, BTreeMap<Service, Program>> {
+    fn processes(&self) -> MutexGuard<'_, BTreeMap<Instance, Program>> {
         self.processes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-const PORTS: [&str; 11] = [
-    "edge_port",
-    "state_port",
-    "edge_admin_port",
-    "core_port",
-    "core_admin_port",
-    "proxy_port",
-    "proxy_outside_port",
-    "proxy_admin_port",
-    "sim_port",
-    "sim_admin_port",
-    "issuer_port",
-];
+/// Where every instance serves, and where its operators look.
+fn urls(addresses: &Addresses) -> anyhow::Result<BTreeMap<Instance, Urls>> {
+    let mut urls = BTreeMap::new();
+    for (service, scheme, public, admin) in [
+        (Service::Edge, "https", "edge_port", "edge_admin_port"),
+        (Service::State, "http", "state_port", "state_port"),
+        (Service::TxnCore, "https", "core_port", "core_admin_port"),
+        (Service::NpciProxy, "https", "proxy_port", "proxy_admin_port"),
+        (Service::NpciSim, "https", "sim_port", "sim_admin_port"),
+    ] {
+        for twin in [Twin::First, Twin::Second] {
+            let public = format!("{scheme}://localhost:{}", addresses.of(public, twin)?.port());
+            let admin = format!("http://127.0.0.1:{}", addresses.of(admin, twin)?.port());
+            urls.insert(Instance { service, twin }, Urls { public, admin });
+        }
+    }
+    Ok(urls)
+}
 
 fn lock(dir: &Path) -> anyhow::Result<fs::File> {
     let path = dir.join("lock");
