@@ -2,7 +2,7 @@
 //! them. They are chosen by configuration alone: the programs are the same.
 
 use std::ffi::OsStr;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
@@ -19,8 +19,10 @@ pub enum Engines {
     /// SQLite, the bus in a file, state in memory: nothing but the services.
     #[default]
     Embedded,
-    /// PostgreSQL, Kafka and Redis.
+    /// PostgreSQL, Kafka and Redis of the stack's own.
     Fleet,
+    /// The same as `compose.yaml` beside this crate runs them.
+    Containers,
 }
 
 const DATABASE: &str = "torana";
@@ -34,6 +36,10 @@ pub(crate) struct Places {
 }
 
 impl Places {
+    /// Where `compose.yaml` puts the engines.
+    pub(crate) const CONTAINERS: Places =
+        Places { postgres: loopback(15_432), kafka: loopback(19_092), redis: loopback(16_379) };
+
     /// What differs from the development configuration; what may hold a password is written down in `keys`.
     pub(crate) fn settings(&self, keys: &Path) -> anyhow::Result<Vec<Setting>> {
         std::fs::write(keys.join("database.url"), engines::postgres_url(self.postgres, DATABASE))?;
@@ -47,6 +53,10 @@ impl Places {
             |(service, pointer, value): (_, &str, _)| Setting { service, pointer: pointer.to_owned(), value };
         Ok(settings.map(setting).into())
     }
+}
+
+const fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
 }
 
 /// Running engines; they end with this value.
@@ -79,20 +89,6 @@ impl Fleet {
         Places { postgres: postgres.address(), kafka: kafka.address(), redis: redis.address() }
     }
 
-    /// Makes tables and topics, as an operator does before the first start and with each new version.
-    pub(crate) async fn prepare(&self, binaries: &Binaries, config: &Path) -> anyhow::Result<()> {
-        let core = binaries.folder().join("txn-core");
-        let topics: [&OsStr; 3] = ["topics".as_ref(), "--replication-factor".as_ref(), "1".as_ref()];
-        for arguments in [&["migrate".as_ref()][..], &topics] {
-            let mut command = tokio::process::Command::new(&core);
-            let ran = command.args(arguments).arg("--config").arg(config).output().await;
-            let ran = ran.with_context(|| format!("cannot start {}", core.display()))?;
-            let said = String::from_utf8_lossy(&ran.stderr);
-            ensure!(ran.status.success(), "txn-core {}: {said}", arguments.join(OsStr::new(" ")).display());
-        }
-        Ok(())
-    }
-
     /// Stops them.
     pub(crate) async fn stop(self) {
         // Killed, if one cannot be waited for.
@@ -100,4 +96,18 @@ impl Fleet {
             (&mut *self.kafka.lock().await, &mut *self.redis.lock().await, &mut *self.postgres.lock().await);
         let _ = tokio::join!(kafka.stop(), redis.stop(), postgres.stop());
     }
+}
+
+/// Makes tables and topics, as an operator does before the first start and with each new version.
+pub(crate) async fn prepare(binaries: &Binaries, config: &Path) -> anyhow::Result<()> {
+    let core = binaries.folder().join("txn-core");
+    let topics: [&OsStr; 3] = ["topics".as_ref(), "--replication-factor".as_ref(), "1".as_ref()];
+    for arguments in [&["migrate".as_ref()][..], &topics] {
+        let mut command = tokio::process::Command::new(&core);
+        let ran = command.args(arguments).arg("--config").arg(config).output().await;
+        let ran = ran.with_context(|| format!("cannot start {}", core.display()))?;
+        let said = String::from_utf8_lossy(&ran.stderr);
+        ensure!(ran.status.success(), "txn-core {}: {said}", arguments.join(OsStr::new(" ")).display());
+    }
+    Ok(())
 }

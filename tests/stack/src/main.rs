@@ -33,8 +33,8 @@ struct Cli {
     /// come from `tests/run install` and `filters/wasm/build`.
     #[arg(long, value_enum, default_value = "gateway")]
     edge: EdgeName,
-    /// What is under the services: files and memory, or a PostgreSQL, a Kafka and a Redis of the stack's own, which
-    /// `tests/run install` brings.
+    /// What is under the services: files and memory; a PostgreSQL, a Kafka and a Redis of the stack's own, which
+    /// `tests/run install` brings; or those that `docker compose --file tests/stack/compose.yaml up --wait` started.
     #[arg(long, value_enum, default_value = "embedded")]
     engines: EnginesName,
     /// Where the stack keeps its files [default: target/dev].
@@ -54,6 +54,7 @@ enum EdgeName {
 enum EnginesName {
     Embedded,
     Fleet,
+    Containers,
 }
 
 #[derive(Debug, Subcommand)]
@@ -94,6 +95,7 @@ async fn main() -> ExitCode {
     let engines = match engines {
         EnginesName::Embedded => Engines::Embedded,
         EnginesName::Fleet => Engines::Fleet,
+        EnginesName::Containers => Engines::Containers,
     };
     let outcome = match command {
         Some(Command::Pay(pay)) => pay.run().await,

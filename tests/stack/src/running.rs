@@ -15,7 +15,7 @@ use serde_json::{Map, json};
 use crate::addresses::{Addresses, Between};
 use crate::binaries::{Binaries, workspace};
 use crate::config::{self, Setting};
-use crate::fleet::{Engines, Fleet};
+use crate::fleet::{Engines, Fleet, Places, prepare};
 use crate::options::Options;
 use crate::payment::{EdgeRequest, Payment, now_s};
 use crate::process::{Edge, GRACE, Instance, Service, Twin, ready};
@@ -142,11 +142,16 @@ impl Stack {
         let urls = urls(&addresses)?;
         let mut settings = Vec::new();
         let fleet = match options.engines {
-            Engines::Embedded => None,
+            Engines::Embedded | Engines::Containers => None,
             Engines::Fleet => Some(Fleet::start(&data).await?),
         };
-        if let Some(fleet) = &fleet {
-            let mut places = fleet.places().await;
+        let places = match (&fleet, options.engines) {
+            (Some(fleet), _) => Some(fleet.places().await),
+            (None, Engines::Containers) => Some(Places::CONTAINERS),
+            (None, Engines::Embedded | Engines::Fleet) => None,
+        };
+        let on_engines = places.is_some();
+        if let Some(mut places) = places {
             if twins {
                 places.postgres = addresses.wire_engine(Between::CoreAndPostgres, places.postgres).await?;
                 places.redis = addresses.wire_engine(Between::EdgeAndRedis, places.redis).await?;
@@ -164,8 +169,8 @@ impl Stack {
             values
         };
         let configs = config::write(&configs, &instances, values, &settings)?;
-        if let (Some(fleet), Some(core)) = (&fleet, configs.get(&Service::TxnCore.into())) {
-            fleet.prepare(binaries, core).await?;
+        if let (true, Some(core)) = (on_engines, configs.get(&Service::TxnCore.into())) {
+            prepare(binaries, core).await?;
         }
 
         let edge_ca = Trust::load(&pki.join("edge-ca.pem"))?;
