@@ -10,7 +10,9 @@ use filters::policy::{At, Redis as Settings, Reference};
 use filters::state::{Allowance, Answer, Op, Place, Unanswered};
 use prometheus::{Histogram, IntCounterVec, IntGauge};
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{Client, ConnectionAddr, IntoConnectionInfo as _, Script, TlsCertificates};
+use redis::{
+    Client, ConnectionAddr, ErrorKind, IntoConnectionInfo as _, Script, ServerErrorKind, TlsCertificates,
+};
 
 use super::breaker::Breaker;
 use crate::load;
@@ -126,10 +128,13 @@ impl Redis {
 
     /// One call. `now_us`: a time in place of Redis's own.
     async fn ask(&self, ops: &[Op], now_us: Option<u64>) -> redis::RedisResult<Vec<Answer>> {
-        let mut call = self.script.key(format!("{}since", self.prefix));
+        let mut call = redis::cmd("EVALSHA");
+        call.arg(self.script.get_hash()).arg(ops.len().saturating_add(1)).arg(self.since());
+        for op in ops {
+            call.arg(format!("{}{}", self.prefix, op.key()));
+        }
         call.arg(now_us.map(|now| now.to_string()).unwrap_or_default());
         for op in ops {
-            call.key(format!("{}{}", self.prefix, op.key()));
             match op {
                 Op::Take { rate, cost, .. } => {
                     call.arg("take").arg(rate.interval_us()).arg(rate.burst()).arg(*cost);
@@ -145,7 +150,14 @@ impl Redis {
                 }
             }
         }
-        let said: Vec<Vec<i64>> = call.invoke_async(&mut self.connection()?).await?;
+        let mut connection = self.connection()?;
+        let said: Vec<Vec<i64>> = match call.query_async(&mut connection).await {
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                self.begin_anew(&mut connection).await?;
+                call.query_async(&mut connection).await?
+            }
+            said => said?,
+        };
         let answers: Option<Vec<Answer>> = said.iter().map(|numbers| answer(numbers)).collect();
         answers.filter(|answers| answers.len() == ops.len()).ok_or_else(|| {
             redis::RedisError::from((
@@ -153,6 +165,22 @@ impl Redis {
                 "the script answered something else",
             ))
         })
+    }
+
+    /// Redis does not know the script: it is new, or was started again, and then it may have come back with a past in
+    /// which the last nonces are missing. So its memory begins now, and only then can anybody run the script.
+    async fn begin_anew(&self, connection: &mut ConnectionManager) -> redis::RedisResult<()> {
+        let (seconds, us): (u64, u64) = redis::cmd("TIME").query_async(connection).await?;
+        let now_us = seconds.saturating_mul(1_000_000).saturating_add(us);
+        let () = redis::cmd("SET").arg(self.since()).arg(now_us).query_async(connection).await?;
+        self.script.load_async(connection).await?;
+        tracing::info!("the shared state begins anew: what was signed before is refused");
+        Ok(())
+    }
+
+    /// Where Redis keeps since when it remembers.
+    fn since(&self) -> String {
+        format!("{}since", self.prefix)
     }
 
     /// One for all, which comes back by itself.

@@ -136,8 +136,11 @@ fn answers_are(batches: Batches, mut expected: impl FnMut(&[Op], u64) -> Vec<Ans
         // Another one each time, also while a failure is made smaller.
         let run = RUNS.fetch_add(1, Ordering::Relaxed);
         let redis = redis(&url, &format!("{run}:"));
-        // Its memory begins with its first batch.
-        redis.ask(&[], Some(T0_MS * 1_000)).await.unwrap();
+        // The script is there, and the memory begins when the other one does.
+        redis.ask(&[], None).await.unwrap();
+        let mut set = redis::cmd("SET");
+        set.arg(redis.since()).arg(T0_MS * 1_000);
+        let () = set.query_async(&mut redis.connection().unwrap()).await.unwrap();
         let mut held: Vec<Op> = Vec::new();
         let mut now_ms = T0_MS;
         for (later_ms, steps) in batches {
@@ -282,6 +285,24 @@ async fn an_outage_is_survived() {
     // It has lost its memory once: what was signed before that may have been taken before.
     let old = Op::Remember { key: "old".into(), ttl_ms: 60_000, made_s: now_s() - 60 };
     assert_eq!(ask(&old).await, Answer::TooOld);
+}
+
+/// A Redis that is started again from a file it once wrote has forgotten the last nonces and does not know it.
+#[tokio::test]
+async fn a_redis_that_was_started_again_begins_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = engines::Redis::start(dir.path()).await.unwrap();
+    let shared = redis(&server.url(), "again:");
+    shared.run(&[]).await.unwrap();
+    let mut connection = shared.connection().unwrap();
+    // As old as that file might say.
+    let () = redis::cmd("SET").arg("again:since").arg(1).query_async(&mut connection).await.unwrap();
+    let made = |name: &str| Op::Remember { key: name.into(), ttl_ms: 60_000, made_s: now_s() - 30 };
+    assert_eq!(shared.run(&[made("before")]).await, Ok(vec![Answer::Remembered]));
+    // What a start empties, and nothing else does unasked: the scripts.
+    let () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut connection).await.unwrap();
+    assert_eq!(shared.run(&[made("after")]).await, Ok(vec![Answer::TooOld]));
+    assert_eq!(shared.run(&[nonce("now")]).await, Ok(vec![Answer::Remembered]));
 }
 
 #[tokio::test]
