@@ -1,13 +1,12 @@
 //! Redis and memory give the same answers, whatever they are asked; and what becomes of requests while Redis is away.
 
 use std::collections::HashMap;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use filters::policy::State as Settings;
 use filters::state::{Batch, Cells, Counted, LimitsWhenAway, Memory, Rate, run};
 use proptest::prelude::*;
-use tokio::sync::Mutex;
+use proptest::test_runner::{Config, TestRunner};
 
 use super::*;
 use crate::state::State;
@@ -117,46 +116,49 @@ fn ops(steps: &[Step], now_ms: u64, held: &[Op]) -> Vec<Op> {
     ops
 }
 
-/// One Redis for all runs of the property; a prefix each.
-static SHARED: LazyLock<(tokio::runtime::Runtime, Mutex<engines::Redis>, tempfile::TempDir)> =
-    LazyLock::new(|| {
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let redis = runtime.block_on(engines::Redis::start(dir.path())).unwrap();
-        (runtime, Mutex::new(redis), dir)
+/// Asks one Redis, and for each run of batches what `expected` makes, the same at the same times. What it makes began to
+/// remember at [`T0_MS`].
+fn answers_are<E: FnMut(&[Op], u64) -> Vec<Answer>>(
+    later: impl Strategy<Value = i64>,
+    expected: impl Fn() -> E,
+) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    // Ends with this function: a static would leave it behind.
+    let server = runtime.block_on(engines::Redis::start(dir.path())).unwrap();
+    // Another prefix for each run, also while a failure is made smaller.
+    let runs = AtomicU64::new(0);
+    let config = Config { cases: 100, failure_persistence: None, ..Config::default() };
+    let held = TestRunner::new(config).run(&batches(later), |batches| {
+        let run = runs.fetch_add(1, Ordering::Relaxed);
+        let redis = redis(&server.url(), &format!("{run}:"));
+        runtime.block_on(compare(&redis, batches, expected()));
+        Ok(())
     });
+    held.unwrap();
+}
 
-static RUNS: AtomicU64 = AtomicU64::new(0);
-
-/// Asks Redis and `expected` the same, at the same times. `expected` began to remember at [`T0_MS`].
-fn answers_are(batches: Batches, mut expected: impl FnMut(&[Op], u64) -> Vec<Answer>) {
-    let (runtime, server, _) = &*SHARED;
-    runtime.block_on(async {
-        let url = server.lock().await.url();
-        // Another one each time, also while a failure is made smaller.
-        let run = RUNS.fetch_add(1, Ordering::Relaxed);
-        let redis = redis(&url, &format!("{run}:"));
-        // The script is there, and the memory begins when the other one does.
-        redis.ask(&[], None).await.unwrap();
-        let mut set = redis::cmd("SET");
-        set.arg(redis.since()).arg(T0_MS * 1_000);
-        let () = set.query_async(&mut redis.connection().unwrap()).await.unwrap();
-        let mut held: Vec<Op> = Vec::new();
-        let mut now_ms = T0_MS;
-        for (later_ms, steps) in batches {
-            now_ms = now_ms.saturating_add_signed(later_ms).max(T0_MS);
-            let ops = ops(&steps, now_ms, &held);
-            let answers = redis.ask(&ops, Some(now_ms * 1_000)).await.unwrap();
-            assert_eq!(answers, expected(&ops, now_ms), "{ops:?} at {} ms", now_ms - T0_MS);
-            for (op, answer) in ops.iter().zip(&answers) {
-                if let Answer::Held(place) = answer
-                    && !answers.iter().any(Answer::refuses)
-                {
-                    held.push(Op::Release { key: op.key().to_owned(), place: *place });
-                }
+async fn compare(redis: &Redis, batches: Batches, mut expected: impl FnMut(&[Op], u64) -> Vec<Answer>) {
+    // The script is there, and the memory begins when the other one does.
+    redis.ask(&[], None).await.unwrap();
+    let mut set = redis::cmd("SET");
+    set.arg(redis.since()).arg(T0_MS * 1_000);
+    let () = set.query_async(&mut redis.connection().unwrap()).await.unwrap();
+    let mut held: Vec<Op> = Vec::new();
+    let mut now_ms = T0_MS;
+    for (later_ms, steps) in batches {
+        now_ms = now_ms.saturating_add_signed(later_ms).max(T0_MS);
+        let ops = ops(&steps, now_ms, &held);
+        let answers = redis.ask(&ops, Some(now_ms * 1_000)).await.unwrap();
+        assert_eq!(answers, expected(&ops, now_ms), "{ops:?} at {} ms", now_ms - T0_MS);
+        for (op, answer) in ops.iter().zip(&answers) {
+            if let Answer::Held(place) = answer
+                && !answers.iter().any(Answer::refuses)
+            {
+                held.push(Op::Release { key: op.key().to_owned(), place: *place });
             }
         }
-    });
+    }
 }
 
 /// Forgets nothing, so that a clock may step back.
@@ -175,20 +177,20 @@ impl Cells for Everything {
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn redis_and_memory_answer_alike(batches in batches(later_ms())) {
+#[test]
+fn redis_and_memory_answer_alike() {
+    answers_are(later_ms(), || {
         let mut memory = Memory::new(10_000, T0_MS);
-        answers_are(batches, |ops, now_ms| memory.run(ops, now_ms).unwrap());
-    }
+        move |ops, now_ms| memory.run(ops, now_ms).unwrap()
+    });
+}
 
-    #[test]
-    fn redis_does_the_arithmetic_whatever_the_clock(batches in batches(unsteady_ms())) {
+#[test]
+fn redis_does_the_arithmetic_whatever_the_clock() {
+    answers_are(unsteady_ms(), || {
         let mut cells = Everything::default();
-        answers_are(batches, |ops, now_ms| run(ops, now_ms, &mut cells));
-    }
+        move |ops, now_ms| run(ops, now_ms, &mut cells)
+    });
 }
 
 fn batch(ops: &[Op]) -> Batch {
