@@ -124,14 +124,14 @@ impl Admission {
         host: &dyn Host,
     ) -> Result<UpstreamFields, Refused> {
         let rule = self.rule(policy).ok_or_else(not_found)?;
-        let path = rule.rewrite.clone();
-        let fields = UpstreamFields { path: path.clone(), ..self.upstream_fields(request) };
-        if !rule.chain.forwards() {
-            return Ok(fields);
+        let mut fields = UpstreamFields { path: rule.rewrite.clone(), ..self.upstream_fields(request) };
+        if rule.chain.forwards() {
+            let told = self.context.upstream.len();
+            let outgoing = Outgoing { request, fields: &fields, nonce: &self.nonce() };
+            rule.chain.forward(&outgoing, host, &mut self.context)?;
+            fields.set.extend(self.context.upstream.iter().skip(told).cloned());
         }
-        let outgoing = Outgoing { request, fields: &fields, nonce: &self.nonce() };
-        rule.chain.forward(&outgoing, host, &mut self.context)?;
-        Ok(UpstreamFields { path, ..self.upstream_fields(request) })
+        Ok(fields)
     }
 
     /// Whether the upstream's answer must be whole before any of it leaves: the policy has it verified or signed.

@@ -161,6 +161,17 @@ fn an_answer_is_held_until_it_is_whole_and_verified() {
     }
 }
 
+/// Without randomness no request could be told from another, nor its answer from a replay: none passes.
+#[test]
+fn without_randomness_nothing_passes() {
+    let envoy = fake("GET", "/x");
+    let mut stream = Stream::new(plugin(&json!({}), &envoy));
+    envoy.no_randomness.set(true);
+    assert_eq!(stream.header(true, &envoy), Flow::Pause);
+    assert_eq!(envoy.answered.borrow().first().map(|(status, _)| *status), Some(500));
+    assert!(envoy.set.borrow().is_empty());
+}
+
 #[test]
 fn who_sends_is_told_by_envoy_and_not_by_the_client() {
     let told = |field: Option<&str>, sent: &str| {
