@@ -10,6 +10,7 @@ mod error;
 mod identity;
 mod inspect;
 pub mod pki;
+pub mod report;
 pub mod serve;
 mod tls;
 mod trust;
