@@ -17,9 +17,8 @@ use rustls_pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
-use crate::error::read;
 use crate::{CertError, Facts, inspect};
-use files::{Readable, write};
+use files::{Readable, read, write};
 pub use leaf::{KeyAlgorithm, Leaf, Purpose};
 
 /// Ten years: a development CA outlives the laptop.

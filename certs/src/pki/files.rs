@@ -72,12 +72,19 @@ pub fn previous(path: &Path) -> PathBuf {
     with_ending(path, ".previous")
 }
 
-/// A second name for what is there now.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, CertError> {
+    std::fs::read(path).map_err(|source| CertError::Unreadable { path: path.into(), source })
+}
+
+/// A second name for what is there now, if anything is.
 fn keep(path: &Path) -> Result<(), CertError> {
     let unwritable = |source| CertError::Unwritable { path: path.into(), source };
     let (kept, partial) = (previous(path), with_ending(path, ".previous.new"));
     let _ = std::fs::remove_file(&partial);
-    std::fs::hard_link(path, &partial).map_err(unwritable)?;
+    match std::fs::hard_link(path, &partial) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(unwritable)?,
+    }
     std::fs::rename(&partial, kept).map_err(unwritable)
 }
 
