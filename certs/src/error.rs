@@ -87,6 +87,12 @@ pub enum CertError {
     #[error("cannot write {}: {source}; check that the folder may be written to", path.display())]
     Unwritable { path: PathBuf, source: std::io::Error },
 
+    #[error("{} is a link, so somebody else fills this folder; let them renew it, then wait for it with `certs wait`", path.display())]
+    FilledByOthers { path: PathBuf },
+
+    #[error("{} cannot be used as a revocation list: {reason}; nothing was changed", path.display())]
+    BadCrl { path: PathBuf, reason: String },
+
     #[error("cannot issue a certificate for {name}: {reason}")]
     Issue { name: String, reason: String },
 }

@@ -67,7 +67,7 @@ impl Facts {
             subject: parsed.subject().to_string(),
             issuer: parsed.issuer().to_string(),
             sans,
-            serial_hex: parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
+            serial_hex: hex(parsed.raw_serial()),
             not_before: parsed.validity().not_before.to_datetime(),
             not_after: parsed.validity().not_after.to_datetime(),
             spki_sha256: pin(parsed.public_key().raw),
@@ -188,7 +188,11 @@ fn links(child: &X509Certificate<'_>, issuer: &X509Certificate<'_>) -> bool {
         && child.verify_signature(Some(issuer.public_key())).is_ok()
 }
 
-fn pin(spki_der: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(crate) fn pin(spki_der: &[u8]) -> String {
     STANDARD.encode(ring::digest::digest(&ring::digest::SHA256, spki_der))
 }
 
