@@ -63,6 +63,11 @@ impl Kafka {
         self.broker
     }
 
+    /// The broker's process; none while it is stopped.
+    pub fn id(&self) -> Option<u32> {
+        self.program.as_ref().map(Program::id)
+    }
+
     /// Stops it in order; [`Kafka::resume`] goes on with the same data.
     ///
     /// # Errors
