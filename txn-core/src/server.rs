@@ -256,14 +256,14 @@ pub async fn migrate(config: &Config) -> anyhow::Result<()> {
     match &config.store {
         StoreConfig::Sqlite(sqlite) => {
             make_folder_of(&sqlite.file)?;
-            crate::store::migrate(&sqlite.file).await?;
+            crate::store::migrate(&sqlite.file)?;
         }
         StoreConfig::Postgres(postgres) => crate::store::postgres::migrate(postgres).await?,
     }
     match &config.bus {
         BusConfig::Local(local) => {
             make_folder_of(&local.file)?;
-            crate::bus::migrate(&local.file).await?;
+            crate::bus::migrate(&local.file)?;
         }
         // Its topics are made by `txn-core topics`.
         BusConfig::Kafka(_) => {}
