@@ -1,5 +1,6 @@
 //! What the end-to-end cases share: a stack of their own each, and the bank's books to hold it against.
 
+pub mod load;
 pub mod raw;
 
 use std::collections::BTreeMap;
