@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 
 use crate::addresses::{Addresses, Between};
-use crate::binaries::{Binaries, workspace};
+use crate::binaries::{Binaries, envoy_folder, workspace};
 use crate::config::{self, Setting};
 use crate::fleet::{Engines, Fleet, Places, prepare};
 use crate::options::Options;
@@ -56,6 +56,8 @@ pub struct StackFile {
     pub device_key_file: PathBuf,
     pub ledger_url: String,
     pub services: Vec<RunningService>,
+    /// The bootstrap of an Envoy that is the edge; its configuration lies beside it.
+    pub envoy: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -422,6 +424,12 @@ impl Stack {
         Ok(())
     }
 
+    /// The bootstrap of the Envoy that is the edge, if one is.
+    pub fn envoy_bootstrap(&self) -> Option<PathBuf> {
+        let policy = self.configs.get(&Service::Edge.into()).filter(|_| self.edge == Edge::Envoy)?;
+        Some(envoy_folder(policy).join("envoy.json"))
+    }
+
     /// Who is the edge.
     pub fn edge(&self) -> Edge {
         self.edge
@@ -456,6 +464,7 @@ impl Stack {
             device_key_file: alice.device_key_file.clone(),
             ledger_url: self.ledger_url(),
             services,
+            envoy: self.envoy_bootstrap(),
         };
         // Through another name: a reader never sees half of it.
         let (path, partial) = (self.dir.join("stack.json"), self.dir.join("stack.json.new"));
