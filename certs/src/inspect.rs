@@ -81,6 +81,20 @@ impl Facts {
         self.sans.iter().any(|san| matches!(san, San::Dns(dns) if dns.eq_ignore_ascii_case(name)))
     }
 
+    /// Whether it bears a name, or a wildcard that covers it (RFC 6125 section 6.4.3: one label, the left-most).
+    pub fn covers(&self, name: &San) -> bool {
+        self.sans.iter().any(|san| match (san, name) {
+            (San::Dns(held), San::Dns(name)) => {
+                held.eq_ignore_ascii_case(name)
+                    || held
+                        .strip_prefix("*.")
+                        .zip(name.split_once('.'))
+                        .is_some_and(|(held, (label, name))| label != "*" && held.eq_ignore_ascii_case(name))
+            }
+            (held, name) => held == name,
+        })
+    }
+
     /// Whole days until the end of validity; negative once expired.
     pub fn days_left(&self, now: OffsetDateTime) -> i64 {
         (self.not_after - now).whole_days()
@@ -182,8 +196,23 @@ pub(crate) fn pin(spki_der: &[u8]) -> String {
     STANDARD.encode(ring::digest::digest(&ring::digest::SHA256, spki_der))
 }
 
+/// RFC 7468.
+pub(crate) fn pem(label: &str, der: &[u8]) -> String {
+    let base64 = STANDARD.encode(der);
+    let mut text = format!("-----BEGIN {label}-----\n");
+    // Base64 is ASCII: any place is a boundary.
+    for (position, letter) in base64.chars().enumerate() {
+        if position > 0 && position % 64 == 0 {
+            text.push('\n');
+        }
+        text.push(letter);
+    }
+    text.push_str(&format!("\n-----END {label}-----\n"));
+    text
+}
+
 /// The parser quotes the line it stumbled over; in a key file that line may be key material.
-fn bad_pem(path: &Path, error: &rustls_pki_types::pem::Error) -> CertError {
+pub(crate) fn bad_pem(path: &Path, error: &rustls_pki_types::pem::Error) -> CertError {
     use rustls_pki_types::pem::Error;
     let reason = match error {
         Error::MissingSectionEnd { .. } => "a section has no END line",
@@ -193,6 +222,13 @@ fn bad_pem(path: &Path, error: &rustls_pki_types::pem::Error) -> CertError {
         _ => "it cannot be read",
     };
     CertError::BadPem { path: path.into(), reason: reason.into() }
+}
+
+impl San {
+    /// An IP address, or else a DNS name.
+    pub fn of_text(text: &str) -> San {
+        text.parse().map_or_else(|_| San::Dns(text.to_owned()), San::Ip)
+    }
 }
 
 impl From<&GeneralName<'_>> for San {
@@ -251,6 +287,25 @@ mod tests {
         assert_eq!(leaf_facts.days_left(OffsetDateTime::now_utc()), 89);
         let key = inspect_key_pem(leaf.key_pem.as_bytes()).unwrap().unwrap();
         assert_eq!(key, KeyFacts { algorithm: "ECDSA".into(), spki_sha256: leaf_facts.spki_sha256.clone() });
+    }
+
+    #[test]
+    fn a_wildcard_covers_one_label() {
+        let ca = Authority::create("one").unwrap();
+        let leaf = ca.issue(&Leaf::new("svc", &["*.svc.test", "other.test", "127.0.0.1"])).unwrap();
+        let facts = inspect_pem(leaf.certificate_pem.as_bytes()).unwrap().remove(0);
+        for (name, covered) in [
+            ("a.SVC.test", true),
+            ("*.svc.test", true),
+            ("svc.test", false),
+            ("a.b.svc.test", false),
+            ("Other.test", true),
+            ("a.other.test", false),
+            ("127.0.0.1", true),
+            ("127.0.0.2", false),
+        ] {
+            assert_eq!(facts.covers(&San::of_text(name)), covered, "{name}");
+        }
     }
 
     #[test]

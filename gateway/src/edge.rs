@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use certs::Watch;
 use filters::admission::{Admission, HIDDEN_FROM_CLIENTS};
 use filters::chain::Refused;
 use filters::failure::Failure;
@@ -41,25 +42,34 @@ pub(crate) struct Edge {
     metrics: Metrics,
     draining: AtomicBool,
     pub(crate) connections: Connections,
+    watch: Arc<Watch>,
 }
 
 impl Edge {
     /// The edge, and the files of its listeners in the policy's order.
     pub(crate) fn new(loaded: Loaded) -> anyhow::Result<(Arc<Self>, Vec<ListenerFiles>)> {
+        let watch = loaded.watch;
         let metrics = Metrics::new()?;
+        metrics.tell_of(&watch)?;
         let document = loaded.policy.document();
-        let keys = Arc::new(KeyStore::new(&document.issuers, &loaded.folder, metrics.clone())?);
+        let keys = Arc::new(KeyStore::new(&document.issuers, &loaded.folder, metrics.clone(), &watch)?);
         let mut upstreams = BTreeMap::new();
         for (name, files) in &loaded.upstreams {
             if let Some(settings) = loaded.policy.upstream(name) {
-                upstreams.insert(name.clone(), Arc::new(Upstream::new(settings, files)?));
+                upstreams.insert(name.clone(), Arc::new(Upstream::new(name, settings, files, &watch)?));
             }
         }
-        let state = Arc::new(State::new(&document.state, &loaded.folder, &metrics)?);
+        let state = Arc::new(State::new(&document.state, &loaded.folder, &metrics, &watch)?);
         let draining = AtomicBool::new(false);
         let connections = Connections::new();
-        let edge = Self { upstreams, keys, state, metrics, draining, connections, policy: loaded.policy };
+        let edge =
+            Self { upstreams, keys, state, metrics, draining, connections, watch, policy: loaded.policy };
         Ok((Arc::new(edge), loaded.listeners))
+    }
+
+    /// Who follows the certificates.
+    pub(crate) fn watch(&self) -> Arc<Watch> {
+        Arc::clone(&self.watch)
     }
 
     pub(crate) fn keys(&self) -> Arc<KeyStore> {

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwapOption;
+use certs::{Live, TrustFiles, Watch};
 use filters::jwt::KeySet;
-use filters::policy::{At, Issuer, Reference};
+use filters::policy::{At, Issuer, Jwks, Reference};
 use tokio::sync::Mutex;
 
 use crate::metrics::Metrics;
@@ -52,7 +53,7 @@ impl Keys {
 
 #[derive(Debug)]
 enum Source {
-    Url { url: String, client: reqwest::Client },
+    Url { url: String, client: Live<reqwest::Client> },
     File(PathBuf),
 }
 
@@ -61,6 +62,7 @@ impl KeyStore {
         issuers: &BTreeMap<String, At<Issuer>>,
         folder: &Path,
         metrics: Metrics,
+        watch: &Watch,
     ) -> anyhow::Result<Self> {
         let mut store = BTreeMap::new();
         for (name, At { value: issuer, .. }) in issuers {
@@ -69,8 +71,7 @@ impl KeyStore {
                 (_, Some(Reference::File(path))) => Source::File(folder.join(path)),
                 (Some(url), _) => Source::Url {
                     url: url.clone(),
-                    client: client(jwks.ca.as_ref(), folder, Duration::from_millis(jwks.timeout_ms))
-                        .with_context(|| format!("issuer {name}"))?,
+                    client: client(name, jwks, folder, watch).with_context(|| format!("issuer {name}"))?,
                 },
                 (None, _) => anyhow::bail!("issuer {name} has no source of keys"),
             };
@@ -182,13 +183,24 @@ impl KeyStore {
     }
 }
 
-fn client(ca: Option<&Reference>, folder: &Path, timeout: Duration) -> anyhow::Result<reqwest::Client> {
+fn client(name: &str, jwks: &Jwks, folder: &Path, watch: &Watch) -> anyhow::Result<Live<reqwest::Client>> {
+    let timeout = Duration::from_millis(jwks.timeout_ms);
     let limits = certs::client::ClientLimits { connect_timeout: timeout, timeout, ..Default::default() };
-    match ca {
+    match &jwks.ca {
         Some(Reference::File(path)) => {
-            let trust = certs::Trust::load(&folder.join(path))?;
-            let tls = certs::client_config(&trust, None, certs::Versions::Tls12And13)?;
-            Ok(certs::client::https(tls, limits)?)
+            let files = TrustFiles { ca: folder.join(path), crl: None, stale: certs::StaleCrl::Refuse };
+            let trust = watch.trust(format!("issuer/{name}/ca"), files)?;
+            watch.connects(certs::Client {
+                name: format!("issuer/{name}"),
+                server_name: None,
+                identity: None,
+                trust: trust.clone(),
+            });
+            let trusted = trust.clone();
+            Ok(watch.derive(&[&trust], move || {
+                let tls = certs::client_config(&trusted.current(), None, certs::Versions::Tls12And13)?;
+                certs::client::https(tls, limits)
+            })?)
         }
         Some(Reference::Env(_)) => anyhow::bail!("`jwks.ca` must be a `file:`"),
         None => Ok(reqwest::Client::builder()
@@ -197,7 +209,8 @@ fn client(ca: Option<&Reference>, folder: &Path, timeout: Duration) -> anyhow::R
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(timeout)
             .timeout(timeout)
-            .build()?),
+            .build()?
+            .into()),
     }
 }
 
@@ -213,7 +226,7 @@ async fn read(source: &Source) -> anyhow::Result<Vec<u8>> {
             Ok(tokio::fs::read(path).await?)
         }
         Source::Url { url, client } => {
-            let mut answer = client.get(url).send().await?.error_for_status()?;
+            let mut answer = client.current().get(url).send().await?.error_for_status()?;
             let mut body = Vec::new();
             while let Some(chunk) = answer.chunk().await? {
                 anyhow::ensure!(
@@ -229,7 +242,7 @@ async fn read(source: &Source) -> anyhow::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use filters::policy::{Algorithm, Issuer, Jwks};
+    use filters::policy::{Algorithm, Issuer};
 
     use super::*;
 
@@ -259,7 +272,7 @@ mod tests {
             leeway_s: 0,
         };
         let issuers = BTreeMap::from([("main".to_owned(), At::nowhere(issuer))]);
-        KeyStore::new(&issuers, folder, Metrics::new().unwrap()).unwrap()
+        KeyStore::new(&issuers, folder, Metrics::new().unwrap(), &Watch::new("test")).unwrap()
     }
 
     fn has(store: &KeyStore, kid: &str) -> bool {

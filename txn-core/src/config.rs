@@ -273,6 +273,14 @@ impl Config {
             ),
             BusConfig::Kafka(kafka) => {
                 kafka.check().context("bus.kafka")?;
+                // A relay begins to publish in the first third of its lease.
+                let rest_ms = self.relay.lease_ms - self.relay.lease_ms / 3;
+                ensure!(
+                    kafka.delivery_timeout_ms <= rest_ms,
+                    "bus.kafka.delivery_timeout_ms must be at most {rest_ms}, two thirds of relay.lease_ms: what is \
+                     delivered later may be published by the next holder of the lease as well, and come after newer \
+                     events of its payment"
+                );
                 ensure!(
                     self.housekeeping.inbox_keep_ms > kafka.keeps_ms(),
                     "housekeeping.inbox_keep_ms must be more than {}: bus.kafka.retention_ms, or the 7 days of the \
@@ -380,7 +388,8 @@ mod tests {
             ("url: https://schemas.internal:8081", "url: http://schemas.internal:8081", "https:// only"),
             ("      username: txn-core          # of the", "      # of the", "go together"),
             ("retention_ms: 604800000", "retention_ms: 1", "at least an hour"),
-            ("delivery_timeout_ms: 5000", "delivery_timeout_ms: 0", "delivery_timeout_ms"),
+            ("delivery_timeout_ms: 3000", "delivery_timeout_ms: 0", "delivery_timeout_ms"),
+            ("delivery_timeout_ms: 3000", "delivery_timeout_ms: 3335", "at most 3334"),
         ];
         let example = example_of_a_fleet();
         for (good, bad, says) in fleet {

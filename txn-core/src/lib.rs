@@ -14,6 +14,7 @@ pub mod relay;
 pub mod roles;
 pub mod secret;
 pub mod server;
+pub(crate) mod sqlite;
 pub mod store;
 pub mod timers;
 pub mod txn;

@@ -112,8 +112,28 @@ pub struct ListenerTls {
     pub certificate: At<Reference>,
     /// The leaf's private key, PEM.
     pub key: At<Reference>,
+    /// Other certificates for clients that ask for certain names (SNI); whoever asks for none of them gets the one
+    /// above.
+    #[serde(default)]
+    pub certificates: Vec<NamedCertificate>,
+    /// CAs that must have issued all of these, PEM; absent: any.
+    pub ca: Option<At<Reference>>,
     /// Client certificates; absent: none is asked for.
     pub client_certificates: Option<ClientCertificates>,
+}
+
+/// A certificate for certain names.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NamedCertificate {
+    /// The chain, leaf first, PEM.
+    pub certificate: At<Reference>,
+    /// The leaf's private key, PEM.
+    pub key: At<Reference>,
+    /// The names, perhaps `*.` and a domain; each must be on the certificate, and stay there when it is renewed.
+    /// Absent: its DNS names.
+    #[serde(default)]
+    pub server_names: Vec<String>,
 }
 
 /// Which client certificates are believed.
@@ -122,9 +142,26 @@ pub struct ListenerTls {
 pub struct ClientCertificates {
     /// The CAs that sign them, PEM.
     pub ca: At<Reference>,
+    /// What those CAs have revoked: a list of each, PEM, or the one list in DER; absent: nothing. All of a client's
+    /// chain is checked. A client that a new list revokes loses its open connections too.
+    pub crl: Option<At<Reference>>,
+    /// What becomes of clients while a list is past its `nextUpdate`.
+    #[serde(default)]
+    pub stale_crl: StaleCrl,
     /// Whether a client without one is turned away in the handshake.
     #[serde(default)]
     pub required: bool,
+}
+
+/// What becomes of client certificates while the list that would revoke them is past its time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum StaleCrl {
+    /// Clients with a certificate are refused.
+    #[default]
+    Refuse,
+    /// The old list is believed for longer; logs and metrics tell.
+    Allow,
 }
 
 /// Where operators look, in plain HTTP: keep it on loopback or a management network.

@@ -14,8 +14,8 @@ mod warning;
 
 pub use document::{
     Admin, Algorithm, At, Client, ClientCertificates, Document, Health, HmacKey, Issuer, Jwks, Listener,
-    ListenerTls, Memory, Mirror, Outlier, Redis, Route, Share, State, StateService, StateTls, Upstream,
-    UpstreamTls,
+    ListenerTls, Memory, Mirror, NamedCertificate, Outlier, Redis, Route, Share, StaleCrl, State,
+    StateService, StateTls, Upstream, UpstreamTls,
 };
 pub use meaning::{ClientKey, Keyring, Policy, RouteRule, Site};
 pub use mistake::{Mistake, Unusable};

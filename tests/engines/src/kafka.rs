@@ -22,8 +22,20 @@ const STOPS_WITHIN: Duration = Duration::from_secs(20);
 pub struct Kafka {
     dir: PathBuf,
     broker: SocketAddr,
+    guarded: Option<SocketAddr>,
     /// None while it is stopped.
     program: Option<Program>,
+}
+
+/// What a broker asks of those who come over TLS, at an address of their own.
+#[derive(Debug)]
+pub struct Guard {
+    /// PEM: its private key (PKCS#8) and its certificate.
+    pub identity: PathBuf,
+    /// PEM: who signs its clients' certificates.
+    pub client_ca: PathBuf,
+    /// Who may log in with SCRAM-SHA-512, and the password.
+    pub user: (&'static str, &'static str),
 }
 
 impl Kafka {
@@ -37,17 +49,35 @@ impl Kafka {
     /// # Errors
     /// When the jars or Java are missing, or the broker does not start: with its last words.
     pub async fn start(dir: &Path) -> anyhow::Result<Kafka> {
+        Kafka::start_with(dir, None).await
+    }
+
+    /// The same, but that it listens at [`Kafka::guarded`] besides: TLS with client certificates, and SASL.
+    ///
+    /// # Errors
+    /// As [`Kafka::start`].
+    pub async fn start_guarded(dir: &Path, guard: &Guard) -> anyhow::Result<Kafka> {
+        Kafka::start_with(dir, Some(guard)).await
+    }
+
+    async fn start_with(dir: &Path, guard: Option<&Guard>) -> anyhow::Result<Kafka> {
         if !Kafka::is_installed() {
             bail!("no Kafka in {JARS}: `tests/run install` fetches it");
         }
         std::fs::create_dir_all(dir)?;
         let (broker, controller) = (ports::v4()?, ports::v4()?);
-        std::fs::write(dir.join("server.properties"), properties(dir, broker, controller))?;
-        let mut kafka = Kafka { dir: dir.to_owned(), broker, program: None };
+        let guarded = guard.map(|guard| Ok::<_, anyhow::Error>((ports::v4()?, guard))).transpose()?;
+        std::fs::write(dir.join("server.properties"), properties(dir, broker, controller, guarded))?;
+        let guarded = guarded.map(|(address, _)| address);
+        let mut kafka = Kafka { dir: dir.to_owned(), broker, guarded, program: None };
+        let user = guard.map(|Guard { user: (name, password), .. }| {
+            ["--add-scram".to_owned(), format!("SCRAM-SHA-512=[name={name},password={password}]")]
+        });
         let formatted = Command::new("java")
             .args(kafka.arguments("kafka.tools.StorageTool"))
             .args(["format", "--ignore-formatted", "--cluster-id", CLUSTER_ID, "--config"])
             .arg(kafka.dir.join("server.properties"))
+            .args(user.iter().flatten())
             .stdin(Stdio::null())
             .output()
             .context("cannot start java")?;
@@ -61,6 +91,16 @@ impl Kafka {
     /// Where clients connect; the same as long as it lives.
     pub fn address(&self) -> SocketAddr {
         self.broker
+    }
+
+    /// Where clients connect who show a certificate and log in, if it has such a place.
+    pub fn guarded(&self) -> Option<SocketAddr> {
+        self.guarded
+    }
+
+    /// The broker's process; none while it is stopped.
+    pub fn id(&self) -> Option<u32> {
+        self.program.as_ref().map(Program::id)
     }
 
     /// Stops it in order; [`Kafka::resume`] goes on with the same data.
@@ -111,15 +151,36 @@ impl Kafka {
 }
 
 /// The short session: after a crash the controller takes a broker back only once its old session has run out.
-fn properties(dir: &Path, broker: SocketAddr, controller: SocketAddr) -> String {
+fn properties(
+    dir: &Path,
+    broker: SocketAddr,
+    controller: SocketAddr,
+    guarded: Option<(SocketAddr, &Guard)>,
+) -> String {
+    let (mut more, mut guarded_too) = (String::new(), String::new());
+    if let Some((address, guard)) = guarded {
+        guarded_too = format!(",GUARDED://{address}");
+        more = format!(
+            "ssl.keystore.type=PEM
+ssl.keystore.location={}
+ssl.truststore.type=PEM
+ssl.truststore.location={}
+listener.name.guarded.ssl.client.auth=required
+sasl.enabled.mechanisms=SCRAM-SHA-512
+listener.name.guarded.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+",
+            guard.identity.display(),
+            guard.client_ca.display()
+        );
+    }
     format!(
         "process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@{controller}
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://{broker},CONTROLLER://{controller}
-advertised.listeners=PLAINTEXT://{broker}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=PLAINTEXT://{broker},CONTROLLER://{controller}{guarded_too}
+advertised.listeners=PLAINTEXT://{broker}{guarded_too}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,GUARDED:SASL_SSL
 log.dirs={}
 broker.session.timeout.ms=2000
 broker.heartbeat.interval.ms=500
@@ -134,7 +195,7 @@ group.min.session.timeout.ms=1000
 log.index.size.max.bytes=1048576
 num.network.threads=2
 num.io.threads=4
-",
+{more}",
         dir.join("data").display()
     )
 }

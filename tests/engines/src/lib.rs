@@ -9,7 +9,7 @@ mod postgres;
 mod program;
 mod redis;
 
-pub use kafka::Kafka;
+pub use kafka::{Guard, Kafka};
 pub use postgres::{Postgres, url as postgres_url};
 pub use program::{Program, Signal};
 pub use redis::{Redis, url as redis_url};

@@ -123,6 +123,18 @@ impl Postgres {
         Program::run("createdb", &self.binaries.join("createdb"), arguments, None, &self.log).await
     }
 
+    /// What `psql` answers to one statement: a line a row, `|` between columns, no headings.
+    ///
+    /// # Errors
+    /// When the server is not there or does not like the statement: with what it said.
+    pub async fn query(&self, database: &str, sql: &str) -> anyhow::Result<String> {
+        let arguments = ["-XqAt", "-v", "ON_ERROR_STOP=1", "-d", &self.url(database), "-c", sql];
+        let psql = tokio::process::Command::new(self.binaries.join("psql")).args(arguments).output().await;
+        let answered = psql.context("psql")?;
+        ensure!(answered.status.success(), "psql: {}", String::from_utf8_lossy(&answered.stderr));
+        Ok(String::from_utf8(answered.stdout)?)
+    }
+
     /// Stops it as an operator does for a restart: connections are cut, what they had not committed is undone.
     ///
     /// # Errors

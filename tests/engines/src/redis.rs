@@ -49,6 +49,11 @@ impl Redis {
         Ok(())
     }
 
+    /// The server's process; none while it is stopped.
+    pub fn id(&self) -> Option<u32> {
+        self.running.as_ref().map(Program::id)
+    }
+
     /// Ends it; what was in it is lost.
     ///
     /// # Errors

@@ -32,7 +32,7 @@ use txn_core::store::{CredBlock, PostgresConfig, PostgresStore, Store, Trace};
 use txn_core::txn::{Event, Rules, Txn, UnixMs};
 use uuid::Uuid;
 
-use crate::clients::cpu_with_children_us;
+use crate::cost::cpu_with_children_us;
 use crate::store::{accept, empty_folder, share, sqlite};
 use crate::{pgbench, say};
 
@@ -90,10 +90,10 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     if arguments.parts.contains(&Part::Pgbench) {
         for clients in &arguments.pgbench_clients {
             empty(&postgres, &dir).await?;
-            let before = cpu_with_children_us(server)?;
+            let before = cpu_with_children_us(&[std::process::id(), server])?;
             let tps = pgbench::run(&postgres, &dir, *clients, arguments.seconds).await?;
             let payments = (tps * f64::from(arguments.seconds)) as u64;
-            let cpu_us = (cpu_with_children_us(server)? - before) / payments.max(1);
+            let cpu_us = (cpu_with_children_us(&[std::process::id(), server])? - before) / payments.max(1);
             best = best.max(tps);
             let what = format!("pgbench, one prepared statement a payment, {clients} clients");
             line(&what, tps, &[], Some(cpu_us))?;
@@ -209,9 +209,10 @@ async fn over_http(
     let seconds = Duration::from_secs(u64::from(arguments.seconds));
     let warm = Duration::from_secs(2);
     let (streams, ..) = pay(streams, warm, None).await?;
-    let before = cpu_with_children_us(server)?;
+    let before = cpu_with_children_us(&[std::process::id(), server])?;
     let (streams, a_second, latencies) = pay(streams, seconds, None).await?;
-    let cpu_us = (cpu_with_children_us(server)? - before) / u64::try_from(latencies.len().max(1))?;
+    let cpu_us = (cpu_with_children_us(&[std::process::id(), server])? - before)
+        / u64::try_from(latencies.len().max(1))?;
     let what = format!("PostgreSQL, accepted over HTTP, {} connections", arguments.connections);
     line(&what, a_second, &latencies, Some(cpu_us))?;
     if best > 0.0 {

@@ -18,7 +18,8 @@ use parity::wire::exchange;
 use parity::world::World;
 use serde_json::{Value, json};
 
-use crate::clients::{Clients, cpu_ns, resident_bytes};
+use crate::clients::Clients;
+use crate::cost::{cpu_ns, resident_bytes};
 use crate::say;
 
 #[derive(Debug, clap::Args)]

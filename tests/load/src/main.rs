@@ -2,12 +2,15 @@
 
 mod clients;
 mod core;
+mod cost;
 mod edge;
 mod kafka;
 mod pgbench;
 mod slice;
 mod soak;
+mod steady;
 mod store;
+mod whole;
 
 use std::io::Write as _;
 
@@ -37,6 +40,8 @@ enum What {
     Core(core::Arguments),
     /// Payments that the embedded store makes durable a second.
     Store(store::Arguments),
+    /// A payment's whole life on PostgreSQL, Kafka and Redis at a steady rate: what is left behind, and what it costs.
+    Whole(whole::Arguments),
     /// From COMMIT to a consumer through a real Kafka at a steady rate, and how fast the relay empties an outbox.
     Kafka(kafka::Arguments),
 }
@@ -51,6 +56,7 @@ async fn main() -> anyhow::Result<()> {
         What::Core(arguments) => core::run(arguments).await,
         What::Store(arguments) => store::run(arguments).await,
         What::Kafka(arguments) => kafka::run(arguments).await,
+        What::Whole(arguments) => whole::run(&arguments).await,
     }
 }
 

@@ -11,7 +11,8 @@ use parity::wire::bytes;
 use parity::world::World;
 use serde_json::json;
 
-use crate::clients::{Clients, resident_bytes};
+use crate::clients::Clients;
+use crate::cost::resident_bytes;
 use crate::edge::{QUIET, Running, document, gateway, generate, ready, target};
 use crate::say;
 

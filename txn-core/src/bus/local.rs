@@ -1,4 +1,4 @@
-//! The embedded bus: messages and positions in one SQLite file, written by one task in batches.
+//! The embedded bus: messages and positions in one SQLite file, written by one thread in batches.
 //!
 //! Only one process has the file open, and one connection writes it: offsets become visible in their order,
 //! so here (and only here) a position says everything about what has been read.
@@ -8,14 +8,14 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use serde::{Deserialize, Serialize};
-use sqlx::sqlite::{SqliteConnection, SqlitePool, SqlitePoolOptions, SqliteRow};
-use sqlx::{Connection as _, Row as _};
+use rusqlite::{Connection, OptionalExtension as _, Row, TransactionBehavior, params};
+use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::{Bus, BusError, Delivery, Message, Place, Subscription, Topic, Visit};
-use crate::store::{StoreError, open_file, options};
+use crate::sqlite::{self, Migration, Readers};
+use crate::store::StoreError;
 use crate::txn::UnixMs;
 
 /// What the bus keeps.
@@ -38,15 +38,15 @@ impl Default for Retention {
 #[derive(Debug)]
 pub struct LocalBus {
     queue: Mutex<Option<mpsc::Sender<Waiting>>>,
-    writer: tokio::sync::Mutex<Option<tokio::task::JoinHandle<()>>>,
-    readers: SqlitePool,
+    ended: tokio::sync::Mutex<Option<oneshot::Receiver<()>>>,
+    readers: Readers,
     /// Counts commits that brought messages.
     bell: watch::Receiver<u64>,
     retention: Retention,
 }
 
-const MIGRATIONS: &[(i64, &str, &str)] =
-    &[(1, "bus", include_str!("../../migrations/sqlite-bus/0001_bus.sql"))];
+const MIGRATIONS: &[Migration] = &[(1, include_str!("../../migrations/sqlite-bus/0001_bus.sql"))];
+const READERS: u32 = 2;
 const QUEUE: usize = 1024;
 const BATCH: usize = 256;
 const PURGE_ROWS: i64 = 10_000;
@@ -69,20 +69,21 @@ impl LocalBus {
     /// # Errors
     /// [`BusError::Engine`] if the file can't be opened, or was made by something newer.
     pub async fn open(file: &Path, retention: Retention) -> Result<LocalBus, BusError> {
-        let db = open_file(file, MIGRATIONS).await?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(2)
-            .min_connections(1)
-            .acquire_timeout(Duration::from_secs(5))
-            .connect_with(options(file).read_only(true))
-            .await?;
+        let db = sqlite::open(file, MIGRATIONS)?;
         let (queue, waiting) = mpsc::channel(QUEUE);
         let (ring, bell) = watch::channel(0);
-        let writer = tokio::spawn(write_all(db, waiting, ring));
+        let (end, ended) = oneshot::channel();
+        let write = move || {
+            write_all(db, waiting, &ring);
+            // Nobody may be waiting for it.
+            let _unheard = end.send(());
+        };
+        let thread = std::thread::Builder::new().name("bus-writer".to_owned()).spawn(write);
+        thread.map_err(|error| BusError::Engine(format!("no thread to write on: {error}")))?;
         Ok(LocalBus {
             queue: Mutex::new(Some(queue)),
-            writer: tokio::sync::Mutex::new(Some(writer)),
-            readers,
+            ended: tokio::sync::Mutex::new(Some(ended)),
+            readers: Readers::of(file, READERS),
             bell,
             retention,
         })
@@ -124,17 +125,22 @@ impl Bus for LocalBus {
         let queue = self.queue()?;
         // Written down at once: from now on purging waits for this group.
         ask(&queue, Op::Position { group, topic, position: 0 }).await?;
-        let sql = "SELECT position FROM bus_positions WHERE consumer = ?1 AND topic = ?2";
-        let position: Option<i64> =
-            sqlx::query_scalar(sql).bind(group).bind(topic.name()).fetch_optional(&self.readers).await?;
+        let position = move |db: &Connection| {
+            let sql = "SELECT position FROM bus_positions WHERE consumer = ?1 AND topic = ?2";
+            Ok(db.query_row(sql, [group, topic.name()], |row| row.get(0)).optional()?)
+        };
+        let position: Option<i64> = self.readers.ask(position).await?;
         let reader = self.reader(&queue, topic, position.unwrap_or(0));
         Ok(Box::new(LocalSubscription { group: Some(group), ..reader }))
     }
 
     async fn watch(&self, topic: Topic) -> Result<Box<dyn Subscription>, BusError> {
         let queue = self.queue()?;
-        let sql = "SELECT coalesce(max(offset_id), 0) FROM bus_messages WHERE topic = ?1";
-        let newest: i64 = sqlx::query_scalar(sql).bind(topic.name()).fetch_one(&self.readers).await?;
+        let newest = move |db: &Connection| {
+            let sql = "SELECT coalesce(max(offset_id), 0) FROM bus_messages WHERE topic = ?1";
+            Ok(db.query_row(sql, [topic.name()], |row| row.get(0))?)
+        };
+        let newest: i64 = self.readers.ask(newest).await?;
         Ok(Box::new(LocalSubscription { group: None, ..self.reader(&queue, topic, newest) }))
     }
 
@@ -154,8 +160,7 @@ impl Bus for LocalBus {
     }
 
     async fn ready(&self) -> Result<(), BusError> {
-        sqlx::query("SELECT 1").execute(&self.readers).await?;
-        Ok(())
+        Ok(self.readers.ask(|db| Ok(db.execute_batch("SELECT 1 FROM bus_positions LIMIT 1")?)).await?)
     }
 
     async fn purge(&self, now: UnixMs) -> Result<u64, BusError> {
@@ -165,9 +170,9 @@ impl Bus for LocalBus {
     async fn close(&self) {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.readers.close().await;
-        if let Some(writer) = self.writer.lock().await.take() {
+        if let Some(ended) = self.ended.lock().await.take() {
             // It ends by itself once its queue is empty.
-            let _ended = writer.await;
+            let _ended = ended.await;
         }
     }
 }
@@ -179,7 +184,7 @@ struct LocalSubscription {
     topic: Topic,
     given: i64,
     queue: mpsc::WeakSender<Waiting>,
-    readers: SqlitePool,
+    readers: Readers,
     bell: watch::Receiver<u64>,
 }
 
@@ -211,36 +216,42 @@ impl Subscription for LocalSubscription {
 impl LocalSubscription {
     /// What is there after the last one given; nothing if nothing is.
     async fn look(&mut self, limit: u32) -> Result<Vec<Delivery>, BusError> {
-        let sql = "SELECT offset_id, key, event_id, headers, payload FROM bus_messages
-                   WHERE topic = ?1 AND offset_id > ?2 ORDER BY offset_id LIMIT ?3";
-        let rows = sqlx::query(sql).bind(self.topic.name()).bind(self.given).bind(limit);
-        let rows = rows.fetch_all(&self.readers).await?;
-        if let Some(last) = rows.last() {
-            self.given = last.try_get("offset_id")?;
+        let (topic, given) = (self.topic, self.given);
+        let some = move |db: &Connection| {
+            let mut find = db.prepare_cached(
+                "SELECT offset_id, key, event_id, headers, payload FROM bus_messages
+                 WHERE topic = ?1 AND offset_id > ?2 ORDER BY offset_id LIMIT ?3",
+            )?;
+            let rows = find.query_map(params![topic.name(), given, limit], |row| Ok(delivery(topic, row)))?;
+            rows.map(|row| row?).collect::<Result<Vec<_>, StoreError>>()
+        };
+        let some = self.readers.ask(some).await?;
+        if let Some(last) = some.last() {
+            self.given = last.place.offset;
         }
-        rows.iter().map(|row| delivery(self.topic, row)).collect()
+        Ok(some)
     }
 }
 
-fn delivery(topic: Topic, row: &SqliteRow) -> Result<Delivery, BusError> {
-    let headers: String = row.try_get("headers")?;
+fn delivery(topic: Topic, row: &Row<'_>) -> Result<Delivery, StoreError> {
+    let headers: String = row.get("headers")?;
     Ok(Delivery {
-        place: Place { partition: 0, offset: row.try_get("offset_id")? },
+        place: Place { partition: 0, offset: row.get("offset_id")? },
         message: Message {
             topic,
-            key: row.try_get("key")?,
-            event_id: row.try_get("event_id")?,
-            headers: serde_json::from_str(&headers).map_err(|error| BusError::Engine(error.to_string()))?,
-            payload: row.try_get::<String, _>("payload")?.into(),
+            key: row.get("key")?,
+            event_id: row.get("event_id")?,
+            headers: serde_json::from_str(&headers).map_err(|error| StoreError::Engine(error.to_string()))?,
+            payload: row.get::<_, String>("payload")?.into(),
         },
     })
 }
 
-async fn write_all(mut db: SqliteConnection, mut waiting: mpsc::Receiver<Waiting>, ring: watch::Sender<u64>) {
+fn write_all(mut db: Connection, mut waiting: mpsc::Receiver<Waiting>, ring: &watch::Sender<u64>) {
     let mut taken = Vec::with_capacity(BATCH);
-    while waiting.recv_many(&mut taken, BATCH).await > 0 {
+    while waiting.blocking_recv_many(&mut taken, BATCH) > 0 {
         let (ops, answers): (Vec<Op>, Vec<_>) = taken.drain(..).unzip();
-        let result = commit(&mut db, &ops).await;
+        let result = commit(&mut db, &ops);
         if let Err(error) = &result {
             tracing::error!(%error, "the bus could not write");
         }
@@ -255,74 +266,60 @@ async fn write_all(mut db: SqliteConnection, mut waiting: mpsc::Receiver<Waiting
             });
         }
     }
-    if let Err(error) = db.close().await {
+    if let Err(error) = sqlite::close(db) {
         tracing::warn!(%error, "the bus did not close cleanly; what was published is durable all the same");
     }
 }
 
-async fn commit(db: &mut SqliteConnection, ops: &[Op]) -> Result<Vec<u64>, BusError> {
-    let mut txn = db.begin_with("BEGIN IMMEDIATE").await?;
+fn commit(db: &mut Connection, ops: &[Op]) -> Result<Vec<u64>, BusError> {
+    let txn = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let mut rows = Vec::with_capacity(ops.len());
     for op in ops {
-        rows.push(match op {
-            Op::Publish(messages) => insert(&mut txn, messages).await?,
+        let written = match op {
+            Op::Publish(messages) => insert(&txn, messages)?,
             Op::Position { group, topic, position } => {
                 let sql = "INSERT INTO bus_positions VALUES (?1, ?2, ?3) ON CONFLICT (consumer, topic)
                            DO UPDATE SET position = max(position, excluded.position)";
-                let query = sqlx::query(sql).bind(*group).bind(topic.name()).bind(*position);
-                query.execute(&mut *txn).await?.rows_affected()
+                txn.prepare_cached(sql)?.execute(params![group, topic.name(), position])?
             }
-            Op::Purge { now, retention } => delete_old(&mut txn, *now, retention).await?,
-        });
+            Op::Purge { now, retention } => delete_old(&txn, *now, retention)?,
+        };
+        rows.push(u64::try_from(written).unwrap_or(u64::MAX));
     }
-    txn.commit().await?;
+    txn.commit()?;
     Ok(rows)
 }
 
-async fn insert(db: &mut SqliteConnection, messages: &[Message]) -> Result<u64, BusError> {
-    #[derive(Serialize)]
-    struct Row<'a> {
-        topic: &'static str,
-        key: &'a str,
-        event_id: &'a str,
-        headers: String,
-        payload: &'a str,
-    }
+fn insert(db: &Connection, messages: &[Message]) -> Result<usize, BusError> {
     let now = UnixMs::now();
-    let json = |error: serde_json::Error| BusError::Engine(error.to_string());
-    let mut rows = Vec::with_capacity(messages.len());
+    let mut insert = db.prepare_cached(
+        "INSERT INTO bus_messages (topic, key, event_id, headers, payload, at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    )?;
     for message in messages {
-        rows.push(Row {
-            topic: message.topic.name(),
-            key: &message.key,
-            event_id: &message.event_id,
-            headers: serde_json::to_string(&message.headers).map_err(json)?,
-            payload: message.payload.event().map_err(|why| BusError::Engine(why.to_owned()))?,
-        });
+        let headers = serde_json::to_string(&message.headers);
+        insert.execute(params![
+            message.topic.name(),
+            message.key,
+            message.event_id,
+            headers.map_err(|error| BusError::Engine(error.to_string()))?,
+            message.payload.event().map_err(|why| BusError::Engine(why.to_owned()))?,
+            now.0,
+        ])?;
     }
-    let sql = "INSERT INTO bus_messages (topic, key, event_id, headers, payload, at)
-        SELECT value ->> 'topic', value ->> 'key', value ->> 'event_id', value ->> 'headers', value ->> 'payload', ?2
-        FROM json_each(?1) ORDER BY key";
-    // `key` above is json_each's: the place in the array.
-    let query = sqlx::query(sql).bind(serde_json::to_string(&rows).map_err(json)?).bind(now.0);
-    Ok(query.execute(db).await?.rows_affected())
+    Ok(messages.len())
 }
 
-async fn delete_old(db: &mut SqliteConnection, now: UnixMs, retention: &Retention) -> Result<u64, BusError> {
+fn delete_old(db: &Connection, now: UnixMs, retention: &Retention) -> Result<usize, BusError> {
     let sql = "DELETE FROM bus_messages WHERE offset_id IN (
         SELECT m.offset_id FROM bus_messages AS m WHERE m.topic = ?1
           AND m.offset_id <= coalesce((SELECT min(position) FROM bus_positions WHERE topic = ?1), m.offset_id)
           AND (m.at < ?2 OR m.offset_id <= coalesce((SELECT offset_id FROM bus_messages WHERE topic = ?1
                                                      ORDER BY offset_id DESC LIMIT 1 OFFSET ?3), 0))
         ORDER BY m.offset_id LIMIT ?4)";
+    let before = now.minus(retention.keep_ms).0;
     let mut deleted = 0;
     for topic in Topic::ALL {
-        let query = sqlx::query(sql)
-            .bind(topic.name())
-            .bind(now.minus(retention.keep_ms).0)
-            .bind(retention.keep_messages)
-            .bind(PURGE_ROWS);
-        deleted += query.execute(&mut *db).await?.rows_affected();
+        deleted += db.execute(sql, params![topic.name(), before, retention.keep_messages, PURGE_ROWS])?;
     }
     Ok(deleted)
 }
@@ -331,9 +328,8 @@ async fn delete_old(db: &mut SqliteConnection, now: UnixMs, retention: &Retentio
 ///
 /// # Errors
 /// As [`LocalBus::open`].
-pub async fn migrate(file: &Path) -> Result<(), BusError> {
-    open_file(file, MIGRATIONS).await?.close().await?;
-    Ok(())
+pub fn migrate(file: &Path) -> Result<(), BusError> {
+    Ok(sqlite::close(sqlite::open(file, MIGRATIONS)?)?)
 }
 
 impl From<StoreError> for BusError {
@@ -346,8 +342,8 @@ impl From<StoreError> for BusError {
     }
 }
 
-impl From<sqlx::Error> for BusError {
-    fn from(error: sqlx::Error) -> Self {
+impl From<rusqlite::Error> for BusError {
+    fn from(error: rusqlite::Error) -> Self {
         StoreError::from(error).into()
     }
 }

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::sync::Mutex;
 
-use sqlx::ConnectOptions as _;
 use tokio::sync::{Notify, watch};
 
 use super::*;
@@ -11,7 +10,7 @@ use crate::bus::consume::{Consumer, Retry};
 use crate::bus::{Bus, LocalBus, Retention, Topic};
 use crate::relay::Relay;
 use crate::store::contract::request;
-use crate::store::{SqliteStore, WriterLimits, options};
+use crate::store::{SqliteStore, WriterLimits};
 use crate::timers::{self, TimerConfig};
 use crate::txn::{Rules, State, Wake, WakeKind};
 
@@ -113,12 +112,12 @@ async fn what_was_held_up_since_its_mark_is_not_sent_but_taken_up_again() {
     core.store.accept(new).await.unwrap();
 
     // A disk that stalls: the commit of the mark has to wait.
-    let mut disk = options(&dir.path().join("txn.db")).connect().await.unwrap();
-    sqlx::query("BEGIN IMMEDIATE").execute(&mut disk).await.unwrap();
+    let disk = rusqlite::Connection::open(dir.path().join("txn.db")).unwrap();
+    disk.execute_batch("BEGIN IMMEDIATE").unwrap();
     let orchestrator = core.orchestrator.clone();
     let dispatching = tokio::spawn(async move { orchestrator.dispatch(id, None, Trace::default()).await });
     sleep(Duration::from_millis(400)).await;
-    sqlx::query("ROLLBACK").execute(&mut disk).await.unwrap();
+    disk.execute_batch("ROLLBACK").unwrap();
     dispatching.await.unwrap().unwrap();
     drop(core.orchestrator.sending.acquire_many(BOUNDS.sends).await.unwrap());
     let (txn, history) = core.store.inspect(id).await.unwrap().unwrap();

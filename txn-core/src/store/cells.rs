@@ -4,7 +4,6 @@ use std::fmt::Display;
 
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
-use sqlx::sqlite::SqliteRow;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -33,42 +32,42 @@ pub(super) trait Cells {
     }
 }
 
-/// What both engines' rows have in common.
+/// What both engines' rows have in common: each asks its row in its own words.
 macro_rules! plain_cells {
-    () => {
+    ($get:ident) => {
         fn optional_text(&self, column: &str) -> Result<Option<String>, StoreError> {
-            Ok(self.try_get(column)?)
+            Ok(self.$get(column)?)
         }
         fn small(&self, column: &str) -> Result<i32, StoreError> {
-            Ok(self.try_get(column)?)
+            Ok(self.$get(column)?)
         }
         fn big(&self, column: &str) -> Result<i64, StoreError> {
-            Ok(self.try_get(column)?)
+            Ok(self.$get(column)?)
         }
         fn flag(&self, column: &str) -> Result<bool, StoreError> {
-            Ok(self.try_get(column)?)
+            Ok(self.$get(column)?)
         }
         fn uuid(&self, column: &str) -> Result<Uuid, StoreError> {
-            Ok(self.try_get(column)?)
+            Ok(self.$get(column)?)
         }
         fn bytes(&self, column: &str) -> Result<Vec<u8>, StoreError> {
-            Ok(self.try_get(column)?)
+            Ok(self.$get(column)?)
         }
     };
 }
 
 /// Times are milliseconds.
-impl Cells for SqliteRow {
-    plain_cells!();
+impl Cells for rusqlite::Row<'_> {
+    plain_cells!(get);
 
     fn optional_time(&self, column: &str) -> Result<Option<UnixMs>, StoreError> {
-        Ok(self.try_get::<Option<i64>, _>(column)?.map(UnixMs))
+        Ok(self.get::<_, Option<i64>>(column)?.map(UnixMs))
     }
 }
 
 /// Times are `TIMESTAMPTZ`.
 impl Cells for PgRow {
-    plain_cells!();
+    plain_cells!(try_get);
 
     fn optional_time(&self, column: &str) -> Result<Option<UnixMs>, StoreError> {
         let at: Option<OffsetDateTime> = self.try_get(column)?;

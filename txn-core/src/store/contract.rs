@@ -85,6 +85,7 @@ pub(crate) async fn holds<S: Store>(open: impl AsyncFn() -> S) {
     keys_mean_one_thing(&store).await;
     events_move_payments_and_are_recorded(&store).await;
     an_inbox_entry_has_one_effect(&store).await;
+    what_changes_nothing_leaves_a_claimed_timer_alone(&store).await;
     pin_blocks_go_out_once_and_are_forgotten(&store).await;
     many_at_once(Arc::new(open().await)).await;
     store.close().await;
@@ -179,6 +180,23 @@ async fn events_move_payments_and_are_recorded(store: &impl Store) {
 
     let nobody = TxnId::fresh("TOR".parse().unwrap(), NOW);
     assert!(matches!(store.apply(apply(nobody, Event::Dispatch)).await.unwrap(), Applied::UnknownTxn));
+}
+
+async fn what_changes_nothing_leaves_a_claimed_timer_alone(store: &impl Store) {
+    let new = request("k-timer");
+    let id = new.txn.id;
+    store.accept(new).await.unwrap();
+    stepped(store, apply(id, Event::Dispatch)).await;
+    let debited = callback(Stage::Debit, ReportResult::Success, "00");
+    let (txn, ..) = stepped(store, apply(id, debited.clone())).await;
+    let wake = txn.wake.unwrap();
+    let claim = async || store.claim_due(wake.kind, wake.at.plus(1), 60_000, 1_000).await.unwrap();
+    assert!(claim().await.contains(&id));
+    let again = store.apply(apply(id, debited)).await.unwrap();
+    assert!(matches!(again, Applied::Ignored { why: Ignored::Duplicate, .. }), "{again:?}");
+    assert!(!claim().await.contains(&id), "whoever claimed it has it still");
+    let (found, _) = store.inspect(id).await.unwrap().unwrap();
+    assert_eq!((found.wake, found.version), (Some(wake), txn.version + 1));
 }
 
 async fn an_inbox_entry_has_one_effect(store: &impl Store) {

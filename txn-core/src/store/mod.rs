@@ -27,7 +27,6 @@ use uuid::Uuid;
 
 pub use postgres::{PostgresConfig, PostgresStore};
 pub use sqlite::{SqliteStore, migrate};
-pub(crate) use sqlite::{open_file, options};
 pub use writer::WriterLimits;
 
 use crate::txn::{Effect, Event, EventType, Ignored, Txn, TxnId, UnixMs, WakeKind};

@@ -1,21 +1,15 @@
-//! SQLite: WAL, `synchronous = FULL`, one writing connection, a small pool of reading ones.
+//! SQLite: WAL, `synchronous = FULL`, one writing connection on its own thread, a few reading ones.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::migrate::{Migration, MigrationType, Migrator};
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
-    SqliteSynchronous,
-};
-use sqlx::{ConnectOptions as _, Connection as _, SqlSafeStr as _};
+use rusqlite::{Connection, TransactionBehavior, params};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::record::wake_name;
 use super::sqlite_rows::{self, Rows};
 use super::writer::{Committed, Engine, Writer, WriterLimits};
 use super::{
@@ -23,20 +17,20 @@ use super::{
     record, sqlite_read,
 };
 use crate::metrics::Metrics;
+use crate::sqlite::{self, Migration, Readers};
 use crate::txn::{Rules, Txn, TxnId, UnixMs, WakeKind};
 
 /// The store in one SQLite file.
 #[derive(Debug)]
 pub struct SqliteStore {
     writer: Writer<SqliteEngine>,
-    readers: SqlitePool,
+    readers: Readers,
     bell: Arc<Notify>,
 }
 
-/// Forward only: an applied file never changes, a new one is added.
-const MIGRATIONS: &[(i64, &str, &str)] = &[
-    (1, "payments", include_str!("../../migrations/sqlite/0001_payments.sql")),
-    (2, "timers_by_kind", include_str!("../../migrations/sqlite/0002_timers_by_kind.sql")),
+const MIGRATIONS: &[Migration] = &[
+    (1, include_str!("../../migrations/sqlite/0001_payments.sql")),
+    (2, include_str!("../../migrations/sqlite/0002_timers_by_kind.sql")),
 ];
 
 const READERS: u32 = 4;
@@ -53,52 +47,11 @@ impl SqliteStore {
         limits: &WriterLimits,
         metrics: Arc<Metrics>,
     ) -> Result<SqliteStore, StoreError> {
-        let db = open_file(file, MIGRATIONS).await?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(READERS)
-            .min_connections(1)
-            .acquire_timeout(Duration::from_secs(5))
-            .connect_with(options(file).read_only(true))
-            .await?;
+        let db = sqlite::open(file, MIGRATIONS)?;
         let bell = Arc::new(Notify::new());
-        let writer = Writer::start(SqliteEngine { db, rules }, limits, bell.clone(), metrics);
-        Ok(SqliteStore { writer, readers, bell })
+        let writer = Writer::on_a_thread(SqliteEngine { db, rules }, limits, bell.clone(), metrics)?;
+        Ok(SqliteStore { writer, readers: Readers::of(file, READERS), bell })
     }
-}
-
-/// The writing connection of a file whose tables are up to date.
-pub(crate) async fn open_file(
-    file: &Path,
-    migrations: &[(i64, &'static str, &'static str)],
-) -> Result<SqliteConnection, StoreError> {
-    let mut db = options(file).create_if_missing(true).connect().await?;
-    let migrations = migrations
-        .iter()
-        .map(|(version, name, sql)| {
-            Migration::new(*version, (*name).into(), MigrationType::Simple, sql.into_sql_str(), false)
-        })
-        .collect();
-    Migrator::with_migrations(migrations)
-        .run_direct(None, &mut db, false)
-        .await
-        .map_err(|error| StoreError::Engine(format!("migration: {error}")))?;
-    Ok(db)
-}
-
-pub(crate) fn options(file: &Path) -> SqliteConnectOptions {
-    SqliteConnectOptions::new()
-        .filename(file)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
-        .foreign_keys(true)
-        .busy_timeout(Duration::from_secs(5))
-        // What is erased (PIN blocks) is overwritten, not only unlinked; in the WAL it lives on until the WAL
-        // starts over or the store is closed.
-        .pragma("secure_delete", "ON")
-        .pragma("journal_size_limit", "67108864")
-        // Kilobytes; keys are random, so what a batch touches is spread over the table.
-        .pragma("cache_size", "-16384")
-        .disable_statement_logging()
 }
 
 #[async_trait]
@@ -122,13 +75,11 @@ impl Store for SqliteStore {
     }
 
     async fn inspect(&self, id: TxnId) -> Result<Option<(Txn, Vec<HistoryRow>)>, StoreError> {
-        let mut db = self.readers.acquire().await?;
-        let mut found = sqlite_read::txns(&mut db, std::iter::once(id)).await?;
-        let Some(loaded) = found.remove(&id.uuid()).filter(|loaded| loaded.txn.id == id) else {
-            return Ok(None);
+        let question = move |db: &Connection| {
+            let Some(loaded) = sqlite_read::txn(db, id)? else { return Ok(None) };
+            Ok(Some((loaded.txn, sqlite_read::history(db, id)?)))
         };
-        let history = sqlite_read::history(&mut db, id).await?;
-        Ok(Some((loaded.txn, history)))
+        self.readers.ask(question).await
     }
 
     /// The file is one process's, and so is its one lane.
@@ -141,8 +92,7 @@ impl Store for SqliteStore {
     }
 
     async fn unpublished(&self, _: &LaneLease, limit: u32) -> Result<Vec<OutboxRow>, StoreError> {
-        let mut db = self.readers.acquire().await?;
-        sqlite_read::unpublished(&mut db, limit).await
+        self.readers.ask(move |db| sqlite_read::unpublished(db, limit)).await
     }
 
     async fn published(&self, _: &LaneLease, rows: &[OutboxRow]) -> Result<(), StoreError> {
@@ -164,10 +114,7 @@ impl Store for SqliteStore {
         limit: u32,
     ) -> Result<Vec<TxnId>, StoreError> {
         // Looks before it asks the writer, so that an idle core writes nothing.
-        let sql = "SELECT 1 FROM timers WHERE kind = ?2 AND due_at <= ?1 AND lease_until <= ?1 LIMIT 1";
-        let anything: Option<i64> =
-            sqlx::query_scalar(sql).bind(now.0).bind(wake_name(kind)).fetch_optional(&self.readers).await?;
-        if anything.is_none() {
+        if !self.readers.ask(move |db| sqlite_read::anything_due(db, kind, now)).await? {
             return Ok(Vec::new());
         }
         match self.writer.ask(Op::Claim { kind, now, lease_ms, limit }).await? {
@@ -188,8 +135,7 @@ impl Store for SqliteStore {
     }
 
     async fn figures(&self) -> Result<Figures, StoreError> {
-        let mut db = self.readers.acquire().await?;
-        sqlite_read::figures(&mut db).await
+        self.readers.ask(sqlite_read::figures).await
     }
 
     fn outbox_bell(&self) -> Arc<Notify> {
@@ -225,7 +171,7 @@ enum Reply {
 
 #[derive(Debug)]
 struct SqliteEngine {
-    db: SqliteConnection,
+    db: Connection,
     rules: Rules,
 }
 
@@ -238,90 +184,71 @@ impl Engine for SqliteEngine {
         matches!(op, Op::Accept(_))
     }
 
+    /// Works on the calling thread, which is the writer's own.
     async fn commit(&mut self, batch: &[Op]) -> Result<Committed<Reply>, StoreError> {
-        sqlx::query("BEGIN IMMEDIATE").execute(&mut self.db).await?;
-        let written = match self.write(batch).await {
-            Ok(committed) => {
-                sqlx::query("COMMIT").execute(&mut self.db).await.map(|_| committed).map_err(StoreError::from)
-            }
-            Err(error) => Err(error),
-        };
-        if written.is_err() {
-            // Fails only if SQLite has rolled back already, which is what is wanted.
-            let _rolled_back = sqlx::query("ROLLBACK").execute(&mut self.db).await;
-        }
-        written
+        let db = self.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let committed = write(&db, &self.rules, batch)?;
+        db.commit()?;
+        Ok(committed)
     }
 
     async fn close(self) -> Result<(), StoreError> {
-        Ok(self.db.close().await?)
+        sqlite::close(self.db)
     }
 }
 
-impl SqliteEngine {
-    async fn write(&mut self, batch: &[Op]) -> Result<Committed<Reply>, StoreError> {
-        let new: Vec<&NewTxn> = batch.iter().filter_map(as_accept).collect();
-        let inputs: Vec<&Apply> = batch.iter().filter_map(as_apply).collect();
-        let mut rows = Rows::default();
-        let mut accepted = self.accept_all(&new, &mut rows).await?.into_iter();
-        let mut applied = self.apply_all(&inputs, &mut rows).await?.into_iter();
-        for op in batch {
-            if let Op::Published(positions) = op {
-                rows.published(positions);
+fn write(db: &Connection, rules: &Rules, batch: &[Op]) -> Result<Committed<Reply>, StoreError> {
+    let mut rows = Rows::default();
+    let new = batch.iter().filter_map(as_accept);
+    let mut accepted = new.map(|new| accept(db, new, &mut rows)).collect::<Result<Vec<_>, _>>()?.into_iter();
+    let inputs: Vec<&Apply> = batch.iter().filter_map(as_apply).collect();
+    let mut applied = apply_all(db, rules, &inputs, &mut rows)?.into_iter();
+    let outgoing_events = rows.outgoing_events();
+    rows.write(db)?;
+
+    let mut replies = Vec::with_capacity(batch.len());
+    for op in batch {
+        replies.push(match op {
+            Op::Accept(_) => Reply::Accepted(accepted.next().ok_or_else(missing)?),
+            Op::Apply(_) => Reply::Applied(applied.next().ok_or_else(missing)?),
+            Op::Published(positions) => {
+                sqlite_rows::published(db, positions)?;
+                Reply::Published
             }
-        }
-        let outgoing_events = rows.outgoing_events();
-        rows.write(&mut self.db).await?;
-
-        let mut replies = Vec::with_capacity(batch.len());
-        for op in batch {
-            replies.push(match op {
-                Op::Accept(_) => Reply::Accepted(accepted.next().ok_or_else(missing)?),
-                Op::Apply(_) => Reply::Applied(applied.next().ok_or_else(missing)?),
-                Op::Published(_) => Reply::Published,
-                Op::Claim { kind, now, lease_ms, limit } => Reply::Claimed(
-                    sqlite_read::claim_due(&mut self.db, *kind, *now, *lease_ms, *limit).await?,
-                ),
-                Op::Purge { idempotency_before, inbox_before } => {
-                    let sql = "DELETE FROM idempotency WHERE key_hash IN
-                        (SELECT key_hash FROM idempotency WHERE created_at < ?1 LIMIT ?2)";
-                    let keys = sqlx::query(sql).bind(idempotency_before.0).bind(PURGE_ROWS);
-                    let keys = keys.execute(&mut self.db).await?.rows_affected();
-                    let sql = "DELETE FROM inbox WHERE (consumer, message_id) IN
-                        (SELECT consumer, message_id FROM inbox WHERE at < ?1 LIMIT ?2)";
-                    let inbox = sqlx::query(sql).bind(inbox_before.0).bind(PURGE_ROWS);
-                    Reply::Purged(keys + inbox.execute(&mut self.db).await?.rows_affected())
-                }
-            });
-        }
-        Ok(Committed { replies, outgoing_events })
-    }
-
-    async fn accept_all(&mut self, new: &[&NewTxn], rows: &mut Rows) -> Result<Vec<Accepted>, StoreError> {
-        if new.is_empty() {
-            return Ok(Vec::new());
-        }
-        let claimed = sqlite_rows::claim_keys(&mut self.db, new).await?;
-        let mut answers = Vec::with_capacity(new.len());
-        for new in new {
-            if claimed.contains(&new.txn.id.uuid()) {
-                rows.accept(new, record::accepted(new));
-                answers.push(Accepted::New);
-                continue;
+            Op::Claim { kind, now, lease_ms, limit } => {
+                Reply::Claimed(sqlite_rows::claim_due(db, *kind, *now, *lease_ms, *limit)?)
             }
-            answers.push(decide::again(new, sqlite_read::first_use(&mut self.db, new).await?));
-        }
-        Ok(answers)
+            Op::Purge { idempotency_before, inbox_before } => {
+                let sql = "DELETE FROM idempotency WHERE key_hash IN
+                    (SELECT key_hash FROM idempotency WHERE created_at < ?1 LIMIT ?2)";
+                let keys = db.execute(sql, params![idempotency_before.0, PURGE_ROWS])?;
+                let sql = "DELETE FROM inbox WHERE (consumer, message_id) IN
+                    (SELECT consumer, message_id FROM inbox WHERE at < ?1 LIMIT ?2)";
+                let inbox = db.execute(sql, params![inbox_before.0, PURGE_ROWS])?;
+                Reply::Purged(u64::try_from(keys + inbox).unwrap_or(u64::MAX))
+            }
+        });
     }
+    Ok(Committed { replies, outgoing_events })
+}
 
-    async fn apply_all(&mut self, inputs: &[&Apply], rows: &mut Rows) -> Result<Vec<Applied>, StoreError> {
-        if inputs.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut txns = sqlite_read::txns(&mut self.db, inputs.iter().map(|input| input.txn_id)).await?;
-        let mut seen = sqlite_read::seen(&mut self.db, inputs).await?;
-        Ok(decide::apply_all(inputs, &mut txns, &mut seen, &self.rules, rows))
+fn accept(db: &Connection, new: &NewTxn, rows: &mut Rows) -> Result<Accepted, StoreError> {
+    if sqlite_rows::claim_key(db, new)? {
+        rows.accept(new, record::accepted(new));
+        return Ok(Accepted::New);
     }
+    Ok(decide::again(new, sqlite_read::first_use(db, new)?))
+}
+
+fn apply_all(
+    db: &Connection,
+    rules: &Rules,
+    inputs: &[&Apply],
+    rows: &mut Rows,
+) -> Result<Vec<Applied>, StoreError> {
+    let mut txns = sqlite_read::txns(db, inputs)?;
+    let mut seen = sqlite_read::seen(db, inputs)?;
+    Ok(decide::apply_all(inputs, &mut txns, &mut seen, rules, rows))
 }
 
 fn as_accept(op: &Op) -> Option<&NewTxn> {
@@ -350,7 +277,6 @@ fn mismatch(reply: &Reply) -> StoreError {
 ///
 /// # Errors
 /// As [`SqliteStore::open`].
-pub async fn migrate(file: &Path) -> Result<(), StoreError> {
-    open_file(file, MIGRATIONS).await?.close().await?;
-    Ok(())
+pub fn migrate(file: &Path) -> Result<(), StoreError> {
+    sqlite::close(sqlite::open(file, MIGRATIONS)?)
 }

@@ -1,4 +1,4 @@
-//! Group commit: one task owns the engine's only writing connection; what arrives together is one
+//! Group commit: one task or thread owns the engine's only writing connection; what arrives together is one
 //! transaction, and each is answered after its COMMIT. The queue and the batch are bounded.
 
 use std::fmt;
@@ -53,24 +53,60 @@ pub(super) struct Committed<R> {
 
 type Waiting<E> = (<E as Engine>::Op, oneshot::Sender<Result<<E as Engine>::Reply, StoreError>>);
 
-/// The handle to the writing task.
+/// The handle to what writes.
 #[derive(Debug)]
 pub(super) struct Writer<E: Engine> {
     queue: Mutex<Option<mpsc::Sender<Waiting<E>>>>,
-    done: tokio::sync::Mutex<Option<tokio::task::JoinHandle<()>>>,
+    ended: tokio::sync::Mutex<Option<oneshot::Receiver<()>>>,
 }
 
 impl<E: Engine> Writer<E> {
-    /// `bell` is rung after a commit that brought outgoing events.
+    /// For an engine that is far away. `bell` is rung after a commit that brought outgoing events.
     pub(super) fn start(
         engine: E,
         limits: &WriterLimits,
         bell: Arc<Notify>,
         metrics: Arc<Metrics>,
     ) -> Writer<E> {
+        let (writer, writing) = Writer::new(engine, limits, bell, metrics);
+        tokio::spawn(writing);
+        writer
+    }
+
+    /// For an engine that works on the thread that calls it: gives it one, on which nothing else waits.
+    ///
+    /// # Errors
+    /// [`StoreError::Engine`] when there is no thread to be had.
+    pub(super) fn on_a_thread(
+        engine: E,
+        limits: &WriterLimits,
+        bell: Arc<Notify>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Writer<E>, StoreError> {
+        let no_thread = |error: std::io::Error| StoreError::Engine(format!("no thread to write on: {error}"));
+        let (writer, writing) = Writer::new(engine, limits, bell, metrics);
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(no_thread)?;
+        let thread = std::thread::Builder::new().name("store-writer".to_owned());
+        thread.spawn(move || runtime.block_on(writing)).map_err(no_thread)?;
+        Ok(writer)
+    }
+
+    fn new(
+        engine: E,
+        limits: &WriterLimits,
+        bell: Arc<Notify>,
+        metrics: Arc<Metrics>,
+    ) -> (Writer<E>, impl Future<Output = ()> + Send + 'static) {
         let (queue, waiting) = mpsc::channel(limits.queue.max(1));
-        let task = tokio::spawn(run(engine, waiting, limits.batch.max(1), bell, metrics));
-        Writer { queue: Mutex::new(Some(queue)), done: tokio::sync::Mutex::new(Some(task)) }
+        let (end, ended) = oneshot::channel();
+        let batch = limits.batch.max(1);
+        let writing = async move {
+            run(engine, waiting, batch, bell, metrics).await;
+            // Nobody may be waiting for it.
+            let _unheard = end.send(());
+        };
+        (Writer { queue: Mutex::new(Some(queue)), ended: tokio::sync::Mutex::new(Some(ended)) }, writing)
     }
 
     /// Queues a request and waits until it is durable.
@@ -91,9 +127,9 @@ impl<E: Engine> Writer<E> {
     /// Takes no more, finishes what is queued.
     pub(super) async fn close(&self) {
         self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        if let Some(task) = self.done.lock().await.take() {
-            // The task ends by itself once the queue is empty; it never panics on purpose.
-            let _ended = task.await;
+        if let Some(ended) = self.ended.lock().await.take() {
+            // It ends by itself once the queue is empty; it never panics on purpose.
+            let _ended = ended.await;
         }
     }
 }

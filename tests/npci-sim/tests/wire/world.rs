@@ -409,6 +409,8 @@ fn files(pki: &Path, name: &str, ca: &str) -> TlsFiles {
         certificate: format!("{name}.pem").into(),
         key: format!("{name}.key").into(),
         ca: format!("{ca}.pem").into(),
+        crl: None,
+        stale_crl: certs::StaleCrl::Refuse,
     }
     .relative_to(pki)
 }

@@ -7,6 +7,8 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use certs::pki::{Authority, Leaf};
+use certs::{ClientAuth, Identity, Versions};
 use serde_json::{Value, json};
 
 use super::*;
@@ -150,19 +152,31 @@ async fn fake() -> (Arc<Fake>, Codec) {
         .route("/schemas/ids/{id}", get(find))
         .with_state(fake.clone());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move { axum::serve(listener, app).await });
+    let port = listener.local_addr().unwrap().port();
     let dir = tempfile::tempdir().unwrap();
+    let (ca, other) = (Authority::create("ours").unwrap(), Authority::create("theirs").unwrap());
+    std::fs::write(dir.path().join("ca.pem"), ca.certificate_pem()).unwrap();
+    std::fs::write(dir.path().join("theirs.pem"), other.certificate_pem()).unwrap();
+    let leaf = ca.issue(&Leaf::new("registry", &["localhost"])).unwrap();
+    let [certificate, key] = leaf.write(dir.path(), "registry").unwrap();
+    let identity = Identity::load(&certificate, &key).unwrap();
+    let tls = certs::server_config(&identity, ClientAuth::Off, Versions::Tls13Only, &[b"http/1.1"]).unwrap();
+    let limits = certs::serve::Limits::default();
+    tokio::spawn(certs::serve::serve(listener, tls, app, limits, std::future::pending()));
     std::fs::write(dir.path().join("password"), "hunter2\n").unwrap();
     let config = RegistryConfig {
-        url: format!("http://{address}/"),
-        ca: None,
+        url: format!("https://localhost:{port}/"),
+        ca: Some("ca.pem".into()),
         username: Some("torana".to_owned()),
         password: Some(crate::secret::SecretRef::File("password".into())),
         timeout_ms: 2_000,
     };
     config.check().unwrap();
-    let registry = Registry::new(&config.relative_to(dir.path())).unwrap();
+    let config = config.relative_to(dir.path());
+    let stranger = RegistryConfig { ca: Some(dir.path().join("theirs.pem")), ..config.clone() };
+    let error = Registry::new(&stranger).unwrap().schema(100).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Away(_)), "whoever answers, it is not the registry: {error}");
+    let registry = Registry::new(&config).unwrap();
     (fake, Codec::new(Some(registry)))
 }
 

@@ -73,9 +73,9 @@ pub(super) const SEGMENT_MS: u64 = DAY_MS;
 /// Of the dead letter queue: what the design says.
 pub(super) const DEAD_LETTERS_KEPT_MS: u64 = 7 * DAY_MS;
 
-/// No longer than the relay's lease of what it publishes, or another publishes it meanwhile.
+/// Within what is left of a relay's lease when it publishes, or another publishes the same meanwhile.
 fn default_delivery_timeout_ms() -> u64 {
-    5_000
+    3_000
 }
 fn default_session_timeout_ms() -> u64 {
     10_000

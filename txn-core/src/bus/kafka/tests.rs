@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Weak;
 
-use engines::Kafka;
+use certs::pki::{Authority, Leaf};
+use engines::{Guard, Kafka};
 use rdkafka::ClientConfig;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::time::timeout;
@@ -84,16 +85,7 @@ impl Cluster {
             }
         }
         let bus = KafkaBus::open(config).await.unwrap();
-        // A broker knows of new topics a moment after they are made.
-        let mut ready = bus.ready().await;
-        for _ in 0..100 {
-            if ready.is_ok() {
-                break;
-            }
-            sleep(Duration::from_millis(50)).await;
-            ready = bus.ready().await;
-        }
-        ready.unwrap();
+        until_ready(&bus).await;
         bus
     }
 
@@ -110,6 +102,19 @@ impl Cluster {
             Kind::Mock(client) => client.client().mock_cluster().unwrap().broker_up(1).unwrap(),
         }
     }
+}
+
+/// A broker knows of new topics a moment after they are made.
+async fn until_ready(bus: &KafkaBus) {
+    let mut ready = bus.ready().await;
+    for _ in 0..100 {
+        if ready.is_ok() {
+            break;
+        }
+        sleep(Duration::from_millis(50)).await;
+        ready = bus.ready().await;
+    }
+    ready.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -374,6 +379,71 @@ async fn a_broker_that_goes_away_is_waited_for_and_nothing_is_lost() {
     stop.send(true).unwrap();
     running.await.unwrap();
     bus.close().await;
+}
+
+/// A cluster that wants TLS, a certificate of ours and a password; and who comes without one of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guarded_cluster_takes_those_who_have_everything() {
+    if !Kafka::is_installed() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name);
+    let (ours, theirs) = (Authority::create("ours").unwrap(), Authority::create("theirs").unwrap());
+    for (name, ca) in [("ours", &ours), ("theirs", &theirs)] {
+        std::fs::write(file(&format!("{name}-ca.pem")), ca.certificate_pem()).unwrap();
+        ca.issue(&Leaf::new("txn-core", &["txn-core.test"])).unwrap().write(dir.path(), name).unwrap();
+    }
+    let broker = ours.issue(&Leaf::new("broker", &["127.0.0.1"])).unwrap();
+    std::fs::write(file("broker.pem"), format!("{}{}", *broker.key_pem, broker.certificate_pem)).unwrap();
+    std::fs::write(file("password"), "correct horse\n").unwrap();
+    std::fs::write(file("wrong"), "battery staple\n").unwrap();
+    let guard = Guard {
+        identity: file("broker.pem"),
+        client_ca: file("ours-ca.pem"),
+        user: ("txn-core", "correct horse"),
+    };
+    let kafka = Kafka::start_guarded(&file("kafka"), &guard).await.unwrap();
+
+    let tls = |ca: &str, identity: &str| KafkaTls {
+        ca: file(ca),
+        certificate: Some(file(&format!("{identity}.pem"))),
+        key: Some(file(&format!("{identity}.key"))),
+    };
+    let sasl = |password: &str| Sasl {
+        mechanism: Mechanism::ScramSha512,
+        username: "txn-core".to_owned(),
+        password: crate::secret::SecretRef::File(file(password)),
+    };
+    let config = |tls: KafkaTls, sasl: Option<Sasl>| {
+        let brokers = vec![kafka.guarded().unwrap().to_string()];
+        let config =
+            KafkaConfig { tls: Some(tls), sasl, prefix: "guarded.".into(), ..KafkaConfig::of(brokers) };
+        config.check().unwrap();
+        config
+    };
+    let good = config(tls("ours-ca.pem", "ours"), Some(sasl("password")));
+    align(&good, Some(1), Missing::Make).await.unwrap();
+    let bus = KafkaBus::open(good).await.unwrap();
+    until_ready(&bus).await;
+    bus.publish((0..20).map(|n| message(Topic::Initiated, "TOR1", n)).collect()).await.unwrap();
+    let mut reader = bus.subscribe("reader", Topic::Initiated).await.unwrap();
+    assert_eq!(read(&mut *reader, 20).await.len(), 20);
+    drop(reader);
+    bus.close().await;
+
+    let anonymous = KafkaTls { ca: file("ours-ca.pem"), certificate: None, key: None };
+    for (who, config) in [
+        ("no certificate", config(anonymous, Some(sasl("password")))),
+        ("a certificate of others", config(tls("ours-ca.pem", "theirs"), Some(sasl("password")))),
+        ("no password", config(tls("ours-ca.pem", "ours"), None)),
+        ("a wrong password", config(tls("ours-ca.pem", "ours"), Some(sasl("wrong")))),
+        ("a broker that we do not trust", config(tls("theirs-ca.pem", "ours"), Some(sasl("password")))),
+    ] {
+        let bus = KafkaBus::open(config).await.unwrap();
+        assert!(bus.ready().await.is_err(), "{who}");
+        bus.close().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
