@@ -90,9 +90,6 @@ pub enum CertError {
     #[error("{} is a link, so somebody else fills this folder; let them renew it, then wait for it with `certs wait`", path.display())]
     FilledByOthers { path: PathBuf },
 
-    #[error("{} cannot be used as a revocation list: {reason}; nothing was changed", path.display())]
-    BadCrl { path: PathBuf, reason: String },
-
     #[error("cannot issue a certificate for {name}: {reason}")]
     Issue { name: String, reason: String },
 }
@@ -123,7 +120,10 @@ impl CertError {
             CertError::BadCrl { .. } => "bad_crl",
             CertError::Content { .. } => "bad_content",
             CertError::Tls { .. } | CertError::Verifier { .. } | CertError::Client { .. } => "tls",
-            CertError::Exists { .. } | CertError::Unwritable { .. } | CertError::Issue { .. } => "issuing",
+            CertError::Exists { .. }
+            | CertError::Unwritable { .. }
+            | CertError::FilledByOthers { .. }
+            | CertError::Issue { .. } => "issuing",
         }
     }
 }
