@@ -196,21 +196,6 @@ pub(crate) fn pin(spki_der: &[u8]) -> String {
     STANDARD.encode(ring::digest::digest(&ring::digest::SHA256, spki_der))
 }
 
-/// RFC 7468.
-pub(crate) fn pem(label: &str, der: &[u8]) -> String {
-    let base64 = STANDARD.encode(der);
-    let mut text = format!("-----BEGIN {label}-----\n");
-    // Base64 is ASCII: any place is a boundary.
-    for (position, letter) in base64.chars().enumerate() {
-        if position > 0 && position % 64 == 0 {
-            text.push('\n');
-        }
-        text.push(letter);
-    }
-    text.push_str(&format!("\n-----END {label}-----\n"));
-    text
-}
-
 /// The parser quotes the line it stumbled over; in a key file that line may be key material.
 pub(crate) fn bad_pem(path: &Path, error: &rustls_pki_types::pem::Error) -> CertError {
     use rustls_pki_types::pem::Error;

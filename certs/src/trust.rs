@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use crate::crl::{self, Crl};
 use crate::file::{self, Content};
 use crate::identity::valid_at;
+use crate::pki::files;
 use crate::set::{Bytes, Subject};
 use crate::tls::provider;
 use crate::{CertError, Facts, Identity, StaleCrl, inspect};
@@ -61,7 +62,7 @@ impl Trust {
 
     /// The same CAs as PEM, for libraries that want that.
     pub fn pem(&self) -> String {
-        self.ders.iter().map(|der| inspect::pem("CERTIFICATE", der)).collect()
+        self.ders.iter().map(|der| files::pem("CERTIFICATE", der)).collect()
     }
 
     /// The same CAs, as they tell of themselves.

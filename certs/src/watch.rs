@@ -287,3 +287,6 @@ impl fmt::Debug for Watch {
         f.debug_struct("Watch").field("service", &self.service).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;
