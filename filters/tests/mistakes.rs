@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
 
-use filters::policy::Policy;
+use filters::policy::{Policy, Secret};
 
 const GOOD: &str = r#"
 listeners:
@@ -27,7 +27,7 @@ routes:
 "#;
 
 fn read(text: &str) -> Result<Policy, String> {
-    Policy::read(text, &|_| Ok(vec![7; 32])).map_err(|mistakes| {
+    Policy::read(text, &|_| Ok(vec![7; 32].into())).map_err(|mistakes| {
         mistakes.iter().map(|mistake| mistake.in_file("p.yaml")).collect::<Vec<_>>().join("\n")
     })
 }
@@ -187,7 +187,7 @@ fn a_short_secret_and_a_missing_one_are_told_without_their_content() {
         (Ok(b"too short".to_vec()), "p.yaml:12:45: file:acme.secret: "),
         (Err("No such file".to_owned()), "p.yaml:12:45: file:acme.secret: No such file"),
     ] {
-        let mistakes = Policy::read(GOOD, &|_| secret.clone()).unwrap_err();
+        let mistakes = Policy::read(GOOD, &|_| secret.clone().map(Secret::from)).unwrap_err();
         let told = mistakes[0].in_file("p.yaml");
         assert!(told.starts_with(expected), "{told}");
         assert!(!told.contains("too short"), "{told}");

@@ -6,6 +6,7 @@
 
 mod answering;
 pub mod case;
+pub mod certificates;
 pub mod clock;
 pub mod document;
 pub mod in_process;
