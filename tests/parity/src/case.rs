@@ -50,6 +50,9 @@ pub struct Case {
     /// Its limits are counted where they are: how much the shared state remembers is not compared.
     #[serde(default)]
     pub counted_here: bool,
+    /// The state service listens on a socket, and so tells secrets too.
+    #[serde(default)]
+    pub state_socket: bool,
     /// How long the state service may take; absent: as long as any machine may need.
     pub state_timeout_ms: Option<u64>,
     /// Bounds of the state's memory.

@@ -78,13 +78,18 @@ pub fn policy(
         "name": "parity-ready", "methods": ["GET"], "path": READY_PATH, "upstream": "u",
         "filters": { "jwt": {} },
     }));
+    let mut service = json!({ "timeout_ms": case.state_timeout_ms.unwrap_or(5_000) });
+    match case.state_socket {
+        true => service["socket"] = json!("state.sock"),
+        false => service["address"] = json!(places.state),
+    }
     Ok(json!({
         "listeners": [listener("v4", places.listeners[0]), listener("v6", places.listeners[1])],
         "admin": { "address": places.admin },
         "trusted_proxies": case.trusted_proxies,
         "state": {
             "memory": { "max_entries": case.max_entries.unwrap_or(10_000) },
-            "service": { "address": places.state, "timeout_ms": case.state_timeout_ms.unwrap_or(5_000) },
+            "service": service,
         },
         "upstreams": { "u": upstream(places.upstreams[0]), "v": upstream(places.upstreams[1]) },
         "issuers": { "main": {

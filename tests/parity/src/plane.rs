@@ -167,6 +167,11 @@ impl<'w> Plane<'w> {
         self.places.state
     }
 
+    /// Where operators look.
+    pub fn admin(&self) -> std::net::SocketAddr {
+        self.places.admin
+    }
+
     /// Where clients with IPv4 addresses connect.
     pub fn address(&self) -> std::net::SocketAddr {
         self.places.listeners[0]
