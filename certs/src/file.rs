@@ -8,6 +8,7 @@ use std::path::Path;
 use zeroize::Zeroizing;
 
 use crate::CertError;
+use crate::pki::files::{Readable, write};
 
 /// A bundle of all the CAs that a browser knows has a quarter of that.
 pub const MOST_BYTES: u64 = 1024 * 1024;
@@ -57,6 +58,14 @@ pub fn read(path: &Path, content: Content) -> Result<Zeroizing<Vec<u8>>, CertErr
     };
     bytes.truncate(read);
     Ok(bytes)
+}
+
+/// Writes what only this user may read, in place of what is there, whole.
+///
+/// # Errors
+/// [`CertError::Unwritable`].
+pub fn write_secret(path: &Path, text: &str) -> Result<(), CertError> {
+    write(path, text, Readable::ByOwner)
 }
 
 /// How much there was; `None` if it did not end within `bytes`.
@@ -138,7 +147,8 @@ mod tests {
     fn a_key_is_for_its_owner_and_at_most_read_by_its_group() {
         let dir = tempfile::tempdir().unwrap();
         let key = dir.path().join("a.key");
-        std::fs::write(&key, "key").unwrap();
+        write_secret(&key, "key").unwrap();
+        assert_eq!(std::fs::metadata(&key).unwrap().mode() & 0o777, 0o600);
         for (mode, fine) in [
             (0o600, true),
             (0o400, true),

@@ -11,6 +11,8 @@ use certs::{Facts, inspect_pem};
 use serde_json::Value;
 use time::OffsetDateTime;
 
+use super::{causes, probe};
+
 /// What is known of a running Envoy.
 struct Envoy {
     /// Serials of all certificates and CAs that it has loaded.
@@ -44,12 +46,17 @@ pub(super) async fn report(http: &reqwest::Client, bootstrap: &Path) -> anyhow::
             continue;
         };
         // Envoy tells serials, but not which listener has which: the listener itself is asked for that.
-        let leaf = leaf(&certificate)?;
+        let address = address(&listener["address"])?;
+        let leaf = leaf(&certificate);
+        let serving = match &leaf {
+            Ok(leaf) => leaf.clone(),
+            Err(_) => probe::served(address, None).await?.leaf,
+        };
         report.listeners.push(Listener {
             name: name.to_owned(),
-            address: address(&listener["address"])?,
+            address,
             server_names: Vec::new(),
-            serving: leaf.clone(),
+            serving,
             certificate,
             client_ca: files.ca.clone(),
             crl: files.crl.clone(),
@@ -63,13 +70,13 @@ pub(super) async fn report(http: &reqwest::Client, bootstrap: &Path) -> anyhow::
         let (Some(certificate), Some(name)) = (files.certificate.clone(), cluster["name"].as_str()) else {
             continue;
         };
-        let leaf = leaf(&certificate)?;
+        let leaf = leaf(&certificate);
         let trusted = files.ca.as_deref().map(|ca| envoy.loaded_of(ca)).transpose()?;
         report.clients.push(Client {
             name: name.to_owned(),
             server_name: tls["sni"].as_str().map(str::to_owned),
             reloads: envoy.reloads(&files, &leaf),
-            serving: Some(leaf),
+            serving: leaf.ok(),
             certificate: Some(certificate),
             trusted: trusted.unwrap_or_default(),
             ca: files.ca,
@@ -109,17 +116,21 @@ impl Envoy {
         Ok(all.filter(|leaf| self.loaded.contains(&serial(&leaf.serial_hex))).collect())
     }
 
-    fn reloads(&self, files: &Files, leaf: &Leaf) -> Reloads {
+    fn reloads(&self, files: &Files, leaf: &anyhow::Result<Leaf>) -> Reloads {
         let sum = |what: &str| -> u64 { files.secrets.iter().map(|secret| self.stat(secret, what)).sum() };
         // In milliseconds; Envoy tells of its first reading only.
         let read =
             files.secrets.iter().map(|secret| self.stat(secret, "update_time")).max().unwrap_or_default();
         let read =
             i64::try_from(read / 1_000).ok().and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok());
-        let last_failure = (!self.loaded.contains(&serial(&leaf.serial_hex))).then(|| Failure {
-            at: OffsetDateTime::now_utc(),
-            reason: format!("Envoy's /certs does not have the serial {}", leaf.serial_hex),
-        });
+        let reason = match leaf {
+            Err(error) => Some(causes(error)),
+            Ok(leaf) if !self.loaded.contains(&serial(&leaf.serial_hex)) => {
+                Some(format!("Envoy's /certs does not have the serial {}", leaf.serial_hex))
+            }
+            Ok(_) => None,
+        };
+        let last_failure = reason.map(|reason| Failure { at: OffsetDateTime::now_utc(), reason });
         Reloads {
             last_reload: read.unwrap_or(OffsetDateTime::UNIX_EPOCH),
             last_failure,

@@ -77,6 +77,11 @@ impl Source {
     }
 
     fn http(&self, listener: &Listener) -> anyhow::Result<Value> {
+        // The module reads the certificate itself, so that it finds in it what the gateway finds.
+        let (forward, details) = match listener.tls.client_certificates {
+            Some(_) => ("SANITIZE_SET", json!({ "cert": true })),
+            None => ("SANITIZE", json!({})),
+        };
         Ok(json!({
             "name": "envoy.filters.network.http_connection_manager",
             "typed_config": {
@@ -103,6 +108,8 @@ impl Source {
                     "cidr_ranges": [{ "address_prefix": "255.255.255.255", "prefix_len": 32 }],
                 },
                 "skip_xff_append": true,
+                "forward_client_cert_details": forward,
+                "set_current_client_cert_details": details,
                 "generate_request_id": false,
                 "server_header_transformation": "PASS_THROUGH",
                 // The path is decided on, signed and sent on exactly as it came.
@@ -174,7 +181,7 @@ pub(super) fn route_config(routes: Vec<Value>) -> Value {
         "name": "torana",
         // What Envoy adds is told nobody; nor is what is behind it.
         "response_headers_to_remove": HIDDEN_FROM_CLIENTS,
-        "request_headers_to_remove": [super::ROUTE_FIELD, super::PEER_FIELD],
+        "request_headers_to_remove": [super::ROUTE_FIELD, super::PEER_FIELD, super::CERTIFICATE_FIELD],
         "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": routes, "require_tls": "NONE" }],
         "max_direct_response_body_size_bytes": routes::NO_ROUTE_BYTES,
     })

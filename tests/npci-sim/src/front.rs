@@ -83,7 +83,7 @@ fn admit(sim: &Sim, api: Api, headers: &HeaderMap, body: &[u8]) -> Result<Mark, 
     let unauthorized = |code| Problem::new(StatusCode::UNAUTHORIZED, code);
     let mark = sim
         .verifier
-        .verify_request(("POST", api.path()), headers, body)
+        .verify_request(("POST", api.path()), headers, body, sim.clock.now_ms())
         .map_err(|broken| unauthorized("signature_invalid").detail(broken.to_string()))?;
     let now_ms = sim.clock.now_ms();
     sim.freshness
