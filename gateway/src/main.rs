@@ -22,7 +22,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 ///   gateway state edge.yaml
 ///
 /// Logs are JSON lines on standard output; RUST_LOG sets how much is told (RUST_LOG=info,access=off silences
-/// the access log). Metrics, health and readiness are on the policy's admin address.
+/// the access log). Metrics, health, readiness and the certificates in use (/certificates) are on the policy's
+/// admin address.
 #[derive(Debug, Parser)]
 #[command(version, verbatim_doc_comment)]
 struct Arguments {

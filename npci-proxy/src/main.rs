@@ -18,7 +18,8 @@ use npci_proxy::{
 /// Outside (mutual TLS, the network's CA) it takes POST /v1/callback: certificate, digest, signature,
 /// freshness, nonce, in this order; acknowledged once txn-core has made it durable.
 ///
-/// On the admin address: /health, /readiness (503 and what is missing), /metrics.
+/// On the admin address: /health, /readiness (503 and what is missing), /metrics, /certificates
+/// (what is served, presented and trusted).
 #[derive(Debug, Parser)]
 #[command(
     version,
