@@ -1,4 +1,4 @@
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use time::OffsetDateTime;
 
@@ -11,6 +11,15 @@ use time::OffsetDateTime;
 pub enum CertError {
     #[error("cannot read {}: {source}; check that the file exists and that this user may read it", path.display())]
     Unreadable { path: PathBuf, source: std::io::Error },
+
+    #[error("{} is not a file; name a file, not a folder, a pipe or a device", path.display())]
+    NotAFile { path: PathBuf },
+
+    #[error("{} is larger than {most_bytes} bytes; no certificate, key or list that can be used is", path.display())]
+    TooLarge { path: PathBuf, most_bytes: u64 },
+
+    #[error("{} has mode {mode:o}: others may read this key, or its group may change it; set mode 0600, or 0440 with a group of the service's own (in a Kubernetes volume: `defaultMode: 0440` and `fsGroup`)", path.display())]
+    LooseKey { path: PathBuf, mode: u32 },
 
     #[error("{} is not well-formed PEM: {reason}; copy the file again, in full", path.display())]
     BadPem { path: PathBuf, reason: String },
@@ -48,6 +57,21 @@ pub enum CertError {
     #[error("{subject} in {} is not a CA and cannot be trusted as a root; name the file of the CA that issues certificates", path.display())]
     NotACa { path: PathBuf, subject: String },
 
+    #[error("{subject} in {} does not come from a CA that is trusted here, and what is in use does; trust its CA first, or take a certificate of a trusted one", path.display())]
+    Untrusted { path: PathBuf, subject: String },
+
+    #[error("{subject} in {} does not name {name}, which is served; issue it with that name too", path.display())]
+    NameMissing { path: PathBuf, subject: String, name: String },
+
+    #[error("{subject} in {} is not for {purpose} (extended key usage); issue it for that", path.display())]
+    WrongPurpose { path: PathBuf, subject: String, purpose: &'static str },
+
+    #[error("{} cannot be used as a revocation list: {reason}", path.display())]
+    BadCrl { path: PathBuf, reason: String },
+
+    #[error("{} cannot be used: {reason}", path.display())]
+    Content { path: PathBuf, reason: String },
+
     #[error("no TLS configuration can be made from {what}: {source}")]
     Tls { what: String, source: rustls::Error },
 
@@ -63,11 +87,43 @@ pub enum CertError {
     #[error("cannot write {}: {source}; check that the folder may be written to", path.display())]
     Unwritable { path: PathBuf, source: std::io::Error },
 
+    #[error("{} is a link, so somebody else fills this folder; let them renew it, then wait for it with `certs wait`", path.display())]
+    FilledByOthers { path: PathBuf },
+
     #[error("cannot issue a certificate for {name}: {reason}")]
     Issue { name: String, reason: String },
 }
 
-/// Reads a file whole, naming it on failure.
-pub(crate) fn read(path: &Path) -> Result<Vec<u8>, CertError> {
-    std::fs::read(path).map_err(|source| CertError::Unreadable { path: path.into(), source })
+impl CertError {
+    /// A word for metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            CertError::Unreadable { .. } => "unreadable",
+            CertError::NotAFile { .. } => "not_a_file",
+            CertError::TooLarge { .. } => "too_large",
+            CertError::LooseKey { .. } => "loose_key",
+            CertError::BadPem { .. } => "bad_pem",
+            CertError::NoCertificate { .. } => "no_certificate",
+            CertError::NoKey { .. } => "no_key",
+            CertError::EncryptedKey { .. } => "encrypted_key",
+            CertError::BadCertificate { .. } => "bad_certificate",
+            CertError::BadKey { .. } => "bad_key",
+            CertError::KeyMismatch { .. } => "key_mismatch",
+            CertError::LeafIsCa { .. } => "leaf_is_ca",
+            CertError::BrokenChain { .. } => "broken_chain",
+            CertError::NotYetValid { .. } => "not_yet_valid",
+            CertError::Expired { .. } => "expired",
+            CertError::NotACa { .. } => "not_a_ca",
+            CertError::Untrusted { .. } => "untrusted",
+            CertError::NameMissing { .. } => "name_missing",
+            CertError::WrongPurpose { .. } => "wrong_purpose",
+            CertError::BadCrl { .. } => "bad_crl",
+            CertError::Content { .. } => "bad_content",
+            CertError::Tls { .. } | CertError::Verifier { .. } | CertError::Client { .. } => "tls",
+            CertError::Exists { .. }
+            | CertError::Unwritable { .. }
+            | CertError::FilledByOthers { .. }
+            | CertError::Issue { .. } => "issuing",
+        }
+    }
 }

@@ -1,59 +1,58 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
-use rustls::client::ResolvesClientCert;
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::InconsistentKeys;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{InconsistentKeys, SignatureScheme};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use serde::Deserialize;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use crate::error::read;
-use crate::{CertError, Facts, Trust, inspect};
+use crate::file::{self, Content};
+use crate::pki::Purpose;
+use crate::set::{Bytes, Subject};
+use crate::tls::provider;
+use crate::{CertError, Facts, San, Set, Trust, inspect};
 
 /// Who a process is on the wire: a certificate chain and its private key.
 ///
 /// A value of this type has been checked: the key belongs to the leaf, each certificate issued
 /// the one before it, and all were valid when it was loaded. The key is wiped when dropped.
 pub struct Identity {
-    chain: Vec<CertificateDer<'static>>,
+    certified: Arc<CertifiedKey>,
     key: Zeroizing<PrivateKeyDer<'static>>,
     facts: Facts,
-    live: Arc<LiveIdentity>,
+    /// Whether it came from the CAs that are trusted beside it, when it was accepted.
+    is_anchored: bool,
 }
 
-/// Where a service finds its identity and whom it trusts; part of every service's configuration.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TlsFiles {
+/// Where an identity is found.
+#[derive(Debug, Clone)]
+pub struct IdentityFiles {
     /// PEM, leaf first.
     pub certificate: PathBuf,
-    /// PEM, unencrypted; mode 0600.
+    /// PEM, unencrypted.
     pub key: PathBuf,
-    /// PEM, the CAs that the other side's certificate must come from.
-    pub ca: PathBuf,
 }
 
-impl TlsFiles {
-    /// The same files, relative paths taken from `folder` (that of the configuration file).
-    pub fn relative_to(&self, folder: &Path) -> TlsFiles {
-        TlsFiles {
-            certificate: folder.join(&self.certificate),
-            key: folder.join(&self.key),
-            ca: folder.join(&self.ca),
-        }
-    }
+/// What a new identity must be, besides sound, to replace another.
+#[derive(Debug, Clone)]
+pub struct Must {
+    pub purpose: Purpose,
+    /// Names that it must bear; none given: those of the one before it. A wildcard bears what it covers.
+    pub names: Vec<String>,
+    pub issuer: Issuer,
+}
 
-    /// Loads and checks all three.
-    ///
-    /// # Errors
-    /// Those of [`Identity::load`] and [`Trust::load`].
-    pub fn load(&self) -> Result<(Identity, Trust), CertError> {
-        Ok((Identity::load(&self.certificate, &self.key)?, Trust::load(&self.ca)?))
-    }
+/// Where an identity must come from.
+#[derive(Debug, Clone)]
+pub enum Issuer {
+    /// From wherever: only its readers know whom they believe.
+    Any,
+    /// From one of these CAs.
+    OneOf(Set<Trust>),
+    /// From one of these CAs, which are there to verify the other side, if the one before it did. Both sides of our
+    /// own connections have the same CAs; a partner's server and its clients need not.
+    AsBefore(Set<Trust>),
 }
 
 impl Identity {
@@ -62,9 +61,8 @@ impl Identity {
     /// # Errors
     /// One [`CertError`] variant for each thing that can be wrong with them.
     pub fn load(chain: &Path, key: &Path) -> Result<Identity, CertError> {
-        let chain_pem = read(chain)?;
-        let key_pem = Zeroizing::new(read(key)?);
-        warn_when_others_may_read(key);
+        let chain_pem = file::read(chain, Content::Public)?;
+        let key_pem = file::read(key, Content::Secret)?;
         Identity::check((chain, &chain_pem), (key, &key_pem), OffsetDateTime::now_utc())
     }
 
@@ -75,16 +73,73 @@ impl Identity {
 
     /// Leaf first.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
-        &self.chain
+        &self.certified.cert
     }
 
     pub fn key(&self) -> &PrivateKeyDer<'static> {
         &self.key
     }
 
-    /// The slot that every configuration made from this identity reads at each handshake.
-    pub fn live(&self) -> Arc<LiveIdentity> {
-        Arc::clone(&self.live)
+    /// Both as `rustls` signs with them.
+    pub fn certified(&self) -> Arc<CertifiedKey> {
+        Arc::clone(&self.certified)
+    }
+
+    /// What either side of TLS presents.
+    pub(crate) fn resolver(&self) -> Arc<SingleCertAndKey> {
+        Arc::new(SingleCertAndKey::from(self.certified()))
+    }
+
+    /// What a watched chain and key amount to.
+    pub(crate) fn accept(
+        must: &Must,
+        files: &[Bytes],
+        before: Option<&Identity>,
+        now: OffsetDateTime,
+    ) -> Result<Identity, CertError> {
+        let [chain, key] = files else { return Err(CertError::NoCertificate { path: PathBuf::new() }) };
+        let mut identity = Identity::check(chain.named(), key.named(), now)?;
+        let path = &chain.path;
+        identity.serves_as(path, must.purpose)?;
+        let required = if must.names.is_empty() {
+            before.map(|before| before.facts.sans.clone()).unwrap_or_default()
+        } else {
+            must.names.iter().map(|name| San::of_text(name)).collect()
+        };
+        if let Some(missing) = required.iter().find(|name| !identity.facts.covers(name)) {
+            return Err(CertError::NameMissing {
+                path: path.clone(),
+                subject: identity.facts.subject,
+                name: missing.to_string(),
+            });
+        }
+        let is_issued = match &must.issuer {
+            Issuer::Any => return Ok(identity),
+            Issuer::OneOf(trust) | Issuer::AsBefore(trust) => trust.current().issued(&identity, now),
+        };
+        let needed = match &must.issuer {
+            Issuer::AsBefore(_) => before.is_some_and(|before| before.is_anchored),
+            Issuer::Any | Issuer::OneOf(_) => true,
+        };
+        if needed && !is_issued {
+            return Err(CertError::Untrusted { path: path.clone(), subject: identity.facts.subject });
+        }
+        identity.is_anchored = is_issued;
+        Ok(identity)
+    }
+
+    /// Without extended key usages a certificate is for everything (RFC 5280 section 4.2.1.12).
+    fn serves_as(&self, path: &Path, purpose: Purpose) -> Result<(), CertError> {
+        let leaf = self.chain().first().and_then(|der| x509_parser::parse_x509_certificate(der).ok());
+        let usages = leaf.as_ref().and_then(|(_, leaf)| leaf.extended_key_usage().ok().flatten());
+        let Some(usages) = usages.map(|extension| extension.value) else { return Ok(()) };
+        let (server, client) = (usages.any || usages.server_auth, usages.any || usages.client_auth);
+        let purpose = match purpose {
+            Purpose::Server | Purpose::Both if !server => "TLS servers",
+            Purpose::Client | Purpose::Both if !client => "TLS clients",
+            Purpose::Server | Purpose::Client | Purpose::Both => return Ok(()),
+        };
+        Err(CertError::WrongPurpose { path: path.into(), subject: self.facts.subject.clone(), purpose })
     }
 
     fn check(
@@ -117,48 +172,23 @@ impl Identity {
 
         let key = inspect::private_key(key_path, key_pem)?
             .ok_or_else(|| CertError::NoKey { path: key_path.into() })?;
-        let provider = rustls::crypto::ring::default_provider();
-        let certified =
-            CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider).map_err(|e| match e {
-                rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
-                    CertError::KeyMismatch { certificate: chain_path.into(), key: key_path.into() }
-                }
-                other => CertError::BadKey { path: key_path.into(), reason: other.to_string() },
-            })?;
-        let live = Arc::new(LiveIdentity { current: ArcSwap::from_pointee(certified) });
-        Ok(Identity { chain, key, facts: leaf, live })
+        let certified = CertifiedKey::from_der(chain, key.clone_key(), &provider()).map_err(|e| match e {
+            rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+                CertError::KeyMismatch { certificate: chain_path.into(), key: key_path.into() }
+            }
+            other => CertError::BadKey { path: key_path.into(), reason: other.to_string() },
+        })?;
+        Ok(Identity { certified: Arc::new(certified), key, facts: leaf, is_anchored: false })
     }
 }
 
-/// An identity that can be replaced while connections are being accepted.
-///
-/// Both sides of TLS ask it at each handshake; connections that are up keep what they have.
-#[derive(Debug)]
-pub struct LiveIdentity {
-    current: ArcSwap<CertifiedKey>,
-}
-
-impl LiveIdentity {
-    /// From the next handshake on, be `identity`.
-    pub fn swap(&self, identity: &Identity) {
-        self.current.store(identity.live.current.load_full());
-    }
-}
-
-impl ResolvesServerCert for LiveIdentity {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.current.load_full())
-    }
-}
-
-impl ResolvesClientCert for LiveIdentity {
-    fn resolve(&self, hints: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        let single = SingleCertAndKey::from(self.current.load_full());
-        ResolvesClientCert::resolve(&single, hints, schemes)
+impl Subject for Identity {
+    fn summary(&self) -> String {
+        format!("{}, serial {}", self.facts.subject, self.facts.serial_hex)
     }
 
-    fn has_certs(&self) -> bool {
-        true
+    fn expiries(&self) -> Vec<(&'static str, OffsetDateTime)> {
+        vec![("certificate", self.facts.not_after)]
     }
 }
 
@@ -180,18 +210,6 @@ pub(crate) fn valid_at(path: &Path, facts: &Facts, now: OffsetDateTime) -> Resul
         });
     }
     Ok(())
-}
-
-/// A warning only: orchestrators mount secrets with modes of their own.
-fn warn_when_others_may_read(key: &Path) {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        let open = std::fs::metadata(key).is_ok_and(|meta| meta.permissions().mode() & 0o077 != 0);
-        if open {
-            tracing::warn!(file = %key.display(), "other users may read this private key; set mode 0600");
-        }
-    }
 }
 
 impl std::fmt::Debug for Identity {

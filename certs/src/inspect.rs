@@ -5,7 +5,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustls_pki_types::pem::{PemObject as _, SectionKind};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use x509_parser::prelude::{GeneralName, X509Certificate};
 use zeroize::Zeroizing;
@@ -30,7 +30,7 @@ pub struct Facts {
 }
 
 /// A subject alternative name (RFC 5280 section 4.2.1.6).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", content = "value", rename_all = "lowercase")]
 pub enum San {
     Dns(String),
@@ -67,7 +67,7 @@ impl Facts {
             subject: parsed.subject().to_string(),
             issuer: parsed.issuer().to_string(),
             sans,
-            serial_hex: parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
+            serial_hex: hex(parsed.raw_serial()),
             not_before: parsed.validity().not_before.to_datetime(),
             not_after: parsed.validity().not_after.to_datetime(),
             spki_sha256: pin(parsed.public_key().raw),
@@ -79,6 +79,20 @@ impl Facts {
     /// without wildcards: an identity is one name, not a family of them.
     pub fn has_dns(&self, name: &str) -> bool {
         self.sans.iter().any(|san| matches!(san, San::Dns(dns) if dns.eq_ignore_ascii_case(name)))
+    }
+
+    /// Whether it bears a name, or a wildcard that covers it (RFC 6125 section 6.4.3: one label, the left-most).
+    pub fn covers(&self, name: &San) -> bool {
+        self.sans.iter().any(|san| match (san, name) {
+            (San::Dns(held), San::Dns(name)) => {
+                held.eq_ignore_ascii_case(name)
+                    || held
+                        .strip_prefix("*.")
+                        .zip(name.split_once('.'))
+                        .is_some_and(|(held, (label, name))| label != "*" && held.eq_ignore_ascii_case(name))
+            }
+            (held, name) => held == name,
+        })
     }
 
     /// Whole days until the end of validity; negative once expired.
@@ -174,12 +188,16 @@ fn links(child: &X509Certificate<'_>, issuer: &X509Certificate<'_>) -> bool {
         && child.verify_signature(Some(issuer.public_key())).is_ok()
 }
 
-fn pin(spki_der: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(crate) fn pin(spki_der: &[u8]) -> String {
     STANDARD.encode(ring::digest::digest(&ring::digest::SHA256, spki_der))
 }
 
 /// The parser quotes the line it stumbled over; in a key file that line may be key material.
-fn bad_pem(path: &Path, error: &rustls_pki_types::pem::Error) -> CertError {
+pub(crate) fn bad_pem(path: &Path, error: &rustls_pki_types::pem::Error) -> CertError {
     use rustls_pki_types::pem::Error;
     let reason = match error {
         Error::MissingSectionEnd { .. } => "a section has no END line",
@@ -189,6 +207,13 @@ fn bad_pem(path: &Path, error: &rustls_pki_types::pem::Error) -> CertError {
         _ => "it cannot be read",
     };
     CertError::BadPem { path: path.into(), reason: reason.into() }
+}
+
+impl San {
+    /// An IP address, or else a DNS name.
+    pub fn of_text(text: &str) -> San {
+        text.parse().map_or_else(|_| San::Dns(text.to_owned()), San::Ip)
+    }
 }
 
 impl From<&GeneralName<'_>> for San {
@@ -247,6 +272,25 @@ mod tests {
         assert_eq!(leaf_facts.days_left(OffsetDateTime::now_utc()), 89);
         let key = inspect_key_pem(leaf.key_pem.as_bytes()).unwrap().unwrap();
         assert_eq!(key, KeyFacts { algorithm: "ECDSA".into(), spki_sha256: leaf_facts.spki_sha256.clone() });
+    }
+
+    #[test]
+    fn a_wildcard_covers_one_label() {
+        let ca = Authority::create("one").unwrap();
+        let leaf = ca.issue(&Leaf::new("svc", &["*.svc.test", "other.test", "127.0.0.1"])).unwrap();
+        let facts = inspect_pem(leaf.certificate_pem.as_bytes()).unwrap().remove(0);
+        for (name, covered) in [
+            ("a.SVC.test", true),
+            ("*.svc.test", true),
+            ("svc.test", false),
+            ("a.b.svc.test", false),
+            ("Other.test", true),
+            ("a.other.test", false),
+            ("127.0.0.1", true),
+            ("127.0.0.2", false),
+        ] {
+            assert_eq!(facts.covers(&San::of_text(name)), covered, "{name}");
+        }
     }
 
     #[test]

@@ -1,21 +1,39 @@
-//! Certificates and keys: load, check, serve and inspect; the development PKI.
+//! Certificates and keys: load, follow, serve and inspect; the development PKI.
 //!
 //! Whatever in Torana speaks TLS gets its `rustls` configuration here, so that the
-//! rules (which versions, which clients, what a usable key is) are written once.
+//! rules (which versions, which clients, what a usable key is) are written once. A process has one [`Watch`], which
+//! follows the files and puts new ones into use without touching a connection; what it follows are [`Set`]s, what is
+//! made of them are [`Live`] values: a listener's [`ServerTls`], an HTTPS client.
 //! This crate never logs or prints key material, and never falls back to a weaker
 //! check: what cannot be verified is an error that names the file and the remedy.
 
 pub mod client;
+mod crl;
 mod error;
+pub mod file;
+mod guarded;
 mod identity;
 mod inspect;
+mod live;
+pub mod metrics;
 pub mod pki;
+pub mod report;
 pub mod serve;
+mod server;
+mod set;
 mod tls;
+mod tls_files;
 mod trust;
+mod watch;
 
+pub use crl::StaleCrl;
 pub use error::CertError;
-pub use identity::{Identity, LiveIdentity, TlsFiles};
+pub use identity::{Identity, IdentityFiles, Issuer, Must};
 pub use inspect::{Facts, KeyFacts, San, inspect_key_pem, inspect_pem};
-pub use tls::{ClientAuth, Versions, client_config, client_verifier, install_crypto_provider, server_config};
-pub use trust::Trust;
+pub use live::{Live, Versioned};
+pub use server::{Certificates, Clients, Guest, Named, ServerTls, Serving};
+pub use set::{Bytes, Set, Subject};
+pub use tls::{ClientAuth, Versions, client_config, install_crypto_provider, server_config};
+pub use tls_files::{LiveTls, TlsFiles};
+pub use trust::{Anonymous, Trust, TrustFiles};
+pub use watch::{Client, Watch};

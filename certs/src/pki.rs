@@ -3,18 +3,23 @@
 //! The layout is fixed, so that configurations can name its files. The CA keys lie beside the
 //! certificates: this is for development and tests, never for production.
 
-use std::io::Write as _;
-use std::net::IpAddr;
+pub mod crl;
+pub mod files;
+mod leaf;
+
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SerialNumber,
 };
+use rustls_pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
-use crate::CertError;
+use crate::{CertError, Facts, inspect};
+use files::{Readable, read, write};
+pub use leaf::{KeyAlgorithm, Leaf, Purpose};
 
 /// Ten years: a development CA outlives the laptop.
 const CA_LIFETIME: Duration = Duration::days(3650);
@@ -42,7 +47,7 @@ const LEAVES: [(&str, &str, Purpose, &[&str]); 8] = [
 ];
 
 /// Makes the PKI in `dir`, creating the folder, and returns the files written, certificates
-/// before their keys. Keys have mode 0600.
+/// before their keys. Keys have mode 0600. Each CA has a list of what it revoked, which is empty.
 ///
 /// # Errors
 /// [`CertError::Exists`], before anything is written, when a file is there and `force` is not
@@ -50,7 +55,7 @@ const LEAVES: [(&str, &str, Purpose, &[&str]); 8] = [
 pub fn init(dir: &Path, force: bool) -> Result<Vec<PathBuf>, CertError> {
     let names = CAS.iter().map(|(file, _)| file).chain(LEAVES.iter().map(|(file, ..)| file));
     let taken = names
-        .flat_map(|name| [dir.join(format!("{name}.pem")), dir.join(format!("{name}.key"))])
+        .flat_map(|name| ["pem", "key", "crl"].map(|ending| dir.join(format!("{name}.{ending}"))))
         .find(|path| path.exists());
     if let Some(path) = taken
         && !force
@@ -65,7 +70,11 @@ pub fn init(dir: &Path, force: bool) -> Result<Vec<PathBuf>, CertError> {
         let (certificate, key) = (dir.join(format!("{ca_file}.pem")), dir.join(format!("{ca_file}.key")));
         write(&certificate, ca.certificate_pem(), Readable::ByAll)?;
         write(&key, &ca.key_pem(), Readable::ByOwner)?;
-        written.extend([certificate, key]);
+        let list = dir.join(format!("{ca_file}.crl"));
+        // What another CA revoked means nothing any more.
+        let _ = std::fs::remove_file(&list);
+        crl::revoke(&list, &ca, &[], crl::Reason::Unspecified, LEAF_LIFETIME)?;
+        written.extend([certificate, key, list]);
         for (file, issuer, purpose, names) in LEAVES {
             if issuer != ca_file {
                 continue;
@@ -80,47 +89,18 @@ pub fn init(dir: &Path, force: bool) -> Result<Vec<PathBuf>, CertError> {
 
 /// A CA whose key is at hand.
 pub struct Authority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
+    issuer: Issuer<'static, KeyPair>,
+    der: CertificateDer<'static>,
+    facts: Facts,
     certificate_pem: String,
-}
-
-/// What to put into a certificate.
-#[derive(Debug, Clone)]
-pub struct Leaf {
-    pub common_name: String,
-    /// DNS names and IP addresses, in plain text.
-    pub names: Vec<String>,
-    pub purpose: Purpose,
-    pub not_before: OffsetDateTime,
-    pub not_after: OffsetDateTime,
-}
-
-/// Which side of a connection a certificate may speak for (RFC 5280 section 4.2.1.12).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
-    Server,
-    Client,
-    Both,
+    /// What follows a leaf in its file: this CA and those above it, without the root. PEM, empty for a root.
+    chain_pem: String,
 }
 
 /// A certificate and its new private key, as PEM. The key is wiped when dropped.
 pub struct Issued {
     pub certificate_pem: String,
     pub key_pem: Zeroizing<String>,
-}
-
-impl Leaf {
-    /// Both purposes, valid from a little before now for 90 days.
-    pub fn new(common_name: &str, names: &[&str]) -> Leaf {
-        let now = OffsetDateTime::now_utc();
-        Leaf {
-            common_name: common_name.to_owned(),
-            names: names.iter().map(|&name| name.to_owned()).collect(),
-            purpose: Purpose::Both,
-            not_before: now - BACKDATED,
-            not_after: now + LEAF_LIFETIME,
-        }
-    }
 }
 
 impl Authority {
@@ -134,9 +114,64 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|e| cannot_issue(name, &e))?;
-        let issuer = CertifiedIssuer::self_signed(params, key).map_err(|e| cannot_issue(name, &e))?;
-        let certificate_pem = issuer.pem();
-        Ok(Authority { issuer, certificate_pem })
+        let certificate = params.self_signed(&key).map_err(|e| cannot_issue(name, &e))?;
+        let facts = Facts::from_der(certificate.der())
+            .map_err(|reason| CertError::Issue { name: name.into(), reason })?;
+        Ok(Authority {
+            issuer: Issuer::new(params, key),
+            der: certificate.der().clone(),
+            facts,
+            certificate_pem: certificate.pem(),
+            chain_pem: String::new(),
+        })
+    }
+
+    /// Reads a CA: the first certificate of a PEM file, and its key. Others that follow it up to a root are given
+    /// to every leaf.
+    ///
+    /// # Errors
+    /// What can be wrong with the two files, [`CertError::NotACa`] and [`CertError::KeyMismatch`] among them.
+    pub fn load(certificate: &Path, key: &Path) -> Result<Authority, CertError> {
+        let pem = read(certificate)?;
+        let ders = inspect::certificates(certificate, &pem)?;
+        let all = inspect::facts_of(certificate, &ders)?;
+        let (Some(der), Some(facts)) = (ders.first().cloned(), all.first().cloned()) else {
+            return Err(CertError::NoCertificate { path: certificate.into() });
+        };
+        if !facts.is_ca {
+            return Err(CertError::NotACa { path: certificate.into(), subject: facts.subject });
+        }
+        crate::identity::valid_at(certificate, &facts, OffsetDateTime::now_utc())?;
+        let key_pem = Zeroizing::new(read(key)?);
+        let key_der =
+            inspect::private_key(key, &key_pem)?.ok_or_else(|| CertError::NoKey { path: key.into() })?;
+        let bad = |error: rcgen::Error| CertError::BadKey { path: key.into(), reason: error.to_string() };
+        let pair = KeyPair::try_from(key_der.secret_der()).map_err(bad)?;
+        if inspect::pin(&rcgen::PublicKeyData::subject_public_key_info(&pair)) != facts.spki_sha256 {
+            return Err(CertError::KeyMismatch { certificate: certificate.into(), key: key.into() });
+        }
+        let issuer = Issuer::from_ca_cert_der(&der, pair).map_err(|e| cannot_issue(&facts.subject, &e))?;
+        let mut chain_pem = String::new();
+        let mut above = &facts.subject;
+        for (der, facts) in ders.iter().zip(&all) {
+            // In a bundle of roots what follows is no issuer of the first.
+            if facts.subject != *above || facts.issuer == facts.subject {
+                break;
+            }
+            chain_pem += &files::pem("CERTIFICATE", der);
+            above = &facts.issuer;
+        }
+        let certificate_pem = files::pem("CERTIFICATE", &der);
+        Ok(Authority { issuer, der, facts, certificate_pem, chain_pem })
+    }
+
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Whether this CA's key signed a certificate.
+    pub fn issued(&self, certificate: &[u8]) -> bool {
+        inspect::issued_by(certificate, &self.der)
     }
 
     pub fn certificate_pem(&self) -> &str {
@@ -148,14 +183,7 @@ impl Authority {
     pub fn issue(&self, leaf: &Leaf) -> Result<Issued, CertError> {
         let name = leaf.common_name.as_str();
         let mut params = params(name, leaf.not_before, leaf.not_after)?;
-        params.subject_alt_names = leaf
-            .names
-            .iter()
-            .map(|san| match san.parse::<IpAddr>() {
-                Ok(ip) => Ok(SanType::IpAddress(ip)),
-                Err(_) => san.as_str().try_into().map(SanType::DnsName).map_err(|e| cannot_issue(san, &e)),
-            })
-            .collect::<Result<_, _>>()?;
+        params.subject_alt_names = leaf.names.iter().map(|san| leaf::san(san)).collect::<Result<_, _>>()?;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = match leaf.purpose {
             Purpose::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
@@ -163,12 +191,18 @@ impl Authority {
             Purpose::Both => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
         };
         params.use_authority_key_identifier_extension = true;
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|e| cannot_issue(name, &e))?;
+        if leaf.not_after > self.facts.not_after {
+            let reason = format!("it would outlive its CA, which ends at {}", self.facts.not_after);
+            return Err(CertError::Issue { name: name.into(), reason });
+        }
+        let key = KeyPair::generate_for(leaf.key.of_rcgen()).map_err(|e| cannot_issue(name, &e))?;
         let certificate = params.signed_by(&key, &self.issuer).map_err(|e| cannot_issue(name, &e))?;
-        Ok(Issued { certificate_pem: certificate.pem(), key_pem: Zeroizing::new(key.serialize_pem()) })
+        let certificate_pem = certificate.pem() + &self.chain_pem;
+        Ok(Issued { certificate_pem, key_pem: Zeroizing::new(key.serialize_pem()) })
     }
 
-    fn key_pem(&self) -> Zeroizing<String> {
+    /// For whoever makes a CA: unencrypted PEM.
+    pub fn key_pem(&self) -> Zeroizing<String> {
         Zeroizing::new(self.issuer.key().serialize_pem())
     }
 }
@@ -212,38 +246,6 @@ fn random_serial(name: &str) -> Result<[u8; 16], CertError> {
     Ok(serial)
 }
 
-#[derive(Clone, Copy)]
-enum Readable {
-    ByAll,
-    ByOwner,
-}
-
-/// Through a temporary name, so that a reader never sees half a file and a key is never, not
-/// even for a moment, readable by others.
-fn write(path: &Path, text: &str, readable: Readable) -> Result<(), CertError> {
-    let unwritable = |source| CertError::Unwritable { path: path.into(), source };
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let partial = path.with_file_name(name);
-    match std::fs::remove_file(&partial) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(unwritable(e)),
-        _ => {}
-    }
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        options.mode(match readable {
-            Readable::ByAll => 0o644,
-            Readable::ByOwner => 0o600,
-        });
-    }
-    let mut file = options.open(&partial).map_err(unwritable)?;
-    file.write_all(text.as_bytes()).map_err(unwritable)?;
-    std::fs::rename(&partial, path).map_err(unwritable)
-}
-
 fn cannot_issue(name: &str, error: &rcgen::Error) -> CertError {
     CertError::Issue { name: name.to_owned(), reason: error.to_string() }
 }
@@ -269,7 +271,7 @@ mod tests {
     fn everything_made_can_be_loaded() {
         let dir = tempfile::tempdir().unwrap();
         let written = init(dir.path(), false).unwrap();
-        assert_eq!(written.len(), 2 * (CAS.len() + LEAVES.len()));
+        assert_eq!(written.len(), 3 * CAS.len() + 2 * LEAVES.len());
 
         for (ca, _) in CAS {
             Trust::load(&dir.path().join(format!("{ca}.pem"))).unwrap();

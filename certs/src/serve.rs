@@ -23,7 +23,8 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
-use crate::Facts;
+use crate::guarded::Guarded;
+use crate::{Facts, ServerTls};
 
 /// Bounds of a listener. Whoever is over one waits or is disconnected; others don't notice.
 #[derive(Debug, Clone, Copy)]
@@ -55,6 +56,8 @@ pub struct PeerCertificate(pub Option<Arc<Facts>>);
 
 /// Serves `app` over TLS until `shutdown` completes, then finishes what is in flight.
 ///
+/// Connections of clients whose certificate is revoked meanwhile, or loses its CA, are cut off.
+///
 /// HTTP/2 or HTTP/1.1 is chosen by ALPN. Requests carry the extensions [`PeerCertificate`],
 /// `SocketAddr` (the peer) and axum's `ConnectInfo<SocketAddr>`.
 ///
@@ -63,12 +66,12 @@ pub struct PeerCertificate(pub Option<Arc<Facts>>);
 /// listener that breaks for good.
 pub async fn serve(
     listener: TcpListener,
-    tls: Arc<rustls::ServerConfig>,
+    tls: impl Into<ServerTls>,
     app: Router,
     limits: Limits,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let acceptor = TlsAcceptor::from(tls);
+    let tls = tls.into();
     let http = Arc::new(http(&limits));
     let (closing, closed) = watch::channel(false);
     let slots = Arc::new(Semaphore::new(limits.max_connections));
@@ -94,10 +97,10 @@ pub async fn serve(
                 }
             }
         };
-        let (acceptor, http, app) = (acceptor.clone(), Arc::clone(&http), app.clone());
+        let (tls, http, app) = (tls.clone(), Arc::clone(&http), app.clone());
         let closing = Closing { watcher: graceful.watcher(), closed: closed.clone() };
         connections.spawn(async move {
-            connection(stream, peer, &acceptor, limits.handshake_timeout, &http, app, closing).await;
+            connection(stream, peer, &tls, limits.handshake_timeout, &http, app, closing).await;
             drop(slot);
         });
     }
@@ -127,13 +130,15 @@ async fn accept(
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
-    acceptor: &TlsAcceptor,
+    tls: &ServerTls,
     handshake_timeout: Duration,
     http: &Http,
     app: Router,
     mut closing: Closing,
 ) {
     let _ = stream.set_nodelay(true);
+    let serving = tls.current();
+    let acceptor = TlsAcceptor::from(Arc::clone(&serving.config));
     let accepted = tokio::select! {
         accepted = timeout(handshake_timeout, acceptor.accept(stream)) => accepted,
         _ = closing.closed.wait_for(|closed| *closed) => return,
@@ -144,11 +149,12 @@ async fn connection(
         Err(_) => return tracing::debug!(%peer, "TLS handshake timed out"),
     };
     let session = stream.get_ref().1;
-    let certificate = session
-        .peer_certificates()
-        .and_then(|chain| chain.first())
-        .and_then(|leaf| Facts::from_der(leaf).ok())
-        .map(Arc::new);
+    let chain = session.peer_certificates();
+    let Some(guest) = tls.enter(chain.unwrap_or_default(), &serving) else {
+        return tracing::debug!(%peer, "its certificate was revoked in the handshake");
+    };
+    let certificate =
+        chain.and_then(|chain| chain.first()).and_then(|leaf| Facts::from_der(leaf).ok()).map(Arc::new);
     let is_h2 = session.alpn_protocol() == Some(b"h2");
 
     let service = app.map_request(move |mut request: Request<Incoming>| {
@@ -158,7 +164,11 @@ async fn connection(
         extensions.insert(ConnectInfo(peer));
         request
     });
-    let (stream, service) = (TokioIo::new(stream), TowerToHyperService::new(service));
+    let stream = match Guarded::new(stream, guest) {
+        Ok(stream) => TokioIo::new(stream),
+        Err(error) => return tracing::warn!(%peer, %error, "a connection cannot be followed"),
+    };
+    let service = TowerToHyperService::new(service);
     // Named outright, as ALPN agreed: guessing from the first bytes would wait for them without a bound.
     let ended = if is_h2 {
         closing.watcher.watch(http.of_h2.serve_connection(stream, service).into_owned()).await

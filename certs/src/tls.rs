@@ -2,10 +2,10 @@ use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
 use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{NoClientAuth, NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::server::{NoClientAuth, NoServerSessionStorage, ResolvesServerCert};
 use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
 
-use crate::{CertError, Identity, Trust};
+use crate::{Anonymous, CertError, Identity, Trust};
 
 /// Whether a listener asks its clients for a certificate.
 #[derive(Debug, Clone)]
@@ -34,7 +34,7 @@ pub fn install_crypto_provider() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// What a TLS listener serves with. Swapping `id.live()` changes what it presents.
+/// What a TLS listener serves with, as it is now; [`ServerTls`](crate::ServerTls) follows its files.
 ///
 /// # Errors
 /// [`CertError::Tls`] or [`CertError::Verifier`] when `rustls` refuses the parts.
@@ -44,13 +44,24 @@ pub fn server_config(
     versions: Versions,
     alpn: &[&[u8]],
 ) -> Result<Arc<ServerConfig>, CertError> {
-    let resumable = matches!(clients, ClientAuth::Off);
+    server_config_with(id.resolver(), client_verifier(clients)?, versions, alpn)
+}
+
+pub(crate) fn server_config_with(
+    certificates: Arc<dyn ResolvesServerCert>,
+    clients: Arc<dyn ClientCertVerifier>,
+    versions: Versions,
+    alpn: &[&[u8]],
+) -> Result<Arc<ServerConfig>, CertError> {
+    let resumable = !clients.offer_client_auth();
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(versions.supported())
-        .map_err(|source| CertError::Tls { what: id.facts().subject.clone(), source })?
-        .with_client_cert_verifier(client_verifier(clients)?)
-        .with_cert_resolver(id.live());
+        .map_err(|source| CertError::Tls { what: "the listener's versions".into(), source })?
+        .with_client_cert_verifier(clients)
+        .with_cert_resolver(certificates);
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    // The strongest that both have, whatever the client would rather have.
+    config.ignore_client_order = true;
     // A resumed session skips the verifier: a client whose certificate has expired or lost its
     // CA would keep coming in. Where clients are known by certificate, every handshake is full.
     if !resumable {
@@ -63,7 +74,7 @@ pub fn server_config(
 /// What a TLS client connects with; `id` is presented when the server asks for a certificate.
 ///
 /// # Errors
-/// [`CertError::Tls`] when `rustls` refuses the parts.
+/// [`CertError::Tls`] or [`CertError::Verifier`] when `rustls` refuses the parts.
 pub fn client_config(
     trust: &Trust,
     id: Option<&Identity>,
@@ -72,26 +83,20 @@ pub fn client_config(
     let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(versions.supported())
         .map_err(|source| CertError::Tls { what: "the client's versions".into(), source })?
-        .with_root_certificates(trust.roots());
+        .dangerous()
+        .with_custom_certificate_verifier(trust.server_verifier()?);
     Ok(match id {
-        Some(id) => builder.with_client_cert_resolver(id.live()),
+        Some(id) => builder.with_client_cert_resolver(id.resolver()),
         None => builder.with_no_client_auth(),
     })
 }
 
-/// The verifier alone, for listeners that build their own configuration (Pingora's).
-///
-/// # Errors
-/// [`CertError::Verifier`].
-pub fn client_verifier(clients: ClientAuth) -> Result<Arc<dyn ClientCertVerifier>, CertError> {
-    let (trust, anonymous) = match clients {
-        ClientAuth::Off => return Ok(Arc::new(NoClientAuth)),
-        ClientAuth::Optional(trust) => (trust, true),
-        ClientAuth::Required(trust) => (trust, false),
-    };
-    let builder = WebPkiClientVerifier::builder_with_provider(trust.roots(), provider());
-    let builder = if anonymous { builder.allow_unauthenticated() } else { builder };
-    builder.build().map_err(|source| CertError::Verifier { source })
+fn client_verifier(clients: ClientAuth) -> Result<Arc<dyn ClientCertVerifier>, CertError> {
+    match clients {
+        ClientAuth::Off => Ok(Arc::new(NoClientAuth)),
+        ClientAuth::Optional(trust) => trust.client_verifier(Anonymous::Allowed),
+        ClientAuth::Required(trust) => trust.client_verifier(Anonymous::Refused),
+    }
 }
 
 impl Versions {
@@ -105,6 +110,6 @@ impl Versions {
     }
 }
 
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }

@@ -84,15 +84,3 @@ async fn both_http_versions_are_served() {
         assert_eq!(get(tls, server.port, "/version").await.unwrap(), version);
     }
 }
-
-#[tokio::test]
-async fn an_identity_is_swapped_while_serving() {
-    let pki = Pki::new();
-    let tls = server_config(&pki.server, ClientAuth::Off, Versions::Tls13Only, &[b"h2"]).unwrap();
-    let server = listen(tls).await;
-    let renewed = Pki::new();
-    let new_client = || client_config(&renewed.trust(), None, Versions::Tls13Only).unwrap();
-    assert!(get(new_client(), server.port, "/who").await.is_err());
-    pki.server.live().swap(&renewed.server);
-    assert!(get(new_client(), server.port, "/who").await.is_ok());
-}

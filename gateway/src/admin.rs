@@ -1,4 +1,4 @@
-//! Health, readiness and metrics, on an address of their own.
+//! Health, readiness, certificates and metrics, on an address of their own.
 
 use std::sync::Arc;
 
@@ -23,10 +23,14 @@ impl ServeHttp for Admin {
                 metrics.state_entries.set(self.0.state_entries() as i64);
                 answer(StatusCode::OK, "text/plain; version=0.0.4", metrics.text())
             }
+            "/certificates" => match serde_json::to_string(&self.0.watch().report()) {
+                Ok(report) => answer(StatusCode::OK, "application/json", report),
+                Err(error) => answer(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
+            },
             _ => answer(
                 StatusCode::NOT_FOUND,
                 "text/plain",
-                "Here are /health, /readiness and /metrics.\n".into(),
+                "Here are /health, /readiness, /certificates and /metrics.\n".into(),
             ),
         }
     }

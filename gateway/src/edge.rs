@@ -2,28 +2,29 @@
 //! refusal on its way back.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use certs::Watch;
 use filters::admission::{Admission, HIDDEN_FROM_CLIENTS};
 use filters::chain::Refused;
 use filters::failure::Failure;
 use filters::filter::{Host, Refusal};
 use filters::jwt::KeySet;
-use filters::policy::{Policy, RouteRule};
+use filters::policy::{Keyring, Policy, RouteRule};
 use pingora::Result as Answered;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::*;
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 
+use crate::client_keys::ClientKeys;
 use crate::exchange::Exchange;
 use crate::jwks::KeyStore;
 use crate::load::{ListenerFiles, Loaded};
-use crate::message::{drain, is_small, read_body, request, target};
+use crate::message::{Sender, drain, is_small, read_body, request, target};
 use crate::metrics::Metrics;
 use crate::now_ms;
 use crate::state::State;
@@ -37,29 +38,51 @@ pub(crate) struct Edge {
     pub(crate) policy: Policy,
     upstreams: BTreeMap<String, Arc<Upstream>>,
     keys: Arc<KeyStore>,
+    client_keys: ClientKeys,
     state: Arc<State>,
     metrics: Metrics,
     draining: AtomicBool,
     pub(crate) connections: Connections,
+    watch: Arc<Watch>,
 }
 
 impl Edge {
     /// The edge, and the files of its listeners in the policy's order.
     pub(crate) fn new(loaded: Loaded) -> anyhow::Result<(Arc<Self>, Vec<ListenerFiles>)> {
+        let watch = loaded.watch;
         let metrics = Metrics::new()?;
+        metrics.tell_of(&watch)?;
         let document = loaded.policy.document();
-        let keys = Arc::new(KeyStore::new(&document.issuers, &loaded.folder, metrics.clone())?);
+        let keys = Arc::new(KeyStore::new(&document.issuers, &loaded.folder, metrics.clone(), &watch)?);
+        let issuers = Arc::clone(&keys);
+        watch.holds(move || issuers.report());
+        let client_keys = ClientKeys::follow(document, &loaded.folder, &watch)?;
         let mut upstreams = BTreeMap::new();
         for (name, files) in &loaded.upstreams {
             if let Some(settings) = loaded.policy.upstream(name) {
-                upstreams.insert(name.clone(), Arc::new(Upstream::new(settings, files)?));
+                upstreams.insert(name.clone(), Arc::new(Upstream::new(name, settings, files, &watch)?));
             }
         }
-        let state = Arc::new(State::new(&document.state, &loaded.folder, &metrics)?);
+        let state = Arc::new(State::new(&document.state, &loaded.folder, &metrics, &watch)?);
         let draining = AtomicBool::new(false);
         let connections = Connections::new();
-        let edge = Self { upstreams, keys, state, metrics, draining, connections, policy: loaded.policy };
+        let edge = Self {
+            upstreams,
+            keys,
+            client_keys,
+            state,
+            metrics,
+            draining,
+            connections,
+            watch,
+            policy: loaded.policy,
+        };
         Ok((Arc::new(edge), loaded.listeners))
+    }
+
+    /// Who follows the certificates.
+    pub(crate) fn watch(&self) -> Arc<Watch> {
+        Arc::clone(&self.watch)
     }
 
     pub(crate) fn keys(&self) -> Arc<KeyStore> {
@@ -157,16 +180,15 @@ impl Edge {
         exchange: &mut Exchange,
         time: Duration,
     ) -> Result<Bytes, Refused> {
-        let peer = session.client_addr().and_then(|addr| addr.as_inet()).map(|addr| addr.ip());
-        let (Some(admission), Some(peer)) = (&mut exchange.admission, peer) else {
+        let (Some(admission), Some(sender)) = (&mut exchange.admission, Sender::of(session)) else {
             return Err(Failure::Malformed.into());
         };
-        self.head(session.req_header(), peer, admission).await?;
+        self.head(session.req_header(), &sender, admission).await?;
         let body = match tokio::time::timeout(time, read_body(session)).await {
             Ok(body) => body?,
             Err(_) => return Err(Failure::RequestTimeout.into()),
         };
-        admission.body(&self.policy, &request(session.req_header(), peer), &body, &Now(self))?;
+        admission.body(&self.policy, &request(session.req_header(), &sender), &body, &Now(self))?;
         // A place in the upstream's bulkhead comes before anything is spent in shared state.
         let name = admission.rule(&self.policy).and_then(|rule| rule.upstream(rand::random()));
         let upstream = name.and_then(|name| self.upstreams.get(name)).ok_or(Failure::UpstreamUnreachable)?;
@@ -178,7 +200,7 @@ impl Edge {
         let answers = self.state.ask(admission.batch(&self.policy)).await;
         admission.answered(&self.policy, answers)?;
         exchange.fields =
-            admission.forward(&self.policy, &request(session.req_header(), peer), &Now(self))?;
+            admission.forward(&self.policy, &request(session.req_header(), &sender), &Now(self))?;
         let mirror = admission.rule(&self.policy).and_then(|rule| rule.mirror.as_ref());
         exchange.copy =
             mirror.filter(|mirror| rand::random_range(0..100) < mirror.percent).map(|_| body.clone());
@@ -189,15 +211,15 @@ impl Edge {
     async fn head(
         &self,
         header: &RequestHeader,
-        peer: IpAddr,
+        sender: &Sender,
         admission: &mut Admission,
     ) -> Result<(), Refused> {
-        let first = admission.head(&self.policy, &request(header, peer), &Now(self));
+        let first = admission.head(&self.policy, &request(header, sender), &Now(self));
         let Err(Refused { refusal: Refusal { stale_keys: Some(issuer), .. }, .. }) = &first else {
             return first;
         };
         if self.keys.refresh_unknown(issuer).await {
-            return admission.head(&self.policy, &request(header, peer), &Now(self));
+            return admission.head(&self.policy, &request(header, sender), &Now(self));
         }
         first
     }
@@ -273,5 +295,9 @@ impl Host for Now<'_> {
 
     fn keys(&self, issuer: &str) -> Option<Arc<KeySet>> {
         self.0.keys.keys(issuer)
+    }
+
+    fn keyring(&self) -> Option<Arc<Keyring>> {
+        Some(self.0.client_keys.current())
     }
 }

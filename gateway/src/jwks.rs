@@ -3,13 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwapOption;
+use certs::report::{Key, KeyKind};
+use certs::{Live, TrustFiles, Watch};
 use filters::jwt::KeySet;
-use filters::policy::{At, Issuer, Reference};
+use filters::policy::{At, Issuer, Jwks, Reference};
+use time::OffsetDateTime;
 use tokio::sync::Mutex;
 
 use crate::metrics::Metrics;
@@ -33,6 +36,8 @@ struct Keys {
     current: ArcSwapOption<Held>,
     /// When the last fetch began; held while one runs, so that there is one at a time.
     fetching: Mutex<Option<Instant>>,
+    /// Since when each key is held, by its id.
+    first_seen: std::sync::Mutex<BTreeMap<String, OffsetDateTime>>,
 }
 
 #[derive(Debug)]
@@ -44,6 +49,14 @@ struct Held {
 }
 
 impl Keys {
+    /// Notes which keys are there. One that was gone and comes back is a new one.
+    fn see(&self, set: &KeySet) {
+        let mut seen = self.first_seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let ids = set.iter().map(|key| key.kid.clone().unwrap_or_default());
+        let now = OffsetDateTime::now_utc();
+        *seen = ids.map(|id| (id.clone(), seen.get(&id).copied().unwrap_or(now))).collect();
+    }
+
     /// The keys, unless they are older than the policy lets them serve.
     fn held(&self) -> Option<Arc<Held>> {
         self.current.load_full().filter(|held| held.since.elapsed() < self.stale)
@@ -52,15 +65,61 @@ impl Keys {
 
 #[derive(Debug)]
 enum Source {
-    Url { url: String, client: reqwest::Client },
+    Url { url: String, client: Live<reqwest::Client> },
     File(PathBuf),
 }
 
+/// By what a change of a file shows.
+type Stamp = (u64, u64, i64, i64);
+
+impl Source {
+    async fn stamp(&self) -> Option<Stamp> {
+        use std::os::unix::fs::MetadataExt as _;
+        let Self::File(path) = self else { return None };
+        let meta = tokio::fs::metadata(path).await.ok()?;
+        Some((meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))
+    }
+
+    /// Waits so long; for a file that changes, no longer than that takes.
+    async fn pause(&self, pause: Duration, before: Option<Stamp>) {
+        const LOOK: Duration = Duration::from_millis(250);
+        if matches!(self, Self::Url { .. }) {
+            return tokio::time::sleep(pause).await;
+        }
+        let began = Instant::now();
+        while let Some(left) = pause.checked_sub(began.elapsed()).filter(|left| !left.is_zero()) {
+            tokio::time::sleep(left.min(LOOK)).await;
+            if self.stamp().await != before {
+                return;
+            }
+        }
+    }
+}
+
 impl KeyStore {
+    /// Every key that is held, for who asks which there are.
+    pub(crate) fn report(&self) -> Vec<Key> {
+        let mut keys = Vec::new();
+        for (owner, issuer) in &self.issuers {
+            let seen = issuer.first_seen.lock().unwrap_or_else(PoisonError::into_inner);
+            keys.extend(seen.iter().map(|(id, since)| Key {
+                kind: KeyKind::Jwks,
+                owner: owner.clone(),
+                id: id.clone(),
+                not_before: None,
+                not_after: None,
+                first_seen: Some(*since),
+                next_rotation: None,
+            }));
+        }
+        keys
+    }
+
     pub(crate) fn new(
         issuers: &BTreeMap<String, At<Issuer>>,
         folder: &Path,
         metrics: Metrics,
+        watch: &Watch,
     ) -> anyhow::Result<Self> {
         let mut store = BTreeMap::new();
         for (name, At { value: issuer, .. }) in issuers {
@@ -69,8 +128,7 @@ impl KeyStore {
                 (_, Some(Reference::File(path))) => Source::File(folder.join(path)),
                 (Some(url), _) => Source::Url {
                     url: url.clone(),
-                    client: client(jwks.ca.as_ref(), folder, Duration::from_millis(jwks.timeout_ms))
-                        .with_context(|| format!("issuer {name}"))?,
+                    client: client(name, jwks, folder, watch).with_context(|| format!("issuer {name}"))?,
                 },
                 (None, _) => anyhow::bail!("issuer {name} has no source of keys"),
             };
@@ -81,6 +139,7 @@ impl KeyStore {
                 unknown_kid_refresh: Duration::from_secs(jwks.unknown_kid_refresh_s),
                 current: ArcSwapOption::empty(),
                 fetching: Mutex::new(None),
+                first_seen: std::sync::Mutex::default(),
             };
             store.insert(name.clone(), keys);
         }
@@ -145,6 +204,7 @@ impl KeyStore {
         let Some(keys) = self.issuers.get(issuer) else { return };
         let mut failures: u32 = 0;
         loop {
+            let stamp = keys.source.stamp().await;
             {
                 let mut last = keys.fetching.lock().await;
                 *last = Some(Instant::now());
@@ -156,7 +216,7 @@ impl KeyStore {
                 n => Duration::from_millis(250 << n.min(8)).min(keys.refresh),
             };
             // Spread, so that a fleet does not ask in step.
-            tokio::time::sleep(pause.mul_f64(rand::random_range(0.9..1.0))).await;
+            keys.source.pause(pause.mul_f64(rand::random_range(0.9..1.0)), stamp).await;
         }
     }
 
@@ -167,6 +227,7 @@ impl KeyStore {
         let outcome = match fetched {
             Ok((set, text)) => {
                 self.metrics.jwks_keys.with_label_values(&[issuer]).set(set.len() as i64);
+                keys.see(&set);
                 let held = Held { keys: Arc::new(set), text, since: Instant::now() };
                 keys.current.store(Some(Arc::new(held)));
                 "ok"
@@ -182,13 +243,24 @@ impl KeyStore {
     }
 }
 
-fn client(ca: Option<&Reference>, folder: &Path, timeout: Duration) -> anyhow::Result<reqwest::Client> {
+fn client(name: &str, jwks: &Jwks, folder: &Path, watch: &Watch) -> anyhow::Result<Live<reqwest::Client>> {
+    let timeout = Duration::from_millis(jwks.timeout_ms);
     let limits = certs::client::ClientLimits { connect_timeout: timeout, timeout, ..Default::default() };
-    match ca {
+    match &jwks.ca {
         Some(Reference::File(path)) => {
-            let trust = certs::Trust::load(&folder.join(path))?;
-            let tls = certs::client_config(&trust, None, certs::Versions::Tls12And13)?;
-            Ok(certs::client::https(tls, limits)?)
+            let files = TrustFiles { ca: folder.join(path), crl: None, stale: certs::StaleCrl::Refuse };
+            let trust = watch.trust(format!("issuer/{name}/ca"), files)?;
+            watch.connects(certs::Client {
+                name: format!("issuer/{name}"),
+                server_name: None,
+                identity: None,
+                trust: trust.clone(),
+            });
+            let trusted = trust.clone();
+            Ok(watch.derive(&[&trust], move || {
+                let tls = certs::client_config(&trusted.current(), None, certs::Versions::Tls12And13)?;
+                certs::client::https(tls, limits)
+            })?)
         }
         Some(Reference::Env(_)) => anyhow::bail!("`jwks.ca` must be a `file:`"),
         None => Ok(reqwest::Client::builder()
@@ -197,7 +269,8 @@ fn client(ca: Option<&Reference>, folder: &Path, timeout: Duration) -> anyhow::R
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(timeout)
             .timeout(timeout)
-            .build()?),
+            .build()?
+            .into()),
     }
 }
 
@@ -213,7 +286,7 @@ async fn read(source: &Source) -> anyhow::Result<Vec<u8>> {
             Ok(tokio::fs::read(path).await?)
         }
         Source::Url { url, client } => {
-            let mut answer = client.get(url).send().await?.error_for_status()?;
+            let mut answer = client.current().get(url).send().await?.error_for_status()?;
             let mut body = Vec::new();
             while let Some(chunk) = answer.chunk().await? {
                 anyhow::ensure!(
@@ -229,7 +302,7 @@ async fn read(source: &Source) -> anyhow::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use filters::policy::{Algorithm, Issuer, Jwks};
+    use filters::policy::{Algorithm, Issuer};
 
     use super::*;
 
@@ -259,7 +332,7 @@ mod tests {
             leeway_s: 0,
         };
         let issuers = BTreeMap::from([("main".to_owned(), At::nowhere(issuer))]);
-        KeyStore::new(&issuers, folder, Metrics::new().unwrap()).unwrap()
+        KeyStore::new(&issuers, folder, Metrics::new().unwrap(), &Watch::new("test")).unwrap()
     }
 
     fn has(store: &KeyStore, kid: &str) -> bool {
@@ -301,6 +374,36 @@ mod tests {
         let store = store(folder.path(), 0, 0);
         assert!(store.refresh_unknown("main").await);
         assert!(!has(&store, "good"), "stale at once");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_changes_is_read_again_and_old_keys_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("jwks.json");
+        std::fs::write(&file, keys("old")).unwrap();
+        let store = Arc::new(store(folder.path(), 3_600, 3_600));
+        let running = tokio::spawn(Arc::clone(&store).keep_fresh());
+        while !has(&store, "old") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let told = store.report();
+        assert_eq!((told.len(), told[0].id.as_str(), told[0].kind), (1, "old", KeyKind::Jwks));
+        let both = keys("old").replace("]}", &format!(",{}", keys("new").trim_start_matches(r#"{"keys":["#)));
+        std::fs::write(folder.path().join("next"), both).unwrap();
+        std::fs::rename(folder.path().join("next"), &file).unwrap();
+        while !has(&store, "new") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(has(&store, "old"), "both while one takes over");
+        let since =
+            |id: &str| store.report().into_iter().find(|key| key.id == id).and_then(|key| key.first_seen);
+        assert_eq!(since("old"), told[0].first_seen, "an old key does not become a new one");
+        std::fs::write(&file, keys("new")).unwrap();
+        while has(&store, "old") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(since("old"), None);
+        running.abort();
     }
 
     #[tokio::test]

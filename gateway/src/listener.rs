@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use async_trait::async_trait;
+use certs::{Live, ServerTls, Serving, Versions};
+use filters::certificate::Certificate;
 use filters::policy;
 use pingora::apps::{HttpServerOptions, ServerApp};
 use pingora::listeners::TlsAccept;
@@ -20,8 +22,11 @@ use pingora::protocols::{Digest, Ssl as _};
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, ShutdownWatch};
+use rustls::server::ResolvesServerCert;
+use rustls::sign::SingleCertAndKey;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 
 use crate::door::Door;
 use crate::edge::Edge;
@@ -37,11 +42,18 @@ pub(crate) struct Listener {
 
 /// What every connection of a listener goes through.
 struct Way {
-    tls: Acceptor,
+    tls: ServerTls,
+    acceptor: Live<Generation>,
     proxy: Arc<HttpProxy<Door>>,
     handshake_timeout: Duration,
     request_timeout: Duration,
     idle_timeout: Duration,
+}
+
+/// Certificates of one moment, as Pingora accepts with them.
+struct Generation {
+    serving: Arc<Serving>,
+    acceptor: Acceptor,
 }
 
 impl Listener {
@@ -55,14 +67,13 @@ impl Listener {
         let socket = std::net::TcpListener::bind(settings.address)
             .and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
             .with_context(|| format!("listener {}: {}", settings.name, settings.address))?;
-        let mut tls =
-            TlsSettings::with_callbacks(Box::new(Clocks)).map_err(|why| anyhow::anyhow!("{why}"))?;
-        tls.set_cert_resolver(files.identity.live());
-        match files.clients {
-            certs::ClientAuth::Off => {}
-            clients => tls.set_client_cert_verifier(certs::client_verifier(clients)?),
-        }
-        tls.enable_h2();
+        let watch = edge.watch();
+        let ListenerFiles { certificates, clients } = files;
+        watch.serves(&settings.name, settings.address, certificates.clone(), clients.clone());
+        let resolver = Arc::new(SingleCertAndKey::from(certificates.default.current().certified()));
+        let tls = ServerTls::new(&watch, certificates, clients, Versions::Tls12And13, &[b"h2", b"http/1.1"])?;
+        let served = tls.clone();
+        let acceptor = watch.derive(&[&tls], move || generation(served.current(), &resolver))?;
         let request_timeout = Duration::from_millis(settings.request_timeout_ms);
         let idle_timeout = Duration::from_millis(settings.idle_timeout_ms);
         let mut proxy = http_proxy(conf, Door { edge: Arc::clone(edge), request_timeout, idle_timeout });
@@ -71,7 +82,8 @@ impl Listener {
         options.h2_idle_timeout = Some(idle_timeout);
         proxy.server_options = Some(options);
         let way = Way {
-            tls: tls.build(),
+            tls,
+            acceptor,
             proxy: Arc::new(proxy),
             handshake_timeout: Duration::from_millis(settings.handshake_timeout_ms),
             request_timeout,
@@ -101,15 +113,30 @@ impl Listener {
     }
 }
 
+/// Pingora makes an acceptor with callbacks of its own settings only; what it made of them is then replaced.
+fn generation(serving: Arc<Serving>, any: &Arc<SingleCertAndKey>) -> anyhow::Result<Generation> {
+    let mut settings =
+        TlsSettings::with_callbacks(Box::new(Handshakes)).map_err(|why| anyhow::anyhow!("{why}"))?;
+    settings.set_cert_resolver(Arc::clone(any) as Arc<dyn ResolvesServerCert>);
+    let mut acceptor = settings.build();
+    acceptor.acceptor = TlsAcceptor::from(Arc::clone(&serving.config));
+    Ok(Generation { serving, acceptor })
+}
+
 impl Way {
     async fn serve(self: Arc<Self>, stream: Stream, _place: OwnedSemaphorePermit, shutdown: ShutdownWatch) {
-        let stream = match timeout(self.handshake_timeout, self.tls.tls_handshake(stream)).await {
+        let now = self.acceptor.current();
+        let stream = match timeout(self.handshake_timeout, now.acceptor.tls_handshake(stream)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return tracing::debug!(%error, "no handshake"),
             Err(_) => return tracing::debug!("a handshake took too long"),
         };
+        let chain = stream.get_ssl().and_then(TlsRef::peer_cert_chain_der).unwrap_or_default();
+        let Some(mut guest) = self.tls.enter(chain, &now.serving) else {
+            return tracing::debug!("a client's certificate was revoked in the handshake");
+        };
         let Some(digest) = stream.get_ssl_digest() else { return };
-        let Some(clock) = digest.extension.get::<Clock>() else { return };
+        let Some(connection) = digest.extension.get::<Connection>() else { return };
         let serve = async {
             let mut next: Option<pingora::protocols::Stream> = Some(Box::new(stream));
             while let Some(stream) = next {
@@ -118,7 +145,9 @@ impl Way {
         };
         tokio::select! {
             () = serve => {}
-            () = clock.ran_out(self.request_timeout, self.idle_timeout) => {}
+            () = connection.clock.ran_out(self.request_timeout, self.idle_timeout) => {}
+            // Its stream goes with `serve`: whatever is in flight on it is cut off.
+            () = guest.expelled() => {}
         }
     }
 }
@@ -148,13 +177,35 @@ impl pingora::services::Service for Listener {
     }
 }
 
-/// Gives every connection a clock, which its requests find in its digest.
-struct Clocks;
+/// Gives every connection what its requests find in its digest.
+struct Handshakes;
 
 #[async_trait]
-impl TlsAccept for Clocks {
-    async fn handshake_complete_callback(&self, _: &TlsRef) -> Option<Arc<dyn Any + Send + Sync>> {
-        Some(Arc::new(Clock(Mutex::new(Waiting { requests: 0, since: Instant::now(), first: true }))))
+impl TlsAccept for Handshakes {
+    async fn handshake_complete_callback(&self, tls: &TlsRef) -> Option<Arc<dyn Any + Send + Sync>> {
+        let clock = Clock(Mutex::new(Waiting { requests: 0, since: Instant::now(), first: true }));
+        // The verifier has accepted it, or the handshake would not be complete.
+        let certificate = tls.peer_certificate_der().map(|der| Arc::new(Certificate::new(der)));
+        Some(Arc::new(Connection { clock, certificate }))
+    }
+}
+
+/// What is known of a connection for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) clock: Clock,
+    /// The client's certificate, read once.
+    certificate: Option<Arc<Certificate>>,
+}
+
+impl Connection {
+    /// The connection of a request.
+    pub(crate) fn of(digest: Option<&Digest>) -> Option<&Self> {
+        digest?.ssl_digest.as_ref()?.extension.get()
+    }
+
+    pub(crate) fn certificate(&self) -> Option<Arc<Certificate>> {
+        self.certificate.clone()
     }
 }
 
@@ -172,11 +223,6 @@ struct Waiting {
 }
 
 impl Clock {
-    /// The clock of a request's connection.
-    pub(crate) fn of(digest: Option<&Digest>) -> Option<&Self> {
-        digest?.ssl_digest.as_ref()?.extension.get()
-    }
-
     /// A request's header has arrived whole.
     pub(crate) fn request_begins(&self) {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);

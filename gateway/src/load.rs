@@ -3,9 +3,17 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use certs::{Identity, Trust};
-use filters::policy::{At, Document, Mistake, Policy, Reference, RouteRule};
+use certs::file::Content;
+use certs::pki::Purpose;
+use certs::{
+    Certificates, Clients, Identity, IdentityFiles, Issuer, Must, Named, Set, Trust, TrustFiles, Watch,
+};
+use filters::policy::{
+    At, ClientCertificates, Document, Listener, Mistake, Policy, Reference, RouteRule, Secret, StaleCrl,
+};
+use zeroize::Zeroizing;
 
 /// A policy and the files that it names.
 #[derive(Debug)]
@@ -15,30 +23,35 @@ pub struct Loaded {
     pub(crate) upstreams: BTreeMap<String, UpstreamFiles>,
     /// Folder that the policy's references are relative to.
     pub(crate) folder: PathBuf,
+    /// Follows all of them, once it runs.
+    pub(crate) watch: Arc<Watch>,
 }
 
 #[derive(Debug)]
 pub(crate) struct ListenerFiles {
-    pub(crate) identity: Identity,
-    pub(crate) clients: certs::ClientAuth,
+    pub(crate) certificates: Certificates,
+    pub(crate) clients: Clients,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct UpstreamFiles {
-    pub(crate) identity: Identity,
-    pub(crate) trust: Trust,
+    pub(crate) identity: Set<Identity>,
+    pub(crate) trust: Set<Trust>,
 }
 
 /// Reads a policy and everything it refers to. Changes nothing, connects to nothing.
 pub fn load(path: &Path) -> Result<Loaded, Vec<Mistake>> {
     let folder = path.parent().map(Path::to_path_buf).unwrap_or_default();
     let text = std::fs::read_to_string(path).map_err(|why| vec![Mistake::whole(why.to_string())])?;
-    let policy = Policy::read(&text, &|reference| secret(&folder, reference))?;
-    let mut mistakes = Vec::new();
-    let listeners = listeners(policy.document(), &folder, &mut mistakes);
-    let upstreams = upstreams(policy.document(), &folder, &mut mistakes);
+    let policy = Policy::read(&text, &|reference| secret(&folder, reference).map(Secret::new))?;
+    let watch = Watch::new("gateway");
+    let mut files = Files { watch: &watch, folder: &folder, mistakes: Vec::new() };
+    let listeners =
+        policy.document().listeners.iter().filter_map(|listener| files.listener(&listener.value)).collect();
+    let upstreams = files.upstreams(policy.document());
+    let mut mistakes = files.mistakes;
     if mistakes.is_empty() {
-        Ok(Loaded { policy, listeners, upstreams, folder })
+        Ok(Loaded { policy, listeners, upstreams, folder, watch })
     } else {
         mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
         Err(mistakes)
@@ -49,7 +62,8 @@ pub fn load(path: &Path) -> Result<Loaded, Vec<Mistake>> {
 pub fn summary(path: &Path, loaded: &Loaded) -> String {
     let file = path.to_string_lossy();
     let mut text = String::new();
-    for warning in loaded.policy.warnings() {
+    let times = loaded.policy.window_warnings(crate::now_ms());
+    for warning in loaded.policy.warnings().iter().chain(&times) {
         let _ = writeln!(text, "warning: {}", warning.in_file(&file));
     }
     let _ = writeln!(text, "{file}: ok");
@@ -77,78 +91,133 @@ pub fn schema() -> String {
 }
 
 /// A secret is the whole content of its file or variable, less one trailing line break.
-pub(crate) fn secret(folder: &Path, reference: &Reference) -> Result<Vec<u8>, String> {
-    let mut bytes = match reference {
-        Reference::File(path) => std::fs::read(folder.join(path)).map_err(|why| why.to_string())?,
-        Reference::Env(name) => std::env::var(name).map_err(|why| why.to_string())?.into_bytes(),
+pub(crate) fn secret(folder: &Path, reference: &Reference) -> Result<Zeroizing<Vec<u8>>, String> {
+    let bytes = match reference {
+        Reference::File(path) => {
+            certs::file::read(&folder.join(path), Content::Secret).map_err(|why| why.to_string())?
+        }
+        Reference::Env(name) => {
+            Zeroizing::new(std::env::var(name).map_err(|why| why.to_string())?.into_bytes())
+        }
     };
+    Ok(less_line_break(bytes))
+}
+
+pub(crate) fn less_line_break(mut bytes: Zeroizing<Vec<u8>>) -> Zeroizing<Vec<u8>> {
     if bytes.last() == Some(&b'\n') {
         bytes.pop();
     }
-    Ok(bytes)
+    bytes
 }
 
-fn listeners(document: &Document, folder: &Path, mistakes: &mut Vec<Mistake>) -> Vec<ListenerFiles> {
-    let mut listeners = Vec::new();
-    for At { value: listener, .. } in &document.listeners {
-        let identity = identity(folder, &listener.tls.certificate, &listener.tls.key, mistakes);
-        let clients = match &listener.tls.client_certificates {
-            None => Some(certs::ClientAuth::Off),
-            Some(settings) => trust(folder, &settings.ca, mistakes).map(|trust| {
-                if settings.required {
-                    certs::ClientAuth::Required(trust)
-                } else {
-                    certs::ClientAuth::Optional(trust)
-                }
-            }),
+/// Loads what a policy refers to, and notes what is wrong with it.
+struct Files<'l> {
+    watch: &'l Watch,
+    folder: &'l Path,
+    mistakes: Vec<Mistake>,
+}
+
+impl Files<'_> {
+    fn listener(&mut self, listener: &Listener) -> Option<ListenerFiles> {
+        let (tls, name) = (&listener.tls, &listener.name);
+        let issuer = match &tls.ca {
+            None => Some(Issuer::Any),
+            Some(ca) => {
+                self.trust(format!("listener/{name}/ca"), ca, None, StaleCrl::Refuse).map(Issuer::OneOf)
+            }
         };
-        if let (Some(identity), Some(clients)) = (identity, clients) {
-            listeners.push(ListenerFiles { identity, clients });
+        let clients = match &tls.client_certificates {
+            None => Some(Clients::Off),
+            Some(settings) => self.clients(name, settings),
+        };
+        let must = Must { purpose: Purpose::Server, names: Vec::new(), issuer: issuer? };
+        let default = self.identity(format!("listener/{name}"), (&tls.certificate, &tls.key), must.clone());
+        let mut others = Vec::new();
+        for (position, named) in tls.certificates.iter().enumerate() {
+            let names = named.server_names.clone();
+            let told = names.first().cloned().unwrap_or_else(|| (position + 1).to_string());
+            let must = Must { names: names.clone(), ..must.clone() };
+            let files = (&named.certificate, &named.key);
+            if let Some(identity) = self.identity(format!("listener/{name}/{told}"), files, must) {
+                others.push(Named { names, identity });
+            }
         }
+        Some(ListenerFiles { certificates: Certificates { default: default?, others }, clients: clients? })
     }
-    listeners
-}
 
-fn upstreams(
-    document: &Document,
-    folder: &Path,
-    mistakes: &mut Vec<Mistake>,
-) -> BTreeMap<String, UpstreamFiles> {
-    let mut upstreams = BTreeMap::new();
-    for (name, At { value: upstream, .. }) in &document.upstreams {
-        let identity = identity(folder, &upstream.tls.certificate, &upstream.tls.key, mistakes);
-        let trust = trust(folder, &upstream.tls.ca, mistakes);
-        if let (Some(identity), Some(trust)) = (identity, trust) {
-            upstreams.insert(name.clone(), UpstreamFiles { identity, trust });
+    fn clients(&mut self, listener: &str, settings: &ClientCertificates) -> Option<Clients> {
+        let name = format!("listener/{listener}/clients");
+        let trust = self.trust(name, &settings.ca, settings.crl.as_ref(), settings.stale_crl)?;
+        Some(if settings.required { Clients::Required(trust) } else { Clients::Optional(trust) })
+    }
+
+    fn upstreams(&mut self, document: &Document) -> BTreeMap<String, UpstreamFiles> {
+        let mut upstreams = BTreeMap::new();
+        for (name, At { value: upstream, .. }) in &document.upstreams {
+            let tls = &upstream.tls;
+            let trust = self.trust(format!("upstream/{name}/ca"), &tls.ca, None, StaleCrl::Refuse);
+            let issuer = trust.clone().map_or(Issuer::Any, Issuer::AsBefore);
+            let must = Must { purpose: Purpose::Client, names: Vec::new(), issuer };
+            let identity = self.identity(format!("upstream/{name}"), (&tls.certificate, &tls.key), must);
+            if let (Some(identity), Some(trust)) = (identity, trust) {
+                upstreams.insert(name.clone(), UpstreamFiles { identity, trust });
+            }
         }
+        upstreams
     }
-    upstreams
+
+    fn identity(
+        &mut self,
+        name: String,
+        (certificate, key): (&At<Reference>, &At<Reference>),
+        must: Must,
+    ) -> Option<Set<Identity>> {
+        let (chain, key_file) = (self.file(certificate), self.file(key));
+        let files = IdentityFiles { certificate: chain?, key: key_file? };
+        let loaded = self.watch.identity(name, files, must);
+        loaded.map_err(|why| self.mistakes.push(Mistake::of(certificate, why.to_string()))).ok()
+    }
+
+    fn trust(
+        &mut self,
+        name: String,
+        ca: &At<Reference>,
+        crl: Option<&At<Reference>>,
+        stale: StaleCrl,
+    ) -> Option<Set<Trust>> {
+        let crl_file = crl.map(|crl| self.file(crl));
+        let files = TrustFiles {
+            ca: self.file(ca)?,
+            crl: crl_file.map_or(Some(None), |file| file.map(Some))?,
+            stale: stale_crl(stale),
+        };
+        let loaded = self.watch.trust(name, files);
+        let wrong = |why: certs::CertError| match (crl, &why) {
+            (Some(crl), certs::CertError::BadCrl { .. }) => Mistake::of(crl, why.to_string()),
+            (_, _) => Mistake::of(ca, why.to_string()),
+        };
+        loaded.map_err(|why| self.mistakes.push(wrong(why))).ok()
+    }
+
+    fn file(&mut self, reference: &At<Reference>) -> Option<PathBuf> {
+        let path = file(self.folder, reference);
+        path.map_err(|why| self.mistakes.push(Mistake::of(reference, why))).ok()
+    }
 }
 
-fn identity(
-    folder: &Path,
-    certificate: &At<Reference>,
-    key: &At<Reference>,
-    mistakes: &mut Vec<Mistake>,
-) -> Option<Identity> {
-    let chain = file(folder, certificate, mistakes);
-    let key_file = file(folder, key, mistakes);
-    let loaded = Identity::load(&chain?, &key_file?);
-    loaded.map_err(|why| mistakes.push(Mistake::of(certificate, why.to_string()))).ok()
-}
-
-fn trust(folder: &Path, ca: &At<Reference>, mistakes: &mut Vec<Mistake>) -> Option<Trust> {
-    let loaded = Trust::load(&file(folder, ca, mistakes)?);
-    loaded.map_err(|why| mistakes.push(Mistake::of(ca, why.to_string()))).ok()
-}
-
-fn file(folder: &Path, reference: &At<Reference>, mistakes: &mut Vec<Mistake>) -> Option<PathBuf> {
+/// Where a certificate, a key or a list is.
+pub(crate) fn file(folder: &Path, reference: &At<Reference>) -> Result<PathBuf, &'static str> {
     match &reference.value {
-        Reference::File(path) => Some(folder.join(path)),
+        Reference::File(path) => Ok(folder.join(path)),
         Reference::Env(_) => {
-            let message = "certificates and keys are files, so that they can be rotated: write `file:PATH`";
-            mistakes.push(Mistake::of(reference, message));
-            None
+            Err("certificates and keys are files, so that they can be rotated: write `file:PATH`")
         }
+    }
+}
+
+fn stale_crl(written: StaleCrl) -> certs::StaleCrl {
+    match written {
+        StaleCrl::Refuse => certs::StaleCrl::Refuse,
+        StaleCrl::Allow => certs::StaleCrl::Allow,
     }
 }

@@ -56,11 +56,12 @@ enum Command {
     },
     /// Print a whole Envoy configuration that enforces the policy: listeners, routes, clusters and the module.
     ///
-    ///   gateway envoy edge.yaml --module /etc/envoy/torana.wasm > envoy.json
+    ///   gateway envoy edge.yaml --module /etc/envoy/torana.wasm --out /etc/envoy/torana
     ///   gateway state edge.yaml &
-    ///   envoy -c envoy.json
+    ///   envoy -c /etc/envoy/torana/envoy.json
     ///
-    /// The policy must have `state.service`. Paths of certificates and keys become absolute. Secrets that the
+    /// Without --out it is one document, for a look or a try: its certificates are read when Envoy starts, and never
+    /// again. The policy must have `state.service`. Paths of certificates and keys become absolute. Secrets that the
     /// policy takes from `env:` stay in the environment of Envoy; those from `file:` are written into the
     /// configuration, which then is a secret itself.
     #[command(verbatim_doc_comment)]
@@ -70,9 +71,9 @@ enum Command {
         /// The module, where Envoy will find it; `filters/wasm/build` makes it.
         #[arg(long, default_value = "/etc/envoy/torana.wasm")]
         module: PathBuf,
-        /// Write envoy.json, listeners.json and clusters.json into this folder instead, readable by their owner
-        /// alone. Writing them again changes the policy of an Envoy that runs on them, without a dropped
-        /// connection.
+        /// Write envoy.json, listeners.json, clusters.json and secrets/ into this folder instead, readable by their
+        /// owner alone. Writing them again changes the policy of an Envoy that runs on them, without a dropped
+        /// connection; certificates, keys and CAs are followed without that.
         #[arg(long)]
         out: Option<PathBuf>,
     },

@@ -1,5 +1,7 @@
 //! What the gateway counts.
 
+use std::sync::Arc;
+
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
@@ -106,6 +108,11 @@ impl Metrics {
             metrics.registry.register(collector)?;
         }
         Ok(metrics)
+    }
+
+    /// Tells of certificates too.
+    pub(crate) fn tell_of(&self, watch: &Arc<certs::Watch>) -> Result<(), prometheus::Error> {
+        self.registry.register(Box::new(certs::metrics::Metrics::new(Arc::clone(watch))?))
     }
 
     /// The Prometheus text format, version 0.0.4.

@@ -58,6 +58,9 @@ pub fn run(loaded: Loaded, options: Options) -> anyhow::Result<()> {
     let mut keys = background_service("jwks", Refresh(edge.keys()));
     keys.threads = Some(1);
     server.add_service(keys);
+    let mut certificates = background_service("certificates", Follow(edge.watch()));
+    certificates.threads = Some(1);
+    server.add_service(certificates);
     let mut state = background_service("state", Watch(edge.state()));
     state.threads = Some(1);
     server.add_service(state);
@@ -100,6 +103,18 @@ impl BackgroundService for Refresh {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         tokio::select! {
             () = Arc::clone(&self.0).keep_fresh() => {}
+            _ = shutdown.changed() => {}
+        }
+    }
+}
+
+struct Follow(Arc<certs::Watch>);
+
+#[async_trait]
+impl BackgroundService for Follow {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        tokio::select! {
+            () = Arc::clone(&self.0).run() => {}
             _ = shutdown.changed() => {}
         }
     }

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{Json, Router, extract::State, response::IntoResponse, routing::get};
+use certs::Watch;
 use http::{StatusCode, header};
 use serde_json::json;
 
@@ -13,6 +14,7 @@ pub struct Admin {
     pub network: Arc<Network>,
     pub core: Arc<Core>,
     pub metrics: Metrics,
+    pub watch: Arc<Watch>,
 }
 
 impl Admin {
@@ -21,6 +23,7 @@ impl Admin {
             .route("/health", get(|| async { Json(json!({"status": "up"})) }))
             .route("/readiness", get(readiness))
             .route("/metrics", get(metrics))
+            .route("/certificates", get(certificates))
             .with_state(self)
     }
 }
@@ -41,6 +44,10 @@ async fn reachable(url: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let connecting = tokio::net::TcpStream::connect((host, port));
     matches!(tokio::time::timeout(Duration::from_secs(1), connecting).await, Ok(Ok(_)))
+}
+
+async fn certificates(State(admin): State<Admin>) -> impl IntoResponse {
+    Json(admin.watch.report())
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {

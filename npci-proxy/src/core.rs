@@ -2,15 +2,19 @@
 
 use std::time::Duration;
 
-use certs::Versions;
+use certs::{Live, Versions, Watch};
 use http::StatusCode;
 use serde::Deserialize;
 
-use crate::{config, network::base_url, wire::Callback};
+use crate::{
+    config,
+    network::{base_url, tls_to},
+    wire::Callback,
+};
 
 #[derive(Debug)]
 pub struct Core {
-    client: reqwest::Client,
+    client: Live<reqwest::Client>,
     url: String,
 }
 
@@ -39,15 +43,14 @@ struct Durable {
 }
 
 impl Core {
-    pub fn new(config: &config::Core) -> Result<Core, CoreSetupError> {
-        let (id, trust) = config.tls.load()?;
-        let tls = certs::client_config(&trust, Some(&id), Versions::Tls13Only)?;
+    pub fn new(config: &config::Core, watch: &Watch) -> Result<Core, CoreSetupError> {
+        let tls = tls_to("core", &config.url, &config.tls, watch)?;
         let limits = certs::client::ClientLimits {
             timeout: Duration::from_millis(config.timeout_ms),
             ..certs::client::ClientLimits::default()
         };
         Ok(Core {
-            client: certs::client::https(tls, limits)?,
+            client: tls.client(watch, Versions::Tls13Only, limits)?,
             url: base_url(&config.url).ok_or(CoreSetupError::Url)?,
         })
     }
@@ -55,7 +58,7 @@ impl Core {
     /// Returns once the callback is durable; `false` if it was so already.
     pub async fn deliver(&self, callback: &Callback, request_id: &str) -> Result<bool, CoreError> {
         let url = format!("{}/internal/v1/network-events", self.url);
-        let request = self.client.post(url).header("x-request-id", request_id).json(callback);
+        let request = self.client.current().post(url).header("x-request-id", request_id).json(callback);
         let response = request.send().await.map_err(|error| {
             tracing::warn!(request_id, error = %error.without_url(), "txn-core cannot be reached");
             CoreError::Away

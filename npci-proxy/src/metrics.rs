@@ -1,5 +1,7 @@
 //! What is counted and timed.
 
+use std::sync::Arc;
+
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
 };
@@ -45,6 +47,11 @@ impl Metrics {
             metrics.breaker(api, State::Closed { failures: 0 });
         }
         Ok(metrics)
+    }
+
+    /// Tells of certificates too.
+    pub fn tell_of(&self, watch: &Arc<certs::Watch>) -> Result<(), prometheus::Error> {
+        self.registry.register(Box::new(certs::metrics::Metrics::new(Arc::clone(watch))?))
     }
 
     pub fn call(&self, api: Api, outcome: &str, seconds: f64) {

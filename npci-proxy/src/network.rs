@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use certs::{CertError, Live, LiveTls, TlsFiles, Watch, pki::Purpose};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::sync::Semaphore;
 
@@ -28,7 +29,7 @@ const ANSWER_MAX_BYTES: usize = 64 * 1024;
 
 #[derive(Debug)]
 pub struct Network {
-    client: reqwest::Client,
+    client: Live<reqwest::Client>,
     url: String,
     codec: Codec,
     signer: Signer,
@@ -73,6 +74,14 @@ pub enum CallError {
     RequestTooOld(Stale),
 }
 
+/// Follows the files of a way to another process, which is called as the host of `url` is.
+pub fn tls_to(name: &str, url: &str, files: &TlsFiles, watch: &Watch) -> Result<LiveTls, CertError> {
+    let live = files.watch(watch, name, Purpose::Client)?;
+    let host = reqwest::Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned));
+    live.connects(watch, name, host);
+    Ok(live)
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
     #[error("network.url must be https://host:port and nothing after it")]
@@ -91,13 +100,18 @@ impl Network {
         freshness: freshness::Rules,
         clock: Clock,
         metrics: Metrics,
+        watch: &Watch,
     ) -> Result<Network, NetworkError> {
-        let (id, trust) = config.tls.load()?;
-        let tls = pinned::client_config(&id, &trust, &config.spki_pins)?;
+        let LiveTls { identity, trust } = tls_to("network", &config.url, &config.tls, watch)?;
+        let pins = config.spki_pins.clone();
         let limits = certs::client::ClientLimits {
             connect_timeout: Duration::from_millis(config.connect_timeout_ms),
             ..certs::client::ClientLimits::default()
         };
+        let client = watch.derive(&[&identity.clone(), &trust.clone()], move || {
+            let tls = pinned::client_config(&identity.current(), &trust.current(), &pins)?;
+            Ok::<_, pinned::PinError>(certs::client::https(tls, limits)?)
+        })?;
         let lane = |timeout_ms, max_in_flight| Lane {
             timeout: Duration::from_millis(timeout_ms),
             max_in_flight,
@@ -106,7 +120,7 @@ impl Network {
         };
         let (pay, status, validate) = (config.pay, config.status, config.validate);
         Ok(Network {
-            client: certs::client::https(tls, limits)?,
+            client,
             url: base_url(&config.url).ok_or(NetworkError::Url)?,
             codec: Codec::Json,
             signer,
@@ -186,7 +200,7 @@ impl Network {
             let checked = self.pay_age.check_ms(asked_at.unix_ms, self.clock.now_ms());
             checked.map_err(CallError::RequestTooOld)?;
         }
-        let sent = self.client.post(url).headers(headers).body(body).timeout(timeout).send().await;
+        let sent = self.client.current().post(url).headers(headers).body(body).timeout(timeout).send().await;
         let mut response = sent.map_err(|error| CallError::of(&error))?;
         let status = response.status().as_u16();
         if response.status().is_server_error() {
@@ -203,12 +217,13 @@ impl Network {
         }
 
         let asked = Asked { method, path, nonce: &mark.nonce };
-        let answered = self.verifier.verify_answer(asked, status, &headers, &body).map_err(|broken| {
+        let now_ms = self.clock.now_ms();
+        let answered = self.verifier.verify_answer(asked, status, &headers, &body, now_ms).map_err(|broken| {
             tracing::warn!(api = E::API.name(), request_id, %broken, "the network's answer does not verify");
             CallError::AnswerInvalid("signature")
         })?;
         self.freshness
-            .check(answered.created_s, self.clock.now_ms())
+            .check(answered.created_s, now_ms)
             .map_err(|_| CallError::AnswerInvalid("not fresh"))?;
         if status != StatusCode::OK.as_u16() {
             return Err(CallError::Status(status));

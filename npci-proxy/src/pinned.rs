@@ -17,8 +17,6 @@ use rustls::{
 pub enum PinError {
     #[error(transparent)]
     Certificates(#[from] CertError),
-    #[error("the CA cannot verify servers: {0}")]
-    Verifier(#[from] rustls::server::VerifierBuilderError),
     #[error("the pin {0:?} is not base64 of 32 bytes; `certs show` prints the right form")]
     Form(String),
 }
@@ -30,8 +28,7 @@ pub fn client_config(id: &Identity, trust: &Trust, pins: &[String]) -> Result<Cl
         return Ok(config);
     }
     let pins = pins.iter().map(|pin| Pin::parse(pin)).collect::<Result<Vec<_>, _>>()?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let inner = WebPkiServerVerifier::builder_with_provider(trust.roots(), provider).build()?;
+    let inner = trust.server_verifier()?;
     config.dangerous().set_certificate_verifier(Arc::new(Pinned { inner, pins }));
     // A resumed session presents no certificate to hold against the pins.
     config.resumption = rustls::client::Resumption::disabled();

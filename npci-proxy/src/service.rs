@@ -1,22 +1,21 @@
 //! The process: three listeners and what they share, from configuration to drained.
 
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use certs::{ClientAuth, TlsFiles, Versions, serve};
+use certs::{ServerTls, TlsFiles, Versions, Watch, pki::Purpose, serve};
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
     admin::Admin,
     callback::Callbacks,
     clock::Clock,
-    config::{Config, ConfigError, Key},
+    config::{Config, ConfigError, KeyList},
     core::{Core, CoreSetupError},
     inside::Inside,
     metrics::Metrics,
     network::{Network, NetworkError},
     process::{CannotListen, bind},
-    seal::{CannotSign, Signer, Verifier},
-    secret::SecretError,
+    seal::{Signer, Verifier},
 };
 
 /// The bound sockets; bound first, so that a test can learn the ports before anything runs.
@@ -39,10 +38,8 @@ pub enum StartError {
     Network(#[from] NetworkError),
     #[error(transparent)]
     Core(#[from] CoreSetupError),
-    #[error(transparent)]
-    Secret(#[from] SecretError),
-    #[error(transparent)]
-    Key(#[from] CannotSign),
+    #[error("network.sign or network.verify: {0}")]
+    Key(certs::CertError),
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
     #[error(transparent)]
@@ -66,26 +63,31 @@ pub async fn run(
     clock: Clock,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
+    let watch = Watch::new("npci-proxy");
     let metrics = Metrics::new()?;
-    let signer = || load_signer(config, &config.network.sign);
-    let verifier = || load_verifier(config, &config.network.verify);
+    metrics.tell_of(&watch)?;
+    let follow = |keys: &KeyList, owner| keys.follow(owner, config.folder(), &watch).map_err(StartError::Key);
+    let (ours, networks) =
+        (follow(&config.network.sign, "ours")?, follow(&config.network.verify, "network")?);
     let network = Network::new(
         &config.network,
-        signer()?,
-        verifier()?,
+        Signer::new(&ours),
+        Verifier::new(&networks),
         config.freshness,
         clock.clone(),
         metrics.clone(),
+        &watch,
     )?;
-    let (network, core) = (Arc::new(network), Arc::new(Core::new(&config.core)?));
-    let inside_tls = server_tls("inside", &config.inside.tls)?;
-    let outside_tls = server_tls("outside", &config.outside.tls)?;
+    let (network, core) = (Arc::new(network), Arc::new(Core::new(&config.core, &watch)?));
+    let inside_tls = server_tls("inside", listeners.inside.local_addr()?, &config.inside.tls, &watch)?;
+    let outside_tls = server_tls("outside", listeners.outside.local_addr()?, &config.outside.tls, &watch)?;
 
     let inside =
         Inside::new(Arc::clone(&network), config, clock.clone()).router(&config.inside.allowed_clients);
-    let outside = Callbacks::new(config, signer()?, verifier()?, Arc::clone(&core), clock, metrics.clone())
+    let (signer, verifier) = (Signer::new(&ours), Verifier::new(&networks));
+    let outside = Callbacks::new(config, signer, verifier, Arc::clone(&core), clock, metrics.clone())
         .router(&config.outside.allowed_clients);
-    let admin = Admin { network, core, metrics }.router();
+    let admin = Admin { network, core, metrics, watch: Arc::clone(&watch) }.router();
 
     let limits = serve::Limits {
         drain_timeout: Duration::from_millis(config.drain_timeout_ms),
@@ -118,24 +120,24 @@ pub async fn run(
     let admin = tokio::spawn(async move {
         let _ = axum::serve(listeners.admin, admin).with_graceful_shutdown(admin_stop).await;
     });
+    let following = tokio::spawn(watch.run());
     let (served, ()) = tokio::join!(serving, ending);
+    following.abort();
     admin.abort();
     served?;
     tracing::info!("stopped");
     Ok(())
 }
 
-fn server_tls(listener: &'static str, files: &TlsFiles) -> Result<Arc<rustls::ServerConfig>, StartError> {
-    let (id, trust) = files.load().map_err(|source| StartError::Tls { listener, source })?;
-    let clients = ClientAuth::Required(trust);
-    certs::server_config(&id, clients, Versions::Tls13Only, &[b"h2", b"http/1.1"])
-        .map_err(|source| StartError::Tls { listener, source })
-}
-
-fn load_signer(config: &Config, key: &Key) -> Result<Signer, StartError> {
-    Ok(Signer::hmac(&key.key_id, &key.key.load(config.folder())?)?)
-}
-
-fn load_verifier(config: &Config, key: &Key) -> Result<Verifier, StartError> {
-    Ok(Verifier::hmac(&key.key_id, &key.key.load(config.folder())?)?)
+fn server_tls(
+    listener: &'static str,
+    address: SocketAddr,
+    files: &TlsFiles,
+    watch: &Watch,
+) -> Result<ServerTls, StartError> {
+    let made = files.watch(watch, listener, Purpose::Server).and_then(|live| {
+        live.serves(watch, listener, address);
+        live.server(watch, Versions::Tls13Only, &[b"h2", b"http/1.1"])
+    });
+    made.map_err(|source| StartError::Tls { listener, source })
 }

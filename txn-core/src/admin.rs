@@ -8,6 +8,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use certs::Watch;
 use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -27,6 +28,7 @@ pub struct Admin {
     /// `host:port` of npci-proxy.
     pub proxy: String,
     pub metrics: Arc<Metrics>,
+    pub watch: Arc<Watch>,
 }
 
 const PROXY_ANSWERS_WITHIN: Duration = Duration::from_millis(500);
@@ -36,6 +38,7 @@ pub fn router(admin: Admin) -> Router {
         .route("/health", get(async || "ok\n"))
         .route("/readiness", get(readiness))
         .route("/metrics", get(metrics))
+        .route("/certificates", get(certificates))
         .with_state(admin)
 }
 
@@ -66,6 +69,10 @@ async fn readiness(State(admin): State<Admin>) -> Response {
     let body = json!({"ready": ready, "roles": roles, "missing": missing, "away": away});
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(body)).into_response()
+}
+
+async fn certificates(State(admin): State<Admin>) -> Response {
+    Json(admin.watch.report()).into_response()
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {

@@ -1,5 +1,7 @@
 //! Figures for `/metrics`, in prometheus' text format.
 
+use std::sync::Arc;
+
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
@@ -87,6 +89,14 @@ impl Metrics {
             flagged: gauge("txn_flagged", "Payments waiting for reconciliation")?,
             registry,
         })
+    }
+
+    /// Tells of certificates too.
+    ///
+    /// # Errors
+    /// Only if two figures had one name.
+    pub fn tell_of(&self, watch: &Arc<certs::Watch>) -> Result<(), prometheus::Error> {
+        self.registry.register(Box::new(certs::metrics::Metrics::new(Arc::clone(watch))?))
     }
 
     /// Counts what became of an event, and says aloud what somebody has to look at.

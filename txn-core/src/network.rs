@@ -2,6 +2,7 @@
 //! is ever sent twice by itself.
 
 use async_trait::async_trait;
+use certs::Live;
 use reqwest::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -24,7 +25,7 @@ pub trait Network: std::fmt::Debug + Send + Sync + 'static {
 /// npci-proxy over mutual TLS.
 #[derive(Debug, Clone)]
 pub struct NpciProxy {
-    http: reqwest::Client,
+    http: Live<reqwest::Client>,
     base: String,
 }
 
@@ -126,7 +127,7 @@ enum Sent {
 
 impl NpciProxy {
     /// `base` is `https://host:port`.
-    pub fn new(http: reqwest::Client, base: &str) -> Self {
+    pub fn new(http: Live<reqwest::Client>, base: &str) -> Self {
         NpciProxy { http, base: base.trim_end_matches('/').to_owned() }
     }
 
@@ -144,7 +145,7 @@ impl NpciProxy {
         initiated_by: &'static str,
         trace: &Trace,
     ) -> Result<T, NoAnswer> {
-        let mut request = self.http.post(format!("{}{path}", self.base)).json(body);
+        let mut request = self.http.current().post(format!("{}{path}", self.base)).json(body);
         request = request.header("x-initiated-by", initiated_by);
         if let Some(id) = &trace.request_id {
             request = request.header("x-request-id", id);

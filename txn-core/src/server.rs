@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use certs::client::ClientLimits;
+use certs::pki::Purpose;
 use certs::serve::Limits;
-use certs::{ClientAuth, Versions};
+use certs::{ServerTls, Versions, Watch};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -38,7 +39,8 @@ pub struct Server {
     bus: Option<Arc<dyn Bus>>,
     metrics: Arc<Metrics>,
     network: Arc<NpciProxy>,
-    tls: Arc<rustls::ServerConfig>,
+    tls: ServerTls,
+    watch: Arc<Watch>,
     listener: Option<TcpListener>,
     admin: TcpListener,
 }
@@ -49,32 +51,31 @@ impl Server {
     /// # Errors
     /// What could not be opened, and why.
     pub async fn bind(config: Config) -> anyhow::Result<Server> {
-        let (identity, trust) = config.tls.load().context("tls")?;
-        let client = certs::client_config(&trust, Some(&identity), Versions::Tls13Only)?;
+        let watch = Watch::new("txn-core");
+        let live = config.tls.watch(&watch, "tls", Purpose::Both).context("tls")?;
         let ms = Duration::from_millis;
-        let http = certs::client::https(
-            client,
-            ClientLimits {
-                connect_timeout: ms(config.network.connect_timeout_ms),
-                timeout: ms(config.network.timeout_ms),
-                ..ClientLimits::default()
-            },
-        )?;
-        let tls = certs::server_config(
-            &identity,
-            ClientAuth::Required(trust),
-            Versions::Tls13Only,
-            &[b"h2", b"http/1.1"],
-        )?;
+        let limits = ClientLimits {
+            connect_timeout: ms(config.network.connect_timeout_ms),
+            timeout: ms(config.network.timeout_ms),
+            ..ClientLimits::default()
+        };
+        let http = live.client(&watch, Versions::Tls13Only, limits)?;
+        let tls = live.server(&watch, Versions::Tls13Only, &[b"h2", b"http/1.1"])?;
         let metrics = Arc::new(Metrics::new()?);
+        metrics.tell_of(&watch)?;
         let store =
             if config.roles.need_store() { Some(open_store(&config, metrics.clone()).await?) } else { None };
         let bus = if config.roles.need_bus() { Some(open_bus(&config).await?) } else { None };
         let network = Arc::new(NpciProxy::new(http, &config.network.url));
         let listener =
             if config.roles.need_listener() { Some(listen(config.listen, "listen").await?) } else { None };
+        let host = network.authority();
+        live.connects(&watch, "npci-proxy", host.rsplit_once(':').map(|(host, _)| host.to_owned()));
+        if let Some(listener) = &listener {
+            live.serves(&watch, "api", listener.local_addr()?);
+        }
         let admin = listen(config.admin, "admin").await?;
-        Ok(Server { config, store, bus, metrics, network, tls, listener, admin })
+        Ok(Server { config, store, bus, metrics, network, tls, watch, listener, admin })
     }
 
     /// Where services call.
@@ -107,6 +108,7 @@ impl Server {
             bus: self.bus.clone(),
             proxy: self.network.authority(),
             metrics: self.metrics.clone(),
+            watch: self.watch.clone(),
         });
         let mut admin_stopped = stopped.clone();
         let admin_address = self.admin_address()?;
@@ -120,6 +122,7 @@ impl Server {
             }
         });
 
+        let following = tokio::spawn(Arc::clone(&self.watch).run());
         let (config, metrics) = (&self.config, &self.metrics);
         let consumer = |bus: &Arc<dyn Bus>, group, handler: Arc<dyn Handler>| Consumer {
             bus: bus.clone(),
@@ -190,6 +193,7 @@ impl Server {
             }
         };
 
+        following.abort();
         // Nobody is answered any more; now the parts, then what they wrote to.
         stop.send_replace(true);
         if tokio::time::timeout(drain, async { while tasks.join_next().await.is_some() {} }).await.is_err() {

@@ -2,7 +2,6 @@
 #![allow(dead_code, reason = "each test file uses its share")]
 #![allow(clippy::unwrap_used, reason = "test code: a failure here is a failed test")]
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -12,7 +11,7 @@ use axum::routing;
 use certs::client::{ClientLimits, https};
 use certs::pki::{Authority, Leaf};
 use certs::serve::{Limits, PeerCertificate, serve};
-use certs::{Identity, Trust, install_crypto_provider};
+use certs::{Identity, ServerTls, Trust, install_crypto_provider};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -48,14 +47,15 @@ pub struct Server {
     pub done: JoinHandle<std::io::Result<()>>,
 }
 
-pub async fn listen(tls: Arc<rustls::ServerConfig>) -> Server {
+pub async fn listen(tls: impl Into<ServerTls>) -> Server {
     listen_within(tls, Limits::default()).await
 }
 
-pub async fn listen_within(tls: Arc<rustls::ServerConfig>, limits: Limits) -> Server {
+pub async fn listen_within(tls: impl Into<ServerTls>, limits: Limits) -> Server {
     let app = Router::new()
         .route("/who", routing::get(who))
         .route("/version", routing::get(|version: Version| async move { format!("{version:?}") }))
+        .route("/hour", routing::get(|| tokio::time::sleep(Duration::from_secs(3600))))
         .route(
             "/slow",
             routing::get(|| async {
@@ -69,7 +69,7 @@ pub async fn listen_within(tls: Arc<rustls::ServerConfig>, limits: Limits) -> Se
     let shutdown = async {
         let _ = stopped.await;
     };
-    let done = tokio::spawn(serve(listener, tls, app, limits, shutdown));
+    let done = tokio::spawn(serve(listener, tls.into(), app, limits, shutdown));
     Server { port, stop, done }
 }
 

@@ -1,7 +1,10 @@
 //! Listeners: TLS, the bounds on connections and requests, and the module.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use anyhow::Context as _;
 use filters::admission::HIDDEN_FROM_CLIENTS;
-use filters::policy::{At, Listener};
+use filters::policy::{At, Listener, Reference};
 use filters::shape;
 use serde_json::{Value, json};
 
@@ -20,6 +23,7 @@ impl Source {
 
     fn listener(&self, listener: &Listener) -> anyhow::Result<Value> {
         Ok(json!({
+            "metadata": { "filter_metadata": { "torana": { "revoked": self.revoked(listener)? } } },
             "name": listener.name,
             "address": socket(listener.address),
             "per_connection_buffer_limit_bytes": BUFFER_BYTES,
@@ -38,6 +42,22 @@ impl Source {
         }))
     }
 
+    /// A mark of what is revoked. Envoy asks a list at handshakes only; a listener that differs from the one before
+    /// has the connections of that one drained.
+    fn revoked(&self, listener: &Listener) -> anyhow::Result<String> {
+        let clients = listener.tls.client_certificates.as_ref();
+        let Some(Reference::File(path)) =
+            clients.and_then(|clients| clients.crl.as_ref()).map(|crl| &crl.value)
+        else {
+            return Ok(String::new());
+        };
+        let path = self.folder.join(path);
+        let list = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut hasher = DefaultHasher::new();
+        list.hash(&mut hasher);
+        Ok(format!("{:016x}", hasher.finish()))
+    }
+
     fn downstream_tls(&self, listener: &Listener) -> anyhow::Result<Value> {
         let mut common = json!({
             "tls_params": { "tls_minimum_protocol_version": "TLSv1_2" },
@@ -50,6 +70,9 @@ impl Source {
         let mut required = false;
         if let Some(clients) = &listener.tls.client_certificates {
             common["validation_context"] = json!({ "trusted_ca": self.file(&clients.ca)? });
+            if let Some(crl) = &clients.crl {
+                common["validation_context"]["crl"] = self.file(crl)?;
+            }
             required = clients.required;
         }
         Ok(json!({
@@ -77,6 +100,11 @@ impl Source {
     }
 
     fn http(&self, listener: &Listener) -> anyhow::Result<Value> {
+        // The module reads the certificate itself, so that it finds in it what the gateway finds.
+        let (forward, details) = match listener.tls.client_certificates {
+            Some(_) => ("SANITIZE_SET", json!({ "cert": true })),
+            None => ("SANITIZE", json!({})),
+        };
         Ok(json!({
             "name": "envoy.filters.network.http_connection_manager",
             "typed_config": {
@@ -103,6 +131,8 @@ impl Source {
                     "cidr_ranges": [{ "address_prefix": "255.255.255.255", "prefix_len": 32 }],
                 },
                 "skip_xff_append": true,
+                "forward_client_cert_details": forward,
+                "set_current_client_cert_details": details,
                 "generate_request_id": false,
                 "server_header_transformation": "PASS_THROUGH",
                 // The path is decided on, signed and sent on exactly as it came.
@@ -174,7 +204,7 @@ pub(super) fn route_config(routes: Vec<Value>) -> Value {
         "name": "torana",
         // What Envoy adds is told nobody; nor is what is behind it.
         "response_headers_to_remove": HIDDEN_FROM_CLIENTS,
-        "request_headers_to_remove": [super::ROUTE_FIELD, super::PEER_FIELD],
+        "request_headers_to_remove": [super::ROUTE_FIELD, super::PEER_FIELD, super::CERTIFICATE_FIELD],
         "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": routes, "require_tls": "NONE" }],
         "max_direct_response_body_size_bytes": routes::NO_ROUTE_BYTES,
     })

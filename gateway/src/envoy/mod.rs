@@ -9,6 +9,7 @@ mod clusters;
 mod listener;
 mod local_reply;
 mod routes;
+mod secrets;
 
 use std::path::{Path, PathBuf};
 
@@ -33,10 +34,13 @@ const REFUSED_FIELD: &str = "x-torana-refused";
 /// The field in which Envoy tells the module who is at the other end. It sets it on every request that does not come
 /// from an internal address, and the listener knows no address to be internal.
 const PEER_FIELD: &str = "x-envoy-external-address";
+/// The field in which Envoy tells the module the client's certificate; whatever a client sends in it goes.
+const CERTIFICATE_FIELD: &str = "x-forwarded-client-cert";
 /// Tells an upstream that a request is a copy.
 const MIRROR_FIELD: &str = "x-torana-mirror";
 
-/// A bootstrap with everything in it, JSON, which Envoy reads as it does YAML.
+/// A bootstrap with everything in it, JSON, which Envoy reads as it does YAML. Certificates are read when Envoy starts,
+/// and never again: [`folder`] has them followed.
 ///
 /// # Errors
 /// When the policy cannot be read, or has no `state.service`: all mistakes, one a line.
@@ -55,8 +59,9 @@ pub fn bootstrap(file: &Path, options: &Options) -> anyhow::Result<String> {
     Ok(format!("{whole:#}\n"))
 }
 
-/// The same in three files, of which Envoy watches two: rewriting them changes the policy of a running Envoy
-/// without a dropped connection.
+/// The same in files: listeners and clusters, which Envoy watches, so that rewriting them changes the policy of a
+/// running Envoy without a dropped connection; and a secret for each certificate and each set of CAs, whose PEM files
+/// Envoy watches, so that replacing them rotates certificates without this being run again.
 ///
 /// # Errors
 /// As of [`bootstrap`], and when a file cannot be written.
@@ -90,22 +95,52 @@ pub fn folder(file: &Path, options: &Options, out: &Path) -> anyhow::Result<Vec<
     });
     // Clusters before listeners: a listener must find the clusters that it names. Those of the listeners before stay
     // for as long as connections may serve by them.
-    let mut clusters = source.clusters()?;
+    let (mut clusters, mut listeners) = (source.clusters()?, source.listeners()?);
+    let folder_of_secrets = out.join("secrets");
+    let mut secrets = secrets::Secrets::new();
+    clusters
+        .iter_mut()
+        .chain(&mut listeners)
+        .for_each(|resource| secrets::take(resource, &folder_of_secrets, &mut secrets));
+    let before = ["clusters.json", "listeners.json"].map(|name| read(&out, name));
     clusters.extend(retired(&out, &clusters));
+    let text = |value: &Value| format!("{value:#}\n");
+    let mut written = Vec::new();
+    std::fs::create_dir_all(&folder_of_secrets).with_context(|| folder_of_secrets.display().to_string())?;
+    for (name, secret) in &secrets {
+        written.push(write(&folder_of_secrets, &format!("{name}.json"), &text(secret))?);
+    }
     let files = [
-        ("clusters.json", typed("cluster.v3.Cluster", clusters)),
-        ("listeners.json", typed("listener.v3.Listener", source.listeners()?)),
-        ("envoy.json", bootstrap),
+        ("clusters.json", text(&typed("cluster.v3.Cluster", clusters))),
+        ("listeners.json", text(&typed("listener.v3.Listener", listeners))),
+        ("envoy.json", text(&bootstrap)),
     ];
-    files.into_iter().map(|(name, value)| write(&out, name, &format!("{value:#}\n"))).collect()
+    for (name, text) in &files {
+        written.push(write(&out, name, text)?);
+    }
+    // What neither this policy nor the one before names is nobody's.
+    let named = before.iter().chain(files.iter().map(|(_, text)| text)).map(String::as_str);
+    let named: Vec<&str> = named.collect();
+    for entry in std::fs::read_dir(&folder_of_secrets)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if !named.iter().any(|text| text.contains(name.as_ref())) {
+            std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
+        }
+    }
+    Ok(written)
+}
+
+/// A file as it was written here before; nothing when it was not.
+fn read(out: &Path, name: &str) -> String {
+    std::fs::read_to_string(out.join(name)).unwrap_or_default()
 }
 
 /// The clusters of the policy that is about to be replaced which the new one does not have: those that the listeners
 /// of now name. Nothing when there are none, or what is there was not written here.
 fn retired(out: &Path, new: &[Value]) -> Vec<Value> {
-    let read = |name: &str| std::fs::read_to_string(out.join(name)).unwrap_or_default();
-    let listeners = read("listeners.json");
-    let clusters: Value = serde_json::from_str(&read("clusters.json")).unwrap_or_default();
+    let listeners = read(out, "listeners.json");
+    let clusters: Value = serde_json::from_str(&read(out, "clusters.json")).unwrap_or_default();
     let name = |cluster: &Value| cluster["name"].as_str().map(str::to_owned);
     let known: Vec<String> = new.iter().filter_map(name).collect();
     let all = clusters["resources"].as_array().cloned().unwrap_or_default();
@@ -159,6 +194,8 @@ impl Source {
             "{name}: Envoy's workers share nonces, limits and keys through the state service, so the policy must say \
              where it is: `state: {{ service: {{ address: \"127.0.0.1:7070\" }} }}`"
         );
+        let tells_secrets =
+            document.state.service.as_ref().is_some_and(|service| service.value.knows_its_clients());
         let mut secrets = std::collections::BTreeMap::new();
         let mut variables = Vec::new();
         for key in document.clients.values().flat_map(|client| &client.hmac_keys) {
@@ -168,6 +205,8 @@ impl Source {
                     variables.push(name.clone());
                     Secret::Env(name.clone())
                 }
+                // Told while Envoy runs, and again when it changes; and the configuration is no secret.
+                Reference::File(_) if tells_secrets => Secret::Service,
                 Reference::File(_) => {
                     let bytes = crate::load::secret(&loaded.folder, reference).map_err(anyhow::Error::msg)?;
                     Secret::inline(&bytes)
@@ -183,6 +222,7 @@ impl Source {
             secrets,
             state_cluster: STATE_CLUSTER.to_owned(),
             peer_field: Some(PEER_FIELD.to_owned()),
+            certificate_field: Some(CERTIFICATE_FIELD.to_owned()),
         };
         let module = std::path::absolute(&options.module)?;
         Ok(Self { compiled, variables, folder: loaded.folder, policy: loaded.policy, module })

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use certs::Watch;
 use filters::policy::State as Settings;
 use filters::state::{Answer, Batch, Begun, Full, LimitsWhenAway, Memory, Op, Trip, Unanswered};
 
@@ -30,9 +31,14 @@ pub(crate) struct State {
 
 impl State {
     /// Opens nothing yet: an edge may start while its Redis is away.
-    pub(crate) fn new(settings: &Settings, folder: &Path, metrics: &Metrics) -> anyhow::Result<Self> {
+    pub(crate) fn new(
+        settings: &Settings,
+        folder: &Path,
+        metrics: &Metrics,
+        watch: &Watch,
+    ) -> anyhow::Result<Self> {
         let memory = Memory::new(settings.memory.max_entries, now_ms());
-        let redis = settings.redis.as_ref().map(|redis| Redis::new(&redis.value, folder, metrics));
+        let redis = settings.redis.as_ref().map(|redis| Redis::new(&redis.value, folder, metrics, watch));
         Ok(Self {
             memory: Mutex::new(memory),
             redis: redis.transpose()?,

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use filters::policy::{At, Redis as Settings, Reference};
+use certs::{Live, TrustFiles, Watch};
+use filters::policy::Redis as Settings;
 use filters::state::{Allowance, Answer, Op, Place, Unanswered};
 use prometheus::{Histogram, IntCounterVec, IntGauge};
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
@@ -25,10 +26,11 @@ const RECONNECT: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs
 
 /// A Redis that many edges share.
 pub(super) struct Redis {
-    client: Client,
+    client: Live<Client>,
     config: ConnectionManagerConfig,
-    /// Made by the first who asks: it needs a runtime, and the edge is made before there is one.
-    connection: OnceLock<ConnectionManager>,
+    /// Made by the first who asks: it needs a runtime, and the edge is made before there is one. With the client
+    /// that it was made with: another CA, another connection.
+    connection: Mutex<Option<(Arc<Client>, ConnectionManager)>>,
     script: Arc<Script>,
     prefix: String,
     connect_timeout: Duration,
@@ -49,9 +51,14 @@ impl std::fmt::Debug for Redis {
 
 impl Redis {
     /// Connects when it is first asked.
-    pub(super) fn new(settings: &Settings, folder: &Path, metrics: &Metrics) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        settings: &Settings,
+        folder: &Path,
+        metrics: &Metrics,
+        watch: &Watch,
+    ) -> anyhow::Result<Self> {
         Ok(Self {
-            client: client(settings, folder).context("state.redis")?,
+            client: client(settings, folder, watch).context("state.redis")?,
             config: ConnectionManagerConfig::new()
                 .set_connection_timeout(Some(Duration::from_millis(settings.connect_timeout_ms)))
                 .set_response_timeout(Some(Duration::from_millis(settings.timeout_ms)))
@@ -59,7 +66,7 @@ impl Redis {
                 .set_max_delay(RECONNECT[1])
                 .set_number_of_retries(usize::MAX)
                 .set_concurrency_limit(MOST_IN_FLIGHT),
-            connection: OnceLock::new(),
+            connection: Mutex::new(None),
             script: Arc::new(Script::new(include_str!("batch.lua"))),
             prefix: settings.prefix.clone(),
             connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
@@ -185,11 +192,16 @@ impl Redis {
 
     /// One for all, which comes back by itself.
     fn connection(&self) -> redis::RedisResult<ConnectionManager> {
-        if let Some(connection) = self.connection.get() {
-            return Ok(connection.clone());
+        let client = self.client.current();
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*connection {
+            Some((of, connection)) if Arc::ptr_eq(of, &client) => Ok(connection.clone()),
+            Some(_) | None => {
+                let made = ConnectionManager::new_lazy_with_config((*client).clone(), self.config.clone())?;
+                *connection = Some((client, made.clone()));
+                Ok(made)
+            }
         }
-        let made = ConnectionManager::new_lazy_with_config(self.client.clone(), self.config.clone())?;
-        Ok(self.connection.get_or_init(|| made).clone())
     }
 
     fn now_ms(&self) -> u64 {
@@ -225,10 +237,10 @@ fn answer(numbers: &[i64]) -> Option<Answer> {
     })
 }
 
-fn client(settings: &Settings, folder: &Path) -> anyhow::Result<Client> {
+fn client(settings: &Settings, folder: &Path, watch: &Watch) -> anyhow::Result<Live<Client>> {
     let url = load::secret(folder, &settings.url.value).map_err(anyhow::Error::msg)?;
     // The text may hold a password: no message quotes it.
-    let url = String::from_utf8(url).ok().context("its address is no text")?;
+    let url = std::str::from_utf8(&url).ok().context("its address is no text")?;
     let info = url.trim().into_connection_info().ok().context(
         "its address is not one: write redis://host:port/0, rediss://user:password@host:port/0 or redis+unix:///path",
     )?;
@@ -243,18 +255,21 @@ fn client(settings: &Settings, folder: &Path) -> anyhow::Result<Client> {
         _ => true,
     };
     anyhow::ensure!(local, "it holds nonces and limits: off the host write rediss://, which is TLS");
-    let root_cert = match &settings.ca {
-        None => None,
-        Some(At { value: Reference::File(path), .. }) => {
-            let path = folder.join(path);
-            Some(std::fs::read(&path).with_context(|| path.display().to_string())?)
-        }
-        Some(At { value: Reference::Env(name), .. }) => anyhow::bail!("env:{name}: certificates are files"),
-    };
-    Ok(match root_cert {
-        None => Client::open(info)?,
-        root_cert => Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert })?,
-    })
+    let Some(ca) = &settings.ca else { return Ok(Client::open(info)?.into()) };
+    let ca = load::file(folder, ca).map_err(anyhow::Error::msg)?;
+    let trust =
+        watch.trust("redis/ca".into(), TrustFiles { ca, crl: None, stale: certs::StaleCrl::Refuse })?;
+    watch.connects(certs::Client {
+        name: "redis".into(),
+        server_name: None,
+        identity: None,
+        trust: trust.clone(),
+    });
+    let trusted = trust.clone();
+    Ok(watch.derive(&[&trust], move || {
+        let root_cert = Some(trusted.current().pem().into_bytes());
+        Client::build_with_tls(info.clone(), TlsCertificates { client_tls: None, root_cert })
+    })?)
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@
 
 mod plain;
 
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -16,15 +17,17 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use certs::pki::Purpose;
 use certs::serve::Limits;
-use certs::{ClientAuth, Identity, Trust, Versions};
-use filters::policy::{At, Reference, StateService, StateTls};
+use certs::{TlsFiles, Versions, Watch};
+use filters::policy::{At, StateService, StateTls};
 use filters::state::{Op, Unanswered};
 use serde_json::json;
 use tokio::net::TcpListener;
 
+use crate::client_keys::ClientKeys;
 use crate::jwks::KeyStore;
-use crate::load::Loaded;
+use crate::load::{self, Loaded};
 use crate::metrics::Metrics;
 use crate::state::State as Remembered;
 
@@ -37,7 +40,12 @@ const MOST_BYTES: usize = 64 * 1024;
 struct Service {
     state: Arc<Remembered>,
     keys: Arc<KeyStore>,
+    /// `None`: whoever asks is not known, and is told no secret.
+    client_keys: Option<ClientKeys>,
+    /// Of this process, and no other.
+    life: u64,
     metrics: Metrics,
+    watch: Arc<Watch>,
 }
 
 /// Serves until `shutdown`, then finishes what is in flight.
@@ -46,40 +54,52 @@ pub async fn run(loaded: Loaded, shutdown: impl Future<Output = ()> + Send) -> a
     let settings = document.state.service.as_ref().map(|At { value, .. }| value).context(
         "the policy has no `state.service`: write `state: { service: { address: \"127.0.0.1:7070\" } }`",
     )?;
+    // Of its own: what the edge's listeners and upstreams show is Envoy's business.
+    let watch = Watch::new("gateway state");
     let metrics = Metrics::new()?;
-    let keys = Arc::new(KeyStore::new(&document.issuers, &loaded.folder, metrics.clone())?);
-    let state = Arc::new(Remembered::new(&document.state, &loaded.folder, &metrics)?);
+    metrics.tell_of(&watch)?;
+    let keys = Arc::new(KeyStore::new(&document.issuers, &loaded.folder, metrics.clone(), &watch)?);
+    let state = Arc::new(Remembered::new(&document.state, &loaded.folder, &metrics, &watch)?);
+    let issuers = Arc::clone(&keys);
+    watch.holds(move || issuers.report());
+    let client_keys = match settings.knows_its_clients() {
+        true => Some(ClientKeys::follow(document, &loaded.folder, &watch)?),
+        false => None,
+    };
     let fresh = tokio::spawn(Arc::clone(&keys).keep_fresh());
     let watched = Arc::clone(&state);
-    let watch = tokio::spawn(async move { watched.keep_watch().await });
-    let app = app(Arc::new(Service { state, keys, metrics }));
+    let looking = tokio::spawn(async move { watched.keep_watch().await });
+    let place = Place::open(settings, &loaded.folder, &watch).await?;
+    let following = tokio::spawn(Arc::clone(&watch).run());
+    let app = app(Arc::new(Service { state, keys, client_keys, life: rand::random(), metrics, watch }));
     let limits = Limits::default();
-    match Place::open(settings, &loaded.folder).await? {
+    match place {
         Place::Tls(listener, tls) => certs::serve::serve(listener, tls, app, limits, shutdown).await?,
         Place::Tcp(listener) => plain::serve(listener, app, limits, shutdown).await,
         Place::Socket(socket) => plain::serve(socket, app, limits, shutdown).await,
     }
     fresh.abort();
-    watch.abort();
+    looking.abort();
+    following.abort();
     tracing::info!("stopped");
     Ok(())
 }
 
 /// Where it listens.
 enum Place {
-    Tls(TcpListener, Arc<rustls::ServerConfig>),
+    Tls(TcpListener, certs::ServerTls),
     Tcp(TcpListener),
     Socket(plain::Socket),
 }
 
 impl Place {
-    async fn open(settings: &StateService, folder: &Path) -> anyhow::Result<Self> {
+    async fn open(settings: &StateService, folder: &Path, watch: &Watch) -> anyhow::Result<Self> {
         match (settings.address, &settings.socket, &settings.tls) {
             (Some(address), _, tls) => {
                 let listener = TcpListener::bind(address).await.with_context(|| format!("{address}"))?;
                 tracing::info!(%address, mutual_tls = tls.is_some(), "ready");
                 Ok(match tls {
-                    Some(files) => Self::Tls(listener, tls_config(files, folder)?),
+                    Some(files) => Self::Tls(listener, server_tls(files, address, folder, watch)?),
                     None => Self::Tcp(listener),
                 })
             }
@@ -94,28 +114,35 @@ impl Place {
     }
 }
 
-fn tls_config(files: &StateTls, folder: &Path) -> anyhow::Result<Arc<rustls::ServerConfig>> {
-    let file = |reference: &At<Reference>| -> anyhow::Result<PathBuf> {
-        match &reference.value {
-            Reference::File(path) => Ok(folder.join(path)),
-            Reference::Env(name) => {
-                anyhow::bail!("env:{name}: certificates and keys are files: write `file:PATH`")
-            }
-        }
+fn server_tls(
+    files: &StateTls,
+    address: SocketAddr,
+    folder: &Path,
+    watch: &Watch,
+) -> anyhow::Result<certs::ServerTls> {
+    let file = |reference| load::file(folder, reference).map_err(anyhow::Error::msg);
+    let files = TlsFiles {
+        certificate: file(&files.certificate)?,
+        key: file(&files.key)?,
+        ca: file(&files.client_ca)?,
+        crl: None,
+        stale_crl: certs::StaleCrl::Refuse,
     };
-    let identity = Identity::load(&file(&files.certificate)?, &file(&files.key)?)?;
-    let clients = ClientAuth::Required(Trust::load(&file(&files.client_ca)?)?);
-    Ok(certs::server_config(&identity, clients, Versions::Tls12And13, &[b"http/1.1"])?)
+    let live = files.watch(watch, "state", Purpose::Server)?;
+    live.serves(watch, "state", address);
+    Ok(live.server(watch, Versions::Tls12And13, &[b"http/1.1"])?)
 }
 
 fn app(service: Arc<Service>) -> Router {
     Router::new()
         .route("/v1/state", post(run_batch).layer(DefaultBodyLimit::max(MOST_BYTES)))
         .route("/v1/keys", get(keys))
+        .route("/v1/client-keys", get(client_keys))
         .route("/v1/keys/refresh", post(refresh_keys).layer(DefaultBodyLimit::max(1_024)))
         .route("/health", get(|| async { Json(json!({ "status": "up" })) }))
         .route("/readiness", get(readiness))
         .route("/metrics", get(metrics))
+        .route("/certificates", get(certificates))
         .with_state(service)
 }
 
@@ -152,6 +179,22 @@ async fn keys(State(service): State<Arc<Service>>, headers: HeaderMap) -> Respon
     ([(header::CONTENT_TYPE, "application/json".to_owned()), (header::ETAG, etag)], body).into_response()
 }
 
+/// The clients' secrets that are in files, to whom the socket or its certificate lets ask.
+async fn client_keys(State(service): State<Arc<Service>>, headers: HeaderMap) -> Response {
+    let Some(keys) = &service.client_keys else {
+        let why = "secrets are told on a socket or over mutual TLS only";
+        return (StatusCode::FORBIDDEN, Json(json!({ "code": "not_told_here", "detail": why })))
+            .into_response();
+    };
+    let (generation, body) = keys.written();
+    let etag = format!("\"{:x}-{generation}\"", service.life);
+    if headers.get(header::IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == etag.as_bytes()) {
+        return (StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response();
+    }
+    let body = Bytes::copy_from_slice(body.as_bytes());
+    ([(header::CONTENT_TYPE, "application/json".to_owned()), (header::ETAG, etag)], body).into_response()
+}
+
 /// Fetches the keys of the issuer that the body names, at the rate that the policy bounds, and answers with all.
 async fn refresh_keys(State(service): State<Arc<Service>>, issuer: String) -> Response {
     if service.keys.refresh_unknown(&issuer).await {
@@ -171,6 +214,10 @@ async fn metrics(State(service): State<Arc<Service>>) -> Response {
     let entries = service.state.entries();
     service.metrics.state_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], service.metrics.text()).into_response()
+}
+
+async fn certificates(State(service): State<Arc<Service>>) -> Response {
+    Json(service.watch.report()).into_response()
 }
 
 impl Service {

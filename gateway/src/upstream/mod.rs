@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use certs::client::ClientLimits;
+use certs::{Identity, Live, Trust, Watch};
 use filters::policy::{Health, Outlier, Upstream as Settings};
 use pingora::protocols::ALPN;
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
@@ -41,40 +42,42 @@ pub(crate) struct Upstream {
 #[derive(Debug)]
 struct Address {
     at: SocketAddr,
-    peer: HttpPeer,
     fitness: Fitness,
-    /// For probes and copies; Pingora carries requests only.
-    client: reqwest::Client,
-    /// What such requests are addressed to.
+    way: Live<Way>,
+    /// What probes and copies are addressed to.
     authority: String,
 }
 
+/// How an address is connected to, with the certificates of one moment.
+#[derive(Debug)]
+struct Way {
+    peer: HttpPeer,
+    /// For probes and copies; Pingora carries requests only.
+    client: reqwest::Client,
+}
+
 impl Upstream {
-    pub(crate) fn new(settings: &Settings, files: &UpstreamFiles) -> anyhow::Result<Self> {
-        let chain = files.identity.chain().iter().map(|der| der.to_vec()).collect();
-        let identity = Arc::new(CertKey::new(chain, files.identity.key().secret_der().to_vec()));
-        let ca: Arc<[WrappedX509]> =
-            files.trust.ders().iter().map(|der| WrappedX509::new(der.to_vec(), parse_x509)).collect();
-        let trust = trust_generation(files);
-        let name = &settings.tls.server_name.value;
+    pub(crate) fn new(
+        name: &str,
+        settings: &Settings,
+        files: &UpstreamFiles,
+        watch: &Watch,
+    ) -> anyhow::Result<Self> {
+        watch.connects(certs::Client {
+            name: format!("upstream/{name}"),
+            server_name: Some(settings.tls.server_name.value.clone()),
+            identity: Some(files.identity.clone()),
+            trust: files.trust.clone(),
+        });
         let mut addresses = Vec::new();
         for &at in &settings.addresses {
-            // Never empty: the policy refuses an empty name, with which Pingora would verify nothing.
-            let mut peer = HttpPeer::new(at, true, name.clone());
-            peer.client_cert_key = Some(Arc::clone(&identity));
-            peer.group_key = trust;
-            let options = &mut peer.options;
-            options.ca = Some(Arc::clone(&ca));
-            options.verify_cert = true;
-            options.verify_hostname = true;
-            options.alpn = ALPN::H1;
-            options.connection_timeout = Some(Duration::from_millis(settings.connect_timeout_ms));
-            options.total_connection_timeout = Some(Duration::from_millis(settings.connect_timeout_ms));
-            options.idle_timeout = Some(Duration::from_millis(settings.idle_timeout_ms));
-            options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
-            let client = client(settings, files, at).with_context(|| format!("{at}"))?;
-            let authority = format!("{name}:{}", at.port());
-            addresses.push(Address { at, peer, fitness: Fitness::default(), client, authority });
+            let (settings, files) = (settings.clone(), files.clone());
+            let authority = format!("{}:{}", settings.tls.server_name.value, at.port());
+            let way = watch.derive(&[&files.identity.clone(), &files.trust.clone()], move || {
+                Way::new(&settings, &files.identity.current(), &files.trust.current(), at)
+            });
+            let way = way.with_context(|| format!("{at}"))?;
+            addresses.push(Address { at, fitness: Fitness::default(), way, authority });
         }
         Ok(Self {
             addresses,
@@ -106,7 +109,7 @@ impl Upstream {
         let (position, address) = in_turn
             .filter_map(|position| Some((position, self.addresses.get(position)?)))
             .find(|(_, address)| address.fitness.is_fit(now_ms))?;
-        let mut peer = address.peer.clone();
+        let mut peer = address.way.current().peer.clone();
         peer.options.read_timeout = Some(timeout);
         peer.options.write_timeout = Some(timeout);
         Some((position, peer))
@@ -126,10 +129,10 @@ impl Upstream {
     }
 
     /// A client of an address that serves, and what its requests are addressed to.
-    fn client(&self) -> Option<(&reqwest::Client, &str)> {
+    fn client(&self) -> Option<(reqwest::Client, &str)> {
         let now_ms = self.now_ms();
         let address = self.addresses.iter().find(|address| address.fitness.is_fit(now_ms))?;
-        Some((&address.client, &address.authority))
+        Some((address.way.current().client.clone(), &address.authority))
     }
 
     fn now_ms(&self) -> u64 {
@@ -137,22 +140,42 @@ impl Upstream {
     }
 }
 
-fn client(settings: &Settings, files: &UpstreamFiles, at: SocketAddr) -> anyhow::Result<reqwest::Client> {
-    let mut tls = certs::client_config(&files.trust, Some(&files.identity), certs::Versions::Tls12And13)?;
-    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let limits = ClientLimits {
-        connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
-        pool_idle_timeout: Duration::from_millis(settings.idle_timeout_ms),
-        ..ClientLimits::default()
-    };
-    Ok(certs::client::https_to(tls, limits, &settings.tls.server_name.value, at)?)
+impl Way {
+    fn new(settings: &Settings, identity: &Identity, trust: &Trust, at: SocketAddr) -> anyhow::Result<Self> {
+        let chain = identity.chain().iter().map(|der| der.to_vec()).collect();
+        let ca: Arc<[WrappedX509]> =
+            trust.ders().iter().map(|der| WrappedX509::new(der.to_vec(), parse_x509)).collect();
+        // Never empty: the policy refuses an empty name, with which Pingora would verify nothing.
+        let mut peer = HttpPeer::new(at, true, settings.tls.server_name.value.clone());
+        peer.client_cert_key = Some(Arc::new(CertKey::new(chain, identity.key().secret_der().to_vec())));
+        peer.group_key = generation(identity, trust);
+        let options = &mut peer.options;
+        options.ca = Some(Arc::clone(&ca));
+        options.verify_cert = true;
+        options.verify_hostname = true;
+        options.alpn = ALPN::H1;
+        options.connection_timeout = Some(Duration::from_millis(settings.connect_timeout_ms));
+        options.total_connection_timeout = Some(Duration::from_millis(settings.connect_timeout_ms));
+        options.idle_timeout = Some(Duration::from_millis(settings.idle_timeout_ms));
+        options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
+
+        let mut tls = certs::client_config(trust, Some(identity), certs::Versions::Tls12And13)?;
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let limits = ClientLimits {
+            connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
+            pool_idle_timeout: Duration::from_millis(settings.idle_timeout_ms),
+            ..ClientLimits::default()
+        };
+        let client = certs::client::https_to(tls, limits, &settings.tls.server_name.value, at)?;
+        Ok(Self { peer, client })
+    }
 }
 
 /// Pingora's pool does not look at the CA, and knows a client certificate by its serial only. A connection
 /// made under other trust must not be handed out, so the trust is part of the pool's key.
-fn trust_generation(files: &UpstreamFiles) -> u64 {
+fn generation(identity: &Identity, trust: &Trust) -> u64 {
     let mut hasher = DefaultHasher::new();
-    for der in files.trust.ders().iter().chain(files.identity.chain()) {
+    for der in trust.ders().iter().chain(identity.chain()) {
         der.as_ref().hash(&mut hasher);
     }
     hasher.finish()

@@ -34,7 +34,7 @@ async fn probe_address(
     loop {
         let url = format!("https://{}{}", address.authority, health.path);
         let timeout = Duration::from_millis(health.timeout_ms);
-        let answer = address.client.get(url).timeout(timeout).send().await;
+        let answer = address.way.current().client.get(url).timeout(timeout).send().await;
         let serves = answer.is_ok_and(|answer| answer.status() == http::StatusCode::OK);
         if let Some(changed) = address.fitness.probed(serves, health) {
             tracing::warn!(upstream = name, address = told, healthy = changed, "health has changed");

@@ -81,7 +81,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let postgres = Postgres::start(&dir).await?;
     postgres.create_database("bench").await?;
     let url = dir.join("url");
-    std::fs::write(&url, postgres.url("bench"))?;
+    certs::file::write_secret(&url, &postgres.url("bench"))?;
     let config = PostgresConfig {
         accept_writers: arguments.accept_writers,
         ..PostgresConfig::new(SecretRef::File(url))

@@ -8,6 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use certs::Watch;
 use http::{StatusCode, header};
 use npci_proxy::{problem::Problem, wire::Id};
 use serde::{Deserialize, Serialize};
@@ -19,11 +20,13 @@ use crate::{
     sim::Sim,
 };
 
-pub fn router(sim: Arc<Sim>) -> Router {
+pub fn router(sim: Arc<Sim>, certificates: certs::metrics::Metrics, watch: Arc<Watch>) -> Router {
+    let certificates = Arc::new(certificates);
     Router::new()
         .route("/health", get(|| async { Json(json!({"status": "up"})) }))
         .route("/readiness", get(|| async { Json(json!({"ready": true, "missing": []})) }))
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(async move |sim| metrics(sim, &certificates)))
+        .route("/certificates", get(async move || Json(watch.report())))
         .route("/ledger", get(ledger))
         .route("/ledger/{txn_id}", get(ledger_of))
         .route("/faults", get(faults).put(set_faults))
@@ -112,11 +115,12 @@ async fn reset(State(sim): State<Arc<Sim>>) -> impl IntoResponse {
     Json(json!({"reset": true}))
 }
 
-async fn metrics(State(sim): State<Arc<Sim>>) -> impl IntoResponse {
+fn metrics(State(sim): State<Arc<Sim>>, certificates: &certs::metrics::Metrics) -> impl IntoResponse + use<> {
     let entries = sim.network().ledger().entries().len();
     let text = format!(
         "# HELP npci_sim_ledger_entries Entries in the banks' books\n\
-         # TYPE npci_sim_ledger_entries gauge\nnpci_sim_ledger_entries {entries}\n"
+         # TYPE npci_sim_ledger_entries gauge\nnpci_sim_ledger_entries {entries}\n{}",
+        certificates.text()
     );
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text)
 }

@@ -2,7 +2,7 @@
 
 use std::{future::Future, io, sync::Arc, time::Duration};
 
-use certs::{ClientAuth, Versions, serve};
+use certs::{Versions, Watch, pki::Purpose, serve};
 use npci_proxy::{
     clock::Clock,
     config::ConfigError,
@@ -38,6 +38,8 @@ pub enum StartError {
     #[error(transparent)]
     Settler(#[from] SettlerError),
     #[error(transparent)]
+    Metrics(#[from] prometheus::Error),
+    #[error(transparent)]
     Io(#[from] io::Error),
 }
 
@@ -55,10 +57,11 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
     let sim = Arc::new(Sim::new(config, clock)?);
-    let settler = Arc::new(Settler::new(Arc::clone(&sim))?);
-    let (id, trust) = sim.config.front.tls.load()?;
-    let clients = ClientAuth::Required(trust);
-    let tls = certs::server_config(&id, clients, Versions::Tls13Only, &[b"h2", b"http/1.1"])?;
+    let watch = Watch::new("npci-sim");
+    let settler = Arc::new(Settler::new(Arc::clone(&sim), &watch)?);
+    let live = sim.config.front.tls.watch(&watch, "front", Purpose::Server)?;
+    live.serves(&watch, "front", listeners.front.local_addr()?);
+    let tls = live.server(&watch, Versions::Tls13Only, &[b"h2", b"http/1.1"])?;
     let limits = serve::Limits {
         drain_timeout: Duration::from_millis(sim.config.drain_timeout_ms),
         ..serve::Limits::default()
@@ -68,12 +71,14 @@ pub async fn run(
         front = %listeners.front.local_addr()?,
         "ready"
     );
-    let admin = admin::router(sim);
+    let admin = admin::router(sim, certs::metrics::Metrics::new(Arc::clone(&watch))?, Arc::clone(&watch));
+    let following = tokio::spawn(watch.run());
     let admin = tokio::spawn(async move {
         let _ = axum::serve(listeners.admin, admin).await;
     });
     serve::serve(listeners.front, tls, front::router(settler), limits, shutdown).await?;
     admin.abort();
+    following.abort();
     tracing::info!("stopped");
     Ok(())
 }

@@ -3,11 +3,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use certs::{Versions, client::ClientLimits};
+use certs::{Live, Versions, Watch, client::ClientLimits};
 use http::HeaderMap;
 use npci_proxy::{
     codec::CALLBACK_PATH,
-    network::base_url,
+    network::{base_url, tls_to},
     seal::{Asked, Mark},
     wire::{Ack, Callback, CallbackAck, Id},
 };
@@ -20,7 +20,7 @@ const CALLBACKS_AT_ONCE: usize = 128;
 #[derive(Debug)]
 pub struct Settler {
     sim: Arc<Sim>,
-    client: reqwest::Client,
+    client: Live<reqwest::Client>,
     url: String,
     slots: Semaphore,
 }
@@ -41,14 +41,13 @@ struct Sealed {
 }
 
 impl Settler {
-    pub fn new(sim: Arc<Sim>) -> Result<Settler, SettlerError> {
+    pub fn new(sim: Arc<Sim>, watch: &Watch) -> Result<Settler, SettlerError> {
         let config = &sim.config.callback;
-        let (id, trust) = config.tls.load()?;
-        let tls = certs::client_config(&trust, Some(&id), Versions::Tls13Only)?;
+        let tls = tls_to("callback", &config.url, &config.tls, watch)?;
         let limits =
             ClientLimits { timeout: Duration::from_millis(config.timeout_ms), ..ClientLimits::default() };
         Ok(Settler {
-            client: certs::client::https(tls, limits)?,
+            client: tls.client(watch, Versions::Tls13Only, limits)?,
             url: format!("{}{CALLBACK_PATH}", base_url(&config.url).ok_or(SettlerError::Url)?),
             slots: Semaphore::new(CALLBACKS_AT_ONCE),
             sim,
@@ -123,7 +122,8 @@ impl Settler {
     async fn send(&self, news: &Callback, body: &[u8], sealed: &Sealed) -> bool {
         let Ok(_slot) = self.slots.acquire().await else { return false };
         self.sim.calls().count(Call::CallbackAttempt, Some(news.txn_id.as_str()));
-        let request = self.client.post(&self.url).headers(sealed.headers.clone()).body(body.to_vec());
+        let request =
+            self.client.current().post(&self.url).headers(sealed.headers.clone()).body(body.to_vec());
         let response = match request.send().await {
             Ok(response) => response,
             Err(error) => {
@@ -140,7 +140,8 @@ impl Settler {
             return false;
         }
         let asked = Asked { method: "POST", path: CALLBACK_PATH, nonce: &sealed.mark.nonce };
-        if let Err(broken) = self.sim.verifier.verify_answer(asked, status, &headers, &answer) {
+        let now_ms = self.sim.clock.now_ms();
+        if let Err(broken) = self.sim.verifier.verify_answer(asked, status, &headers, &answer, now_ms) {
             tracing::warn!(txn_id = %news.txn_id, %broken, "the acknowledgement is not the provider's");
             return false;
         }

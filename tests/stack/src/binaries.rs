@@ -30,7 +30,7 @@ impl Binaries {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut command = tokio::process::Command::new(cargo);
         command.current_dir(workspace()).args(["build", "--profile", profile]).kill_on_drop(true);
-        for program in ["npci-sim", "txn-core", "npci-proxy", "gateway"] {
+        for program in ["npci-sim", "txn-core", "npci-proxy", "gateway", "certs"] {
             command.args(["--bin", program]);
         }
         // What cargo sets for the process that it runs would look like a changed environment to
@@ -70,20 +70,24 @@ impl Binaries {
             (Service::Edge, Edge::Gateway) => on_config("gateway", "serve"),
             (Service::Edge, Edge::Envoy) => {
                 let (envoy, module) = envoy()?;
+                let folder = envoy_folder(config);
                 let made = std::process::Command::new(&gateway)
                     .arg("envoy")
                     .arg(config)
                     .arg("--module")
                     .arg(module)
+                    .arg("--out")
+                    .arg(&folder)
                     .output()
                     .with_context(|| format!("cannot start {}", gateway.display()))?;
                 if !made.status.success() {
                     bail!("gateway envoy: {}", String::from_utf8_lossy(&made.stderr));
                 }
-                let bootstrap = config.with_file_name("envoy.json");
-                std::fs::write(&bootstrap, made.stdout).with_context(|| bootstrap.display().to_string())?;
-                let mut arguments: Vec<OsString> = vec!["-c".into(), bootstrap.into()];
+                let mut arguments: Vec<OsString> = vec!["-c".into(), folder.join("envoy.json").into()];
                 let more = ["--concurrency", "2", "--log-level", "warning", "--disable-hot-restart"];
+                // Connections of a policy before end soon.
+                arguments
+                    .extend(["--drain-time-s", "2", "--drain-strategy", "immediate"].map(OsString::from));
                 // Its access log would wait ten seconds for company.
                 arguments.extend(["--file-flush-interval-msec", "50"].map(OsString::from));
                 arguments.extend(more.map(OsString::from));
@@ -91,6 +95,11 @@ impl Binaries {
             }
         })
     }
+}
+
+/// Where the files of Envoy's configuration are, beside the policy that they are made of.
+pub(crate) fn envoy_folder(policy: &Path) -> PathBuf {
+    policy.with_file_name("envoy")
 }
 
 /// Envoy and the module.
@@ -104,7 +113,7 @@ fn envoy() -> anyhow::Result<(PathBuf, PathBuf)> {
 }
 
 /// The checkout that this crate was built in.
-pub(crate) fn workspace() -> &'static Path {
+pub fn workspace() -> &'static Path {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.ancestors().nth(2).unwrap_or(here)
 }

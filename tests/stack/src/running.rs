@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 
 use crate::addresses::{Addresses, Between};
-use crate::binaries::{Binaries, workspace};
+use crate::binaries::{Binaries, envoy_folder, workspace};
 use crate::config::{self, Setting};
 use crate::fleet::{Engines, Fleet, Places, prepare};
 use crate::options::Options;
@@ -56,6 +56,8 @@ pub struct StackFile {
     pub device_key_file: PathBuf,
     pub ledger_url: String,
     pub services: Vec<RunningService>,
+    /// The bootstrap of an Envoy that is the edge; its configuration lies beside it.
+    pub envoy: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -125,7 +127,7 @@ impl Stack {
         let (configs, _, data) = (folder("config")?, folder("logs")?, folder("data")?);
         certs::pki::init(&pki, false)?;
         for name in ["psp-signing", "network-signing", PARTNER_KEY_ID] {
-            write_private(&keys.join(format!("{name}.key")), &random_hex()?)?;
+            certs::file::write_secret(&keys.join(format!("{name}.key")), &random_hex()?)?;
         }
 
         let twins = options.instances.contains(&Twin::Second);
@@ -297,7 +299,7 @@ impl Stack {
     pub fn renew_tokens(&self) -> anyhow::Result<()> {
         for user in &self.users {
             let claims = self.claims(&user.name, &[&user.vpa], &user.device)?;
-            write_private(&user.token_file, &self.issuer.mint(&claims)?)?;
+            certs::file::write_secret(&user.token_file, &self.issuer.mint(&claims)?)?;
         }
         Ok(())
     }
@@ -422,6 +424,12 @@ impl Stack {
         Ok(())
     }
 
+    /// The bootstrap of the Envoy that is the edge, if one is.
+    pub fn envoy_bootstrap(&self) -> Option<PathBuf> {
+        let policy = self.configs.get(&Service::Edge.into()).filter(|_| self.edge == Edge::Envoy)?;
+        Some(envoy_folder(policy).join("envoy.json"))
+    }
+
     /// Who is the edge.
     pub fn edge(&self) -> Edge {
         self.edge
@@ -432,14 +440,14 @@ impl Stack {
         let token = self.issuer.mint(&self.claims(name, &[vpa], &device)?)?;
         let (token_file, device_key_file) =
             (folder.join(format!("{name}.jwt")), folder.join(format!("{name}.device.pem")));
-        write_private(&token_file, &token)?;
-        write_private(&device_key_file, &device.pem())?;
+        certs::file::write_secret(&token_file, &token)?;
+        certs::file::write_secret(&device_key_file, &device.pem())?;
         Ok(User { name: name.to_owned(), vpa: vpa.to_owned(), device, token, token_file, device_key_file })
     }
 
     fn write_file(&self) -> anyhow::Result<()> {
         let alice = self.alice()?;
-        let services = self
+        let mut services: Vec<RunningService> = self
             .processes()
             .iter()
             .map(|(&instance, process)| RunningService {
@@ -449,6 +457,12 @@ impl Stack {
                 admin_url: self.admin_url(instance).to_owned(),
             })
             .collect();
+        services.push(RunningService {
+            name: "issuer".to_owned(),
+            pid: std::process::id(),
+            url: String::from(ISSUER),
+            admin_url: self.issuer.admin_url().to_owned(),
+        });
         let file = StackFile {
             edge_url: self.edge_url().to_owned(),
             ca_file: self.dir.join("pki/edge-ca.pem"),
@@ -456,6 +470,7 @@ impl Stack {
             device_key_file: alice.device_key_file.clone(),
             ledger_url: self.ledger_url(),
             services,
+            envoy: self.envoy_bootstrap(),
         };
         // Through another name: a reader never sees half of it.
         let (path, partial) = (self.dir.join("stack.json"), self.dir.join("stack.json.new"));
@@ -513,12 +528,4 @@ fn random_hex() -> anyhow::Result<String> {
     let mut bytes = [0; 32];
     SystemRandom::new().fill(&mut bytes).ok().context("no randomness for a signing key")?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let file = fs::File::options().create(true).write(true).truncate(true).mode(0o600).open(path);
-    let mut file = file.with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(file.write_all(text.as_bytes())?)
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use filters::policy::State as Settings;
+use filters::policy::{At, Reference};
 use filters::state::{Batch, Cells, Counted, LimitsWhenAway, Memory, Rate, run};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -15,7 +16,7 @@ const T0_MS: u64 = 1_800_000_000_000;
 
 fn write_settings(url: &str, prefix: &str, limits: LimitsWhenAway) -> (tempfile::TempDir, Settings) {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("redis.url"), format!("{url}\n")).unwrap();
+    certs::file::write_secret(&folder.path().join("redis.url"), &format!("{url}\n")).unwrap();
     let redis = Settings {
         redis: Some(At::nowhere(filters::policy::Redis {
             url: At::nowhere(Reference::File("redis.url".into())),
@@ -33,7 +34,7 @@ fn write_settings(url: &str, prefix: &str, limits: LimitsWhenAway) -> (tempfile:
 fn redis(url: &str, prefix: &str) -> Redis {
     let (folder, settings) = write_settings(url, prefix, LimitsWhenAway::Local);
     let settings = settings.redis.unwrap().value;
-    Redis::new(&settings, folder.path(), &Metrics::new().unwrap()).unwrap()
+    Redis::new(&settings, folder.path(), &Metrics::new().unwrap(), &certs::Watch::new("test")).unwrap()
 }
 
 fn take(key: &str, requests: u32, per_ms: u64, burst: u32, cost: u32) -> Op {
@@ -211,7 +212,9 @@ async fn edges_share_what_they_remember() {
     let dir = tempfile::tempdir().unwrap();
     let server = engines::Redis::start(dir.path()).await.unwrap();
     let (folder, settings) = write_settings(&server.url(), "two:", LimitsWhenAway::Local);
-    let edge = || State::new(&settings, folder.path(), &Metrics::new().unwrap()).unwrap();
+    let edge = || {
+        State::new(&settings, folder.path(), &Metrics::new().unwrap(), &certs::Watch::new("test")).unwrap()
+    };
     let edges = [edge(), edge()];
     assert_eq!(edges[0].ask(batch(&[nonce("n")])).await, Ok(vec![Answer::Remembered]));
     assert_eq!(edges[1].ask(batch(&[nonce("n")])).await, Ok(vec![Answer::Seen]));
@@ -251,7 +254,8 @@ async fn an_outage_is_survived() {
     if let Some(redis) = &mut settings.redis {
         redis.value.timeout_ms = 100;
     }
-    let state = State::new(&settings, folder.path(), &Metrics::new().unwrap()).unwrap();
+    let state =
+        State::new(&settings, folder.path(), &Metrics::new().unwrap(), &certs::Watch::new("test")).unwrap();
     let limit = take("limit", 3, 600_000, 3, 1);
     let ask = async |op: &Op| state.ask(batch(std::slice::from_ref(op))).await.unwrap()[0];
     let until = async |what: &str, op: &dyn Fn(u32) -> Op, wanted: fn(&Answer) -> bool| {
@@ -335,7 +339,8 @@ fn addresses() {
     ] {
         let (folder, settings) = write_settings(url, "p:", LimitsWhenAway::Local);
         certs::install_crypto_provider();
-        let error = State::new(&settings, folder.path(), &Metrics::new().unwrap()).err();
+        let error =
+            State::new(&settings, folder.path(), &Metrics::new().unwrap(), &certs::Watch::new("test")).err();
         let told = error.map(|error| format!("{error:#}")).unwrap_or_default();
         assert!(told.contains(expected) && told.is_empty() == expected.is_empty(), "{url}: {told}");
         assert!(!told.contains("secret"), "{told}");

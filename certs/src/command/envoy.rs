@@ -1,0 +1,204 @@
+//! What an Envoy serves, as a report: where it listens and what it reads from its generated configuration, what it
+//! has loaded from its admin address.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+use certs::report::{Client, Failure, Leaf, Listener, Reloads, Report};
+use certs::{Facts, inspect_pem};
+use serde_json::Value;
+use time::OffsetDateTime;
+
+use super::{causes, probe};
+
+/// What is known of a running Envoy.
+struct Envoy {
+    /// Serials of all certificates and CAs that it has loaded.
+    loaded: BTreeSet<String>,
+    /// `sds.NAME.key_rotation_failed` and the like.
+    stats: Vec<(String, u64)>,
+}
+
+/// The files of a context's certificate and CAs, and the names of their secrets.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Files {
+    certificate: Option<PathBuf>,
+    ca: Option<PathBuf>,
+    crl: Option<PathBuf>,
+    secrets: Vec<String>,
+}
+
+/// Reads `envoy.json` and the files beside it, and asks the Envoy that runs on them.
+///
+/// # Errors
+/// When the files are not as `gateway envoy --out` writes them, or Envoy does not answer.
+pub(super) async fn report(http: &reqwest::Client, bootstrap: &Path) -> anyhow::Result<Report> {
+    let folder = bootstrap.parent().context("envoy.json lies in a folder")?;
+    let admin = address(&json(bootstrap)?["admin"]["address"])?;
+    let envoy = Envoy::ask(http, admin).await?;
+    let mut report = Report { service: "envoy".into(), ..Report::default() };
+    for listener in resources(&folder.join("listeners.json"))? {
+        let tls = &listener["filter_chains"][0]["transport_socket"]["typed_config"];
+        let files = Files::of(&tls["common_tls_context"])?;
+        let (Some(certificate), Some(name)) = (files.certificate.clone(), listener["name"].as_str()) else {
+            continue;
+        };
+        // Envoy tells serials, but not which listener has which: the listener itself is asked for that.
+        let address = address(&listener["address"])?;
+        let leaf = leaf(&certificate);
+        let serving = match &leaf {
+            Ok(leaf) => leaf.clone(),
+            Err(_) => probe::served(address, None).await?.leaf,
+        };
+        report.listeners.push(Listener {
+            name: name.to_owned(),
+            address,
+            server_names: Vec::new(),
+            serving,
+            certificate,
+            client_ca: files.ca.clone(),
+            crl: files.crl.clone(),
+            requires_client: tls["require_client_certificate"] == true,
+            reloads: envoy.reloads(&files, &leaf),
+        });
+    }
+    for cluster in resources(&folder.join("clusters.json"))? {
+        let tls = &cluster["transport_socket"]["typed_config"];
+        let files = Files::of(&tls["common_tls_context"])?;
+        let (Some(certificate), Some(name)) = (files.certificate.clone(), cluster["name"].as_str()) else {
+            continue;
+        };
+        let leaf = leaf(&certificate);
+        let trusted = files.ca.as_deref().map(|ca| envoy.loaded_of(ca)).transpose()?;
+        report.clients.push(Client {
+            name: name.to_owned(),
+            server_name: tls["sni"].as_str().map(str::to_owned),
+            reloads: envoy.reloads(&files, &leaf),
+            serving: leaf.ok(),
+            certificate: Some(certificate),
+            trusted: trusted.unwrap_or_default(),
+            ca: files.ca,
+            crl: files.crl,
+        });
+    }
+    ensure!(
+        !report.listeners.is_empty(),
+        "{} has no listener with certificates from files",
+        folder.display()
+    );
+    Ok(report)
+}
+
+impl Envoy {
+    async fn ask(http: &reqwest::Client, admin: SocketAddr) -> anyhow::Result<Envoy> {
+        let get = async |path: &str| -> anyhow::Result<Value> {
+            let url = format!("http://{admin}/{path}");
+            let answer = http.get(&url).send().await.with_context(|| format!("{url} does not answer"))?;
+            Ok(answer.error_for_status()?.json().await?)
+        };
+        let certificates = get("certs").await?;
+        let each = certificates["certificates"].as_array().into_iter().flatten();
+        let told = each.flat_map(|one| ["ca_cert", "cert_chain"].map(|kind| &one[kind]));
+        let serials =
+            told.filter_map(Value::as_array).flatten().filter_map(|one| one["serial_number"].as_str());
+        let loaded = serials.map(serial).collect();
+        let stats = get("stats?format=json&filter=^sds").await?;
+        let stats = stats["stats"].as_array().into_iter().flatten();
+        let stats =
+            stats.filter_map(|stat| Some((stat["name"].as_str()?.to_owned(), stat["value"].as_u64()?)));
+        Ok(Envoy { loaded, stats: stats.collect() })
+    }
+
+    fn loaded_of(&self, file: &Path) -> anyhow::Result<Vec<Leaf>> {
+        let all = leaves(file)?.into_iter();
+        Ok(all.filter(|leaf| self.loaded.contains(&serial(&leaf.serial_hex))).collect())
+    }
+
+    fn reloads(&self, files: &Files, leaf: &anyhow::Result<Leaf>) -> Reloads {
+        let sum = |what: &str| -> u64 { files.secrets.iter().map(|secret| self.stat(secret, what)).sum() };
+        // In milliseconds; Envoy tells of its first reading only.
+        let read =
+            files.secrets.iter().map(|secret| self.stat(secret, "update_time")).max().unwrap_or_default();
+        let read =
+            i64::try_from(read / 1_000).ok().and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok());
+        let reason = match leaf {
+            Err(error) => Some(causes(error)),
+            Ok(leaf) if !self.loaded.contains(&serial(&leaf.serial_hex)) => {
+                Some(format!("Envoy's /certs does not have the serial {}", leaf.serial_hex))
+            }
+            Ok(_) => None,
+        };
+        let last_failure = reason.map(|reason| Failure { at: OffsetDateTime::now_utc(), reason });
+        Reloads {
+            last_reload: read.unwrap_or(OffsetDateTime::UNIX_EPOCH),
+            last_failure,
+            reload_failures: sum("key_rotation_failed") + sum("update_rejected"),
+        }
+    }
+
+    fn stat(&self, secret: &str, what: &str) -> u64 {
+        let name = format!("sds.{secret}.{what}");
+        self.stats.iter().find(|(stat, _)| *stat == name).map_or(0, |(_, value)| *value)
+    }
+}
+
+impl Files {
+    fn of(context: &Value) -> anyhow::Result<Files> {
+        let mut files = Files::default();
+        let own = &context["tls_certificate_sds_secret_configs"][0];
+        let peers = match &context["combined_validation_context"] {
+            Value::Null => &context["validation_context_sds_secret_config"],
+            combined => &combined["validation_context_sds_secret_config"],
+        };
+        for config in [own, peers] {
+            let Some(path) = config["sds_config"]["path_config_source"]["path"].as_str() else { continue };
+            files.secrets.extend(config["name"].as_str().map(str::to_owned));
+            let secret =
+                resources(Path::new(path))?.into_iter().next().context("a secret's file is empty")?;
+            let file = |value: &Value| value["filename"].as_str().map(PathBuf::from);
+            files.certificate = files.certificate.or(file(&secret["tls_certificate"]["certificate_chain"]));
+            files.ca = files.ca.or(file(&secret["validation_context"]["trusted_ca"]));
+            files.crl = files.crl.or(file(&secret["validation_context"]["crl"]));
+        }
+        Ok(files)
+    }
+}
+
+fn leaf(file: &Path) -> anyhow::Result<Leaf> {
+    leaves(file)?.into_iter().next().with_context(|| format!("{} holds no certificate", file.display()))
+}
+
+fn leaves(file: &Path) -> anyhow::Result<Vec<Leaf>> {
+    let pem = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let facts: Vec<Facts> = inspect_pem(&pem).with_context(|| file.display().to_string())?;
+    Ok(facts.iter().map(Leaf::from).collect())
+}
+
+/// Envoy leaves out the zero that a serial may begin with.
+fn serial(hex: &str) -> String {
+    hex.trim_start_matches('0').to_ascii_lowercase()
+}
+
+fn resources(file: &Path) -> anyhow::Result<Vec<Value>> {
+    let mut value = json(file)?;
+    match value["resources"].take() {
+        Value::Array(all) => Ok(all),
+        _ => anyhow::bail!("{} is not as `gateway envoy --out` writes it", file.display()),
+    }
+}
+
+fn json(file: &Path) -> anyhow::Result<Value> {
+    let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("{} is not JSON", file.display()))
+}
+
+fn address(value: &Value) -> anyhow::Result<SocketAddr> {
+    let socket = &value["socket_address"];
+    let port = socket["port_value"].as_u64().and_then(|port| u16::try_from(port).ok());
+    let (Some(host), Some(port)) = (socket["address"].as_str(), port) else {
+        anyhow::bail!("{value} is no address");
+    };
+    Ok(SocketAddr::new(host.parse()?, port))
+}

@@ -1,0 +1,106 @@
+//! What Prometheus is told of certificates: computed when it asks.
+
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{GaugeVec, IntCounterVec, Opts, TextEncoder};
+use time::OffsetDateTime;
+
+use crate::Watch;
+use crate::report::KeyKind;
+
+/// Collects `certs_expiry_seconds{name,kind}`, `certs_last_reload_timestamp_seconds{name}` and
+/// `cert_reload_failures_total{name,reason}`. Names are those of sets of files; kinds are `certificate`, `ca`, `crl`
+/// and `key`. What has expired has negative seconds.
+pub struct Metrics {
+    watch: Arc<Watch>,
+    descriptions: Vec<Desc>,
+}
+
+/// Made anew each time: what is no longer in use is no longer told of.
+struct Families {
+    expiry: GaugeVec,
+    last_reload: GaugeVec,
+    failures: IntCounterVec,
+}
+
+impl Metrics {
+    /// # Errors
+    /// Never, as long as the names are well-formed.
+    pub fn new(watch: Arc<Watch>) -> Result<Metrics, prometheus::Error> {
+        let Families { expiry, last_reload, failures } = Families::new()?;
+        let descriptions = [expiry.desc(), last_reload.desc(), failures.desc()].concat();
+        Ok(Metrics { watch, descriptions: descriptions.into_iter().cloned().collect() })
+    }
+}
+
+impl Metrics {
+    /// In the text format, for who has no registry.
+    pub fn text(&self) -> String {
+        TextEncoder::new().encode_to_string(&self.collect()).unwrap_or_default()
+    }
+}
+
+impl Collector for Metrics {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descriptions.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        Families::new()
+            .map(|families| families.of(&self.watch, OffsetDateTime::now_utc()))
+            .unwrap_or_default()
+    }
+}
+
+impl Families {
+    fn new() -> Result<Families, prometheus::Error> {
+        let expiry = "Seconds until a certificate, a list or a key in use is no longer good";
+        let last_reload = "When files were last put into use, Unix time";
+        let failures = "Times that new files were refused, by reason";
+        Ok(Families {
+            expiry: GaugeVec::new(Opts::new("certs_expiry_seconds", expiry), &["name", "kind"])?,
+            last_reload: GaugeVec::new(
+                Opts::new("certs_last_reload_timestamp_seconds", last_reload),
+                &["name"],
+            )?,
+            failures: IntCounterVec::new(
+                Opts::new("cert_reload_failures_total", failures),
+                &["name", "reason"],
+            )?,
+        })
+    }
+
+    fn of(self, watch: &Watch, now: OffsetDateTime) -> Vec<MetricFamily> {
+        for set in watch.sets() {
+            for (kind, at) in set.expiries() {
+                self.expiry.with_label_values(&[set.name(), kind]).set((at - now).as_seconds_f64());
+            }
+            let reloaded = (set.last_reload() - OffsetDateTime::UNIX_EPOCH).as_seconds_f64();
+            self.last_reload.with_label_values(&[set.name()]).set(reloaded);
+            for (reason, count) in set.failures() {
+                self.failures.with_label_values(&[set.name(), reason]).inc_by(count);
+            }
+        }
+        for key in watch.keys() {
+            let Some(at) = key.not_after else { continue };
+            let kind = match key.kind {
+                KeyKind::Hmac => "hmac",
+                KeyKind::Device => "device",
+                KeyKind::Jwks => "jwks",
+                KeyKind::Network => "network",
+            };
+            let name = format!("{kind}/{}/{}", key.owner, key.id);
+            self.expiry.with_label_values(&[name.as_str(), "key"]).set((at - now).as_seconds_f64());
+        }
+        [self.expiry.collect(), self.last_reload.collect(), self.failures.collect()].concat()
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").field("watch", &self.watch).finish_non_exhaustive()
+    }
+}
