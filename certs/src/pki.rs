@@ -47,7 +47,7 @@ const LEAVES: [(&str, &str, Purpose, &[&str]); 8] = [
 ];
 
 /// Makes the PKI in `dir`, creating the folder, and returns the files written, certificates
-/// before their keys. Keys have mode 0600.
+/// before their keys. Keys have mode 0600. Each CA has a list of what it revoked, which is empty.
 ///
 /// # Errors
 /// [`CertError::Exists`], before anything is written, when a file is there and `force` is not
@@ -55,7 +55,7 @@ const LEAVES: [(&str, &str, Purpose, &[&str]); 8] = [
 pub fn init(dir: &Path, force: bool) -> Result<Vec<PathBuf>, CertError> {
     let names = CAS.iter().map(|(file, _)| file).chain(LEAVES.iter().map(|(file, ..)| file));
     let taken = names
-        .flat_map(|name| [dir.join(format!("{name}.pem")), dir.join(format!("{name}.key"))])
+        .flat_map(|name| ["pem", "key", "crl"].map(|ending| dir.join(format!("{name}.{ending}"))))
         .find(|path| path.exists());
     if let Some(path) = taken
         && !force
@@ -70,7 +70,11 @@ pub fn init(dir: &Path, force: bool) -> Result<Vec<PathBuf>, CertError> {
         let (certificate, key) = (dir.join(format!("{ca_file}.pem")), dir.join(format!("{ca_file}.key")));
         write(&certificate, ca.certificate_pem(), Readable::ByAll)?;
         write(&key, &ca.key_pem(), Readable::ByOwner)?;
-        written.extend([certificate, key]);
+        let list = dir.join(format!("{ca_file}.crl"));
+        // What another CA revoked means nothing any more.
+        let _ = std::fs::remove_file(&list);
+        crl::revoke(&list, &ca, &[], crl::Reason::Unspecified, LEAF_LIFETIME)?;
+        written.extend([certificate, key, list]);
         for (file, issuer, purpose, names) in LEAVES {
             if issuer != ca_file {
                 continue;
@@ -267,7 +271,7 @@ mod tests {
     fn everything_made_can_be_loaded() {
         let dir = tempfile::tempdir().unwrap();
         let written = init(dir.path(), false).unwrap();
-        assert_eq!(written.len(), 2 * (CAS.len() + LEAVES.len()));
+        assert_eq!(written.len(), 3 * CAS.len() + 2 * LEAVES.len());
 
         for (ca, _) in CAS {
             Trust::load(&dir.path().join(format!("{ca}.pem"))).unwrap();

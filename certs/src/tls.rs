@@ -60,6 +60,8 @@ pub(crate) fn server_config_with(
         .with_client_cert_verifier(clients)
         .with_cert_resolver(certificates);
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    // The strongest that both have, whatever the client would rather have.
+    config.ignore_client_order = true;
     // A resumed session skips the verifier: a client whose certificate has expired or lost its
     // CA would keep coming in. Where clients are known by certificate, every handshake is full.
     if !resumable {

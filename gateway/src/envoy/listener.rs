@@ -1,7 +1,10 @@
 //! Listeners: TLS, the bounds on connections and requests, and the module.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use anyhow::Context as _;
 use filters::admission::HIDDEN_FROM_CLIENTS;
-use filters::policy::{At, Listener};
+use filters::policy::{At, Listener, Reference};
 use filters::shape;
 use serde_json::{Value, json};
 
@@ -20,6 +23,7 @@ impl Source {
 
     fn listener(&self, listener: &Listener) -> anyhow::Result<Value> {
         Ok(json!({
+            "metadata": { "filter_metadata": { "torana": { "revoked": self.revoked(listener)? } } },
             "name": listener.name,
             "address": socket(listener.address),
             "per_connection_buffer_limit_bytes": BUFFER_BYTES,
@@ -38,6 +42,22 @@ impl Source {
         }))
     }
 
+    /// A mark of what is revoked. Envoy asks a list at handshakes only; a listener that differs from the one before
+    /// has the connections of that one drained.
+    fn revoked(&self, listener: &Listener) -> anyhow::Result<String> {
+        let clients = listener.tls.client_certificates.as_ref();
+        let Some(Reference::File(path)) =
+            clients.and_then(|clients| clients.crl.as_ref()).map(|crl| &crl.value)
+        else {
+            return Ok(String::new());
+        };
+        let path = self.folder.join(path);
+        let list = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut hasher = DefaultHasher::new();
+        list.hash(&mut hasher);
+        Ok(format!("{:016x}", hasher.finish()))
+    }
+
     fn downstream_tls(&self, listener: &Listener) -> anyhow::Result<Value> {
         let mut common = json!({
             "tls_params": { "tls_minimum_protocol_version": "TLSv1_2" },
@@ -50,6 +70,9 @@ impl Source {
         let mut required = false;
         if let Some(clients) = &listener.tls.client_certificates {
             common["validation_context"] = json!({ "trusted_ca": self.file(&clients.ca)? });
+            if let Some(crl) = &clients.crl {
+                common["validation_context"]["crl"] = self.file(crl)?;
+            }
             required = clients.required;
         }
         Ok(json!({

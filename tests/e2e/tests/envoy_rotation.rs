@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
 
+use std::time::{Duration, Instant};
+
+use certs::client::{ClientLimits, https};
+use certs::{Identity, Trust, Versions, client_config};
 use e2e::command::certs;
 use e2e::options;
 use e2e::traffic::Traffic;
@@ -36,7 +40,7 @@ async fn ten_rotations_fail_no_request() -> anyhow::Result<()> {
         }
         let before = traffic.answered();
         while traffic.answered() < before + 100 {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
     let sent = traffic.end().await;
@@ -49,6 +53,60 @@ async fn ten_rotations_fail_no_request() -> anyhow::Result<()> {
     let status = ["status", "--envoy", envoy.to_str().unwrap()];
     let said = certs(&binaries, stack.dir(), status).await?.fine()?;
     assert_eq!(said["services"][0]["listeners"][0]["served"]["protocol"], "TLSv1_3");
+    stack.stop().await;
+    Ok(())
+}
+
+/// A list that arrives: a client that it revokes is refused on its next connection within a second. Envoy asks no list
+/// about connections that are open; the next `gateway envoy` has those drained.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_client_is_refused() -> anyhow::Result<()> {
+    let (binaries, stack) = start("envoy-revoked").await?;
+    let pki = stack.dir().join("pki");
+    let (edge_ca, partner) = (Trust::load(&pki.join("edge-ca.pem"))?, pki.join("partner.pem"));
+    let partner = Identity::load(&partner, &partner.with_extension("key"))?;
+    let client = |id: Option<&Identity>| -> anyhow::Result<reqwest::Client> {
+        let tls = client_config(&edge_ca, id, Versions::Tls12And13)?;
+        Ok(https(
+            tls,
+            ClientLimits { pool_idle_timeout: Duration::from_secs(60), ..ClientLimits::default() },
+        )?)
+    };
+    let url = format!("{}/openapi.json", stack.edge_url());
+    let open = client(Some(&partner))?;
+    assert_eq!(open.get(&url).send().await?.status(), 200);
+
+    let began = Instant::now();
+    let revoke = ["revoke", "--ca", "pki/partner-ca.pem", "pki/partner.pem", "--reason", "key-compromise"];
+    certs(&binaries, stack.dir(), revoke).await?.fine()?;
+    while client(Some(&partner))?.get(&url).send().await.is_ok() {
+        assert!(began.elapsed() < Duration::from_millis(WITHIN_MS), "a revoked client is let in");
+    }
+    eprintln!("refused after {} ms", began.elapsed().as_millis());
+    // It stays so, and everybody else is let in.
+    assert!(client(Some(&partner))?.get(&url).send().await.is_err());
+    assert_eq!(client(None)?.get(&url).send().await?.status(), 200);
+
+    // The connection that is open stays so until its listener is replaced and drained, 2 s here.
+    assert_eq!(open.get(&url).send().await?.status(), 200, "Envoy asks no list about open connections");
+    let policy = stack.dir().join("config/edge.yaml");
+    let made = tokio::process::Command::new(binaries.folder().join("gateway"))
+        .arg("envoy")
+        .arg(&policy)
+        .arg("--module")
+        .arg(stack::workspace().join("target/wasm/torana.wasm"))
+        .arg("--out")
+        .arg(policy.with_file_name("envoy"))
+        .output()
+        .await?;
+    assert!(made.status.success(), "{made:?}");
+    let began = Instant::now();
+    while open.get(&url).send().await.is_ok() {
+        assert!(began.elapsed() < Duration::from_secs(20), "its connection is still open");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    eprintln!("its open connection ended after {} ms", began.elapsed().as_millis());
+    assert_eq!(stack.http().get(&url).send().await?.status(), 200);
     stack.stop().await;
     Ok(())
 }
@@ -70,7 +128,7 @@ async fn what_cannot_be_served_is_not() -> anyhow::Result<()> {
         let new = stack.dir().join("pki/edge.new");
         std::fs::write(&new, text)?;
         std::fs::rename(&new, &certificate)?;
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
         let said = status().await?;
         assert_eq!(said.status, 1, "{case}: {said:?}");
         assert_eq!(said.json["services"][0]["listeners"][0]["served"]["serial_hex"], served, "{case}");

@@ -113,7 +113,7 @@ fn envoy() -> anyhow::Result<(PathBuf, PathBuf)> {
 }
 
 /// The checkout that this crate was built in.
-pub(crate) fn workspace() -> &'static Path {
+pub fn workspace() -> &'static Path {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.ancestors().nth(2).unwrap_or(here)
 }

@@ -4,14 +4,17 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context as _;
-use axum::Router;
 use axum::routing::get;
+use axum::{Json, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use certs::Issuer::Any;
+use certs::pki::Purpose;
 use certs::serve::{Limits, serve};
-use certs::{ClientAuth, Identity, Versions, server_config};
+use certs::{Certificates, Clients, IdentityFiles, Must, ServerTls, Versions, Watch};
 use filters::signature::message::{SigningKey, VerifyingKey};
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
@@ -36,7 +39,8 @@ const P256_SPKI: [u8; 26] = [
 pub struct Issuer {
     key: SigningKey,
     kid: String,
-    server: JoinHandle<()>,
+    admin_url: String,
+    servers: [JoinHandle<()>; 3],
 }
 
 impl Issuer {
@@ -58,17 +62,42 @@ impl Issuer {
             get(|| async { ([("content-type", "application/jwk-set+json")], key_set) }),
         );
 
-        let identity = Identity::load(&pki.join("issuer.pem"), &pki.join("issuer.key"))?;
-        let tls = server_config(&identity, ClientAuth::Off, Versions::Tls13Only, &[b"h2", b"http/1.1"])?;
-        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await;
-        let listener = listener.context("the development issuer cannot listen")?;
-        let server = tokio::spawn(async move {
-            let never = std::future::pending();
-            if let Err(error) = serve(listener, tls, app, Limits::default(), never).await {
-                eprintln!("the development issuer stopped: {error}");
-            }
-        });
-        Ok(Issuer { key, kid, server })
+        let watch = Watch::new("issuer");
+        let files = IdentityFiles { certificate: pki.join("issuer.pem"), key: pki.join("issuer.key") };
+        let must = Must { purpose: Purpose::Server, names: Vec::new(), issuer: Any };
+        let certificates = Certificates::one(watch.identity("tls".to_owned(), files, must)?);
+        const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
+        let tls = ServerTls::new(&watch, certificates.clone(), Clients::Off, Versions::Tls13Only, ALPN)?;
+        let bind = async |port: u16| {
+            let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await;
+            listener.context("the development issuer cannot listen")
+        };
+        let (listener, admin) = (bind(port).await?, bind(0).await?);
+        watch.serves("keys", listener.local_addr()?, certificates, Clients::Off);
+        let admin_url = format!("http://{}", admin.local_addr()?);
+        let told = Arc::clone(&watch);
+        let of_operators =
+            Router::new().route("/certificates", get(move || async move { Json(told.report()) }));
+        let servers = [
+            tokio::spawn(async move {
+                let never = std::future::pending();
+                if let Err(error) = serve(listener, tls, app, Limits::default(), never).await {
+                    eprintln!("the development issuer stopped: {error}");
+                }
+            }),
+            tokio::spawn(async move {
+                if let Err(error) = axum::serve(admin, of_operators).await {
+                    eprintln!("the development issuer's admin address stopped: {error}");
+                }
+            }),
+            tokio::spawn(watch.run()),
+        ];
+        Ok(Issuer { key, kid, admin_url, servers })
+    }
+
+    /// Where it tells what it serves.
+    pub(crate) fn admin_url(&self) -> &str {
+        &self.admin_url
     }
 
     /// A token with these claims, properly signed.
@@ -122,7 +151,7 @@ fn unsigned(header: &Value, claims: &Claims) -> anyhow::Result<String> {
 
 impl Drop for Issuer {
     fn drop(&mut self) {
-        self.server.abort();
+        self.servers.iter().for_each(JoinHandle::abort);
     }
 }
 

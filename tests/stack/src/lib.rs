@@ -18,7 +18,7 @@ mod token;
 mod wire;
 
 pub use addresses::Between;
-pub use binaries::Binaries;
+pub use binaries::{Binaries, workspace};
 pub use config::Setting;
 pub use device::Device;
 pub use fleet::{Engines, Fleet};

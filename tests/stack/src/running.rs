@@ -447,7 +447,7 @@ impl Stack {
 
     fn write_file(&self) -> anyhow::Result<()> {
         let alice = self.alice()?;
-        let services = self
+        let mut services: Vec<RunningService> = self
             .processes()
             .iter()
             .map(|(&instance, process)| RunningService {
@@ -457,6 +457,12 @@ impl Stack {
                 admin_url: self.admin_url(instance).to_owned(),
             })
             .collect();
+        services.push(RunningService {
+            name: "issuer".to_owned(),
+            pid: std::process::id(),
+            url: String::from(ISSUER),
+            admin_url: self.issuer.admin_url().to_owned(),
+        });
         let file = StackFile {
             edge_url: self.edge_url().to_owned(),
             ca_file: self.dir.join("pki/edge-ca.pem"),

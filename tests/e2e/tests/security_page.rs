@@ -1,0 +1,57 @@
+//! The page for a security team, `certs/README.md`: every command in it that says so is run, in its order, against a
+//! stack under traffic. No request may fail, the rollover of a CA among them.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
+
+use std::path::Path;
+
+use e2e::options;
+use e2e::traffic::Traffic;
+use stack::{Binaries, Edge, Stack};
+
+/// The blocks that begin with ```` ```sh run ````.
+fn blocks(page: &str) -> Vec<&str> {
+    let after = page.split("\n```sh run\n").skip(1);
+    after.map(|rest| rest.split_once("\n```").unwrap().0).collect()
+}
+
+#[test]
+fn only_what_says_so_is_run() {
+    assert_eq!(blocks("a\n```sh run\nb\nc\n```\n```sh\nd\n```\n```sh run\ne\n```\n"), ["b\nc", "e"]);
+}
+
+async fn run(edge: Edge, folder: &str) -> anyhow::Result<()> {
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../certs/README.md"))?;
+    let blocks = blocks(&page);
+    assert!(blocks.len() >= 8, "{} blocks to run", blocks.len());
+    let binaries = Binaries::build().await?;
+    let stack = Stack::start(&binaries, options(folder)?.edge(edge)).await?;
+    let path = format!("{}:{}", binaries.folder().display(), std::env::var("PATH")?);
+    let traffic = Traffic::start(&stack)?;
+    for block in blocks {
+        let began = std::time::Instant::now();
+        let mut command = tokio::process::Command::new("bash");
+        command.args(["-euo", "pipefail", "-c", block]).current_dir(stack.dir()).env("PATH", &path);
+        let output = command.kill_on_drop(true).output().await?;
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{block}\n{out}\n{err}");
+        eprintln!("{} ms for {}", began.elapsed().as_millis(), block.lines().next().unwrap());
+    }
+    let sent = traffic.end().await;
+    let first = sent.failed.first();
+    assert!(first.is_none(), "{} of {} failed: {first:?}", sent.failed.len(), sent.answered);
+    eprintln!("{} answered, {} a second", sent.answered, sent.per_s);
+    stack.check()?;
+    stack.stop().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_page_holds_with_the_gateway() -> anyhow::Result<()> {
+    run(Edge::Gateway, "security-page").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_page_holds_with_envoy() -> anyhow::Result<()> {
+    run(Edge::Envoy, "security-page-envoy").await
+}
