@@ -192,7 +192,11 @@ impl Files<'_> {
             stale: stale_crl(stale),
         };
         let loaded = self.watch.trust(name, files);
-        loaded.map_err(|why| self.mistakes.push(Mistake::of(ca, why.to_string()))).ok()
+        let wrong = |why: certs::CertError| match (crl, &why) {
+            (Some(crl), certs::CertError::BadCrl { .. }) => Mistake::of(crl, why.to_string()),
+            (_, _) => Mistake::of(ca, why.to_string()),
+        };
+        loaded.map_err(|why| self.mistakes.push(wrong(why))).ok()
     }
 
     fn file(&mut self, reference: &At<Reference>) -> Option<PathBuf> {

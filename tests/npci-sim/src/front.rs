@@ -14,6 +14,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
+use certs::serve::PeerCertificate;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use npci_proxy::{
     codec::Api,
@@ -51,6 +52,9 @@ struct Answer {
 async fn receive(api: Api, settler: Arc<Settler>, request: Request) -> Response {
     let sim = settler.sim();
     let (parts, body) = request.into_parts();
+    if let Some(PeerCertificate(Some(facts))) = parts.extensions.get() {
+        sim.calls().came_with(&facts.serial_hex);
+    }
     let Ok(body) = to_bytes(body, BODY_MAX_BYTES).await else {
         return Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large").into_response();
     };

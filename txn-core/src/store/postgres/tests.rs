@@ -2,6 +2,7 @@
 
 mod bad_days;
 mod months;
+mod reads;
 mod two_processes;
 
 use std::sync::Arc;
