@@ -54,9 +54,9 @@ pub(crate) fn connect(file: &Path, flags: OpenFlags) -> Result<Connection, Store
         // over or the store is closed.
         db.pragma_update(None, "secure_delete", "ON")?;
         db.pragma_update(None, "journal_size_limit", 64 * 1024 * 1024)?;
+        // Negative: kibibytes. Keys are random, so what a batch touches is spread over the table.
+        db.pragma_update(None, "cache_size", -16 * 1024)?;
     }
-    // Negative: kibibytes. Keys are random, so what a batch touches is spread over the table.
-    db.pragma_update(None, "cache_size", -16 * 1024)?;
     db.set_prepared_statement_cache_capacity(PREPARED);
     Ok(db)
 }
