@@ -9,6 +9,8 @@ use rdkafka::ClientConfig;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::time::timeout;
 
+use rdkafka::producer::FutureProducer;
+
 use super::topics::{Missing, TopicState, align};
 use super::*;
 use crate::bus::consume::{Consumer, Handler, HandlerError, Retry, header};
@@ -19,7 +21,7 @@ use crate::metrics::Metrics;
 /// Brokers for tests. Topics are each test's own, under a prefix.
 pub(crate) struct Cluster {
     kind: Kind,
-    _dir: tempfile::TempDir,
+    _dir: Option<tempfile::TempDir>,
 }
 
 enum Kind {
@@ -30,16 +32,18 @@ enum Kind {
 
 impl Cluster {
     pub(crate) async fn start() -> Cluster {
-        let dir = tempfile::tempdir().unwrap();
-        let kind = if Kafka::is_installed() {
-            Kind::Real(Kafka::start(dir.path()).await.unwrap())
-        } else {
+        if !Kafka::is_installed() {
             assert!(std::env::var("REQUIRE_KAFKA").as_deref() != Ok("1"), "no Kafka, and REQUIRE_KAFKA=1");
-            let mut config = ClientConfig::new();
-            config.set("test.mock.num.brokers", "1").set("bootstrap.servers", "mock");
-            Kind::Mock(config.create().unwrap())
-        };
-        Cluster { kind, _dir: dir }
+            return Cluster::mock();
+        }
+        let dir = tempfile::tempdir().unwrap();
+        Cluster { kind: Kind::Real(Kafka::start(dir.path()).await.unwrap()), _dir: Some(dir) }
+    }
+
+    fn mock() -> Cluster {
+        let mut config = ClientConfig::new();
+        config.set("test.mock.num.brokers", "1").set("bootstrap.servers", "mock");
+        Cluster { kind: Kind::Mock(config.create().unwrap()), _dir: None }
     }
 
     /// One for all tests that run at the same time; it ends with the last of them.
@@ -74,7 +78,7 @@ impl Cluster {
     pub(crate) async fn bus(&self, prefix: &str) -> KafkaBus {
         let config = self.config(prefix);
         match &self.kind {
-            Kind::Real(_) => drop(align(&config, Some(1), Missing::Make).await.unwrap()),
+            Kind::Real(_) => drop(align(&config, 1, Missing::Make).await.unwrap()),
             Kind::Mock(client) => {
                 let mock = client.client().mock_cluster().unwrap();
                 for topic in Topic::ALL {
@@ -118,6 +122,24 @@ async fn until_ready(bus: &KafkaBus) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_producer_that_kafka_has_given_up_is_replaced() {
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+    let cluster = Cluster::mock();
+    let bus = cluster.bus("fatal").await;
+    let one = |n| vec![message(Topic::Initiated, "TOR1", n)];
+    bus.publish(one(1)).await.unwrap();
+    let Kind::Mock(client) = &cluster.kind else { panic!("a mock") };
+    let mock = client.client().mock_cluster().unwrap();
+    let lost = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
+    mock.request_errors(RDKafkaApiKey::Produce, &[lost]);
+    let error = bus.publish(one(2)).await.unwrap_err();
+    assert!(matches!(error, BusError::Engine(_)), "{error}");
+    bus.publish(one(2)).await.unwrap();
+    bus.ready().await.unwrap();
+    bus.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn kafka_holds_to_the_contract() {
     let cluster = Cluster::shared().await;
     contract::holds(async || cluster.bus("contract").await).await;
@@ -153,7 +175,7 @@ async fn what_nobody_can_read_reaches_the_dead_letters_byte_for_byte() {
     for (key, bytes, _) in garbage {
         let name = bus.topic(Topic::Initiated);
         let record = FutureRecord::to(&name).key(key).payload(bytes);
-        bus.producer.send(record, Duration::from_secs(10)).await.unwrap();
+        bus.producer.current().unwrap().send(record, Duration::from_secs(10)).await.unwrap();
     }
     let consumer = consumer(bus.clone(), Arc::new(Slow::default()));
     let (stop, stopped) = watch::channel(false);
@@ -423,7 +445,7 @@ async fn a_guarded_cluster_takes_those_who_have_everything() {
         config
     };
     let good = config(tls("ours-ca.pem", "ours"), Some(sasl("password")));
-    align(&good, Some(1), Missing::Make).await.unwrap();
+    align(&good, 1, Missing::Make).await.unwrap();
     let bus = KafkaBus::open(good).await.unwrap();
     until_ready(&bus).await;
     bus.publish((0..20).map(|n| message(Topic::Initiated, "TOR1", n)).collect()).await.unwrap();
@@ -452,12 +474,7 @@ async fn topics_are_made_once_and_never_changed() {
     let Kind::Real(_) = &cluster.kind else { return };
     let config = cluster.config("topics");
     let states = async |config: &KafkaConfig, missing| {
-        align(config, Some(1), missing)
-            .await
-            .unwrap()
-            .into_iter()
-            .map(|found| found.state)
-            .collect::<Vec<_>>()
+        align(config, 1, missing).await.unwrap().into_iter().map(|found| found.state).collect::<Vec<_>>()
     };
     assert_eq!(states(&config, Missing::Report).await, vec![TopicState::Missing; 7]);
     assert_eq!(states(&config, Missing::Make).await, vec![TopicState::Made; 7]);
@@ -472,11 +489,12 @@ async fn topics_are_made_once_and_never_changed() {
     }
     assert_eq!(again, vec![TopicState::AsWanted; 7]);
     let longer = KafkaConfig { retention_ms: 86_400_000, ..config };
-    let found = align(&longer, Some(2), Missing::Make).await.unwrap();
+    let found = align(&longer, 3, Missing::Make).await.unwrap();
     for finding in &found {
         let TopicState::Differs(differs) = &finding.state else { panic!("{finding:?}") };
         let retention = finding.topic.ends_with("dlq")
             || differs.contains(&"retention.ms: 604800000, not 86400000".into());
-        assert!(retention && differs.contains(&"replicas: 1, not 2".into()), "{finding:?}");
+        assert!(retention && differs.contains(&"replicas: 1, not 3".into()), "{finding:?}");
+        assert!(differs.contains(&"min.insync.replicas: 1, not 2".into()), "{finding:?}");
     }
 }
