@@ -8,9 +8,12 @@ use std::path::Path;
 use zeroize::Zeroizing;
 
 use crate::CertError;
+use crate::pki::files::{Readable, write};
 
-/// A bundle of all the CAs that a browser knows has a quarter of that; a revocation list of 20,000 serials fits too.
+/// A bundle of all the CAs that a browser knows has a quarter of that.
 pub const MOST_BYTES: u64 = 1024 * 1024;
+/// Of a revocation list: room for some 400,000 serials.
+pub const MOST_BYTES_OF_A_LIST: u64 = 16 * 1024 * 1024;
 
 /// What may be done with a key by anybody but its owner: read it, by its group.
 const FORBIDDEN_OF_KEYS: u32 = 0o027;
@@ -19,6 +22,8 @@ const FORBIDDEN_OF_KEYS: u32 = 0o027;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
     Public,
+    /// A revocation list, which may be larger than the rest.
+    List,
     /// A private key or a shared secret: a file that others may read, or its group may write, is refused.
     Secret,
 }
@@ -41,14 +46,26 @@ pub fn read(path: &Path, content: Content) -> Result<Zeroizing<Vec<u8>>, CertErr
         return Err(CertError::LooseKey { path: path.into(), mode: meta.mode() & 0o777 });
     }
     let length = meta.len();
+    let most = match content {
+        Content::List => MOST_BYTES_OF_A_LIST,
+        Content::Public | Content::Secret => MOST_BYTES,
+    };
     // All of it at once: a vector that grows leaves copies of a key behind.
-    let mut bytes = Zeroizing::new(vec![0; usize::try_from(length.min(MOST_BYTES)).unwrap_or_default() + 1]);
-    let read = if length > MOST_BYTES { None } else { fill(file, &mut bytes).map_err(unreadable)? };
+    let mut bytes = Zeroizing::new(vec![0; usize::try_from(length.min(most)).unwrap_or_default() + 1]);
+    let read = if length > most { None } else { fill(file, &mut bytes).map_err(unreadable)? };
     let Some(read) = read else {
-        return Err(CertError::TooLarge { path: path.into(), most_bytes: MOST_BYTES });
+        return Err(CertError::TooLarge { path: path.into(), most_bytes: most });
     };
     bytes.truncate(read);
     Ok(bytes)
+}
+
+/// Writes what only this user may read, in place of what is there, whole.
+///
+/// # Errors
+/// [`CertError::Unwritable`].
+pub fn write_secret(path: &Path, text: &str) -> Result<(), CertError> {
+    write(path, text, Readable::ByOwner)
 }
 
 /// How much there was; `None` if it did not end within `bytes`.
@@ -130,7 +147,8 @@ mod tests {
     fn a_key_is_for_its_owner_and_at_most_read_by_its_group() {
         let dir = tempfile::tempdir().unwrap();
         let key = dir.path().join("a.key");
-        std::fs::write(&key, "key").unwrap();
+        write_secret(&key, "key").unwrap();
+        assert_eq!(std::fs::metadata(&key).unwrap().mode() & 0o777, 0o600);
         for (mode, fine) in [
             (0o600, true),
             (0o400, true),

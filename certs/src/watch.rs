@@ -94,7 +94,8 @@ impl Watch {
     /// What is wrong with the files.
     pub fn trust(&self, name: String, files: TrustFiles) -> Result<Set<Trust>, CertError> {
         let TrustFiles { ca, crl, stale } = files;
-        let files = std::iter::once(ca).chain(crl).map(|path| (path, Content::Public)).collect();
+        let lists = crl.map(|path| (path, Content::List));
+        let files = std::iter::once((ca, Content::Public)).chain(lists).collect();
         self.files(name, files, move |files, before, now| Trust::accept(stale, files, before, now))
     }
 

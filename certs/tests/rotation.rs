@@ -1,6 +1,11 @@
 //! Files replaced beside a listener and a client that use them, over real loopback sockets.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "test code: a failure here is a failed test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test code: a failure here is a failed test"
+)]
 
 mod pki;
 

@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Mistake, Policy, Reference};
+use crate::policy::{self, Mistake, Policy, Reference};
 
 /// The configuration of the module, JSON.
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,6 +27,10 @@ pub struct Compiled {
     /// it. Absent: the module asks Envoy, which costs a call.
     #[serde(default)]
     pub peer_field: Option<String>,
+    /// The field in which Envoy tells the certificate that was shown and verified at the other end, whatever a client
+    /// sends in it (`x-forwarded-client-cert`, with `cert`). Absent: no request has a certificate.
+    #[serde(default)]
+    pub certificate_field: Option<String>,
 }
 
 /// Where the module finds a secret.
@@ -37,6 +41,8 @@ pub enum Secret {
     Inline(String),
     /// The name of a variable that Envoy passes on to the module.
     Env(String),
+    /// The state service tells it while the module runs, and again when it changes.
+    Service,
 }
 
 impl Secret {
@@ -50,6 +56,7 @@ impl fmt::Debug for Secret {
         match self {
             Self::Inline(_) => f.write_str("Inline(..)"),
             Self::Env(name) => write!(f, "Env({name})"),
+            Self::Service => f.write_str("Service"),
         }
     }
 }
@@ -59,9 +66,12 @@ impl Compiled {
     pub fn read(&self, env: &dyn Fn(&str) -> Option<String>) -> Result<Policy, Vec<Mistake>> {
         Policy::read(&self.policy, &|reference: &Reference| match self.secrets.get(&reference.to_string()) {
             None => Err("the module was not given this secret".to_owned()),
-            Some(Secret::Inline(text)) => STANDARD.decode(text).map_err(|_| "not base64".to_owned()),
+            Some(Secret::Service) => Ok(policy::Secret::LATER),
+            Some(Secret::Inline(text)) => {
+                STANDARD.decode(text).map(policy::Secret::from).map_err(|_| "not base64".to_owned())
+            }
             Some(Secret::Env(name)) => match env(name) {
-                Some(value) => Ok(value.into_bytes()),
+                Some(value) => Ok(value.into_bytes().into()),
                 None => Err(format!("Envoy does not pass on the variable `{name}`")),
             },
         })

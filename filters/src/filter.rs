@@ -9,9 +9,11 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::crypto::{Local, Verify, VerifyingKey};
+use crate::certificate::Certificate;
+use crate::crypto::{Local, Verify, VerifyingKey, equal};
 use crate::failure::Failure;
 use crate::jwt::KeySet;
+use crate::policy::Keyring;
 use crate::state::{Answer, Counted, Op};
 use crate::upstream::{Outgoing, UpstreamAnswer};
 
@@ -86,6 +88,11 @@ pub trait Host {
 
     /// The current keys of an issuer named in the policy; `None` while none were ever loaded.
     fn keys(&self, issuer: &str) -> Option<Arc<KeySet>>;
+
+    /// The clients' keys as they are now; `None`: they are those that the policy was read with.
+    fn keyring(&self) -> Option<Arc<Keyring>> {
+        None
+    }
 
     /// Who verifies signatures: the crate's own code, unless the data plane has something faster.
     fn verifier(&self) -> &dyn Verify {
@@ -198,6 +205,8 @@ pub struct Request<'a> {
     pub headers: Headers<'a>,
     /// The address at the other end of the connection, before any trusted hop is considered.
     pub peer: IpAddr,
+    /// The certificate that was shown and verified at the other end of the connection.
+    pub certificate: Option<&'a Certificate>,
 }
 
 /// Header fields in the order received. Names are lower-case; values are bytes, for a client may send any.
@@ -257,6 +266,8 @@ pub enum Ambiguous {
 pub struct Context {
     /// The client's address: the peer's, or what a trusted hop says of it.
     pub client_ip: IpAddr,
+    /// Set by `client_cert`, or by `signature` when a client's key signed: of one request both are the same.
+    pub client: Option<Client>,
     /// Set by `jwt`.
     pub identity: Option<Identity>,
     /// Set by `signature` once the signature holds over everything the policy wants covered.
@@ -277,6 +288,7 @@ impl Context {
     pub fn new(peer: IpAddr) -> Self {
         Self {
             client_ip: peer,
+            client: None,
             identity: None,
             signed: None,
             idempotency_key: None,
@@ -286,6 +298,21 @@ impl Context {
             ops: Vec::new(),
             asking: 0,
         }
+    }
+
+    /// The sender is this client.
+    pub(crate) fn identify(&mut self, client: Client) {
+        self.tell("x-torana-client", client.name.to_string());
+        if let Some(tenant) = &client.tenant {
+            self.tell("x-torana-tenant", tenant.to_string());
+        }
+        self.client = Some(client);
+    }
+
+    /// Sets a field on the request to the upstream, in place of any of that name.
+    pub(crate) fn tell(&mut self, name: &'static str, value: String) {
+        self.upstream.retain(|(told, _)| *told != name);
+        self.upstream.push((name, value));
     }
 
     /// Adds an operation to the request's one batch for shared state.
@@ -305,6 +332,28 @@ pub(crate) struct Asked {
     pub(crate) filter: usize,
     pub(crate) counted: Counted,
     pub(crate) op: Op,
+}
+
+/// A client of the policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// Its name in the policy.
+    pub name: Arc<str>,
+    /// The tenant that it belongs to, if it may only act for one.
+    pub tenant: Option<Arc<str>>,
+}
+
+impl Client {
+    /// Whether it may act with this token: one of its tenant, if it has one.
+    pub fn may_act_for(&self, identity: &Identity) -> bool {
+        self.tenant.is_none() || self.tenant.as_deref() == identity.tenant.as_deref()
+    }
+
+    /// The refusal of a token of another tenant. Only who has proven to be the client may hear it.
+    pub(crate) fn of_another_tenant(&self) -> Refusal {
+        let detail = "The client that sends this belongs to another tenant than the access token.";
+        Refusal::new(403, "client_tenant_mismatch", detail)
+    }
 }
 
 /// Who sends the request, as a verified token says.
@@ -332,9 +381,42 @@ pub enum Binding {
     None,
     /// `cnf.jwk`.
     Key(VerifyingKey),
-    /// The token is bound by means that are not understood here, a certificate or a key's thumbprint say.
+    /// `cnf.x5t#S256`: the connection's certificate (RFC 8705 section 3.1), which `jwt` has compared.
+    Certificate(Thumbprint),
+    /// Both.
+    KeyAndCertificate(VerifyingKey, Thumbprint),
+    /// The token is bound by means that are not understood here, a key's thumbprint say.
     /// Nobody can prove that here, so it is never as good as [`None`](Binding::None).
     NotUnderstood,
+}
+
+impl Binding {
+    /// The key whose holder alone may use the token.
+    pub fn key(&self) -> Option<&VerifyingKey> {
+        match self {
+            Self::Key(key) | Self::KeyAndCertificate(key, _) => Some(key),
+            Self::None | Self::Certificate(_) | Self::NotUnderstood => None,
+        }
+    }
+
+    /// The certificate whose holder alone may use the token.
+    pub fn certificate(&self) -> Option<&Thumbprint> {
+        match self {
+            Self::Certificate(thumbprint) | Self::KeyAndCertificate(_, thumbprint) => Some(thumbprint),
+            Self::None | Self::Key(_) | Self::NotUnderstood => None,
+        }
+    }
+}
+
+/// The SHA-256 of a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Thumbprint(pub [u8; 32]);
+
+impl Thumbprint {
+    /// Whether it is that certificate's, in the same time whatever differs.
+    pub fn is_of(&self, certificate: &Certificate) -> bool {
+        equal(&self.0, certificate.sha256())
+    }
 }
 
 /// A message signature that was verified.

@@ -8,6 +8,7 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 pub mod admission;
+pub mod certificate;
 pub mod chain;
 pub mod compiled;
 pub mod crypto;
@@ -18,6 +19,7 @@ pub mod state;
 pub mod subject;
 pub mod trace;
 pub mod upstream;
+pub mod validity;
 
 /// The one list of filters, in the order in which they decide: what is cheap and needs no identity first,
 /// what needs shared state last. To add a filter, add its folder and its name here.
@@ -72,6 +74,13 @@ macro_rules! filters {
                 all
             }
 
+            /// The filter without which nobody passes but with a client certificate, if there is one.
+            pub(crate) fn needs_certificate(&self) -> Option<&'static str> {
+                let client_cert = self.client_cert.as_ref().is_some_and(client_cert::Config::needs_certificate);
+                let jwt = self.jwt.as_ref().is_some_and(jwt::Config::needs_certificate);
+                client_cert.then_some("client_cert").or(jwt.then_some("jwt"))
+            }
+
             /// Whether the set names a filter.
             pub fn has(&self, filter: &str) -> bool {
                 $((filter == stringify!($name) && self.$name.is_some()) ||)* false
@@ -83,6 +92,7 @@ macro_rules! filters {
 filters! {
     ip_access,
     shape,
+    client_cert,
     idempotency,
     jwt,
     signature,

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::filter::Context;
 
-/// Whose requests are counted together. Every counter but `route` and `ip` lies within the tenant.
+/// Whose requests are counted together. `user` and `device` lie within their tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum By {
@@ -15,7 +15,10 @@ pub enum By {
     Route,
     /// The client's address; of IPv6 the network of 64 bits, all of whose addresses one sender may have.
     Ip,
+    /// The token's, otherwise the client's.
     Tenant,
+    /// The client of the policy, known by its certificate or its signature.
+    Client,
     /// `sub` of the token.
     User,
     /// The token's device.
@@ -31,6 +34,7 @@ impl By {
             Self::Route => "route",
             Self::Ip => "ip",
             Self::Tenant => "tenant",
+            Self::Client => "client",
             Self::User => "user",
             Self::Device => "device",
             Self::Key => "key",
@@ -44,7 +48,7 @@ pub(crate) fn counter_key(kind: &str, name: &str, by: By, route: &str, context: 
     let subject = subject(by, context)?;
     let scope = match by {
         By::Route => route,
-        By::Ip | By::Tenant | By::User | By::Device | By::Key => "",
+        By::Ip | By::Tenant | By::Client | By::User | By::Device | By::Key => "",
     };
     Some(format!("{kind}/{name}/{}/{scope}/{subject}", by.name()))
 }
@@ -63,7 +67,8 @@ fn subject(by: By, context: &Context) -> Option<String> {
     match by {
         By::Route => Some(String::new()),
         By::Ip => Some(sender(context.client_ip)),
-        By::Tenant => tenant().map(str::to_owned),
+        By::Tenant => tenant().or_else(|| context.client.as_ref()?.tenant.as_deref()).map(str::to_owned),
+        By::Client => Some(context.client.as_ref()?.name.to_string()),
         By::User => within_tenant(&identity?.subject),
         By::Device => within_tenant(identity?.device.as_deref()?),
         By::Key => Some(context.signed.as_ref()?.keyid.clone()),

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
 
-use filters::policy::Policy;
+use filters::policy::{Policy, Secret};
 
 const GOOD: &str = r#"
 listeners:
@@ -27,7 +27,7 @@ routes:
 "#;
 
 fn read(text: &str) -> Result<Policy, String> {
-    Policy::read(text, &|_| Ok(vec![7; 32])).map_err(|mistakes| {
+    Policy::read(text, &|_| Ok(vec![7; 32].into())).map_err(|mistakes| {
         mistakes.iter().map(|mistake| mistake.in_file("p.yaml")).collect::<Vec<_>>().join("\n")
     })
 }
@@ -187,7 +187,7 @@ fn a_short_secret_and_a_missing_one_are_told_without_their_content() {
         (Ok(b"too short".to_vec()), "p.yaml:12:45: file:acme.secret: "),
         (Err("No such file".to_owned()), "p.yaml:12:45: file:acme.secret: No such file"),
     ] {
-        let mistakes = Policy::read(GOOD, &|_| secret.clone()).unwrap_err();
+        let mistakes = Policy::read(GOOD, &|_| secret.clone().map(Secret::from)).unwrap_err();
         let told = mistakes[0].in_file("p.yaml");
         assert!(told.starts_with(expected), "{told}");
         assert!(!told.contains("too short"), "{told}");
@@ -302,4 +302,126 @@ fn a_limit_of_one_name_is_one_limit() {
     let text = above.replacen("    upstream: txn-core\n", first, 1);
     let told = read(&format!("{text}    except: [rate_limit]\n    {below}\n")).unwrap_err();
     assert!(told.contains("here and 10 requests in 60 s"), "{told}");
+}
+
+const ASKS: &str = "key: \"file:edge.key\", client_certificates: { ca: \"file:clients.pem\" } }";
+
+/// [`GOOD`] with a client `bank` of these certificates, filters of its route, and a listener that asks, or does not.
+fn with_certificates(certificates: &str, filters: &str, asks: bool) -> String {
+    let text =
+        GOOD.replace("clients:\n", &format!("clients:\n  bank: {{ certificates: [{certificates}] }}\n"));
+    let text = format!("{text}    filters: {filters}\n");
+    if asks { text.replace("key: \"file:edge.key\" }", ASKS) } else { text }
+}
+
+#[test]
+fn client_certificates_that_cannot_be_meant() {
+    let good = "{ dns: pay.bank.test }";
+    for (certificates, filters, asks, expected) in [
+        (good, "{ client_cert: {} }", true, ""),
+        (good, "{ client_cert: { mode: off } }", false, ""),
+        (good, "{ client_cert: { mode: optional, clients: [bank] } }", false, ""),
+        (
+            good,
+            "{ client_cert: {} }",
+            false,
+            "client_cert: a client certificate is required, and no listener asks",
+        ),
+        (good, "{ jwt: { bound_to: certificate } }", false, "no issuer is left"),
+        (
+            good,
+            "{ client_cert: { clients: [bonk] } }",
+            true,
+            "there is no client `bonk` that has `certificates`",
+        ),
+        (
+            good,
+            "{ client_cert: { clients: [acme] } }",
+            true,
+            "there is no client `acme` that has `certificates`",
+        ),
+        (good, "{ client_cert: { mode: off, clients: [bank] } }", true, "`clients` needs `mode: required`"),
+        (good, "{ client_cert: { mode: sometimes } }", true, "unknown variant `sometimes`"),
+        ("", "{}", true, "client `bank` needs `hmac_keys` or `certificates`"),
+        ("{}", "{}", true, "p.yaml:12:26: client `bank`: a certificate is known by"),
+        ("{ dns: '*.bank.test' }", "{}", true, "`*.bank.test` is not a DNS name"),
+        ("{ spki_sha256: AAAA }", "{}", true, "in base64, as `certs show` prints it"),
+        ("{ dns: a.test }, { dns: a.test }", "{}", true, "would have the same certificate"),
+        ("{ cn: bank }", "{}", true, "unknown field `cn`"),
+    ] {
+        match read(&with_certificates(certificates, filters, asks)) {
+            Ok(_) => assert_eq!(expected, "", "accepted: {certificates} {filters}"),
+            Err(told) => {
+                assert!(!expected.is_empty() && told.contains(expected), "{certificates} {filters}: {told}");
+            }
+        }
+    }
+    let nobody = GOOD.replace("key: \"file:edge.key\" }", ASKS) + "    filters: { client_cert: {} }\n";
+    assert!(read(&nobody).unwrap_err().contains("no client of the policy has `certificates`"));
+}
+
+#[test]
+fn a_listener_that_asks_for_no_certificate_is_told_of() {
+    let other = "admin:";
+    let second = "  - { name: plain, address: \"127.0.0.1:8444\", tls: { certificate: \"file:c\", key: \"file:k\" } }\nadmin:";
+    for (filters, expected) in [
+        ("{ client_cert: {} }", Some("refuses everybody who comes by `plain`, where none is asked for")),
+        ("{ client_cert: { mode: optional } }", None),
+    ] {
+        let policy =
+            read(&with_certificates("{ dns: a.test }", filters, true).replacen(other, second, 1)).unwrap();
+        let told: Vec<_> = policy.warnings().iter().map(|warning| warning.message.as_str()).collect();
+        match expected {
+            Some(expected) => assert!(told.len() == 1 && told[0].contains(expected), "{told:?}"),
+            None => assert!(!told.iter().any(|told| told.contains("plain")), "{told:?}"),
+        }
+    }
+}
+
+/// Whoever reads the document, as YAML with places or as the JSON that a module gets, reads the same words.
+#[test]
+fn words_are_words_in_every_reading() {
+    for (written, fine) in
+        [("mode: off", true), ("mode: \"off\"", true), ("mode: Off", false), ("mode: false", false)]
+    {
+        let yaml = with_certificates("{ dns: a.test }", &format!("{{ client_cert: {{ {written} }} }}"), true);
+        let json = Policy::compile(&yaml).unwrap();
+        assert_eq!(read(&yaml).is_ok(), fine, "{written}");
+        assert_eq!(read(&json).is_ok(), fine, "{written}");
+    }
+    for (written, fine) in [("required: true", true), ("required: yes", false), ("required: on", false)] {
+        let yaml = with_certificates("{ dns: a.test }", "{ client_cert: {} }", true)
+            .replace("clients.pem\" }", &format!("clients.pem\", {written} }}"));
+        let json = Policy::compile(&yaml).unwrap();
+        assert_eq!((read(&yaml).is_ok(), read(&json).is_ok()), (fine, fine), "{written}");
+    }
+}
+
+#[test]
+fn keys_whose_times_cannot_be_meant() {
+    let key = |rest: &str| GOOD.replace("acme.secret\" }", &format!("acme.secret\", {rest} }}"));
+    for (rest, expected) in [
+        ("not_before: 2026-01-01T00:00:00Z, not_after: \"2026-01-01T00:00:00Z\"", ""),
+        (
+            "not_before: 2026-01-02T00:00:00Z, not_after: 2026-01-01T00:00:00Z",
+            "`not_after` lies before `not_before`",
+        ),
+        ("not_after: tomorrow", "not a time; write it as RFC 3339 has it"),
+        ("not_after: 2026-01-01", "not a time; write it as RFC 3339 has it"),
+    ] {
+        match read(&key(rest)) {
+            Ok(_) => assert_eq!(expected, "", "accepted: {rest}"),
+            Err(told) => assert!(!expected.is_empty() && told.contains(expected), "{rest}: {told}"),
+        }
+    }
+    let policy = read(&key("not_after: 2026-01-01T00:00:00Z")).unwrap();
+    let told = |now_ms: u64| -> Vec<String> {
+        policy.window_warnings(now_ms).iter().map(|warning| warning.in_file("p.yaml")).collect()
+    };
+    assert_eq!(told(1_735_689_600_000), Vec::<String>::new(), "a year before");
+    let soon = told(1_767_225_600_000 - 86_400_000);
+    assert!(
+        soon.len() == 1 && soon[0].starts_with("p.yaml:12:29: client `acme`: its last key, `acme-1`, ends"),
+        "{soon:?}"
+    );
 }

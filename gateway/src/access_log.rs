@@ -18,6 +18,8 @@ pub(crate) fn write(
     let admission = exchange.admission.as_ref();
     let context = admission.map(Admission::context);
     let identity = context.and_then(|context| context.identity.as_ref());
+    let tenant = identity.and_then(|who| who.tenant.as_deref());
+    let client = context.and_then(|context| context.client.as_ref());
     tracing::info!(
         target: "access",
         request_id = admission.map(Admission::request_id),
@@ -30,7 +32,8 @@ pub(crate) fn write(
         filter = exchange.refusal.map(|(_, filter)| filter),
         duration_ms = in_flight_ms,
         client_ip = context.map(|context| context.client_ip.to_string()),
-        tenant = identity.and_then(|who| who.tenant.as_deref()),
+        client = client.map(|client| &*client.name),
+        tenant = tenant.or(client.and_then(|client| client.tenant.as_deref())),
         subject = identity.map(|who| who.subject.as_str()),
     );
 }

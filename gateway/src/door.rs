@@ -16,8 +16,8 @@ use pingora::upstreams::peer::HttpPeer;
 use crate::access_log;
 use crate::edge::Edge;
 use crate::exchange::{Exchange, InFlight};
-use crate::listener::Clock;
-use crate::message::{request, target};
+use crate::listener::Connection;
+use crate::message::{Sender, request, target};
 
 /// A listener's way into the edge.
 #[derive(Debug)]
@@ -48,16 +48,15 @@ impl ProxyHttp for Door {
     }
 
     async fn early_request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
-        if let Some(clock) = Clock::of(session.digest()) {
-            clock.request_begins();
+        if let Some(connection) = Connection::of(session.digest()) {
+            connection.clock.request_begins();
         }
-        let peer = session.client_addr().and_then(|addr| addr.as_inet()).map(|addr| addr.ip());
-        let Some(peer) = peer else {
+        let Some(sender) = Sender::of(session) else {
             return Error::e_explain(ErrorType::InternalError, "the connection has no IP address");
         };
         let header = session.req_header();
-        let traceparent = request(header, peer).headers.one("traceparent").ok().flatten();
-        exchange.admission = Some(Admission::new(peer, traceparent, draw()));
+        let traceparent = request(header, &sender).headers.one("traceparent").ok().flatten();
+        exchange.admission = Some(Admission::new(sender.peer(), traceparent, draw()));
         Ok(())
     }
 
@@ -148,8 +147,8 @@ impl ProxyHttp for Door {
     }
 
     async fn logging(&self, session: &mut Session, _error: Option<&Error>, exchange: &mut Exchange) {
-        if let Some(clock) = Clock::of(session.digest()) {
-            clock.request_ends();
+        if let Some(connection) = Connection::of(session.digest()) {
+            connection.clock.request_ends();
         }
         let status = session.response_written().map_or(0, |answer| answer.status.as_u16());
         let header = session.req_header();

@@ -2,7 +2,6 @@
 //! refusal on its way back.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,17 +13,18 @@ use filters::chain::Refused;
 use filters::failure::Failure;
 use filters::filter::{Host, Refusal};
 use filters::jwt::KeySet;
-use filters::policy::{Policy, RouteRule};
+use filters::policy::{Keyring, Policy, RouteRule};
 use pingora::Result as Answered;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::*;
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 
+use crate::client_keys::ClientKeys;
 use crate::exchange::Exchange;
 use crate::jwks::KeyStore;
 use crate::load::{ListenerFiles, Loaded};
-use crate::message::{drain, is_small, read_body, request, target};
+use crate::message::{Sender, drain, is_small, read_body, request, target};
 use crate::metrics::Metrics;
 use crate::now_ms;
 use crate::state::State;
@@ -38,6 +38,7 @@ pub(crate) struct Edge {
     pub(crate) policy: Policy,
     upstreams: BTreeMap<String, Arc<Upstream>>,
     keys: Arc<KeyStore>,
+    client_keys: ClientKeys,
     state: Arc<State>,
     metrics: Metrics,
     draining: AtomicBool,
@@ -53,6 +54,9 @@ impl Edge {
         metrics.tell_of(&watch)?;
         let document = loaded.policy.document();
         let keys = Arc::new(KeyStore::new(&document.issuers, &loaded.folder, metrics.clone(), &watch)?);
+        let issuers = Arc::clone(&keys);
+        watch.holds(move || issuers.report());
+        let client_keys = ClientKeys::follow(document, &loaded.folder, &watch)?;
         let mut upstreams = BTreeMap::new();
         for (name, files) in &loaded.upstreams {
             if let Some(settings) = loaded.policy.upstream(name) {
@@ -62,8 +66,17 @@ impl Edge {
         let state = Arc::new(State::new(&document.state, &loaded.folder, &metrics, &watch)?);
         let draining = AtomicBool::new(false);
         let connections = Connections::new();
-        let edge =
-            Self { upstreams, keys, state, metrics, draining, connections, watch, policy: loaded.policy };
+        let edge = Self {
+            upstreams,
+            keys,
+            client_keys,
+            state,
+            metrics,
+            draining,
+            connections,
+            watch,
+            policy: loaded.policy,
+        };
         Ok((Arc::new(edge), loaded.listeners))
     }
 
@@ -167,16 +180,15 @@ impl Edge {
         exchange: &mut Exchange,
         time: Duration,
     ) -> Result<Bytes, Refused> {
-        let peer = session.client_addr().and_then(|addr| addr.as_inet()).map(|addr| addr.ip());
-        let (Some(admission), Some(peer)) = (&mut exchange.admission, peer) else {
+        let (Some(admission), Some(sender)) = (&mut exchange.admission, Sender::of(session)) else {
             return Err(Failure::Malformed.into());
         };
-        self.head(session.req_header(), peer, admission).await?;
+        self.head(session.req_header(), &sender, admission).await?;
         let body = match tokio::time::timeout(time, read_body(session)).await {
             Ok(body) => body?,
             Err(_) => return Err(Failure::RequestTimeout.into()),
         };
-        admission.body(&self.policy, &request(session.req_header(), peer), &body, &Now(self))?;
+        admission.body(&self.policy, &request(session.req_header(), &sender), &body, &Now(self))?;
         // A place in the upstream's bulkhead comes before anything is spent in shared state.
         let name = admission.rule(&self.policy).and_then(|rule| rule.upstream(rand::random()));
         let upstream = name.and_then(|name| self.upstreams.get(name)).ok_or(Failure::UpstreamUnreachable)?;
@@ -188,7 +200,7 @@ impl Edge {
         let answers = self.state.ask(admission.batch(&self.policy)).await;
         admission.answered(&self.policy, answers)?;
         exchange.fields =
-            admission.forward(&self.policy, &request(session.req_header(), peer), &Now(self))?;
+            admission.forward(&self.policy, &request(session.req_header(), &sender), &Now(self))?;
         let mirror = admission.rule(&self.policy).and_then(|rule| rule.mirror.as_ref());
         exchange.copy =
             mirror.filter(|mirror| rand::random_range(0..100) < mirror.percent).map(|_| body.clone());
@@ -199,15 +211,15 @@ impl Edge {
     async fn head(
         &self,
         header: &RequestHeader,
-        peer: IpAddr,
+        sender: &Sender,
         admission: &mut Admission,
     ) -> Result<(), Refused> {
-        let first = admission.head(&self.policy, &request(header, peer), &Now(self));
+        let first = admission.head(&self.policy, &request(header, sender), &Now(self));
         let Err(Refused { refusal: Refusal { stale_keys: Some(issuer), .. }, .. }) = &first else {
             return first;
         };
         if self.keys.refresh_unknown(issuer).await {
-            return admission.head(&self.policy, &request(header, peer), &Now(self));
+            return admission.head(&self.policy, &request(header, sender), &Now(self));
         }
         first
     }
@@ -283,5 +295,9 @@ impl Host for Now<'_> {
 
     fn keys(&self, issuer: &str) -> Option<Arc<KeySet>> {
         self.0.keys.keys(issuer)
+    }
+
+    fn keyring(&self) -> Option<Arc<Keyring>> {
+        Some(self.0.client_keys.current())
     }
 }

@@ -3,14 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwapOption;
+use certs::report::{Key, KeyKind};
 use certs::{Live, TrustFiles, Watch};
 use filters::jwt::KeySet;
 use filters::policy::{At, Issuer, Jwks, Reference};
+use time::OffsetDateTime;
 use tokio::sync::Mutex;
 
 use crate::metrics::Metrics;
@@ -34,6 +36,8 @@ struct Keys {
     current: ArcSwapOption<Held>,
     /// When the last fetch began; held while one runs, so that there is one at a time.
     fetching: Mutex<Option<Instant>>,
+    /// Since when each key is held, by its id.
+    first_seen: std::sync::Mutex<BTreeMap<String, OffsetDateTime>>,
 }
 
 #[derive(Debug)]
@@ -45,6 +49,14 @@ struct Held {
 }
 
 impl Keys {
+    /// Notes which keys are there. One that was gone and comes back is a new one.
+    fn see(&self, set: &KeySet) {
+        let mut seen = self.first_seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let ids = set.iter().map(|key| key.kid.clone().unwrap_or_default());
+        let now = OffsetDateTime::now_utc();
+        *seen = ids.map(|id| (id.clone(), seen.get(&id).copied().unwrap_or(now))).collect();
+    }
+
     /// The keys, unless they are older than the policy lets them serve.
     fn held(&self) -> Option<Arc<Held>> {
         self.current.load_full().filter(|held| held.since.elapsed() < self.stale)
@@ -57,7 +69,52 @@ enum Source {
     File(PathBuf),
 }
 
+/// By what a change of a file shows.
+type Stamp = (u64, u64, i64, i64);
+
+impl Source {
+    async fn stamp(&self) -> Option<Stamp> {
+        use std::os::unix::fs::MetadataExt as _;
+        let Self::File(path) = self else { return None };
+        let meta = tokio::fs::metadata(path).await.ok()?;
+        Some((meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))
+    }
+
+    /// Waits so long; for a file that changes, no longer than that takes.
+    async fn pause(&self, pause: Duration, before: Option<Stamp>) {
+        const LOOK: Duration = Duration::from_millis(250);
+        if matches!(self, Self::Url { .. }) {
+            return tokio::time::sleep(pause).await;
+        }
+        let began = Instant::now();
+        while let Some(left) = pause.checked_sub(began.elapsed()).filter(|left| !left.is_zero()) {
+            tokio::time::sleep(left.min(LOOK)).await;
+            if self.stamp().await != before {
+                return;
+            }
+        }
+    }
+}
+
 impl KeyStore {
+    /// Every key that is held, for who asks which there are.
+    pub(crate) fn report(&self) -> Vec<Key> {
+        let mut keys = Vec::new();
+        for (owner, issuer) in &self.issuers {
+            let seen = issuer.first_seen.lock().unwrap_or_else(PoisonError::into_inner);
+            keys.extend(seen.iter().map(|(id, since)| Key {
+                kind: KeyKind::Jwks,
+                owner: owner.clone(),
+                id: id.clone(),
+                not_before: None,
+                not_after: None,
+                first_seen: Some(*since),
+                next_rotation: None,
+            }));
+        }
+        keys
+    }
+
     pub(crate) fn new(
         issuers: &BTreeMap<String, At<Issuer>>,
         folder: &Path,
@@ -82,6 +139,7 @@ impl KeyStore {
                 unknown_kid_refresh: Duration::from_secs(jwks.unknown_kid_refresh_s),
                 current: ArcSwapOption::empty(),
                 fetching: Mutex::new(None),
+                first_seen: std::sync::Mutex::default(),
             };
             store.insert(name.clone(), keys);
         }
@@ -146,6 +204,7 @@ impl KeyStore {
         let Some(keys) = self.issuers.get(issuer) else { return };
         let mut failures: u32 = 0;
         loop {
+            let stamp = keys.source.stamp().await;
             {
                 let mut last = keys.fetching.lock().await;
                 *last = Some(Instant::now());
@@ -157,7 +216,7 @@ impl KeyStore {
                 n => Duration::from_millis(250 << n.min(8)).min(keys.refresh),
             };
             // Spread, so that a fleet does not ask in step.
-            tokio::time::sleep(pause.mul_f64(rand::random_range(0.9..1.0))).await;
+            keys.source.pause(pause.mul_f64(rand::random_range(0.9..1.0)), stamp).await;
         }
     }
 
@@ -168,6 +227,7 @@ impl KeyStore {
         let outcome = match fetched {
             Ok((set, text)) => {
                 self.metrics.jwks_keys.with_label_values(&[issuer]).set(set.len() as i64);
+                keys.see(&set);
                 let held = Held { keys: Arc::new(set), text, since: Instant::now() };
                 keys.current.store(Some(Arc::new(held)));
                 "ok"
@@ -314,6 +374,36 @@ mod tests {
         let store = store(folder.path(), 0, 0);
         assert!(store.refresh_unknown("main").await);
         assert!(!has(&store, "good"), "stale at once");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_changes_is_read_again_and_old_keys_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("jwks.json");
+        std::fs::write(&file, keys("old")).unwrap();
+        let store = Arc::new(store(folder.path(), 3_600, 3_600));
+        let running = tokio::spawn(Arc::clone(&store).keep_fresh());
+        while !has(&store, "old") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let told = store.report();
+        assert_eq!((told.len(), told[0].id.as_str(), told[0].kind), (1, "old", KeyKind::Jwks));
+        let both = keys("old").replace("]}", &format!(",{}", keys("new").trim_start_matches(r#"{"keys":["#)));
+        std::fs::write(folder.path().join("next"), both).unwrap();
+        std::fs::rename(folder.path().join("next"), &file).unwrap();
+        while !has(&store, "new") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(has(&store, "old"), "both while one takes over");
+        let since =
+            |id: &str| store.report().into_iter().find(|key| key.id == id).and_then(|key| key.first_seen);
+        assert_eq!(since("old"), told[0].first_seen, "an old key does not become a new one");
+        std::fs::write(&file, keys("new")).unwrap();
+        while has(&store, "old") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(since("old"), None);
+        running.abort();
     }
 
     #[tokio::test]

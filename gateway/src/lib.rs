@@ -6,6 +6,7 @@
 
 mod access_log;
 mod admin;
+mod client_keys;
 mod door;
 mod edge;
 pub mod envoy;

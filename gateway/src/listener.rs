@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use async_trait::async_trait;
 use certs::{Live, ServerTls, Serving, Versions};
+use filters::certificate::Certificate;
 use filters::policy;
 use pingora::apps::{HttpServerOptions, ServerApp};
 use pingora::listeners::TlsAccept;
@@ -115,7 +116,7 @@ impl Listener {
 /// Pingora makes an acceptor with callbacks of its own settings only; what it made of them is then replaced.
 fn generation(serving: Arc<Serving>, any: &Arc<SingleCertAndKey>) -> anyhow::Result<Generation> {
     let mut settings =
-        TlsSettings::with_callbacks(Box::new(Clocks)).map_err(|why| anyhow::anyhow!("{why}"))?;
+        TlsSettings::with_callbacks(Box::new(Handshakes)).map_err(|why| anyhow::anyhow!("{why}"))?;
     settings.set_cert_resolver(Arc::clone(any) as Arc<dyn ResolvesServerCert>);
     let mut acceptor = settings.build();
     acceptor.acceptor = TlsAcceptor::from(Arc::clone(&serving.config));
@@ -135,7 +136,7 @@ impl Way {
             return tracing::debug!("a client's certificate was revoked in the handshake");
         };
         let Some(digest) = stream.get_ssl_digest() else { return };
-        let Some(clock) = digest.extension.get::<Clock>() else { return };
+        let Some(connection) = digest.extension.get::<Connection>() else { return };
         let serve = async {
             let mut next: Option<pingora::protocols::Stream> = Some(Box::new(stream));
             while let Some(stream) = next {
@@ -144,7 +145,7 @@ impl Way {
         };
         tokio::select! {
             () = serve => {}
-            () = clock.ran_out(self.request_timeout, self.idle_timeout) => {}
+            () = connection.clock.ran_out(self.request_timeout, self.idle_timeout) => {}
             // Its stream goes with `serve`: whatever is in flight on it is cut off.
             () = guest.expelled() => {}
         }
@@ -176,13 +177,35 @@ impl pingora::services::Service for Listener {
     }
 }
 
-/// Gives every connection a clock, which its requests find in its digest.
-struct Clocks;
+/// Gives every connection what its requests find in its digest.
+struct Handshakes;
 
 #[async_trait]
-impl TlsAccept for Clocks {
-    async fn handshake_complete_callback(&self, _: &TlsRef) -> Option<Arc<dyn Any + Send + Sync>> {
-        Some(Arc::new(Clock(Mutex::new(Waiting { requests: 0, since: Instant::now(), first: true }))))
+impl TlsAccept for Handshakes {
+    async fn handshake_complete_callback(&self, tls: &TlsRef) -> Option<Arc<dyn Any + Send + Sync>> {
+        let clock = Clock(Mutex::new(Waiting { requests: 0, since: Instant::now(), first: true }));
+        // The verifier has accepted it, or the handshake would not be complete.
+        let certificate = tls.peer_certificate_der().map(|der| Arc::new(Certificate::new(der)));
+        Some(Arc::new(Connection { clock, certificate }))
+    }
+}
+
+/// What is known of a connection for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) clock: Clock,
+    /// The client's certificate, read once.
+    certificate: Option<Arc<Certificate>>,
+}
+
+impl Connection {
+    /// The connection of a request.
+    pub(crate) fn of(digest: Option<&Digest>) -> Option<&Self> {
+        digest?.ssl_digest.as_ref()?.extension.get()
+    }
+
+    pub(crate) fn certificate(&self) -> Option<Arc<Certificate>> {
+        self.certificate.clone()
     }
 }
 
@@ -200,11 +223,6 @@ struct Waiting {
 }
 
 impl Clock {
-    /// The clock of a request's connection.
-    pub(crate) fn of(digest: Option<&Digest>) -> Option<&Self> {
-        digest?.ssl_digest.as_ref()?.extension.get()
-    }
-
     /// A request's header has arrived whole.
     pub(crate) fn request_begins(&self) {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -5,13 +5,15 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use certs::file::Content;
 use certs::pki::Purpose;
 use certs::{
     Certificates, Clients, Identity, IdentityFiles, Issuer, Must, Named, Set, Trust, TrustFiles, Watch,
 };
 use filters::policy::{
-    At, ClientCertificates, Document, Listener, Mistake, Policy, Reference, RouteRule, StaleCrl,
+    At, ClientCertificates, Document, Listener, Mistake, Policy, Reference, RouteRule, Secret, StaleCrl,
 };
+use zeroize::Zeroizing;
 
 /// A policy and the files that it names.
 #[derive(Debug)]
@@ -41,7 +43,7 @@ pub(crate) struct UpstreamFiles {
 pub fn load(path: &Path) -> Result<Loaded, Vec<Mistake>> {
     let folder = path.parent().map(Path::to_path_buf).unwrap_or_default();
     let text = std::fs::read_to_string(path).map_err(|why| vec![Mistake::whole(why.to_string())])?;
-    let policy = Policy::read(&text, &|reference| secret(&folder, reference))?;
+    let policy = Policy::read(&text, &|reference| secret(&folder, reference).map(Secret::new))?;
     let watch = Watch::new("gateway");
     let mut files = Files { watch: &watch, folder: &folder, mistakes: Vec::new() };
     let listeners =
@@ -60,7 +62,8 @@ pub fn load(path: &Path) -> Result<Loaded, Vec<Mistake>> {
 pub fn summary(path: &Path, loaded: &Loaded) -> String {
     let file = path.to_string_lossy();
     let mut text = String::new();
-    for warning in loaded.policy.warnings() {
+    let times = loaded.policy.window_warnings(crate::now_ms());
+    for warning in loaded.policy.warnings().iter().chain(&times) {
         let _ = writeln!(text, "warning: {}", warning.in_file(&file));
     }
     let _ = writeln!(text, "{file}: ok");
@@ -88,15 +91,23 @@ pub fn schema() -> String {
 }
 
 /// A secret is the whole content of its file or variable, less one trailing line break.
-pub(crate) fn secret(folder: &Path, reference: &Reference) -> Result<Vec<u8>, String> {
-    let mut bytes = match reference {
-        Reference::File(path) => std::fs::read(folder.join(path)).map_err(|why| why.to_string())?,
-        Reference::Env(name) => std::env::var(name).map_err(|why| why.to_string())?.into_bytes(),
+pub(crate) fn secret(folder: &Path, reference: &Reference) -> Result<Zeroizing<Vec<u8>>, String> {
+    let bytes = match reference {
+        Reference::File(path) => {
+            certs::file::read(&folder.join(path), Content::Secret).map_err(|why| why.to_string())?
+        }
+        Reference::Env(name) => {
+            Zeroizing::new(std::env::var(name).map_err(|why| why.to_string())?.into_bytes())
+        }
     };
+    Ok(less_line_break(bytes))
+}
+
+pub(crate) fn less_line_break(mut bytes: Zeroizing<Vec<u8>>) -> Zeroizing<Vec<u8>> {
     if bytes.last() == Some(&b'\n') {
         bytes.pop();
     }
-    Ok(bytes)
+    bytes
 }
 
 /// Loads what a policy refers to, and notes what is wrong with it.
@@ -181,7 +192,11 @@ impl Files<'_> {
             stale: stale_crl(stale),
         };
         let loaded = self.watch.trust(name, files);
-        loaded.map_err(|why| self.mistakes.push(Mistake::of(ca, why.to_string()))).ok()
+        let wrong = |why: certs::CertError| match (crl, &why) {
+            (Some(crl), certs::CertError::BadCrl { .. }) => Mistake::of(crl, why.to_string()),
+            (_, _) => Mistake::of(ca, why.to_string()),
+        };
+        loaded.map_err(|why| self.mistakes.push(wrong(why))).ok()
     }
 
     fn file(&mut self, reference: &At<Reference>) -> Option<PathBuf> {

@@ -1,14 +1,18 @@
 //! A request as Pingora holds it, and its body.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use filters::certificate::Certificate;
 use filters::failure::Failure;
 use filters::filter::{Headers, Request};
 use filters::shape;
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
+
+use crate::listener::Connection;
 
 /// The path and the query exactly as they were sent. A target that is not text is none that we route.
 pub(crate) fn target(header: &RequestHeader) -> (&str, Option<&str>) {
@@ -19,7 +23,26 @@ pub(crate) fn target(header: &RequestHeader) -> (&str, Option<&str>) {
     }
 }
 
-pub(crate) fn request(header: &RequestHeader, peer: IpAddr) -> Request<'_> {
+/// The other end of a request's connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Sender {
+    peer: IpAddr,
+    certificate: Option<Arc<Certificate>>,
+}
+
+impl Sender {
+    pub(crate) fn of(session: &Session) -> Option<Self> {
+        let peer = session.client_addr()?.as_inet()?.ip();
+        let certificate = Connection::of(session.digest()).and_then(Connection::certificate);
+        Some(Self { peer, certificate })
+    }
+
+    pub(crate) fn peer(&self) -> IpAddr {
+        self.peer
+    }
+}
+
+pub(crate) fn request<'r>(header: &'r RequestHeader, sender: &'r Sender) -> Request<'r> {
     let headers: Headers<'_> =
         header.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
     let (path, query) = target(header);
@@ -27,7 +50,16 @@ pub(crate) fn request(header: &RequestHeader, peer: IpAddr) -> Request<'_> {
         Some(authority) => authority.as_str(),
         None => headers.one("host").ok().flatten().unwrap_or_default(),
     };
-    Request { method: header.method.as_str(), scheme: "https", authority, path, query, headers, peer }
+    Request {
+        method: header.method.as_str(),
+        scheme: "https",
+        authority,
+        path,
+        query,
+        headers,
+        peer: sender.peer,
+        certificate: sender.certificate.as_deref(),
+    }
 }
 
 /// Reads the whole body, at most what the edge holds. Pingora keeps a copy for the upstream.

@@ -18,7 +18,7 @@ use pingora::proxy::Session;
 use crate::door::failure;
 use crate::edge::{Edge, Now};
 use crate::exchange::Exchange;
-use crate::message::request;
+use crate::message::{Sender, request};
 use crate::upstream::HOP;
 
 /// Addresses that are tried before the upstream counts as unreachable; as many as Envoy tries.
@@ -56,14 +56,13 @@ impl Edge {
         exchange: &mut Exchange,
         body: Bytes,
     ) -> Result<Whole, Refused> {
-        let peer = session.client_addr().and_then(|addr| addr.as_inet()).map(|addr| addr.ip());
-        let peer = peer.ok_or(Failure::Malformed)?;
+        let sender = Sender::of(session).ok_or(Failure::Malformed)?;
         let answer = self.ask_upstream(session.req_header(), exchange, body).await?;
         let admission = exchange.admission.as_mut().ok_or(Failure::Malformed)?;
         let headers: Headers<'_> =
             answer.fields.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
         let told = (answer.status.as_u16(), headers, answer.body.as_ref());
-        admission.answer(&self.policy, &request(session.req_header(), peer), told, &Now(self))?;
+        admission.answer(&self.policy, &request(session.req_header(), &sender), told, &Now(self))?;
         Ok(answer)
     }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -41,6 +42,9 @@ fn policies_are_read_as_they_would_be_served() {
     let folder = tempfile::tempdir().unwrap();
     certs::pki::init(folder.path(), false).unwrap();
     fs::write(folder.path().join("empty.pem"), "").unwrap();
+    let loose = folder.path().join("loose.secret");
+    fs::write(&loose, "0123456789abcdef0123456789abcdef").unwrap();
+    fs::set_permissions(&loose, fs::Permissions::from_mode(0o644)).unwrap();
 
     let (status, told) = check(folder.path(), POLICY);
     assert_eq!(status, 0, "{told}");
@@ -55,6 +59,8 @@ fn policies_are_read_as_they_would_be_served() {
         ("file:edge.pem", "env:EDGE", "edge.yaml:5:25: certificates and keys are files"),
         ("file:internal-ca.pem", "file:gateway.pem", "edge.yaml:10:55: "),
         ("env:ACME_SECRET", "env:NOBODYS_SECRET", "edge.yaml:12:45: env:NOBODYS_SECRET: "),
+        ("env:ACME_SECRET", "file:loose.secret", "edge.yaml:12:45: file:loose.secret: "),
+        ("env:ACME_SECRET", "file:loose.secret", "`defaultMode: 0440`"),
         ("listeners:", "listners:", "edge.yaml:2:1: unknown field `listners`"),
         ("routes:", "routes", "edge.yaml:1"),
     ] {
@@ -62,6 +68,33 @@ fn policies_are_read_as_they_would_be_served() {
         let (status, told) = check(folder.path(), &POLICY.replacen(from, to, 1));
         assert_eq!(status, 1, "accepted with {to}: {told}");
         assert!(told.contains(expected), "with {to}\nexpected {expected}\ntold     {told}");
+    }
+}
+
+/// What the clock has to do with it: keys that count no longer, or will not soon.
+#[test]
+fn times_of_keys_are_held_against_the_clock() {
+    certs::install_crypto_provider();
+    let folder = tempfile::tempdir().unwrap();
+    certs::pki::init(folder.path(), false).unwrap();
+    for (key, expected) in [
+        (
+            "not_after: 2020-01-01T00:00:00Z",
+            "key `acme-1` counts no longer since 2020-01-01T00:00:00Z; remove it",
+        ),
+        ("not_after: 2020-01-01T00:00:00Z", "no key counts any more, and none will"),
+        (
+            "not_before: 2999-01-01T00:00:00Z",
+            "no key counts from now to 2999-01-01T00:00:00Z, when `acme-1` begins",
+        ),
+    ] {
+        let policy = POLICY.replace("env:ACME_SECRET\"", &format!("env:ACME_SECRET\", {key}"));
+        let (status, told) = check(folder.path(), &policy);
+        assert_eq!(status, 0, "{told}");
+        assert!(
+            told.contains("warning: edge.yaml:12:29: client `acme`: ") && told.contains(expected),
+            "{told}"
+        );
     }
 }
 

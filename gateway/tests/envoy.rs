@@ -64,7 +64,7 @@ fn text(bytes: &[u8]) -> String {
 fn folder(policy: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     pki(folder.path());
-    std::fs::write(folder.path().join("acme-2.key"), "another secret, also of 32 bytes").unwrap();
+    certs::file::write_secret(&folder.path().join("acme-2.key"), "another secret, also of 32 bytes").unwrap();
     std::fs::write(folder.path().join("edge.yaml"), policy).unwrap();
     folder
 }

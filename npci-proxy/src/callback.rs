@@ -88,8 +88,9 @@ impl Callbacks {
 
     /// Signature, freshness and nonce.
     fn admit(&self, headers: &HeaderMap, body: &[u8]) -> Result<Mark, Problem> {
-        let mark = self.verifier.verify_request(("POST", CALLBACK_PATH), headers, body).map_err(broken)?;
         let now_ms = self.clock.now_ms();
+        let mark =
+            self.verifier.verify_request(("POST", CALLBACK_PATH), headers, body, now_ms).map_err(broken)?;
         self.freshness.check(mark.created_s, now_ms).map_err(|stale| {
             let code = match stale {
                 Stale::TooOld => "created_too_old",

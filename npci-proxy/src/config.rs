@@ -8,7 +8,8 @@ use std::{
 use certs::TlsFiles;
 use serde::{Deserialize, de::DeserializeOwned};
 
-use crate::{breaker, budget, freshness, peak_hours, secret::SecretRef};
+pub use crate::keys::{Key, KeyList};
+use crate::{breaker, budget, freshness, peak_hours};
 
 /// `npci-proxy --config FILE`. Relative paths in it are seen from its own folder.
 #[derive(Clone, Debug, Deserialize)]
@@ -76,10 +77,10 @@ pub struct Network {
     /// server must present one of these keys, in addition to a certificate of the CA.
     #[serde(default)]
     pub spki_pins: Vec<String>,
-    /// Signs our requests, and our answers to callbacks.
-    pub sign: Key,
-    /// Verifies the network's answers and callbacks.
-    pub verify: Key,
+    /// Signs our requests, and our answers to callbacks: of several the newest that counts.
+    pub sign: KeyList,
+    /// Verifies the network's answers and callbacks: every one that counts.
+    pub verify: KeyList,
     #[serde(default = "connect_timeout_ms")]
     pub connect_timeout_ms: u64,
     #[serde(default)]
@@ -91,13 +92,6 @@ pub struct Network {
     /// One breaker for each of the three calls.
     #[serde(default)]
     pub breaker: breaker::Rules,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Key {
-    pub key_id: String,
-    pub key: SecretRef,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]

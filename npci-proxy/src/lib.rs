@@ -20,6 +20,7 @@ pub mod core;
 pub mod expiring;
 pub mod freshness;
 pub mod inside;
+pub mod keys;
 pub mod metrics;
 pub mod network;
 pub mod peak_hours;

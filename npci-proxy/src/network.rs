@@ -217,12 +217,13 @@ impl Network {
         }
 
         let asked = Asked { method, path, nonce: &mark.nonce };
-        let answered = self.verifier.verify_answer(asked, status, &headers, &body).map_err(|broken| {
+        let now_ms = self.clock.now_ms();
+        let answered = self.verifier.verify_answer(asked, status, &headers, &body, now_ms).map_err(|broken| {
             tracing::warn!(api = E::API.name(), request_id, %broken, "the network's answer does not verify");
             CallError::AnswerInvalid("signature")
         })?;
         self.freshness
-            .check(answered.created_s, self.clock.now_ms())
+            .check(answered.created_s, now_ms)
             .map_err(|_| CallError::AnswerInvalid("not fresh"))?;
         if status != StatusCode::OK.as_u16() {
             return Err(CallError::Status(status));

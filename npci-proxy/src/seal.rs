@@ -5,13 +5,14 @@
 //! and names the request that it answers: by method and path (`;req`) and by the request's nonce, echoed in
 //! `x-request-nonce`, so that an answer cannot stand in for another one.
 
+use certs::Live;
 use filters::signature::{
     digest,
-    message::{Algorithm, Component, Fields, Message, Params, SigningKey, VerifyingKey, parse, sign},
+    message::{Algorithm, Component, Fields, Message, Params, SignatureFields, parse, sign},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE};
 
-use crate::secret::Secret;
+use crate::{keys::Keys, secret::Secret};
 
 const LABEL: &str = "sig1";
 const REQUEST_COVERS: [&str; 5] = ["@method", "@path", "@query", "content-digest", "content-type"];
@@ -22,19 +23,13 @@ const REQUEST_NONCE: HeaderName = HeaderName::from_static("x-request-nonce");
 const SIGNATURE_INPUT: HeaderName = HeaderName::from_static("signature-input");
 const SIGNATURE: HeaderName = HeaderName::from_static("signature");
 
-/// Signs what we send.
+/// Signs what we send, with the newest key that counts at that moment.
 #[derive(Debug)]
-pub struct Signer {
-    key_id: String,
-    key: SigningKey,
-}
+pub struct Signer(Live<Keys>);
 
-/// Verifies what the other side sent.
+/// Verifies what the other side sent, with the key that it names, if that counts at that moment.
 #[derive(Debug)]
-pub struct Verifier {
-    key_id: String,
-    key: VerifyingKey,
-}
+pub struct Verifier(Live<Keys>);
 
 /// What makes each message a new one: when it was created (Unix seconds) and its nonce.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +66,7 @@ pub enum Broken {
     Malformed,
     #[error("the signature does not cover what it must")]
     CoversTooLittle,
-    #[error("the signature is by an unknown key or algorithm")]
+    #[error("the signature is by an unknown algorithm or key, or one that does not count now")]
     UnknownKey,
     #[error("the signature does not hold")]
     Invalid,
@@ -85,9 +80,13 @@ pub enum Broken {
 pub struct CannotSign(String);
 
 impl Signer {
+    pub fn new(keys: &Live<Keys>) -> Signer {
+        Signer(keys.clone())
+    }
+
+    /// With one key, always.
     pub fn hmac(key_id: &str, secret: &Secret) -> Result<Signer, CannotSign> {
-        let key = SigningKey::hmac(secret.bytes()).map_err(cannot)?;
-        Ok(Signer { key_id: key_id.to_owned(), key })
+        Keys::one(key_id, secret).map(|keys| Signer(keys.into())).map_err(CannotSign)
     }
 
     /// Adds content type, digest and signature to a request's headers.
@@ -103,7 +102,7 @@ impl Signer {
         let signed = {
             let fields = Borrowed(headers);
             let message = Message::request(method, "https", "", path, None, &fields);
-            sign(&message, LABEL, &self.params(&REQUEST_COVERS, mark)?, &self.key).map_err(cannot)?
+            self.sign(&message, &REQUEST_COVERS, mark)?
         };
         set(headers, SIGNATURE_INPUT, &signed.signature_input)?;
         set(headers, SIGNATURE, &signed.signature)
@@ -125,27 +124,40 @@ impl Signer {
             let none = Borrowed(&none);
             let request = Message::request(asked.method, "https", "", asked.path, None, &none);
             let message = Message::response(status, &fields, Some(&request));
-            sign(&message, LABEL, &self.params(&ANSWER_COVERS, mark)?, &self.key).map_err(cannot)?
+            self.sign(&message, &ANSWER_COVERS, mark)?
         };
         set(headers, SIGNATURE_INPUT, &signed.signature_input)?;
         set(headers, SIGNATURE, &signed.signature)
     }
 
-    fn params(&self, covers: &[&str], mark: &Mark) -> Result<Params, CannotSign> {
-        Ok(Params {
+    fn sign(
+        &self,
+        message: &Message<'_>,
+        covers: &[&str],
+        mark: &Mark,
+    ) -> Result<SignatureFields, CannotSign> {
+        let keys = self.0.current();
+        let signing = keys.signing(mark.created_s.saturating_mul(1_000));
+        let (key_id, key) = signing.ok_or_else(|| CannotSign("no key counts now".to_owned()))?;
+        let params = Params {
             created: Some(mark.created_s),
             nonce: Some(mark.nonce.clone()),
-            keyid: Some(self.key_id.clone()),
+            keyid: Some(key_id.to_owned()),
             alg: Some(Algorithm::HmacSha256),
             ..Params::covering(covers).map_err(cannot)?
-        })
+        };
+        sign(message, LABEL, &params, key).map_err(cannot)
     }
 }
 
 impl Verifier {
+    pub fn new(keys: &Live<Keys>) -> Verifier {
+        Verifier(keys.clone())
+    }
+
+    /// With one key, always.
     pub fn hmac(key_id: &str, secret: &Secret) -> Result<Verifier, CannotSign> {
-        let key = VerifyingKey::hmac(secret.bytes()).map_err(cannot)?;
-        Ok(Verifier { key_id: key_id.to_owned(), key })
+        Keys::one(key_id, secret).map(|keys| Verifier(keys.into())).map_err(CannotSign)
     }
 
     /// Digest first, then signature. What comes back still has to be fresh and new.
@@ -154,10 +166,11 @@ impl Verifier {
         (method, path): (&str, &str),
         headers: &HeaderMap,
         body: &[u8],
+        now_ms: i64,
     ) -> Result<Mark, Broken> {
         check_digest(headers, body)?;
         let fields = Borrowed(headers);
-        self.verify(&Message::request(method, "https", "", path, None, &fields), &REQUEST_COVERS)
+        self.verify(&Message::request(method, "https", "", path, None, &fields), &REQUEST_COVERS, now_ms)
     }
 
     /// What comes back still has to be fresh; it is new because it answers our own nonce.
@@ -167,19 +180,21 @@ impl Verifier {
         status: u16,
         headers: &HeaderMap,
         body: &[u8],
+        now_ms: i64,
     ) -> Result<Mark, Broken> {
         check_digest(headers, body)?;
         let (fields, none) = (Borrowed(headers), HeaderMap::new());
         let none = Borrowed(&none);
         let request = Message::request(asked.method, "https", "", asked.path, None, &none);
-        let mark = self.verify(&Message::response(status, &fields, Some(&request)), &ANSWER_COVERS)?;
+        let mark =
+            self.verify(&Message::response(status, &fields, Some(&request)), &ANSWER_COVERS, now_ms)?;
         match only(headers, &REQUEST_NONCE) {
             Some(nonce) if nonce.as_bytes() == asked.nonce.as_bytes() => Ok(mark),
             _ => Err(Broken::OtherRequest),
         }
     }
 
-    fn verify(&self, message: &Message<'_>, must_cover: &[&str]) -> Result<Mark, Broken> {
+    fn verify(&self, message: &Message<'_>, must_cover: &[&str], now_ms: i64) -> Result<Mark, Broken> {
         use filters::signature::message::SignatureError as Error;
         let parsed = parse(message.headers, Some(LABEL)).map_err(|error| match error {
             Error::Missing => Broken::SignatureMissing,
@@ -198,13 +213,13 @@ impl Verifier {
         else {
             return Err(Broken::Malformed);
         };
-        if *key_id != self.key_id || alg != Algorithm::HmacSha256 {
-            return Err(Broken::UnknownKey);
-        }
+        let keys = self.0.current();
+        let key = keys.verifying(key_id, now_ms).filter(|_| alg == Algorithm::HmacSha256);
+        let key = key.ok_or(Broken::UnknownKey)?;
         if !(16..=128).contains(&nonce.len()) {
             return Err(Broken::Malformed);
         }
-        parsed.verify(message, &self.key).map_err(|_| Broken::Invalid)?;
+        parsed.verify(message, key).map_err(|_| Broken::Invalid)?;
         Ok(Mark { created_s, nonce: nonce.clone() })
     }
 }
@@ -246,10 +261,12 @@ mod tests {
     use crate::secret::SecretRef;
 
     const POST: (&str, &str) = ("POST", "/v1/callback");
+    const NOW_MS: i64 = 1_700_000_000_000;
     const BODY: &[u8] = br#"{"a":1}"#;
 
     fn secret(letter: &str) -> Secret {
         let file = tempfile::NamedTempFile::new().unwrap();
+        // Its owner's alone, as temporary files are.
         std::fs::write(file.path(), letter.repeat(64)).unwrap();
         SecretRef::File(file.path().into()).load("".as_ref()).unwrap()
     }
@@ -267,11 +284,11 @@ mod tests {
     #[test]
     fn requests() {
         let right = Verifier::hmac("k", &secret("a")).unwrap();
-        assert_eq!(right.verify_request(POST, &signed_request(), BODY), Ok(mark()));
+        assert_eq!(right.verify_request(POST, &signed_request(), BODY, NOW_MS), Ok(mark()));
         let check = |name: &str, expected: Broken, change: &dyn Fn(&mut HeaderMap)| {
             let mut headers = signed_request();
             change(&mut headers);
-            assert_eq!(right.verify_request(POST, &headers, BODY), Err(expected), "{name}");
+            assert_eq!(right.verify_request(POST, &headers, BODY, NOW_MS), Err(expected), "{name}");
         };
         let replace = |headers: &mut HeaderMap, name: HeaderName, from: &str, to: &str| {
             let value = headers[&name].to_str().unwrap();
@@ -314,15 +331,15 @@ mod tests {
             replace(h, SIGNATURE, "sig1=", "sig2=");
         });
         let wrong = Verifier::hmac("k", &secret("b")).unwrap();
-        assert_eq!(wrong.verify_request(POST, &signed_request(), BODY), Err(Broken::Invalid));
+        assert_eq!(wrong.verify_request(POST, &signed_request(), BODY, NOW_MS), Err(Broken::Invalid));
         for other in [("PUT", "/v1/callback"), ("POST", "/v1/other")] {
             assert_eq!(
-                right.verify_request(other, &signed_request(), BODY),
+                right.verify_request(other, &signed_request(), BODY, NOW_MS),
                 Err(Broken::Invalid),
                 "{other:?}"
             );
         }
-        assert_eq!(right.verify_request(POST, &signed_request(), b"{}"), Err(Broken::DigestMismatch));
+        assert_eq!(right.verify_request(POST, &signed_request(), b"{}", NOW_MS), Err(Broken::DigestMismatch));
     }
 
     #[test]
@@ -334,19 +351,19 @@ mod tests {
         let signer = Signer::hmac("k", &secret("a")).unwrap();
         signer.sign_answer(asked, 200, &mut headers, BODY, &answer_mark).unwrap();
         let right = Verifier::hmac("k", &secret("a")).unwrap();
-        assert_eq!(right.verify_answer(asked, 200, &headers, BODY), Ok(answer_mark));
-        assert_eq!(right.verify_answer(asked, 201, &headers, BODY), Err(Broken::Invalid));
-        assert_eq!(right.verify_answer(asked, 200, &headers, b"{}"), Err(Broken::DigestMismatch));
+        assert_eq!(right.verify_answer(asked, 200, &headers, BODY, NOW_MS), Ok(answer_mark));
+        assert_eq!(right.verify_answer(asked, 201, &headers, BODY, NOW_MS), Err(Broken::Invalid));
+        assert_eq!(right.verify_answer(asked, 200, &headers, b"{}", NOW_MS), Err(Broken::DigestMismatch));
         let other_nonce = Asked { nonce: "0123456789abcdee", ..asked };
-        assert_eq!(right.verify_answer(other_nonce, 200, &headers, BODY), Err(Broken::OtherRequest));
+        assert_eq!(right.verify_answer(other_nonce, 200, &headers, BODY, NOW_MS), Err(Broken::OtherRequest));
         let other_path = Asked { path: "/v1/initiateTransaction", ..asked };
-        assert_eq!(right.verify_answer(other_path, 200, &headers, BODY), Err(Broken::Invalid));
+        assert_eq!(right.verify_answer(other_path, 200, &headers, BODY, NOW_MS), Err(Broken::Invalid));
         let mut forged = headers.clone();
         forged.insert(REQUEST_NONCE, "0123456789abcdee".parse().unwrap());
-        assert_eq!(right.verify_answer(other_nonce, 200, &forged, BODY), Err(Broken::Invalid));
+        assert_eq!(right.verify_answer(other_nonce, 200, &forged, BODY, NOW_MS), Err(Broken::Invalid));
         // Our own request cannot be reflected to us as an answer.
         assert_eq!(
-            right.verify_answer(Asked { path: POST.1, ..asked }, 200, &signed_request(), BODY),
+            right.verify_answer(Asked { path: POST.1, ..asked }, 200, &signed_request(), BODY, NOW_MS),
             Err(Broken::CoversTooLittle)
         );
     }

@@ -6,7 +6,9 @@ use base64::{
     Engine as _,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
+use certs::file::Content;
 use serde::Deserialize;
+use zeroize::Zeroizing;
 
 /// `file:<path>` or `env:<NAME>`. What is found there is the key in hex (64 digits or more) or in
 /// base64 (standard, or URL-safe without padding), white space around it ignored, at least 32 bytes.
@@ -17,16 +19,16 @@ pub enum SecretRef {
     Env(String),
 }
 
-/// The bytes of a key. Never printed.
+/// The bytes of a key. Never printed; wiped from memory when dropped.
 #[derive(Clone)]
-pub struct Secret(Vec<u8>);
+pub struct Secret(Zeroizing<Vec<u8>>);
 
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     #[error("a key is written as file:<path> or env:<NAME>, never inline")]
     Reference,
-    #[error("cannot read the key file {path}: {source}")]
-    File { path: String, source: std::io::Error },
+    #[error(transparent)]
+    File(#[from] certs::CertError),
     #[error("the environment has no readable variable {0}")]
     Env(String),
     #[error("the key at {0} is neither hex nor base64")]
@@ -53,13 +55,11 @@ impl SecretRef {
             SecretRef::File(path) => {
                 let path = folder.join(path);
                 let name = path.display().to_string();
-                let text = std::fs::read_to_string(&path)
-                    .map_err(|source| SecretError::File { path: name.clone(), source })?;
-                Secret::decode(&text, &name)
+                Secret::decode(&certs::file::read(&path, Content::Secret)?, &name)
             }
             SecretRef::Env(name) => {
-                let text = std::env::var(name).map_err(|_| SecretError::Env(name.clone()))?;
-                Secret::decode(&text, name)
+                let text = Zeroizing::new(std::env::var(name).map_err(|_| SecretError::Env(name.clone()))?);
+                Secret::decode(text.as_bytes(), name)
             }
         }
     }
@@ -68,18 +68,18 @@ impl SecretRef {
 impl Secret {
     /// A key that nobody else has.
     pub fn random() -> Secret {
-        Secret([*uuid::Uuid::new_v4().as_bytes(), *uuid::Uuid::new_v4().as_bytes()].concat())
+        Secret(Zeroizing::new([*uuid::Uuid::new_v4().as_bytes(), *uuid::Uuid::new_v4().as_bytes()].concat()))
     }
 
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
 
-    fn decode(text: &str, place: &str) -> Result<Secret, SecretError> {
-        let text = text.trim();
+    pub(crate) fn decode(text: &[u8], place: &str) -> Result<Secret, SecretError> {
+        let text = text.trim_ascii();
         let bytes = hex(text)
-            .or_else(|| STANDARD.decode(text).ok())
-            .or_else(|| URL_SAFE_NO_PAD.decode(text).ok())
+            .or_else(|| STANDARD.decode(text).ok().map(Zeroizing::new))
+            .or_else(|| URL_SAFE_NO_PAD.decode(text).ok().map(Zeroizing::new))
             .ok_or_else(|| SecretError::Encoding(place.to_owned()))?;
         if bytes.len() < 32 {
             return Err(SecretError::TooShort(place.to_owned()));
@@ -94,18 +94,18 @@ impl fmt::Debug for Secret {
     }
 }
 
-fn hex(text: &str) -> Option<Vec<u8>> {
+fn hex(text: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     if text.len() < 64 || !text.len().is_multiple_of(2) {
         return None;
     }
     let digit = |byte: u8| char::from(byte).to_digit(16);
-    text.as_bytes()
-        .chunks_exact(2)
-        .map(|pair| match pair {
-            [high, low] => u8::try_from(digit(*high)? * 16 + digit(*low)?).ok(),
-            _ => None,
-        })
-        .collect()
+    // Grown at once: a vector that grows leaves what it held behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(text.len() / 2));
+    for pair in text.chunks_exact(2) {
+        let [high, low] = pair else { return None };
+        bytes.push(u8::try_from(digit(*high)? * 16 + digit(*low)?).ok()?);
+    }
+    Some(bytes)
 }
 
 #[cfg(test)]
@@ -131,10 +131,10 @@ mod tests {
             STANDARD.encode(key),
             URL_SAFE_NO_PAD.encode(key),
         ] {
-            assert_eq!(Secret::decode(&text, "here").unwrap().bytes(), key, "{text}");
+            assert_eq!(Secret::decode(text.as_bytes(), "here").unwrap().bytes(), key, "{text}");
         }
         for text in ["", "abcd", "not a key at all, is it", &STANDARD.encode([1; 31])] {
-            let error = Secret::decode(text, "here").unwrap_err().to_string();
+            let error = Secret::decode(text.as_bytes(), "here").unwrap_err().to_string();
             assert!(error.contains("here") && (text.is_empty() || !error.contains(text)), "{error}");
         }
     }

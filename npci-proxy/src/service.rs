@@ -9,14 +9,13 @@ use crate::{
     admin::Admin,
     callback::Callbacks,
     clock::Clock,
-    config::{Config, ConfigError, Key},
+    config::{Config, ConfigError, KeyList},
     core::{Core, CoreSetupError},
     inside::Inside,
     metrics::Metrics,
     network::{Network, NetworkError},
     process::{CannotListen, bind},
-    seal::{CannotSign, Signer, Verifier},
-    secret::SecretError,
+    seal::{Signer, Verifier},
 };
 
 /// The bound sockets; bound first, so that a test can learn the ports before anything runs.
@@ -39,10 +38,8 @@ pub enum StartError {
     Network(#[from] NetworkError),
     #[error(transparent)]
     Core(#[from] CoreSetupError),
-    #[error(transparent)]
-    Secret(#[from] SecretError),
-    #[error(transparent)]
-    Key(#[from] CannotSign),
+    #[error("network.sign or network.verify: {0}")]
+    Key(certs::CertError),
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
     #[error(transparent)]
@@ -69,12 +66,13 @@ pub async fn run(
     let watch = Watch::new("npci-proxy");
     let metrics = Metrics::new()?;
     metrics.tell_of(&watch)?;
-    let signer = || load_signer(config, &config.network.sign);
-    let verifier = || load_verifier(config, &config.network.verify);
+    let follow = |keys: &KeyList, owner| keys.follow(owner, config.folder(), &watch).map_err(StartError::Key);
+    let (ours, networks) =
+        (follow(&config.network.sign, "ours")?, follow(&config.network.verify, "network")?);
     let network = Network::new(
         &config.network,
-        signer()?,
-        verifier()?,
+        Signer::new(&ours),
+        Verifier::new(&networks),
         config.freshness,
         clock.clone(),
         metrics.clone(),
@@ -86,7 +84,8 @@ pub async fn run(
 
     let inside =
         Inside::new(Arc::clone(&network), config, clock.clone()).router(&config.inside.allowed_clients);
-    let outside = Callbacks::new(config, signer()?, verifier()?, Arc::clone(&core), clock, metrics.clone())
+    let (signer, verifier) = (Signer::new(&ours), Verifier::new(&networks));
+    let outside = Callbacks::new(config, signer, verifier, Arc::clone(&core), clock, metrics.clone())
         .router(&config.outside.allowed_clients);
     let admin = Admin { network, core, metrics, watch: Arc::clone(&watch) }.router();
 
@@ -141,12 +140,4 @@ fn server_tls(
         live.server(watch, Versions::Tls13Only, &[b"h2", b"http/1.1"])
     });
     made.map_err(|source| StartError::Tls { listener, source })
-}
-
-fn load_signer(config: &Config, key: &Key) -> Result<Signer, StartError> {
-    Ok(Signer::hmac(&key.key_id, &key.key.load(config.folder())?)?)
-}
-
-fn load_verifier(config: &Config, key: &Key) -> Result<Verifier, StartError> {
-    Ok(Verifier::hmac(&key.key_id, &key.key.load(config.folder())?)?)
 }

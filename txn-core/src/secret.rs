@@ -3,7 +3,9 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use certs::file::Content;
 use serde::Deserialize;
+use zeroize::Zeroizing;
 
 /// `file:<path>` or `env:<NAME>`. What is found there is the password, a line end after it ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -13,17 +15,19 @@ pub enum SecretRef {
     Env(String),
 }
 
-/// A password. Never printed.
+/// A password. Never printed; wiped from memory when dropped.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret(Zeroizing<String>);
 
 /// Why there is no password.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     #[error("a password is written as file:<path> or env:<NAME>, never inline")]
     Reference,
-    #[error("cannot read the password file {}: {source}", path.display())]
-    File { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    File(#[from] certs::CertError),
+    #[error("the password at {0} is no text")]
+    NotText(String),
     #[error("the environment has no readable variable {0}")]
     Env(String),
     #[error("the password at {0} is empty")]
@@ -58,17 +62,19 @@ impl SecretRef {
     /// Names the place, never what is there.
     pub fn load(&self) -> Result<Secret, SecretError> {
         let (text, place) = match self {
-            SecretRef::File(path) => {
-                let text = std::fs::read_to_string(path);
-                let text = text.map_err(|source| SecretError::File { path: path.clone(), source })?;
-                (text, path.display().to_string())
-            }
+            SecretRef::File(path) => (certs::file::read(path, Content::Secret)?, path.display().to_string()),
             SecretRef::Env(name) => {
-                (std::env::var(name).map_err(|_| SecretError::Env(name.clone()))?, name.clone())
+                let text = std::env::var(name).map_err(|_| SecretError::Env(name.clone()))?;
+                (Zeroizing::new(text.into_bytes()), name.clone())
             }
         };
+        let text = std::str::from_utf8(&text).map_err(|_| SecretError::NotText(place.clone()))?;
         let secret = text.trim_end_matches(['\r', '\n']);
-        if secret.is_empty() { Err(SecretError::Empty(place)) } else { Ok(Secret(secret.to_owned())) }
+        if secret.is_empty() {
+            Err(SecretError::Empty(place))
+        } else {
+            Ok(Secret(Zeroizing::new(secret.to_owned())))
+        }
     }
 }
 
@@ -88,11 +94,19 @@ impl fmt::Debug for Secret {
 mod tests {
     use super::*;
 
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+
     #[test]
     fn found_where_the_reference_says_and_never_printed() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("password"), "hunter2\n").unwrap();
-        std::fs::write(dir.path().join("empty"), "\n").unwrap();
+        let write = |name: &str, text: &str, mode: u32| {
+            std::fs::write(dir.path().join(name), text).unwrap();
+            std::fs::set_permissions(dir.path().join(name), Permissions::from_mode(mode)).unwrap();
+        };
+        write("password", "hunter2\n", 0o440);
+        write("empty", "\n", 0o600);
+        write("open", "hunter2\n", 0o644);
         let load = |text: &str| {
             SecretRef::try_from(text.to_owned()).and_then(|written| written.relative_to(dir.path()).load())
         };
@@ -103,6 +117,7 @@ mod tests {
             ("file:", "never inline"),
             ("file:missing", "missing"),
             ("file:empty", "empty"),
+            ("file:open", "defaultMode: 0440"),
             ("env:TORANA_NO_SUCH_VARIABLE", "TORANA_NO_SUCH_VARIABLE"),
         ] {
             assert!(load(text).unwrap_err().to_string().contains(says), "{text}");

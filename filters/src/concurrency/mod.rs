@@ -50,7 +50,7 @@ impl Settings for Config {
     fn shared(&self) -> Vec<Shared> {
         let meaning = |limit: &Limit| match limit.by {
             By::Route => "a limit of each route".to_owned(),
-            by @ (By::Ip | By::Tenant | By::User | By::Device | By::Key) => {
+            by @ (By::Ip | By::Tenant | By::Client | By::User | By::Device | By::Key) => {
                 format!("{} at once for {} s at most, by {}", limit.most, limit.lease_s, by.name())
             }
         };

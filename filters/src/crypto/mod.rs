@@ -16,8 +16,10 @@ use native as backend;
 use portable as backend;
 
 use std::fmt;
+use std::sync::Arc;
 
 use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
 
 /// The shortest HMAC secret that is accepted, in bytes: the size of the hash (RFC 7518 section 3.2).
 pub const HMAC_SECRET_MIN: usize = 32;
@@ -192,16 +194,16 @@ impl SigningKey {
     }
 }
 
-/// A shared secret for HMAC-SHA256.
+/// A shared secret for HMAC-SHA256. Copies share it, and the last one that is dropped wipes it.
 #[derive(Clone)]
-pub struct HmacKey(Vec<u8>);
+pub struct HmacKey(Arc<Zeroizing<Vec<u8>>>);
 
 impl HmacKey {
     pub fn new(secret: &[u8]) -> Result<Self, CryptoError> {
         if secret.len() < HMAC_SECRET_MIN {
             return Err(CryptoError::Key("an HMAC secret needs at least 32 bytes"));
         }
-        Ok(Self(secret.to_vec()))
+        Ok(Self(Arc::new(Zeroizing::new(secret.to_vec()))))
     }
 }
 

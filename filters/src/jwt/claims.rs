@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::jwk::Jwk;
 use serde::{Deserialize, Deserializer};
 
 use super::keys::verifying_key;
 use super::token::TokenError;
 use crate::crypto::VerifyingKey;
-use crate::filter::{Binding, Identity};
+use crate::filter::{Binding, Identity, Thumbprint};
 
 /// The claims that the edge reads; others are for the upstream to ask for. Text that reaches an upstream in a
 /// header is visible ASCII, so that no claim can write a header of its own.
@@ -59,10 +61,12 @@ enum Audience {
     Many(Vec<String>),
 }
 
-/// RFC 7800 section 3.1. Of confirmation by other means than a key it is only kept that there is one.
+/// RFC 7800 section 3.1, RFC 8705 section 3.1. Of confirmation by other means it is only kept that there is one.
 #[derive(Deserialize)]
 struct Confirmation {
     jwk: Option<Jwk>,
+    #[serde(rename = "x5t#S256")]
+    certificate: Option<String>,
 }
 
 /// A NumericDate (RFC 7519 section 2): seconds, perhaps with a fraction. Kept in milliseconds.
@@ -101,19 +105,7 @@ impl Claims {
         if !readable || vpas.len() > VPAS_MAX || vpas.iter().any(|vpa| vpa.contains([',', ' '])) {
             return Err(TokenError::Malformed);
         }
-        // What cannot be read must not turn a bound token into one that anybody may use.
-        let binding = match written.cnf {
-            None => Binding::None,
-            Some(Confirmation { jwk: None }) => Binding::NotUnderstood,
-            Some(Confirmation { jwk: Some(jwk) }) => {
-                match verifying_key(&jwk).map_err(|_| TokenError::Malformed)? {
-                    key @ (VerifyingKey::EcdsaP256(_) | VerifyingKey::Ed25519(_)) => Binding::Key(key),
-                    VerifyingKey::Hmac(_) | VerifyingKey::RsaPssSha512(_) | VerifyingKey::RsaV15Sha256(_) => {
-                        return Err(TokenError::Malformed);
-                    }
-                }
-            }
-        };
+        let binding = written.cnf.map_or(Ok(Binding::None), Confirmation::binding)?;
         let scopes: BTreeSet<String> = written
             .scope
             .iter()
@@ -161,6 +153,29 @@ impl Claims {
     /// When the token expires, milliseconds since the Unix epoch, before any leeway.
     pub fn expires_ms(&self) -> i64 {
         self.exp_ms
+    }
+}
+
+impl Confirmation {
+    /// What cannot be read must not turn a bound token into one that anybody may use.
+    fn binding(self) -> Result<Binding, TokenError> {
+        let key = match self.jwk.map(|jwk| verifying_key(&jwk)).transpose() {
+            Ok(key @ (None | Some(VerifyingKey::EcdsaP256(_) | VerifyingKey::Ed25519(_)))) => key,
+            Ok(Some(
+                VerifyingKey::Hmac(_) | VerifyingKey::RsaPssSha512(_) | VerifyingKey::RsaV15Sha256(_),
+            ))
+            | Err(_) => return Err(TokenError::Malformed),
+        };
+        let thumbprint = |text: String| {
+            let bytes = URL_SAFE_NO_PAD.decode(text).ok().and_then(|bytes| bytes.try_into().ok());
+            bytes.map(Thumbprint).ok_or(TokenError::Malformed)
+        };
+        Ok(match (key, self.certificate.map(thumbprint).transpose()?) {
+            (None, None) => Binding::NotUnderstood,
+            (Some(key), None) => Binding::Key(key),
+            (None, Some(certificate)) => Binding::Certificate(certificate),
+            (Some(key), Some(certificate)) => Binding::KeyAndCertificate(key, certificate),
+        })
     }
 }
 
@@ -258,8 +273,18 @@ mod tests {
             Claims::parse(text.as_bytes(), "dev").map(|claims| claims.identity.binding)
         };
         assert_eq!(binding(""), Ok(Binding::None));
-        for others in ["{}", r#"{"jkt":"x"}"#, r#"{"x5t#S256":"x"}"#, r#"{"kid":"x"}"#, r#"{"jwk":null}"#] {
+        for others in ["{}", r#"{"jkt":"x"}"#, r#"{"x5t#S256":null}"#, r#"{"kid":"x"}"#, r#"{"jwk":null}"#] {
             assert_eq!(binding(&format!(r#","cnf":{others}"#)), Ok(Binding::NotUnderstood), "{others}");
+        }
+        // The certificate of RFC 8705 appendix A and its thumbprint there.
+        let x5t = r#""x5t#S256":"A4DtL2JmUMhAsvJj5tKyn64SqzmuXbMrJa0n761y5v0""#;
+        let bound = binding(&format!(r#","cnf":{{{x5t}}}"#));
+        assert!(matches!(bound, Ok(Binding::Certificate(Thumbprint([0x03, 0x80, ..])))), "{bound:?}");
+        let bound = binding(&format!(r#","cnf":{{{x5t},"jwk":{p256}}}"#));
+        assert!(matches!(bound, Ok(Binding::KeyAndCertificate(..))), "{bound:?}");
+        for unreadable in ["", "x", "AAAA", "A4DtL2JmUMhAsvJj5tKyn64SqzmuXbMrJa0n761y5v0="] {
+            let bound = binding(&format!(r#","cnf":{{"x5t#S256":"{unreadable}"}}"#));
+            assert_eq!(bound, Err(TokenError::Malformed), "{unreadable}");
         }
         for key in [format!(r#"{{"jwk":{p256}}}"#), format!(r#"{{"kid":"x","jwk":{p256}}}"#)] {
             let bound = binding(&format!(r#","cnf":{key}"#));

@@ -70,6 +70,10 @@ impl KeySet {
         }
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = &Key> {
+        self.0.iter()
+    }
+
     pub fn len(&self) -> usize {
         self.0.len()
     }

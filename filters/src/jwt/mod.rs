@@ -19,7 +19,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use self::cache::{Cache, Verified};
-use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict};
+use crate::certificate::Certificate;
+use crate::filter::{Binding, Context, Filter, Host, Refusal, Request, Verdict};
 use crate::policy::{Issuer, Settings, Site, Unusable};
 
 /// Requires a bearer token of a trusted issuer, in `Authorization`.
@@ -30,6 +31,8 @@ pub struct Config {
     pub issuers: Option<Vec<String>>,
     /// Scopes that the token must all have.
     pub scopes: Vec<String>,
+    /// What every token must be bound to; absent: nothing. What a token is bound to must be proven in any case.
+    pub bound_to: Option<BoundTo>,
     /// Longest token, in bytes; at most 16384.
     pub max_length: usize,
     /// Verified tokens to remember, for each route; at most 1000000. Their times and scopes are checked on
@@ -37,9 +40,24 @@ pub struct Config {
     pub cache_entries: usize,
 }
 
+/// What tokens can be bound to. (A key that they are bound to is asked for by `signature`, `signer: device`.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BoundTo {
+    /// The certificate that the sender shows: `cnf.x5t#S256` (RFC 8705 section 3.1).
+    Certificate,
+}
+
+impl Config {
+    /// Whether nobody passes without a certificate.
+    pub(crate) fn needs_certificate(&self) -> bool {
+        self.bound_to == Some(BoundTo::Certificate)
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
-        Self { issuers: None, scopes: Vec::new(), max_length: 4096, cache_entries: 4_000 }
+        Self { issuers: None, scopes: Vec::new(), bound_to: None, max_length: 4096, cache_entries: 4_000 }
     }
 }
 
@@ -58,6 +76,7 @@ impl Settings for Config {
         Self {
             issuers,
             scopes,
+            bound_to: child.bound_to.or(self.bound_to),
             max_length: self.max_length.min(child.max_length),
             cache_entries: self.cache_entries.min(child.cache_entries),
         }
@@ -94,7 +113,8 @@ impl Settings for Config {
             return Err(Unusable::new("no issuer is left whose tokens could pass"));
         }
         let cache = Cache::new(self.cache_entries);
-        Ok(Box::new(Jwt { issuers, cache, scopes: self.scopes, max_length: self.max_length }))
+        let Self { scopes, bound_to, max_length, .. } = self;
+        Ok(Box::new(Jwt { issuers, cache, scopes, bound_to, max_length }))
     }
 }
 
@@ -104,6 +124,7 @@ struct Jwt {
     issuers: BTreeMap<String, Trusted>,
     cache: Cache,
     scopes: Vec<String>,
+    bound_to: Option<BoundTo>,
     max_length: usize,
 }
 
@@ -129,6 +150,12 @@ impl Filter for Jwt {
             Err(refusal) => return refusal.into(),
         };
         let identity = &verified.claims.identity;
+        if let Err(unproven) = self.check_binding(&identity.binding, request.certificate) {
+            return refused(unproven).into();
+        }
+        if let Some(client) = context.client.as_ref().filter(|client| !client.may_act_for(identity)) {
+            return client.of_another_tenant().into();
+        }
         if let Some(missing) = self.scopes.iter().find(|scope| !identity.scopes.contains(*scope)) {
             let challenge =
                 format!("Bearer error=\"insufficient_scope\", scope=\"{}\"", self.scopes.join(" "));
@@ -136,11 +163,15 @@ impl Filter for Jwt {
                 .header("www-authenticate", challenge)
                 .into();
         }
-        context.upstream.push(("x-torana-subject", identity.subject.clone()));
-        context.upstream.extend(identity.tenant.clone().map(|tenant| ("x-torana-tenant", tenant)));
-        context.upstream.extend(identity.device.clone().map(|device| ("x-torana-device", device)));
+        context.tell("x-torana-subject", identity.subject.clone());
+        if let Some(tenant) = &identity.tenant {
+            context.tell("x-torana-tenant", tenant.clone());
+        }
+        if let Some(device) = &identity.device {
+            context.tell("x-torana-device", device.clone());
+        }
         if !verified.claims.vpas.is_empty() {
-            context.upstream.push(("x-torana-vpa", verified.claims.vpas.join(",")));
+            context.tell("x-torana-vpa", verified.claims.vpas.join(","));
         }
         context.identity = Some(identity.clone());
         Verdict::Pass
@@ -168,6 +199,18 @@ impl Jwt {
         };
         verified.claims.check(&expected).map_err(refused)?;
         Ok(verified)
+    }
+
+    /// Whether the connection proves what the token is bound to, as far as a connection can; and whether the token is
+    /// bound to what it must be.
+    fn check_binding(&self, binding: &Binding, shown: Option<&Certificate>) -> Result<(), TokenError> {
+        match (binding.certificate(), shown, self.bound_to) {
+            (Some(bound), Some(shown), _) if bound.is_of(shown) => Ok(()),
+            (Some(_), Some(_), _) => Err(TokenError::OtherCertificate),
+            (Some(_), None, _) => Err(TokenError::CertificateMissing),
+            (None, _, Some(BoundTo::Certificate)) => Err(TokenError::NotBound),
+            (None, _, None) => Ok(()),
+        }
     }
 
     fn remembered(&self, text: &str, host: &dyn Host) -> Option<(&Trusted, Arc<Verified>)> {
@@ -235,6 +278,17 @@ fn refused(error: TokenError) -> Refusal {
         TokenError::Expired => ("token_expired", "The access token has expired. Get a new one."),
         TokenError::NotYetValid => {
             ("token_not_yet_valid", "The access token is not valid yet. Check your clock.")
+        }
+        TokenError::CertificateMissing => (
+            "token_certificate_missing",
+            "The access token is bound to a certificate. Connect with that certificate.",
+        ),
+        TokenError::OtherCertificate => (
+            "token_certificate_mismatch",
+            "The access token is bound to another certificate than the one that you connect with.",
+        ),
+        TokenError::NotBound => {
+            ("token_not_bound", "Get an access token that is bound to your client certificate (RFC 8705).")
         }
         TokenError::Crypto(_) => {
             return Refusal::new(

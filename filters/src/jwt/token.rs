@@ -117,6 +117,12 @@ pub enum TokenError {
     Expired,
     #[error("not valid yet")]
     NotYetValid,
+    #[error("bound to a certificate, and none is shown")]
+    CertificateMissing,
+    #[error("bound to another certificate")]
+    OtherCertificate,
+    #[error("not bound to a certificate")]
+    NotBound,
     /// Not the sender's fault.
     #[error(transparent)]
     Crypto(CryptoError),

@@ -13,6 +13,7 @@ use super::secret::Encoding;
 use super::syntax::Location;
 use crate::FilterSet;
 use crate::state::LimitsWhenAway;
+use crate::validity::{Moment, Window};
 
 /// A value and the place in the file where it is written.
 #[derive(Clone, Debug)]
@@ -297,18 +298,37 @@ pub struct Jwks {
     pub timeout_ms: u64,
 }
 
-/// A client with keys of its own.
+/// A client with keys or certificates of its own.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Client {
-    /// The tenant that it belongs to. A request that it signs with a token of another tenant, or of none, is
-    /// refused; absent: it may sign for any token.
+    /// The tenant that it belongs to. A request that it sends with a token of another tenant, or of none, is
+    /// refused; absent: it may act for any token.
     pub tenant: Option<At<String>>,
-    /// Keys for HMAC-SHA256 message signatures.
+    /// Keys for HMAC-SHA256 message signatures. Several at a time let one take over from another.
+    #[serde(default)]
     pub hmac_keys: Vec<HmacKey>,
+    /// The certificates that are its own: one that fits any of these.
+    #[serde(default)]
+    pub certificates: Vec<At<CertificateNames>>,
 }
 
-/// A shared secret and the key id that names it.
+/// What a client's certificate is known by; of several, all must be in it. Names are compared whole: a wildcard fits
+/// nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CertificateNames {
+    /// A DNS name.
+    pub dns: Option<String>,
+    /// A URI, to the letter: `spiffe://bank.example/payments` say.
+    pub uri: Option<String>,
+    /// An email address.
+    pub email: Option<String>,
+    /// The SHA-256 of its public key (SubjectPublicKeyInfo) in base64, as `certs show` prints it.
+    pub spki_sha256: Option<String>,
+}
+
+/// A shared secret and the key id that names it. Outside its times the key verifies nothing and signs nothing.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HmacKey {
@@ -319,6 +339,17 @@ pub struct HmacKey {
     /// How the secret is written.
     #[serde(default)]
     pub encoding: Encoding,
+    /// From when it counts; absent: always.
+    pub not_before: Option<Moment>,
+    /// Until when it counts; absent: for ever.
+    pub not_after: Option<Moment>,
+}
+
+impl HmacKey {
+    /// When it counts.
+    pub fn window(&self) -> Window {
+        Window { not_before: self.not_before, not_after: self.not_after }
+    }
 }
 
 /// Where nonces and limits are kept.
@@ -376,6 +407,13 @@ pub struct StateService {
     /// Milliseconds that one answer may take, after which the service counts as away.
     #[serde(default = "ms::<100>")]
     pub timeout_ms: u64,
+}
+
+impl StateService {
+    /// Whether who asks is known, by the socket that it may open or by its certificate.
+    pub fn knows_its_clients(&self) -> bool {
+        self.socket.is_some() || self.tls.is_some()
+    }
 }
 
 /// Both ends of the mutual TLS between Envoy and the state service.

@@ -1,18 +1,20 @@
 //! The policy as it is meant: checked, inherited, ready to decide.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::document::{At, Document, Issuer, Mirror, Route, Share, StateService};
+use super::document::{At, Client, Document, Issuer, Mirror, Route, Share, StateService};
+use super::keyring::{Keyring, window_warnings};
 use super::mistake::{Mistake, nearest};
 use super::routing::{Match, Paths};
 use super::syntax::{self, Location};
 use super::warning::warnings;
-use super::{Reference, Shared, Upstream};
+use super::{Reference, Secret, Shared, Upstream};
 use crate::FilterSet;
 use crate::chain::Chain;
-use crate::crypto::VerifyingKey;
+use crate::client_cert::Claim;
 
 /// A policy that can decide.
 #[derive(Debug)]
@@ -22,6 +24,8 @@ pub struct Policy {
     /// The filters of every route, for answers to requests that have none.
     everywhere: Chain,
     paths: Paths,
+    /// The clients' keys as they were when the policy was read.
+    keyring: Arc<Keyring>,
     warnings: Vec<Mistake>,
 }
 
@@ -47,21 +51,11 @@ pub struct Site<'p> {
     pub route: &'p str,
     pub issuers: &'p BTreeMap<String, At<Issuer>>,
     pub trusted_proxies: &'p [IpNet],
-    pub keyring: &'p Keyring,
-}
-
-/// Keys that sign requests, by key id.
-#[derive(Clone, Debug, Default)]
-pub struct Keyring(HashMap<String, ClientKey>);
-
-/// A client's key.
-#[derive(Clone, Debug)]
-pub struct ClientKey {
-    /// The client's name in the policy.
-    pub client: String,
-    /// The tenant that the client belongs to, if it may only sign for one.
-    pub tenant: Option<String>,
-    pub key: VerifyingKey,
+    pub clients: &'p BTreeMap<String, Client>,
+    /// The clients' keys when the policy was read. Requests are decided with those of [`Host::keyring`].
+    ///
+    /// [`Host::keyring`]: crate::filter::Host::keyring
+    pub keyring: &'p Arc<Keyring>,
 }
 
 impl RouteRule {
@@ -79,45 +73,27 @@ impl RouteRule {
     }
 }
 
-impl Keyring {
-    /// Whether a client of that name has a key.
-    pub fn has_client(&self, name: &str) -> bool {
-        self.0.values().any(|key| key.client == name)
-    }
-
-    /// The key of that id.
-    pub fn get(&self, keyid: &str) -> Option<&ClientKey> {
-        self.0.get(keyid)
-    }
-}
-
-impl FromIterator<(String, ClientKey)> for Keyring {
-    /// From key ids and keys.
-    fn from_iter<I: IntoIterator<Item = (String, ClientKey)>>(keys: I) -> Self {
-        Self(keys.into_iter().collect())
-    }
-}
-
 impl Policy {
     /// Reads a document. `secret` resolves the references to HMAC secrets; it is the only thing asked of the
     /// world. All mistakes are told at once, as far as the document can be read.
     pub fn read(
         text: &str,
-        secret: &dyn Fn(&Reference) -> Result<Vec<u8>, String>,
+        secret: &dyn Fn(&Reference) -> Result<Secret, String>,
     ) -> Result<Self, Vec<Mistake>> {
         let document = syntax::read(text).map_err(|mistake| vec![mistake])?;
         let mut mistakes = Vec::new();
         check_listeners(&document, &mut mistakes);
         check_upstreams(&document, &mut mistakes);
         check_issuers(&document, &mut mistakes);
-        let keyring = keyring(&document, secret, &mut mistakes);
+        check_clients(&document, &mut mistakes);
+        let keyring = Arc::new(Keyring::read_as_far_as_possible(&document.clients, secret, &mut mistakes));
         let rules = rules(&document, &keyring, &mut mistakes);
         let everywhere = everywhere(&document, &keyring, &mut mistakes);
         let paths = Paths::new(&document, &mut mistakes);
         check_state(&document, &mut mistakes);
         if mistakes.is_empty() {
             let warnings = warnings(&document);
-            Ok(Self { document, rules, everywhere, paths, warnings })
+            Ok(Self { document, rules, everywhere, paths, keyring, warnings })
         } else {
             mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
             Err(mistakes)
@@ -138,6 +114,17 @@ impl Policy {
     /// anybody may call, say, and every filter that a route does without.
     pub fn warnings(&self) -> &[Mistake] {
         &self.warnings
+    }
+
+    /// What is worth a second look in the times of the clients' keys, now.
+    pub fn window_warnings(&self, now_ms: u64) -> Vec<Mistake> {
+        let clients = self.document.clients.iter();
+        clients.flat_map(|(name, client)| window_warnings(name, client, now_ms)).collect()
+    }
+
+    /// The clients' keys as they were when the policy was read.
+    pub fn keyring(&self) -> &Arc<Keyring> {
+        &self.keyring
     }
 
     /// The filters of every route, for the answer to a request that no route serves.
@@ -267,42 +254,32 @@ fn check_issuers(document: &Document, mistakes: &mut Vec<Mistake>) {
     }
 }
 
-fn keyring(
-    document: &Document,
-    secret: &dyn Fn(&Reference) -> Result<Vec<u8>, String>,
-    mistakes: &mut Vec<Mistake>,
-) -> Keyring {
-    let mut keys = HashMap::new();
-    for (client, settings) in &document.clients {
-        let tenant = settings.tenant.as_ref();
-        if let Some(tenant) = tenant.filter(|tenant| tenant.value.trim().is_empty()) {
-            let message = format!("client `{client}`: `tenant` is empty: no token could be of that tenant");
-            mistakes.push(Mistake::at(tenant.location, message));
+/// A client has a key or a certificate, and a certificate is one client's.
+fn check_clients(document: &Document, mistakes: &mut Vec<Mistake>) {
+    let mut claimed: Vec<(Claim, &str)> = Vec::new();
+    for (name, client) in &document.clients {
+        if client.hmac_keys.is_empty() && client.certificates.is_empty() {
+            let message =
+                format!("client `{name}` needs `hmac_keys` or `certificates`: it could never be known");
+            mistakes.push(Mistake::whole(message));
         }
-        for key in &settings.hmac_keys {
-            let reference = &key.secret.value;
-            let read = secret(reference)
-                .and_then(|written| key.encoding.decode(written))
-                .and_then(|bytes| VerifyingKey::hmac(&bytes).map_err(|why| why.to_string()));
-            let verifying = match read {
-                Ok(verifying) => verifying,
-                Err(why) => {
-                    mistakes.push(Mistake::at(key.secret.location, format!("{reference}: {why}")));
-                    continue;
-                }
-            };
-            let id = key.id.value.clone();
-            let tenant = tenant.map(|tenant| tenant.value.clone());
-            if keys.insert(id, ClientKey { client: client.clone(), tenant, key: verifying }).is_some() {
-                mistakes
-                    .push(Mistake::at(key.id.location, format!("key id `{}` is used twice", key.id.value)));
+        for names in &client.certificates {
+            match Claim::new(&names.value) {
+                Err(why) => mistakes.push(Mistake::of(names, format!("client `{name}`: {why}"))),
+                Ok(claim) => match claimed.iter().find(|(other, _)| *other == claim) {
+                    Some((_, other)) => {
+                        let message =
+                            format!("clients `{other}` and `{name}` would have the same certificate");
+                        mistakes.push(Mistake::of(names, message));
+                    }
+                    None => claimed.push((claim, name)),
+                },
             }
         }
     }
-    Keyring(keys)
 }
 
-fn rules(document: &Document, keyring: &Keyring, mistakes: &mut Vec<Mistake>) -> Vec<RouteRule> {
+fn rules(document: &Document, keyring: &Arc<Keyring>, mistakes: &mut Vec<Mistake>) -> Vec<RouteRule> {
     if document.routes.is_empty() {
         mistakes.push(Mistake::whole("`routes` is empty: nothing could be called"));
     }
@@ -340,6 +317,7 @@ fn rules(document: &Document, keyring: &Keyring, mistakes: &mut Vec<Mistake>) ->
             route: &route.name,
             issuers: &document.issuers,
             trusted_proxies: &document.trusted_proxies,
+            clients: &document.clients,
             keyring,
         };
         // A mistake lies where the filter is named: on the route if it names it, above otherwise.
@@ -347,6 +325,16 @@ fn rules(document: &Document, keyring: &Keyring, mistakes: &mut Vec<Mistake>) ->
             true => route.filters.location,
             false => document.filters.location,
         };
+        if let Some(filter) = filters.needs_certificate()
+            && document.listeners.iter().all(|listener| listener.value.tls.client_certificates.is_none())
+        {
+            let message = format!(
+                "route `{}`: {filter}: a client certificate is required, and no listener asks for one: write \
+                 `client_certificates` under its `tls`",
+                route.name
+            );
+            mistakes.push(Mistake::at(place(filter), message));
+        }
         for (filter, Shared { name, meaning }) in filters.shared() {
             let (first, elsewhere) =
                 shared.entry((filter, name.clone())).or_insert_with(|| (meaning.clone(), &route.name));
@@ -419,9 +407,9 @@ fn mirror(document: &Document, route: &Route, mistakes: &mut Vec<Mistake>) -> Op
 }
 
 /// The filters of every route, on no route at all.
-fn everywhere(document: &Document, keyring: &Keyring, mistakes: &mut Vec<Mistake>) -> Chain {
-    let issuers = &document.issuers;
-    let site = Site { route: "", issuers, trusted_proxies: &document.trusted_proxies, keyring };
+fn everywhere(document: &Document, keyring: &Arc<Keyring>, mistakes: &mut Vec<Mistake>) -> Chain {
+    let Document { issuers, clients, trusted_proxies, .. } = document;
+    let site = Site { route: "", issuers, trusted_proxies, clients, keyring };
     let built = document.filters.value.clone().build(&site);
     Chain::new(built.unwrap_or_else(|why| {
         mistakes.push(Mistake::at(document.filters.location, format!("every route: {why}")));

@@ -4,6 +4,7 @@
 //! checked without touching the world; keys and secrets are references that the data plane resolves.
 
 mod document;
+mod keyring;
 mod meaning;
 mod mistake;
 mod reference;
@@ -13,15 +14,16 @@ mod syntax;
 mod warning;
 
 pub use document::{
-    Admin, Algorithm, At, Client, ClientCertificates, Document, Health, HmacKey, Issuer, Jwks, Listener,
-    ListenerTls, Memory, Mirror, NamedCertificate, Outlier, Redis, Route, Share, StaleCrl, State,
-    StateService, StateTls, Upstream, UpstreamTls,
+    Admin, Algorithm, At, CertificateNames, Client, ClientCertificates, Document, Health, HmacKey, Issuer,
+    Jwks, Listener, ListenerTls, Memory, Mirror, NamedCertificate, Outlier, Redis, Route, Share, StaleCrl,
+    State, StateService, StateTls, Upstream, UpstreamTls,
 };
-pub use meaning::{ClientKey, Keyring, Policy, RouteRule, Site};
+pub use keyring::{ClientKey, Keyring, NotSigned, Whose};
+pub use meaning::{Policy, RouteRule, Site};
 pub use mistake::{Mistake, Unusable};
 pub use reference::{Reference, ReferenceError};
 pub use routing::{Match, version};
-pub use secret::Encoding;
+pub use secret::{Encoding, Secret};
 
 use crate::filter::Filter;
 
@@ -31,6 +33,19 @@ pub struct Shared {
     pub name: String,
     /// Equal if and only if the routes mean the same; told to the policy's writer when they do not.
     pub meaning: String,
+}
+
+/// Names that both lists allow, where an empty list allows every name. Of two lists that have none in common the empty
+/// name is left, which nobody bears.
+pub(crate) fn in_both(some: Vec<String>, others: Vec<String>) -> Vec<String> {
+    match (some.is_empty(), others.is_empty()) {
+        (true, _) => others,
+        (false, true) => some,
+        (false, false) => {
+            let common: Vec<String> = some.into_iter().filter(|name| others.contains(name)).collect();
+            if common.is_empty() { vec![String::new()] } else { common }
+        }
+    }
 }
 
 /// The settings of one filter, as the policy states them.

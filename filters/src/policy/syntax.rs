@@ -24,9 +24,15 @@ mod backend {
         }
     }
 
+    /// `off`, `no` and the like are words, as in YAML 1.2: what a document means must not depend on whether its reader
+    /// expects a text.
+    fn options() -> serde_saphyr::Options {
+        serde_saphyr::options! { strict_booleans: true }
+    }
+
     /// Reads a document.
     pub(crate) fn read(text: &str) -> Result<Document, Mistake> {
-        serde_saphyr::from_str(text).map_err(|error| {
+        serde_saphyr::from_str_with_options(text, options()).map_err(|error| {
             let error = error.without_snippet();
             let location = error.location().map_or(Location::UNKNOWN, Location::from);
             Mistake::of_syntax(location, &error.to_string())
@@ -35,7 +41,7 @@ mod backend {
 
     /// The document as JSON, with what YAML has beyond it resolved.
     pub(crate) fn compile(text: &str) -> Result<String, Mistake> {
-        let value: serde_json::Value = serde_saphyr::from_str(text)
+        let value: serde_json::Value = serde_saphyr::from_str_with_options(text, options())
             .map_err(|error| Mistake::of_syntax(Location::UNKNOWN, &error.without_snippet().to_string()))?;
         Ok(value.to_string())
     }

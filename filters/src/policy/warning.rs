@@ -1,6 +1,6 @@
 //! What a policy may say and its writer should know that it says: told by `check`, refused by nobody.
 
-use super::document::{At, Document, Route};
+use super::document::{At, Document, Listener, Route};
 use super::mistake::Mistake;
 use crate::FilterSet;
 
@@ -25,6 +25,24 @@ pub(super) fn warnings(document: &Document) -> Vec<Mistake> {
         if let Some(missing) = missing(&filters) {
             warnings.push(Mistake::at(*location, format!("route `{}` {missing}", route.name)));
         }
+        if filters.needs_certificate().is_some() {
+            let asks = |listener: &&At<Listener>| listener.value.tls.client_certificates.is_some();
+            let others: Vec<String> = document
+                .listeners
+                .iter()
+                .filter(|listener| !asks(listener))
+                .map(|listener| format!("`{}`", listener.value.name))
+                .collect();
+            if !others.is_empty() {
+                let message = format!(
+                    "route `{}` requires a client certificate and refuses everybody who comes by {}, where none is \
+                     asked for",
+                    route.name,
+                    others.join(", ")
+                );
+                warnings.push(Mistake::at(*location, message));
+            }
+        }
         if let (Some(signature), true) = (&filters.signature, signs)
             && signature.takes_any_client()
         {
@@ -48,7 +66,8 @@ pub(super) fn warnings(document: &Document) -> Vec<Mistake> {
 }
 
 fn missing(filters: &FilterSet) -> Option<&'static str> {
-    match (filters.jwt.is_some(), filters.signature.is_some(), filters.nonce.is_some()) {
+    let known = filters.jwt.is_some() || filters.needs_certificate().is_some();
+    match (known, filters.signature.is_some(), filters.nonce.is_some()) {
         (false, false, _) => Some("has neither `jwt` nor `signature`: anybody may call it"),
         (_, true, false) => {
             Some("has `signature` without `nonce`: who copies a signed request can send it again")

@@ -56,7 +56,7 @@ impl Settings for Config {
     fn shared(&self) -> Vec<Shared> {
         let meaning = |limit: &Limit| match limit.by {
             By::Route => "a limit of each route".to_owned(),
-            by @ (By::Ip | By::Tenant | By::User | By::Device | By::Key) => {
+            by @ (By::Ip | By::Tenant | By::Client | By::User | By::Device | By::Key) => {
                 let burst = limit.burst.unwrap_or(limit.requests);
                 let Limit { requests, per_s, .. } = limit;
                 let here = match limit.counted {

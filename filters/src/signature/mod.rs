@@ -11,6 +11,8 @@ pub mod freshness;
 pub mod message;
 mod query;
 
+use std::sync::Arc;
+
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -18,9 +20,10 @@ use self::digest::DigestError;
 use self::freshness::Window;
 use self::message::{Component, Fields, Message, Parsed, SignatureError};
 use crate::crypto::VerifyingKey;
-use crate::filter::{Binding, Context, Filter, Headers, Host, Refusal, Request, Signed, Verdict};
+use crate::filter::{Binding, Client, Context, Filter, Headers, Host, Refusal, Request, Signed, Verdict};
 use crate::jwt::thumbprint;
-use crate::policy::{ClientKey, Keyring, Settings, Site, Unusable};
+use crate::policy::{ClientKey, Keyring, Settings, Site, Unusable, in_both};
+use crate::validity::{self, Validity};
 
 /// Requires a signature over the request (RFC 9421) and a digest of its body (RFC 9530).
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -80,30 +83,14 @@ impl Config {
     }
 }
 
-/// Stands for "none of them": a client with an empty name can sign nowhere that names clients.
-const NOBODY: &str = "";
-
-fn common(some: &[String], others: &[String]) -> Vec<String> {
-    some.iter().filter(|name| others.contains(name)).cloned().collect()
-}
-
 impl Settings for Config {
     fn and(self, child: Self) -> Self {
         let mut components = self.components;
         components.extend(child.components);
         components.sort();
         components.dedup();
-        let clients = match (self.clients.is_empty(), child.clients.is_empty()) {
-            (true, _) => child.clients,
-            (false, true) => self.clients,
-            // Nobody is left when the two have no client in common, and then `build` says so.
-            (false, false) => match common(&self.clients, &child.clients) {
-                none if none.is_empty() => vec![NOBODY.to_owned()],
-                some => some,
-            },
-        };
         Self {
-            clients,
+            clients: in_both(self.clients, child.clients),
             signer: match (self.signer, child.signer) {
                 (Signer::Either, child) => child,
                 (parent @ (Signer::Device | Signer::Client), Signer::Either) => parent,
@@ -123,7 +110,7 @@ impl Settings for Config {
         }
         if let Some(unknown) = self.clients.iter().find(|client| !site.keyring.has_client(client)) {
             return Err(Unusable::new(match unknown.as_str() {
-                NOBODY => "`clients` here and those of every route have none in common".to_owned(),
+                "" => "`clients` here and those of every route have none in common".to_owned(),
                 unknown => format!("`clients`: there is no client `{unknown}` that has a key"),
             }));
         }
@@ -150,7 +137,7 @@ impl Settings for Config {
             self.label.as_deref().unwrap_or("sig1"),
             identifiers.join(" ")
         );
-        Ok(Box::new(Signature { required, wanted, keyring: site.keyring.clone(), config: self }))
+        Ok(Box::new(Signature { required, wanted, keyring: Arc::clone(site.keyring), config: self }))
     }
 }
 
@@ -159,7 +146,8 @@ struct Signature {
     required: Vec<Component>,
     /// `Accept-Signature` (RFC 9421 section 5.1), for who sent none or too little.
     wanted: String,
-    keyring: Keyring,
+    /// As it was when the policy was read.
+    keyring: Arc<Keyring>,
     config: Config,
 }
 
@@ -170,7 +158,10 @@ impl Filter for Signature {
 
     fn head(&self, request: &Request<'_>, host: &dyn Host, context: &mut Context) -> Verdict {
         match self.verify(request, host, context) {
-            Ok(signed) => {
+            Ok((signed, client)) => {
+                if let Some(client) = client {
+                    context.identify(client);
+                }
                 context.signed = Some(signed);
                 Verdict::Pass
             }
@@ -206,7 +197,13 @@ impl Filter for Signature {
 }
 
 impl Signature {
-    fn verify(&self, request: &Request<'_>, host: &dyn Host, context: &Context) -> Result<Signed, Refusal> {
+    /// The signature, and the client whose key made it.
+    fn verify(
+        &self,
+        request: &Request<'_>,
+        host: &dyn Host,
+        context: &Context,
+    ) -> Result<(Signed, Option<Client>), Refusal> {
         if self.config.signer != Signer::Client && binding(context) == &Binding::NotUnderstood {
             // No signature could help, so this is said before one is looked at.
             let detail = "The access token is bound by means that are not understood here. Get one bound to a key.";
@@ -221,7 +218,8 @@ impl Signature {
             return Err(self.incomplete("The signature must say when it was `created`."));
         };
         self.check_age(created, params.expires, host)?;
-        let signer = self.key(params.keyid.as_deref(), context).ok_or_else(|| {
+        let keyring = host.keyring().unwrap_or_else(|| Arc::clone(&self.keyring));
+        let signer = self.key(params.keyid.as_deref(), context, &keyring).ok_or_else(|| {
             let detail = "The signature's key is neither a known client's nor the token's device key.";
             Refusal::new(401, "signature_key_unknown", detail).header("www-authenticate", CHALLENGE)
         })?;
@@ -233,15 +231,34 @@ impl Signature {
             request.query,
             &request.headers,
         );
-        parsed.verify_with(&message, signer.key, host.verifier()).map_err(|why| self.refused(&why))?;
-        // Only who holds the key learns whose it is.
-        if let (Some(tenant), Some(identity)) = (signer.tenant, &context.identity)
-            && identity.tenant.as_deref() != Some(tenant)
-        {
-            let detail = "The client that signed belongs to another tenant than the access token.";
-            return Err(Refusal::new(403, "client_tenant_mismatch", detail));
+        let Some(key) = signer.key else {
+            let detail = "The clients' keys are not at hand. Try again shortly.";
+            return Err(Refusal::new(503, "signature_keys_unavailable", detail).header("retry-after", "1"));
+        };
+        parsed.verify_with(&message, key, host.verifier()).map_err(|why| self.refused(&why))?;
+        // Only who holds the key learns when it counts and whose it is.
+        let refuse = |code, detail| {
+            Err(Refusal::new(401, code, detail).header("www-authenticate", CHALLENGE))
+        };
+        match signer.window.at(host.now_ms()) {
+            Validity::Now => {}
+            Validity::NotYet => {
+                return refuse("signature_key_not_yet_valid", "The signature's key does not count yet.");
+            }
+            Validity::NoLonger => {
+                return refuse("signature_key_expired", "The signature's key counts no longer. Sign with a newer one.");
+            }
         }
-        Ok(Signed { keyid: signer.name, created, nonce: params.nonce.clone() })
+        let signed = Signed { keyid: signer.name, created, nonce: params.nonce.clone() };
+        let Some(client) = signer.client else { return Ok((signed, None)) };
+        if context.identity.as_ref().is_some_and(|identity| !client.may_act_for(identity)) {
+            return Err(client.of_another_tenant());
+        }
+        if context.client.as_ref().is_some_and(|shown| shown.name != client.name) {
+            let detail = "The client that signed is another than the one whose certificate you connect with.";
+            return Err(Refusal::new(403, "client_mismatch", detail));
+        }
+        Ok((signed, Some(client.clone())))
     }
 
     fn check_coverage(&self, parsed: &Parsed, request: &Request<'_>) -> Result<(), Refusal> {
@@ -264,21 +281,25 @@ impl Signature {
     }
 
     /// Whose key must have signed.
-    fn key<'k>(&'k self, keyid: Option<&str>, context: &'k Context) -> Option<Holder<'k>> {
+    fn key<'k>(&self, keyid: Option<&str>, context: &'k Context, keyring: &'k Keyring) -> Option<Holder<'k>> {
         let client = || {
-            let ClientKey { client, key, tenant } = self.keyring.get(keyid?)?;
-            if !self.config.clients.is_empty() && !self.config.clients.contains(client) {
+            let ClientKey { client, window, key } = keyring.get(keyid?)?;
+            if !self.config.clients.is_empty() && !self.config.clients.iter().any(|name| **name == *client.name) {
                 return None;
             }
-            Some(Holder { name: format!("client/{}", keyid?), key, tenant: tenant.as_deref() })
+            let name = format!("client/{}", keyid?);
+            Some(Holder { name, key: key.as_ref(), window: *window, client: Some(client) })
         };
         let device = |key: &'k VerifyingKey| {
-            Some(Holder { name: format!("device/{}", thumbprint(key)?), key, tenant: None })
+            let name = format!("device/{}", thumbprint(key)?);
+            // It counts for as long as the token that names it.
+            Some(Holder { name, key: Some(key), window: validity::Window::default(), client: None })
         };
         match (self.config.signer, binding(context)) {
-            (Signer::Client, _) | (Signer::Either, Binding::None) => client(),
-            (Signer::Device | Signer::Either, Binding::Key(key)) => device(key),
-            (Signer::Device, Binding::None) | (Signer::Device | Signer::Either, Binding::NotUnderstood) => None,
+            (Signer::Client, _) | (Signer::Either, Binding::None | Binding::Certificate(_)) => client(),
+            (Signer::Device | Signer::Either, Binding::Key(key) | Binding::KeyAndCertificate(key, _)) => device(key),
+            (Signer::Device, Binding::None | Binding::Certificate(_))
+            | (Signer::Device | Signer::Either, Binding::NotUnderstood) => None,
         }
     }
 
@@ -328,9 +349,11 @@ impl Signature {
 struct Holder<'k> {
     /// A name for the key that its holder cannot choose.
     name: String,
-    key: &'k VerifyingKey,
-    /// The tenant that the holder may sign for, if it is only one.
-    tenant: Option<&'k str>,
+    /// `None` while the data plane has not been told it.
+    key: Option<&'k VerifyingKey>,
+    window: validity::Window,
+    /// Absent: a device.
+    client: Option<&'k Client>,
 }
 
 fn binding(context: &Context) -> &Binding {
@@ -350,7 +373,6 @@ impl Fields for Headers<'_> {
 mod tests {
     use std::collections::BTreeMap;
     use std::net::Ipv4Addr;
-    use std::sync::Arc;
 
     use proptest::prelude::*;
 
@@ -371,9 +393,13 @@ mod tests {
 
     fn build(config: Config) -> Result<Box<dyn Filter>, Unusable> {
         let key = VerifyingKey::hmac(&[7; 32]).expect("long enough");
-        let client = ClientKey { client: "client".to_owned(), tenant: None, key };
+        let client = Client { name: "client".into(), tenant: None };
+        let client = ClientKey { client, window: validity::Window::default(), key: Some(key) };
         let keyring: Keyring = [("k".to_owned(), client)].into_iter().collect();
-        config.build(&Site { route: "r", issuers: &BTreeMap::new(), trusted_proxies: &[], keyring: &keyring })
+        let (issuers, clients) = (BTreeMap::new(), BTreeMap::new());
+        let keyring = Arc::new(keyring);
+        let (issuers, clients, keyring) = (&issuers, &clients, &keyring);
+        config.build(&Site { route: "r", issuers, trusted_proxies: &[], clients, keyring })
     }
 
     #[test]
@@ -425,6 +451,7 @@ mod tests {
                     query: Some(&path),
                     headers: fields.into_iter().collect(),
                     peer,
+                    certificate: None,
                 };
                 let mut context = Context::new(peer);
                 prop_assert_ne!(filter.head(&request, &Clock(now_ms), &mut context), Verdict::Pass);

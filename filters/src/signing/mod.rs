@@ -6,18 +6,20 @@
 //! digest and content type, and names the request that it answers by method, path and the request's nonce, which it
 //! echoes in `X-Request-Nonce`, so that no answer can stand in for another.
 
+use std::sync::Arc;
+
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::crypto::VerifyingKey;
 use crate::filter::{Context, Filter, Headers, Host, Refusal, Request, Verdict};
-use crate::policy::{Settings, Site, Unusable};
+use crate::policy::{ClientKey, Keyring, NotSigned, Settings, Site, Unusable, Whose};
 use crate::signature::digest;
 use crate::signature::freshness::Window;
 use crate::signature::message::{
-    Algorithm, Component, Message, Params, SignError, SignatureError, SignatureFields, SigningKey, parse, sign,
+    Algorithm, Component, Message, Params, SignError, SignatureError, SignatureFields, parse, sign,
 };
 use crate::upstream::{Outgoing, UpstreamAnswer};
+use crate::validity::Validity;
 
 /// Signs messages on their way, and verifies the upstream's answers (RFC 9421). At least one of the three.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
@@ -33,20 +35,25 @@ pub struct Config {
     pub to_client: Option<Signer>,
 }
 
-/// Who signs.
+/// Who signs. Exactly one of `key` and `client`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Signer {
     /// The id of one of the `hmac_keys` of `clients`.
-    pub key: String,
+    pub key: Option<String>,
+    /// The name of one of `clients`: of its `hmac_keys` the newest that counts signs, so that keys take over from one
+    /// another by their times.
+    pub client: Option<String>,
 }
 
-/// Who must have signed.
+/// Who must have signed. Exactly one of `key` and `client`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Verifier {
     /// The id of one of the `hmac_keys` of `clients`; the signature must name it.
-    pub key: String,
+    pub key: Option<String>,
+    /// The name of one of `clients`; the signature must name one of its `hmac_keys` that counts.
+    pub client: Option<String>,
     /// Seconds after its creation that an answer is taken; at most 3600.
     #[serde(default = "seconds::<300>")]
     pub max_age_s: u64,
@@ -60,7 +67,8 @@ impl Verifier {
     fn and(self, child: Self) -> Self {
         Self {
             // Nobody can have signed with two keys, and then `build` says so.
-            key: if self.key == child.key { child.key } else { NO_KEY.to_owned() },
+            key: if self.key == child.key { child.key } else { Some(NO_KEY.to_owned()) },
+            client: if self.client == child.client { child.client } else { Some(NO_KEY.to_owned()) },
             max_age_s: self.max_age_s.min(child.max_age_s),
             max_skew_s: self.max_skew_s.min(child.max_skew_s),
         }
@@ -105,11 +113,12 @@ impl Settings for Config {
             covered.iter().map(|text| text.parse()).collect::<Result<Vec<Component>, _>>().map_err(unusable)
         };
         let signer = |signer: Option<Signer>, covered: &[&str]| -> Result<_, Unusable> {
-            let Some(Signer { key: keyid }) = signer else { return Ok(None) };
-            let VerifyingKey::Hmac(key) = key(site, &keyid)? else {
-                return Err(Unusable::new(format!("key `{keyid}` cannot sign")));
-            };
-            Ok(Some(Signs { keyid, key: SigningKey::Hmac(key), covers: components(covered)? }))
+            let Some(Signer { key, client }) = signer else { return Ok(None) };
+            Ok(Some(Signs {
+                whose: whose(site, key, client)?,
+                keyring: Arc::clone(site.keyring),
+                covers: components(covered)?,
+            }))
         };
         let verifies = match from_upstream {
             None => None,
@@ -118,9 +127,9 @@ impl Settings for Config {
             {
                 return Err(Unusable::new("`max_age_s` is between 1 and 3600, `max_skew_s` at most 300"));
             }
-            Some(Verifier { key: keyid, max_age_s, max_skew_s }) => Some(Verifies {
-                key: key(site, &keyid)?,
-                keyid,
+            Some(Verifier { key, client, max_age_s, max_skew_s }) => Some(Verifies {
+                whose: whose(site, key, client)?,
+                keyring: Arc::clone(site.keyring),
                 window: Window { max_age_s, max_skew_s },
                 must_cover: components(&ANSWER_COVERS)?,
             }),
@@ -134,12 +143,21 @@ impl Settings for Config {
     }
 }
 
-fn key(site: &Site<'_>, keyid: &str) -> Result<VerifyingKey, Unusable> {
-    if keyid == NO_KEY {
-        return Err(Unusable::new("`from_upstream` names no key, or another one than that of every route"));
+fn whose(site: &Site<'_>, key: Option<String>, client: Option<String>) -> Result<Whose, Unusable> {
+    match (key, client) {
+        (Some(none), _) | (_, Some(none)) if none == NO_KEY => {
+            Err(Unusable::new("`from_upstream` names no key, or another one than that of every route"))
+        }
+        (Some(key), None) if site.keyring.get(&key).is_some() => Ok(Whose::Key(key)),
+        (Some(key), None) => {
+            Err(Unusable::new(format!("there is no key `{key}` among the `hmac_keys` of `clients`")))
+        }
+        (None, Some(client)) if site.keyring.has_client(&client) => Ok(Whose::Client(client)),
+        (None, Some(client)) => Err(Unusable::new(format!("there is no client `{client}` that has a key"))),
+        (None, None) | (Some(_), Some(_)) => {
+            Err(Unusable::new("whose key it is says exactly one of `key` and `client`"))
+        }
     }
-    let known = site.keyring.get(keyid).map(|client| client.key.clone());
-    known.ok_or_else(|| Unusable::new(format!("there is no key `{keyid}` among the `hmac_keys` of `clients`")))
 }
 
 fn unusable(why: impl std::fmt::Display) -> Unusable {
@@ -157,15 +175,17 @@ struct Signing {
 
 #[derive(Debug)]
 struct Signs {
-    keyid: String,
-    key: SigningKey,
+    whose: Whose,
+    /// As it was when the policy was read.
+    keyring: Arc<Keyring>,
     covers: Vec<Component>,
 }
 
 #[derive(Debug)]
 struct Verifies {
-    keyid: String,
-    key: VerifyingKey,
+    whose: Whose,
+    /// As it was when the policy was read.
+    keyring: Arc<Keyring>,
     window: Window,
     must_cover: Vec<Component>,
 }
@@ -195,7 +215,16 @@ impl Filter for Signing {
                 context.upstream.push(("signature", fields.signature));
                 Verdict::Pass
             }
-            Err(_) => Verdict::refuse(400, "request_not_signable", "A field that is to be signed cannot be."),
+            Err(CannotSign::Keys(_)) => Refusal::new(
+                503,
+                "signing_key_unavailable",
+                "The edge has no key to sign this with at the moment. Nothing was done; try again.",
+            )
+            .header("retry-after", "1")
+            .into(),
+            Err(CannotSign::Field(_)) => {
+                Verdict::refuse(400, "request_not_signable", "A field that is to be signed cannot be.")
+            }
         }
     }
 
@@ -224,9 +253,20 @@ impl Filter for Signing {
                 context.answer.extend(fields);
                 Verdict::Pass
             }
-            Err(_) => Verdict::refuse(502, "answer_not_signable", "A field that is to be signed cannot be."),
+            Err(CannotSign::Keys(_) | CannotSign::Field(_)) => {
+                Verdict::refuse(502, "answer_not_signable", "The answer is to be signed and cannot be.")
+            }
         }
     }
+}
+
+/// Why a message is not signed.
+#[derive(Debug, thiserror::Error)]
+enum CannotSign {
+    #[error(transparent)]
+    Keys(#[from] NotSigned),
+    #[error(transparent)]
+    Field(#[from] SignError),
 }
 
 impl Signs {
@@ -237,16 +277,18 @@ impl Signs {
         content_type: Option<&Component>,
         nonce: &str,
         host: &dyn Host,
-    ) -> Result<SignatureFields, SignError> {
+    ) -> Result<SignatureFields, CannotSign> {
+        let keyring = host.keyring().unwrap_or_else(|| Arc::clone(&self.keyring));
+        let (keyid, key) = keyring.signer(&self.whose, host.now_ms())?;
         let params = Params {
             components: self.covers.iter().chain(content_type).cloned().collect(),
             created: Some(i64::try_from(host.now_ms() / 1_000).unwrap_or(i64::MAX)),
             nonce: Some(nonce.to_owned()),
-            keyid: Some(self.keyid.clone()),
+            keyid: Some(keyid.to_owned()),
             alg: Some(Algorithm::HmacSha256),
             ..Params::default()
         };
-        sign(message, LABEL, &params, &self.key)
+        Ok(sign(message, LABEL, &params, &key)?)
     }
 
     /// The fields that make the answer ours.
@@ -257,7 +299,7 @@ impl Signs {
         content_type: &Component,
         signed: Option<&crate::filter::Signed>,
         host: &dyn Host,
-    ) -> Result<Vec<(&'static str, String)>, SignError> {
+    ) -> Result<Vec<(&'static str, String)>, CannotSign> {
         // A request that brought no nonce is answered under ours, which nobody can mistake for theirs.
         let asked_nonce = signed.and_then(|signed| signed.nonce.as_deref()).unwrap_or(answer.nonce);
         let mut fields = vec![
@@ -307,12 +349,18 @@ impl Verifies {
             return Err(Unverified::CoversTooLittle);
         }
         let params = parsed.params();
-        if params.keyid.as_deref() != Some(&self.keyid) {
-            return Err(Unverified::AnotherKey);
-        }
+        let keyring = host.keyring().unwrap_or_else(|| Arc::clone(&self.keyring));
+        let named = params.keyid.as_deref().and_then(|keyid| Some((keyid, keyring.get(keyid)?)));
+        let wanted = |(keyid, key): &(&str, &ClientKey)| match &self.whose {
+            Whose::Key(only) => keyid == only,
+            Whose::Client(name) => *key.client.name == **name,
+        };
+        let counts = |(_, key): &(&str, &ClientKey)| key.window.at(host.now_ms()) == Validity::Now;
+        let key = named.filter(wanted).filter(counts).and_then(|(_, key)| key.key.as_ref());
+        let key = key.ok_or(Unverified::AnotherKey)?;
         let Some(created) = params.created else { return Err(Unverified::CoversTooLittle) };
         let message = Message::response(answer.status, &answer.headers, Some(asked));
-        parsed.verify_with(&message, &self.key, host.verifier()).map_err(|_| Unverified::Invalid)?;
+        parsed.verify_with(&message, key, host.verifier()).map_err(|_| Unverified::Invalid)?;
         match answer.headers.one("content-digest") {
             Ok(Some(value)) if digest::verify(value.as_bytes(), answer.body).is_ok() => {}
             Ok(_) | Err(_) => return Err(Unverified::Digest),
@@ -330,7 +378,7 @@ impl Unverified {
             Self::Unsigned => ("answer_unsigned", "is not signed"),
             Self::Digest => ("answer_digest_mismatch", "is not the one that was digested"),
             Self::CoversTooLittle => ("answer_signature_incomplete", "is signed in part only"),
-            Self::AnotherKey => ("answer_key_unknown", "is signed with another key"),
+            Self::AnotherKey => ("answer_key_unknown", "is signed with another key, or one that does not count now"),
             Self::Invalid => ("answer_signature_invalid", "has a signature that does not hold"),
             Self::AnotherRequest => ("answer_to_another_request", "answers another request"),
             Self::Stale => ("answer_stale", "was not signed just now"),

@@ -9,6 +9,8 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+mod certificate;
+mod client_keys;
 pub mod envoy;
 mod keys;
 mod plugin;

@@ -8,9 +8,11 @@ use filters::compiled::Compiled;
 use filters::crypto::Verify;
 use filters::filter::Host;
 use filters::jwt::KeySet;
-use filters::policy::Policy;
+use filters::policy::{Keyring, Policy};
 use filters::state::{LimitsWhenAway, Memory, Op};
 
+use crate::certificate::Certificates;
+use crate::client_keys::{self, ClientKeys};
 use crate::envoy::{Answered, Call, Envoy};
 use crate::keys::{self, Keys};
 use crate::trip;
@@ -26,9 +28,13 @@ pub struct Plugin {
     /// Limits that are counted in this worker.
     pub local: RefCell<Memory>,
     pub keys: RefCell<Keys>,
+    pub client_keys: RefCell<ClientKeys>,
     verifier: ByHost,
     /// The field in which Envoy tells who is at the other end.
     pub peer_field: Option<String>,
+    /// The field in which Envoy tells the client's certificate.
+    pub certificate_field: Option<String>,
+    pub certificates: Certificates,
     /// Random bytes that are fresh still.
     random: RefCell<Vec<u8>>,
     /// Places that requests have left and that the shared state does not know of yet.
@@ -72,8 +78,11 @@ impl Plugin {
             limits_when_away: state.limits_when_away,
             local: RefCell::new(Memory::new(MOST_LOCAL, envoy.now_ms())),
             keys: RefCell::new(Keys::new(&policy, envoy)),
+            client_keys: RefCell::new(ClientKeys::new(&policy)),
             verifier: ByHost::default(),
             peer_field: compiled.peer_field,
+            certificate_field: compiled.certificate_field,
+            certificates: Certificates::default(),
             random: RefCell::default(),
             releases: RefCell::default(),
             policy,
@@ -99,6 +108,33 @@ impl Plugin {
     /// Takes the answer to [`ask_for_keys`](Self::ask_for_keys).
     pub fn keys_told(&self, answered: &Answered, envoy: &dyn Envoy) {
         self.keys.borrow_mut().told(answered, envoy.now_ms(), envoy);
+    }
+
+    /// Asks for the clients' secrets, now and then; the answer belongs to
+    /// [`client_keys_told`](Self::client_keys_told).
+    pub fn ask_for_client_keys(&self, envoy: &dyn Envoy) -> Option<u32> {
+        let keys = self.client_keys.borrow();
+        if !keys.are_asked_for() {
+            return None;
+        }
+        envoy.call(&Call {
+            cluster: &self.cluster,
+            method: "GET",
+            path: client_keys::PATH,
+            if_none_match: keys.etag(),
+            body: &[],
+            timeout_ms: KEYS_TIMEOUT_MS,
+        })
+    }
+
+    /// Takes the answer to [`ask_for_client_keys`](Self::ask_for_client_keys).
+    pub fn client_keys_told(&self, answered: &Answered, envoy: &dyn Envoy) {
+        self.client_keys.borrow_mut().told(answered, &self.policy.document().clients, envoy);
+    }
+
+    /// Whether something is missing that requests are decided with.
+    pub fn lacks_keys(&self, now_ms: u64) -> bool {
+        self.keys.borrow().missing(now_ms) > 0 || !self.client_keys.borrow().ring().is_whole()
     }
 
     /// Has the state service fetch an issuer's keys, for a token whose key nobody knows.
@@ -189,6 +225,10 @@ impl Host for Now<'_> {
 
     fn keys(&self, issuer: &str) -> Option<Arc<KeySet>> {
         self.plugin.keys.borrow().get(issuer, self.now_ms)
+    }
+
+    fn keyring(&self) -> Option<Arc<Keyring>> {
+        Some(self.plugin.client_keys.borrow().ring())
     }
 
     fn verifier(&self) -> &dyn Verify {

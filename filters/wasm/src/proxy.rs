@@ -35,6 +35,8 @@ struct Root {
     plugin: Option<Rc<Plugin>>,
     /// The call that asked for keys.
     asking: RefCell<Option<u32>>,
+    /// The call that asked for the clients' secrets.
+    asking_clients: RefCell<Option<u32>>,
     ticks: u64,
 }
 
@@ -45,6 +47,12 @@ impl Context for Root {
         {
             self.asking.replace(None);
             plugin.keys_told(&answered(length), &Host);
+        }
+        if *self.asking_clients.borrow() == Some(token)
+            && let Some(plugin) = &self.plugin
+        {
+            self.asking_clients.replace(None);
+            plugin.client_keys_told(&answered(length), &Host);
         }
     }
 }
@@ -69,12 +77,15 @@ impl RootContext for Root {
     fn on_tick(&mut self) {
         let Some(plugin) = &self.plugin else { return };
         self.ticks = self.ticks.wrapping_add(1);
-        let without_keys = plugin.keys.borrow().missing(Host.now_ms()) > 0;
+        let without_keys = plugin.lacks_keys(Host.now_ms());
         // Quickly until there are keys, but not for ever when there are none to be had.
         let quick = without_keys && self.ticks < 100;
         let _ = hostcalls::set_tick_period(if quick { FIRST_TICK } else { TICK });
         if self.asking.borrow().is_none() {
             self.asking.replace(plugin.ask_for_keys(&Host));
+        }
+        if self.asking_clients.borrow().is_none() {
+            self.asking_clients.replace(plugin.ask_for_client_keys(&Host));
         }
         plugin.flush_releases(&Host);
     }

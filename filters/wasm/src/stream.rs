@@ -4,8 +4,10 @@ mod answering;
 
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use filters::admission::Admission;
+use filters::certificate::Certificate;
 use filters::chain::Refused;
 use filters::failure::Failure;
 use filters::filter::{Headers, Request};
@@ -74,11 +76,14 @@ struct Received {
     /// Envoy's own word, whatever the client sent.
     forwarded_proto: String,
     fields: Vec<(String, Vec<u8>)>,
+    certificate: Option<Arc<Certificate>>,
 }
 
 impl Received {
-    /// The header, and what `peer_field` says. What Envoy tells in fields was not sent by the client.
-    fn new(told: Vec<(String, Vec<u8>)>, peer_field: Option<&str>) -> (Self, Option<String>) {
+    /// The header, and what Envoy says of the peer. What Envoy tells in fields was not sent by the client.
+    fn new(told: Vec<(String, Vec<u8>)>, plugin: &Plugin) -> (Self, Option<String>) {
+        let (peer_field, certificate_field) =
+            (plugin.peer_field.as_deref(), plugin.certificate_field.as_deref());
         let mut peer = None;
         let mut received = Self { fields: Vec::with_capacity(told.len()), ..Self::default() };
         for (name, value) in told {
@@ -94,6 +99,9 @@ impl Received {
                 pseudo if pseudo.starts_with(':') => {}
                 FORWARDED_PROTO => received.forwarded_proto = text(&value),
                 told if Some(told) == peer_field => peer = Some(text(&value)),
+                told if Some(told) == certificate_field => {
+                    received.certificate = Some(plugin.certificates.told(&value));
+                }
                 _ => received.fields.push((name, value)),
             }
         }
@@ -115,6 +123,7 @@ impl Received {
             query,
             headers,
             peer,
+            certificate: self.certificate.as_deref(),
         }
     }
 }
@@ -135,7 +144,7 @@ impl Stream {
     /// The header has come; `whole`: and nothing else will.
     pub fn header(&mut self, whole: bool, envoy: &dyn Envoy) -> Flow {
         let plugin = Rc::clone(&self.plugin);
-        let (received, told) = Received::new(envoy.request_fields(), plugin.peer_field.as_deref());
+        let (received, told) = Received::new(envoy.request_fields(), &plugin);
         self.received = received;
         let peer = match &plugin.peer_field {
             Some(_) => told.as_deref().and_then(ip),
@@ -321,6 +330,9 @@ impl Stream {
             if *name != FORWARDED_PROTO || self.received.forwarded_proto != *value {
                 envoy.set_request_field(name, Some(value));
             }
+        }
+        if let (Some(_), Some(field)) = (&self.received.certificate, &plugin.certificate_field) {
+            envoy.set_request_field(field, None);
         }
         envoy.set_request_field(ROUTE_FIELD, Some(&rule.name));
         self.phase = Phase::Admitted;

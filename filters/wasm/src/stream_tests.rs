@@ -3,6 +3,8 @@
 use std::rc::Rc;
 use std::sync::LazyLock;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use filters::compiled::{Compiled, Secret};
 use filters::signature::digest::content_digest;
 use filters::signature::message::{Message, Params, SigningKey, sign};
@@ -39,11 +41,16 @@ fn document(filters: &Value) -> Value {
 }
 
 fn configuration(filters: &Value) -> Vec<u8> {
+    configured_with(filters, Secret::Env("ACME".to_owned()))
+}
+
+fn configured_with(filters: &Value, secret: Secret) -> Vec<u8> {
     let compiled = Compiled {
         policy: document(filters).to_string(),
-        secrets: [("env:ACME".to_owned(), Secret::Env("ACME".to_owned()))].into(),
+        secrets: [("env:ACME".to_owned(), secret)].into(),
         state_cluster: "state".to_owned(),
         peer_field: None,
+        certificate_field: None,
     };
     serde_json::to_vec(&compiled).unwrap()
 }
@@ -100,6 +107,51 @@ fn many_fields_of_an_answer_are_set_at_once() {
     let set = envoy.answer_set.borrow();
     assert_eq!((set[":status"].as_str(), set["x-frame-options"].as_str()), ("200", "DENY"));
     assert_eq!(set["x-request-id"].len(), 36);
+}
+
+/// Secrets that the state service tells count as soon as they are told, and the newer ones from then on.
+#[test]
+fn secrets_come_and_change_while_the_module_runs() {
+    let envoy = fake("GET", "/x");
+    let filters = json!({ "signature": { "signer": "client" } });
+    let plugin =
+        Rc::new(Plugin::new(&configured_with(&filters, Secret::Service), &|_| None, &envoy).unwrap());
+    let code = |secret: &[u8]| {
+        let envoy = fake("GET", "/x");
+        let params = Params {
+            created: Some(i64::try_from(T0 / 1_000).unwrap()),
+            keyid: Some("partner-1".to_owned()),
+            ..Params::covering(&["@method", "@path", "@query"]).unwrap()
+        };
+        let none: Vec<(String, Vec<u8>)> = Vec::new();
+        let message = Message::request("GET", "https", "edge.test", "/x", None, &none);
+        let made = sign(&message, "sig1", &params, &SigningKey::hmac(secret).unwrap()).unwrap();
+        envoy.fields.borrow_mut().push(("signature-input".to_owned(), made.signature_input.into_bytes()));
+        envoy.fields.borrow_mut().push(("signature".to_owned(), made.signature.into_bytes()));
+        let _ = Stream::new(Rc::clone(&plugin)).header(true, &envoy);
+        envoy.code()
+    };
+    let tell = |secret: &[u8]| {
+        assert!(plugin.ask_for_client_keys(&envoy).is_some());
+        let body = json!({ "secrets": { "env:ACME": STANDARD.encode(secret) } }).to_string();
+        plugin.client_keys_told(&answered(200, &body), &envoy);
+    };
+    const NEXT: &[u8] = b"the next secret, of 32 bytes too";
+    assert!(plugin.lacks_keys(T0));
+    assert_eq!(code(SECRET), "signature_keys_unavailable");
+    tell(SECRET);
+    assert_eq!((code(SECRET).as_str(), code(NEXT).as_str()), ("", "signature_invalid"));
+    for (status, body) in
+        [(200, "nonsense"), (200, "{\"secrets\":{\"env:ACME\":\"AAAA\"}}"), (403, ""), (500, "")]
+    {
+        plugin.client_keys_told(&answered(status, body), &envoy);
+        assert_eq!(code(SECRET), "", "{status} {body}");
+    }
+    plugin.client_keys_told(&Answered::default(), &envoy);
+    plugin.client_keys_told(&answered(200, "{\"secrets\":{}}"), &envoy);
+    assert_eq!(code(SECRET), "", "what is not told again stays");
+    tell(NEXT);
+    assert_eq!((code(NEXT).as_str(), code(SECRET).as_str()), ("", "signature_invalid"));
 }
 
 static SIGNING: LazyLock<Value> = LazyLock::new(|| {

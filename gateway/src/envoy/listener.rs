@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use anyhow::Context as _;
 use filters::admission::HIDDEN_FROM_CLIENTS;
-use filters::policy::{At, Listener, Reference};
+use filters::policy::{At, Listener, Reference, StaleCrl};
 use filters::shape;
 use serde_json::{Value, json};
 
@@ -59,16 +59,27 @@ impl Source {
     }
 
     fn downstream_tls(&self, listener: &Listener) -> anyhow::Result<Value> {
+        let tls = &listener.tls;
+        // The first is for those who ask for a name that none bears.
+        let pairs = std::iter::once((&tls.certificate, &tls.key))
+            .chain(tls.certificates.iter().map(|named| (&named.certificate, &named.key)));
+        let certificates: Vec<Value> = pairs
+            .map(|(certificate, key)| {
+                Ok(json!({ "certificate_chain": self.file(certificate)?, "private_key": self.file(key)? }))
+            })
+            .collect::<anyhow::Result<_>>()?;
         let mut common = json!({
             "tls_params": { "tls_minimum_protocol_version": "TLSv1_2" },
             "alpn_protocols": ["h2", "http/1.1"],
-            "tls_certificates": [{
-                "certificate_chain": self.file(&listener.tls.certificate)?,
-                "private_key": self.file(&listener.tls.key)?,
-            }],
+            "tls_certificates": certificates,
         });
         let mut required = false;
-        if let Some(clients) = &listener.tls.client_certificates {
+        if let Some(clients) = &tls.client_certificates {
+            anyhow::ensure!(
+                clients.crl.is_none() || clients.stale_crl == StaleCrl::Refuse,
+                "listener {}: Envoy believes no list that is past its time: `stale_crl: allow` is for the gateway",
+                listener.name
+            );
             common["validation_context"] = json!({ "trusted_ca": self.file(&clients.ca)? });
             if let Some(crl) = &clients.crl {
                 common["validation_context"]["crl"] = self.file(crl)?;
@@ -100,6 +111,11 @@ impl Source {
     }
 
     fn http(&self, listener: &Listener) -> anyhow::Result<Value> {
+        // The module reads the certificate itself, so that it finds in it what the gateway finds.
+        let (forward, details) = match listener.tls.client_certificates {
+            Some(_) => ("SANITIZE_SET", json!({ "cert": true })),
+            None => ("SANITIZE", json!({})),
+        };
         Ok(json!({
             "name": "envoy.filters.network.http_connection_manager",
             "typed_config": {
@@ -126,6 +142,8 @@ impl Source {
                     "cidr_ranges": [{ "address_prefix": "255.255.255.255", "prefix_len": 32 }],
                 },
                 "skip_xff_append": true,
+                "forward_client_cert_details": forward,
+                "set_current_client_cert_details": details,
                 "generate_request_id": false,
                 "server_header_transformation": "PASS_THROUGH",
                 // The path is decided on, signed and sent on exactly as it came.
@@ -197,7 +215,7 @@ pub(super) fn route_config(routes: Vec<Value>) -> Value {
         "name": "torana",
         // What Envoy adds is told nobody; nor is what is behind it.
         "response_headers_to_remove": HIDDEN_FROM_CLIENTS,
-        "request_headers_to_remove": [super::ROUTE_FIELD, super::PEER_FIELD],
+        "request_headers_to_remove": [super::ROUTE_FIELD, super::PEER_FIELD, super::CERTIFICATE_FIELD],
         "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": routes, "require_tls": "NONE" }],
         "max_direct_response_body_size_bytes": routes::NO_ROUTE_BYTES,
     })

@@ -34,6 +34,8 @@ const REFUSED_FIELD: &str = "x-torana-refused";
 /// The field in which Envoy tells the module who is at the other end. It sets it on every request that does not come
 /// from an internal address, and the listener knows no address to be internal.
 const PEER_FIELD: &str = "x-envoy-external-address";
+/// The field in which Envoy tells the module the client's certificate; whatever a client sends in it goes.
+const CERTIFICATE_FIELD: &str = "x-forwarded-client-cert";
 /// Tells an upstream that a request is a copy.
 const MIRROR_FIELD: &str = "x-torana-mirror";
 
@@ -192,6 +194,8 @@ impl Source {
             "{name}: Envoy's workers share nonces, limits and keys through the state service, so the policy must say \
              where it is: `state: {{ service: {{ address: \"127.0.0.1:7070\" }} }}`"
         );
+        let tells_secrets =
+            document.state.service.as_ref().is_some_and(|service| service.value.knows_its_clients());
         let mut secrets = std::collections::BTreeMap::new();
         let mut variables = Vec::new();
         for key in document.clients.values().flat_map(|client| &client.hmac_keys) {
@@ -201,6 +205,8 @@ impl Source {
                     variables.push(name.clone());
                     Secret::Env(name.clone())
                 }
+                // Told while Envoy runs, and again when it changes; and the configuration is no secret.
+                Reference::File(_) if tells_secrets => Secret::Service,
                 Reference::File(_) => {
                     let bytes = crate::load::secret(&loaded.folder, reference).map_err(anyhow::Error::msg)?;
                     Secret::inline(&bytes)
@@ -216,6 +222,7 @@ impl Source {
             secrets,
             state_cluster: STATE_CLUSTER.to_owned(),
             peer_field: Some(PEER_FIELD.to_owned()),
+            certificate_field: Some(CERTIFICATE_FIELD.to_owned()),
         };
         let module = std::path::absolute(&options.module)?;
         Ok(Self { compiled, variables, folder: loaded.folder, policy: loaded.policy, module })

@@ -240,7 +240,7 @@ fn answer(numbers: &[i64]) -> Option<Answer> {
 fn client(settings: &Settings, folder: &Path, watch: &Watch) -> anyhow::Result<Live<Client>> {
     let url = load::secret(folder, &settings.url.value).map_err(anyhow::Error::msg)?;
     // The text may hold a password: no message quotes it.
-    let url = String::from_utf8(url).ok().context("its address is no text")?;
+    let url = std::str::from_utf8(&url).ok().context("its address is no text")?;
     let info = url.trim().into_connection_info().ok().context(
         "its address is not one: write redis://host:port/0, rediss://user:password@host:port/0 or redis+unix:///path",
     )?;

@@ -25,6 +25,7 @@ use filters::state::{Op, Unanswered};
 use serde_json::json;
 use tokio::net::TcpListener;
 
+use crate::client_keys::ClientKeys;
 use crate::jwks::KeyStore;
 use crate::load::{self, Loaded};
 use crate::metrics::Metrics;
@@ -39,6 +40,10 @@ const MOST_BYTES: usize = 64 * 1024;
 struct Service {
     state: Arc<Remembered>,
     keys: Arc<KeyStore>,
+    /// `None`: whoever asks is not known, and is told no secret.
+    client_keys: Option<ClientKeys>,
+    /// Of this process, and no other.
+    life: u64,
     metrics: Metrics,
     watch: Arc<Watch>,
 }
@@ -55,12 +60,18 @@ pub async fn run(loaded: Loaded, shutdown: impl Future<Output = ()> + Send) -> a
     metrics.tell_of(&watch)?;
     let keys = Arc::new(KeyStore::new(&document.issuers, &loaded.folder, metrics.clone(), &watch)?);
     let state = Arc::new(Remembered::new(&document.state, &loaded.folder, &metrics, &watch)?);
+    let issuers = Arc::clone(&keys);
+    watch.holds(move || issuers.report());
+    let client_keys = match settings.knows_its_clients() {
+        true => Some(ClientKeys::follow(document, &loaded.folder, &watch)?),
+        false => None,
+    };
     let fresh = tokio::spawn(Arc::clone(&keys).keep_fresh());
     let watched = Arc::clone(&state);
     let looking = tokio::spawn(async move { watched.keep_watch().await });
     let place = Place::open(settings, &loaded.folder, &watch).await?;
     let following = tokio::spawn(Arc::clone(&watch).run());
-    let app = app(Arc::new(Service { state, keys, metrics, watch }));
+    let app = app(Arc::new(Service { state, keys, client_keys, life: rand::random(), metrics, watch }));
     let limits = Limits::default();
     match place {
         Place::Tls(listener, tls) => certs::serve::serve(listener, tls, app, limits, shutdown).await?,
@@ -126,6 +137,7 @@ fn app(service: Arc<Service>) -> Router {
     Router::new()
         .route("/v1/state", post(run_batch).layer(DefaultBodyLimit::max(MOST_BYTES)))
         .route("/v1/keys", get(keys))
+        .route("/v1/client-keys", get(client_keys))
         .route("/v1/keys/refresh", post(refresh_keys).layer(DefaultBodyLimit::max(1_024)))
         .route("/health", get(|| async { Json(json!({ "status": "up" })) }))
         .route("/readiness", get(readiness))
@@ -164,6 +176,22 @@ async fn keys(State(service): State<Arc<Service>>, headers: HeaderMap) -> Respon
     if headers.get(header::IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == etag.as_bytes()) {
         return (StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response();
     }
+    ([(header::CONTENT_TYPE, "application/json".to_owned()), (header::ETAG, etag)], body).into_response()
+}
+
+/// The clients' secrets that are in files, to whom the socket or its certificate lets ask.
+async fn client_keys(State(service): State<Arc<Service>>, headers: HeaderMap) -> Response {
+    let Some(keys) = &service.client_keys else {
+        let why = "secrets are told on a socket or over mutual TLS only";
+        return (StatusCode::FORBIDDEN, Json(json!({ "code": "not_told_here", "detail": why })))
+            .into_response();
+    };
+    let (generation, body) = keys.written();
+    let etag = format!("\"{:x}-{generation}\"", service.life);
+    if headers.get(header::IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == etag.as_bytes()) {
+        return (StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response();
+    }
+    let body = Bytes::copy_from_slice(body.as_bytes());
     ([(header::CONTENT_TYPE, "application/json".to_owned()), (header::ETAG, etag)], body).into_response()
 }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use axum::extract::Request;
 use axum::response::IntoResponse;
 use axum::{Json, Router};
+use certs::serve::PeerCertificate;
 use tokio::net::TcpListener;
 
 pub const SECRET: &str = "a partner's secret of 32 bytes!!";
@@ -79,6 +80,12 @@ async fn record(name: &str, request: Request) -> Json<BTreeMap<String, String>> 
     let mut seen = BTreeMap::new();
     seen.insert(":name".to_owned(), name.to_owned());
     seen.insert(":path".to_owned(), request.uri().to_string());
+    if let Some(peer) = request.extensions().get::<std::net::SocketAddr>() {
+        seen.insert(":peer".to_owned(), peer.to_string());
+    }
+    if let Some(PeerCertificate(Some(facts))) = request.extensions().get() {
+        seen.insert(":serial".to_owned(), facts.serial_hex.clone());
+    }
     for (name, value) in request.headers() {
         seen.entry(name.to_string()).or_insert_with(String::new).push_str(value.to_str().unwrap_or("?"));
     }
@@ -98,11 +105,16 @@ pub const TLS: &str = r#"{ server_name: txn-core.torana.internal, ca: "file:inte
 
 /// Serves a policy without its listeners and its admin address, in a folder with a PKI, until it answers.
 pub async fn serve(folder: &Path, policy: &str) -> Gateway {
+    serve_on(folder, r#"{ certificate: "file:edge.pem", key: "file:edge.key" }"#, policy).await
+}
+
+/// The same, with a listener whose `tls` says more.
+pub async fn serve_on(folder: &Path, tls: &str, policy: &str) -> Gateway {
     let (edge, admin) = (free_port(), free_port());
     let policy = format!(
         r#"
 listeners:
-  - {{ name: edge, address: "127.0.0.1:{edge}", tls: {{ certificate: "file:edge.pem", key: "file:edge.key" }} }}
+  - {{ name: edge, address: "127.0.0.1:{edge}", tls: {tls} }}
 admin: {{ address: "127.0.0.1:{admin}" }}
 {policy}"#
     );
@@ -114,9 +126,7 @@ admin: {{ address: "127.0.0.1:{admin}" }}
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let trust = certs::Trust::load(&folder.join("edge-ca.pem")).unwrap();
-    let tls = certs::client_config(&trust, None, certs::Versions::Tls12And13).unwrap();
-    let http = certs::client::https(tls, certs::client::ClientLimits::default()).unwrap();
+    let http = client(folder, None);
     let (url, admin) = (format!("https://localhost:{edge}"), format!("http://127.0.0.1:{admin}"));
     let gateway = Gateway { child, url, admin, http };
     for _ in 0..200 {
@@ -126,6 +136,15 @@ admin: {{ address: "127.0.0.1:{admin}" }}
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     panic!("the gateway does not answer");
+}
+
+/// Who trusts the edge's CA, with one of the folder's identities or without.
+pub fn client(folder: &Path, identity: Option<&str>) -> reqwest::Client {
+    let trust = certs::Trust::load(&folder.join("edge-ca.pem")).unwrap();
+    let at = |name: &str, ending: &str| folder.join(format!("{name}.{ending}"));
+    let identity = identity.map(|name| certs::Identity::load(&at(name, "pem"), &at(name, "key")).unwrap());
+    let tls = certs::client_config(&trust, identity.as_ref(), certs::Versions::Tls12And13).unwrap();
+    certs::client::https(tls, certs::client::ClientLimits::default()).unwrap()
 }
 
 impl Gateway {

@@ -1,6 +1,7 @@
 //! What the end-to-end cases share: a stack of their own each, and the bank's books to hold it against.
 
 pub mod command;
+pub mod load;
 pub mod raw;
 pub mod traffic;
 

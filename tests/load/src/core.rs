@@ -34,7 +34,7 @@ use uuid::Uuid;
 
 use crate::cost::cpu_with_children_us;
 use crate::store::{accept, empty_folder, share, sqlite};
-use crate::{pgbench, say};
+use crate::{kafka, pgbench, say, whole};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -51,7 +51,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_delimiter = ',', default_values_t = [8, 16, 32, 64])]
     pgbench_clients: Vec<u32>,
     /// Only these parts.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Part::Pgbench, Part::Http, Part::Postgres, Part::Sqlite, Part::Relay])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Part::Pgbench, Part::Http, Part::Postgres, Part::Sqlite, Part::Relay, Part::Kafka, Part::Whole])]
     parts: Vec<Part>,
 }
 
@@ -67,6 +67,10 @@ enum Part {
     Sqlite,
     /// The outbox's way to a bus that takes everything.
     Relay,
+    /// `tests/bench kafka`.
+    Kafka,
+    /// `tests/bench whole`.
+    Whole,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
@@ -77,7 +81,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let postgres = Postgres::start(&dir).await?;
     postgres.create_database("bench").await?;
     let url = dir.join("url");
-    std::fs::write(&url, postgres.url("bench"))?;
+    certs::file::write_secret(&url, &postgres.url("bench"))?;
     let config = PostgresConfig {
         accept_writers: arguments.accept_writers,
         ..PostgresConfig::new(SecretRef::File(url))
@@ -117,6 +121,13 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     if arguments.parts.contains(&Part::Relay) {
         empty(&postgres, &dir).await?;
         relay(&config).await?;
+    }
+    drop(postgres);
+    if arguments.parts.contains(&Part::Kafka) {
+        kafka::run(&kafka::Arguments::default()).await?;
+    }
+    if arguments.parts.contains(&Part::Whole) {
+        whole::run(&whole::Arguments::default()).await?;
     }
     Ok(())
 }

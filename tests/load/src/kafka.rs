@@ -23,14 +23,20 @@ use crate::store::{accept, empty_folder, payment, share};
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// Payments a second.
-    #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, default_value_t = Arguments::default().rate, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: u32,
     /// Seconds of load that count; two more go before them.
-    #[arg(long, default_value_t = 15)]
+    #[arg(long, default_value_t = Arguments::default().seconds)]
     seconds: u32,
     /// Events that wait when the relay's speed is measured.
-    #[arg(long, default_value_t = 50_000)]
+    #[arg(long, default_value_t = Arguments::default().backlog)]
     backlog: u32,
+}
+
+impl Default for Arguments {
+    fn default() -> Self {
+        Arguments { rate: 2_000, seconds: 15, backlog: 50_000 }
+    }
 }
 
 /// Until the first reader has joined its group and everything is warm.
@@ -39,7 +45,7 @@ const CLIENTS: u32 = 256;
 
 type Times = Arc<Mutex<HashMap<String, Instant>>>;
 
-pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let dir = empty_folder("bench-kafka")?;
     let kafka = Kafka::start(&dir.join("kafka")).await?;
     let config = KafkaConfig::of(vec![kafka.address().to_string()]);
@@ -53,7 +59,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
     let (stop, stopped) = watch::channel(false);
     let relaying = tokio::spawn(relay.clone().run(RelayConfig::default(), stopped));
-    let latencies = latencies(&arguments, &store, &bus).await?;
+    let latencies = latencies(arguments, &store, &bus).await?;
     stop.send_replace(true);
     relaying.await?;
     say(&format!(

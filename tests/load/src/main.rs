@@ -36,7 +36,8 @@ enum What {
     Edge(edge::Arguments),
     /// Memory of Envoy and of the state service over very many tokens and nonces.
     Soak(soak::Arguments),
-    /// The core on PostgreSQL beside what pgbench gets from the same PostgreSQL; then SQLite, then the relay.
+    /// The core on PostgreSQL beside what pgbench gets from the same PostgreSQL; SQLite, the relay; then what `kafka`
+    /// and `whole` measure.
     Core(core::Arguments),
     /// Payments that the embedded store makes durable a second.
     Store(store::Arguments),
@@ -55,7 +56,7 @@ async fn main() -> anyhow::Result<()> {
         What::Soak(arguments) => soak::run(arguments).await,
         What::Core(arguments) => core::run(arguments).await,
         What::Store(arguments) => store::run(arguments).await,
-        What::Kafka(arguments) => kafka::run(arguments).await,
+        What::Kafka(arguments) => kafka::run(&arguments).await,
         What::Whole(arguments) => whole::run(&arguments).await,
     }
 }

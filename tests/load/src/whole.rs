@@ -16,11 +16,17 @@ use crate::{say, steady};
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Arguments {
     /// Payments a second.
-    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, default_value_t = Arguments::default().rate, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: u32,
     /// Seconds of load that count; five more go before them.
-    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=3_600))]
+    #[arg(long, default_value_t = Arguments::default().seconds, value_parser = clap::value_parser!(u32).range(1..=3_600))]
     seconds: u32,
+}
+
+impl Default for Arguments {
+    fn default() -> Self {
+        Arguments { rate: 500, seconds: 60 }
+    }
 }
 
 const WARM_UP_S: u32 = 5;

@@ -21,7 +21,12 @@ pub struct Calls {
     callback_answers: BTreeMap<String, u64>,
     /// Requests that were not the provider's, by code.
     refused: BTreeMap<String, u64>,
+    /// Requests by the serial of the certificate that they came with.
+    certificates: BTreeMap<String, u64>,
 }
+
+/// Serials that are counted; whoever renews more often is counted under those it had.
+const CERTIFICATES: usize = 1_000;
 
 impl Calls {
     pub fn count(&mut self, call: Call, txn_id: Option<&str>) {
@@ -38,6 +43,14 @@ impl Calls {
 
     pub fn refused(&mut self, code: &str) {
         *self.refused.entry(code.to_owned()).or_default() += 1;
+    }
+
+    pub fn came_with(&mut self, serial_hex: &str) {
+        if let Some(count) = self.certificates.get_mut(serial_hex) {
+            *count += 1;
+        } else if self.certificates.len() < CERTIFICATES {
+            self.certificates.insert(serial_hex.to_owned(), 1);
+        }
     }
 
     pub fn of(&self, txn_id: &str, call: Call) -> u64 {

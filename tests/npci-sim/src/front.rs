@@ -14,6 +14,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
+use certs::serve::PeerCertificate;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use npci_proxy::{
     codec::Api,
@@ -51,6 +52,9 @@ struct Answer {
 async fn receive(api: Api, settler: Arc<Settler>, request: Request) -> Response {
     let sim = settler.sim();
     let (parts, body) = request.into_parts();
+    if let Some(PeerCertificate(Some(facts))) = parts.extensions.get() {
+        sim.calls().came_with(&facts.serial_hex);
+    }
     let Ok(body) = to_bytes(body, BODY_MAX_BYTES).await else {
         return Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large").into_response();
     };
@@ -79,7 +83,7 @@ fn admit(sim: &Sim, api: Api, headers: &HeaderMap, body: &[u8]) -> Result<Mark, 
     let unauthorized = |code| Problem::new(StatusCode::UNAUTHORIZED, code);
     let mark = sim
         .verifier
-        .verify_request(("POST", api.path()), headers, body)
+        .verify_request(("POST", api.path()), headers, body, sim.clock.now_ms())
         .map_err(|broken| unauthorized("signature_invalid").detail(broken.to_string()))?;
     let now_ms = sim.clock.now_ms();
     sim.freshness

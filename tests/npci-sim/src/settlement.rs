@@ -140,7 +140,8 @@ impl Settler {
             return false;
         }
         let asked = Asked { method: "POST", path: CALLBACK_PATH, nonce: &sealed.mark.nonce };
-        if let Err(broken) = self.sim.verifier.verify_answer(asked, status, &headers, &answer) {
+        let now_ms = self.sim.clock.now_ms();
+        if let Err(broken) = self.sim.verifier.verify_answer(asked, status, &headers, &answer, now_ms) {
             tracing::warn!(txn_id = %news.txn_id, %broken, "the acknowledgement is not the provider's");
             return false;
         }

@@ -33,6 +33,13 @@ pub struct Case {
     pub trusted_proxies: Vec<String>,
     /// The tenant that the client with the key `partner-1` belongs to.
     pub client_tenant: Option<String>,
+    /// Whether the listeners ask for client certificates. (None is required in the handshake.)
+    #[serde(default)]
+    pub client_certificates: bool,
+    /// Clients of the policy besides the usual ones, or in their place. `at(60)` stands for a minute after the case
+    /// began, `spki(acme)` for the pin of that certificate's key.
+    #[serde(default)]
+    pub clients: BTreeMap<String, Value>,
     /// Filters of every route.
     #[serde(default)]
     pub everywhere: Value,
@@ -43,6 +50,9 @@ pub struct Case {
     /// Its limits are counted where they are: how much the shared state remembers is not compared.
     #[serde(default)]
     pub counted_here: bool,
+    /// The state service listens on a socket, and so tells secrets too.
+    #[serde(default)]
+    pub state_socket: bool,
     /// How long the state service may take; absent: as long as any machine may need.
     pub state_timeout_ms: Option<u64>,
     /// Bounds of the state's memory.
@@ -79,6 +89,8 @@ pub struct Step {
     pub long_body: Option<usize>,
     #[serde(default = "loopback")]
     pub peer: IpAddr,
+    /// The client certificate that is shown: a name of [`crate::certificates`].
+    pub certificate: Option<String>,
     pub token: Option<Token>,
     pub sign: Option<Sign>,
     /// The upstream signs its answer.
@@ -140,6 +152,8 @@ pub struct Token {
     /// `issuer` (the default), `stranger` (a key that nobody published), `none` (no signature at all), or
     /// `public_as_secret` (HMAC with the issuer's public key as the secret).
     pub key: Option<String>,
+    /// The certificate that the token is bound to (`cnf.x5t#S256`).
+    pub bound_to: Option<String>,
 }
 
 /// A message signature to send.
@@ -204,6 +218,7 @@ impl Default for Step {
             body: String::new(),
             long_body: None,
             peer: loopback(),
+            certificate: None,
             token: None,
             sign: None,
             answers: None,

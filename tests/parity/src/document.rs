@@ -5,7 +5,11 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use anyhow::Context as _;
+use filters::validity::Moment;
+
 use crate::case::Named;
+use crate::mint::Keys;
 
 /// Where a data plane listens and whom it speaks to.
 #[derive(Clone, Copy, Debug)]
@@ -21,8 +25,17 @@ pub struct Places {
 /// A path that is served besides the case's own, to learn whether the keys have been loaded.
 pub const READY_PATH: &str = "/parity-ready";
 
-/// The policy of `named`. Files are named as [`crate::world`] writes them into `folder`.
-pub fn policy(named: &Named, places: &Places, folder: &Path) -> Value {
+/// The policy of `named`, which begins at `epoch_ms`. Files are named as [`crate::world`] writes them into `folder`.
+///
+/// # Errors
+/// When it names a certificate that there is not.
+pub fn policy(
+    named: &Named,
+    places: &Places,
+    folder: &Path,
+    keys: &Keys,
+    epoch_ms: u64,
+) -> anyhow::Result<Value> {
     let case = &named.case;
     let file = |name: &str| format!("file:{}", folder.join(name).display());
     let upstream = |address: SocketAddr| {
@@ -35,11 +48,27 @@ pub fn policy(named: &Named, places: &Places, folder: &Path) -> Value {
         })
     };
     let listener = |name: &str, address: SocketAddr| {
-        json!({
-            "name": name, "address": address,
-            "tls": { "certificate": file("edge.pem"), "key": file("edge.key") },
-        })
+        let mut tls = json!({ "certificate": file("edge.pem"), "key": file("edge.key") });
+        if case.client_certificates {
+            tls["client_certificates"] = json!({ "ca": file("clients.pem") });
+        }
+        json!({ "name": name, "address": address, "tls": tls })
     };
+    let mut clients = json!({
+        "acme-bank": {
+            "tenant": case.client_tenant,
+            "hmac_keys": [{ "id": "partner-1", "secret": file("partner-1.key") }],
+        },
+        "other-bank": { "hmac_keys": [{ "id": "other-1", "secret": file("partner-1.key") }] },
+    });
+    for (name, client) in &case.clients {
+        let mut client = client.clone();
+        resolve(&mut client, &|text| match text {
+            "partner-1.key" => Ok(Some(file("partner-1.key"))),
+            text => placeholder(text, keys, epoch_ms),
+        })?;
+        clients[name] = client;
+    }
     let stock = json!({
         "name": "r", "methods": ["GET", "POST", "PUT", "DELETE"], "path": "/{*rest}", "upstream": "u",
         "filters": named.filters(),
@@ -49,26 +78,52 @@ pub fn policy(named: &Named, places: &Places, folder: &Path) -> Value {
         "name": "parity-ready", "methods": ["GET"], "path": READY_PATH, "upstream": "u",
         "filters": { "jwt": {} },
     }));
-    json!({
+    let mut service = json!({ "timeout_ms": case.state_timeout_ms.unwrap_or(5_000) });
+    match case.state_socket {
+        true => service["socket"] = json!("state.sock"),
+        false => service["address"] = json!(places.state),
+    }
+    Ok(json!({
         "listeners": [listener("v4", places.listeners[0]), listener("v6", places.listeners[1])],
         "admin": { "address": places.admin },
         "trusted_proxies": case.trusted_proxies,
         "state": {
             "memory": { "max_entries": case.max_entries.unwrap_or(10_000) },
-            "service": { "address": places.state, "timeout_ms": case.state_timeout_ms.unwrap_or(5_000) },
+            "service": service,
         },
         "upstreams": { "u": upstream(places.upstreams[0]), "v": upstream(places.upstreams[1]) },
         "issuers": { "main": {
             "issuer": "https://issuer.test", "audiences": ["torana"], "algorithms": ["ES256"],
             "jwks": { "file": file("jwks.json") },
         } },
-        "clients": { "acme-bank": {
-            "tenant": case.client_tenant,
-            "hmac_keys": [{ "id": "partner-1", "secret": file("partner-1.key") }],
-        }, "other-bank": {
-            "hmac_keys": [{ "id": "other-1", "secret": file("partner-1.key") }],
-        } },
+        "clients": clients,
         "filters": if case.everywhere.is_null() { json!({}) } else { case.everywhere.clone() },
         "routes": routes,
-    })
+    }))
+}
+
+/// What `at(60)` or `spki(acme)` stands for.
+fn placeholder(text: &str, keys: &Keys, epoch_ms: u64) -> anyhow::Result<Option<String>> {
+    let inside = |name: &str| text.strip_prefix(name)?.strip_prefix('(')?.strip_suffix(')');
+    if let Some(seconds) = inside("at") {
+        let epoch_s = i64::try_from(epoch_ms / 1_000)?;
+        let moment = Moment::from_unix_s(epoch_s + seconds.parse::<i64>()?).context("beyond all time")?;
+        return Ok(Some(moment.to_string()));
+    }
+    inside("spki").map(|name| keys.certificates.pin(name)).transpose()
+}
+
+/// Replaces texts, wherever they are.
+fn resolve(value: &mut Value, by: &dyn Fn(&str) -> anyhow::Result<Option<String>>) -> anyhow::Result<()> {
+    match value {
+        Value::String(text) => {
+            if let Some(other) = by(text)? {
+                *text = other;
+            }
+            Ok(())
+        }
+        Value::Array(values) => values.iter_mut().try_for_each(|value| resolve(value, by)),
+        Value::Object(members) => members.values_mut().try_for_each(|value| resolve(value, by)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => Ok(()),
+    }
 }

@@ -64,11 +64,10 @@ impl<'k> InProcess<'k> {
         let at = |port| SocketAddr::new(address.ip(), port);
         let places =
             Places { listeners: [at(1), at(2)], admin: at(3), state: at(4), upstreams: [at(5), at(6)] };
-        let document = policy(named, &places, Path::new("/"));
-        let policy =
-            Policy::read(&document.to_string(), &|_| Ok(PARTNER_SECRET.to_vec())).map_err(|mistakes| {
-                anyhow!(mistakes.iter().map(|m| m.in_file("case")).collect::<Vec<_>>().join("; "))
-            })?;
+        let document = policy(named, &places, Path::new("/"), keys, now_ms)?;
+        let policy = Policy::read(&document.to_string(), &|_| Ok(PARTNER_SECRET.to_vec().into())).map_err(
+            |mistakes| anyhow!(mistakes.iter().map(|m| m.in_file("case")).collect::<Vec<_>>().join("; ")),
+        )?;
         let memory = Memory::new(policy.document().state.memory.max_entries, now_ms - RUN_UP_MS);
         Ok(Self { policy, world: World { keys, now_ms, verifier: &Local }, memory })
     }
@@ -93,7 +92,7 @@ impl<'k> InProcess<'k> {
     pub fn begin(&mut self, sent: &Sent, now_ms: u64) -> (Outcome, Vec<Op>) {
         self.world.now_ms = now_ms;
         let framing = sent.framing();
-        let request = sent.request(&framing);
+        let request = sent.request(&framing, self.world.keys);
         let traceparent = request.headers.one("traceparent").ok().flatten();
         let draw = Draw { request_id: 1, trace_id: 1, span_id: 1 };
         let mut admission = Admission::new(sent.peer, traceparent, draw);

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::answering::{TELLS, tell};
 use crate::case::{Sign, Step, Token};
+use crate::certificates::Certificates;
 
 /// The authority that requests are sent to.
 pub const AUTHORITY: &str = "edge.test";
@@ -33,6 +34,7 @@ pub struct Keys {
     /// What the issuer publishes.
     pub jwks: Value,
     pub key_set: Arc<KeySet>,
+    pub certificates: Certificates,
 }
 
 impl Keys {
@@ -56,6 +58,7 @@ impl Keys {
             tokens: Mutex::default(),
             jwks,
             key_set: Arc::new(key_set),
+            certificates: Certificates::new()?,
         })
     }
 
@@ -70,6 +73,10 @@ impl Keys {
             "device": "device-1", "iat": times.now_s, "exp": times.now_s + 300, "jti": "t-1",
             "scope": "payments:read payments:write", "cnf": { "jwk": jwk(&self.device)? },
         });
+        if let Some(name) = &token.bound_to {
+            let thumbprint = URL_SAFE_NO_PAD.encode(self.certificates.get(name)?.sha256());
+            claims["cnf"] = json!({ "x5t#S256": thumbprint });
+        }
         merge(&mut header, &token.header, times);
         merge(&mut claims, &token.claims, times);
         let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
@@ -160,6 +167,8 @@ pub struct Sent {
     pub headers: Vec<(String, Vec<u8>)>,
     pub body: Vec<u8>,
     pub peer: IpAddr,
+    /// The name of the certificate that is shown.
+    pub certificate: Option<String>,
 }
 
 impl Sent {
@@ -190,7 +199,8 @@ impl Sent {
         if let Some(answers) = &step.answers {
             headers.push((TELLS.to_owned(), tell(answers, times.now_s)?.into_bytes()));
         }
-        let mut sent = Self { method, target, headers, body, peer: step.peer };
+        let mut sent =
+            Self { method, target, headers, body, peer: step.peer, certificate: step.certificate.clone() };
         if let Some(sign) = &step.sign {
             sent.sign(sign, keys, times.now_s)?;
         }
@@ -235,7 +245,7 @@ impl Sent {
     }
 
     /// The request as a filter sees it. As on the wire, the authority is a field, and a body has a length.
-    pub fn request<'s>(&'s self, framing: &'s [(String, Vec<u8>)]) -> Request<'s> {
+    pub fn request<'s>(&'s self, framing: &'s [(String, Vec<u8>)], keys: &'s Keys) -> Request<'s> {
         let (path, query) = split(&self.target);
         let fields = framing.iter().chain(&self.headers);
         let headers: Headers<'_> = fields.map(|(name, value)| (name.as_str(), value.as_slice())).collect();
@@ -247,6 +257,7 @@ impl Sent {
             query,
             headers,
             peer: self.peer,
+            certificate: self.certificate.as_deref().and_then(|name| keys.certificates.get(name).ok()),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -100,7 +101,7 @@ impl<'w> Plane<'w> {
         let (v4, admin, state) = (ports::v4()?, ports::v4()?, ports::v4()?);
         let upstreams = [world.upstreams[0].address, world.upstreams[1].address];
         let places = Places { listeners: [v4, ports::v6()?], admin, state, upstreams };
-        let document = policy(named, &places, world.folder());
+        let document = policy(named, &places, world.folder(), &world.keys, world.epoch_ms)?;
         let file = folder.join("policy.yaml");
         std::fs::write(&file, document.to_string())?;
         let clock = Clock::new(&world.library, &folder.join("now"), world.epoch_ms - RUN_UP_MS)?;
@@ -164,6 +165,11 @@ impl<'w> Plane<'w> {
     /// Where the state service listens.
     pub fn state_address(&self) -> std::net::SocketAddr {
         self.places.state
+    }
+
+    /// Where operators look.
+    pub fn admin(&self) -> std::net::SocketAddr {
+        self.places.admin
     }
 
     /// Where clients with IPv4 addresses connect.
@@ -242,7 +248,7 @@ impl<'w> Plane<'w> {
             peer if peer.is_loopback() => (self.places.listeners[1], peer),
             peer => (self.places.listeners[1], peer),
         };
-        let answer = exchange(to, from, &self.world.client, &bytes).await?;
+        let answer = exchange(to, from, self.world.client(sent.certificate.as_deref())?, &bytes).await?;
         // A state that is away remembers nothing that could be counted.
         let entries = self.entries().await.ok();
         let Some(answer) = answer else {
@@ -281,8 +287,8 @@ impl<'w> Plane<'w> {
     /// # Errors
     /// When it does not get there.
     pub async fn stay(&mut self, sent: &Sent) -> anyhow::Result<()> {
-        let (to, from, tls, bytes) =
-            (self.places.listeners[0], sent.peer.to_canonical(), self.world.client.clone(), bytes(sent));
+        let tls = Arc::clone(self.world.client(sent.certificate.as_deref())?);
+        let (to, from, bytes) = (self.places.listeners[0], sent.peer.to_canonical(), bytes(sent));
         let kept = || self.world.upstreams.iter().map(Upstream::kept).sum::<usize>();
         let before = kept();
         self.staying.spawn(async move {

@@ -1,9 +1,11 @@
 //! What all cases share: certificates, keys and the two upstreams.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use anyhow::Context as _;
 use certs::pki::{Authority, Leaf};
 use certs::{ClientAuth, Identity, Trust, Versions};
 
@@ -21,8 +23,10 @@ pub struct World {
     pub epoch_ms: u64,
     /// `u` and `v`.
     pub upstreams: [Upstream; 2],
-    /// Trusts the edge.
+    /// Trusts the edge, and has no certificate.
     pub client: Arc<rustls::ClientConfig>,
+    /// The same with each certificate.
+    clients: BTreeMap<&'static str, Arc<rustls::ClientConfig>>,
 }
 
 impl World {
@@ -39,15 +43,30 @@ impl World {
         authority.issue(&Leaf::new("upstream", &["upstream.test"]))?.write(path, "upstream")?;
         let keys = Keys::new()?;
         std::fs::write(path.join("jwks.json"), keys.jwks.to_string())?;
-        std::fs::write(path.join("partner-1.key"), PARTNER_SECRET)?;
+        keys.certificates.write(path)?;
+        certs::file::write_secret(&path.join("partner-1.key"), std::str::from_utf8(PARTNER_SECRET)?)?;
         let trust = Trust::load(&path.join("ca.pem"))?;
         let tls = upstream_tls(path, &trust)?;
         let upstreams = [Upstream::start("u", Arc::clone(&tls)).await?, Upstream::start("v", tls).await?];
-        let mut client = certs::client_config(&trust, None, Versions::Tls12And13)?;
-        client.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let anybody = client(&trust, None)?;
+        let mut clients = BTreeMap::new();
+        for name in keys.certificates.names() {
+            let file = |ending: &str| path.join(format!("client-{name}.{ending}"));
+            let identity = Identity::load(&file("pem"), &file("key"))?;
+            clients.insert(name, client(&trust, Some(&identity))?);
+        }
         let library = Library::compile(path)?;
         let epoch_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() * 1_000;
-        Ok(Self { keys, library, epoch_ms, upstreams, client: Arc::new(client), folder })
+        Ok(Self { keys, library, epoch_ms, upstreams, client: anybody, clients, folder })
+    }
+
+    /// Whoever shows that certificate, or none.
+    ///
+    /// # Errors
+    /// When nobody has a certificate of that name.
+    pub fn client(&self, certificate: Option<&str>) -> anyhow::Result<&Arc<rustls::ClientConfig>> {
+        let Some(name) = certificate else { return Ok(&self.client) };
+        self.clients.get(name).with_context(|| format!("there is no certificate `{name}`"))
     }
 
     /// What an upstream serves with.
@@ -72,6 +91,12 @@ impl World {
         std::fs::create_dir_all(&folder)?;
         Ok(folder)
     }
+}
+
+fn client(trust: &Trust, identity: Option<&Identity>) -> anyhow::Result<Arc<rustls::ClientConfig>> {
+    let mut client = certs::client_config(trust, identity, Versions::Tls12And13)?;
+    client.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(client))
 }
 
 fn upstream_tls(folder: &Path, trust: &Trust) -> anyhow::Result<Arc<rustls::ServerConfig>> {

@@ -218,7 +218,11 @@ fn generate(
     module: &Path,
 ) -> PathBuf {
     let file = folder.join("policy.yaml");
-    std::fs::write(&file, policy(named, places, world.folder()).to_string()).unwrap();
+    std::fs::write(
+        &file,
+        policy(named, places, world.folder(), &world.keys, world.epoch_ms).unwrap().to_string(),
+    )
+    .unwrap();
     let out = folder.join("envoy");
     let status = Command::new(&programs.gateway)
         .arg("envoy")

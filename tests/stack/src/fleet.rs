@@ -42,8 +42,11 @@ impl Places {
 
     /// What differs from the development configuration; what may hold a password is written down in `keys`.
     pub(crate) fn settings(&self, keys: &Path) -> anyhow::Result<Vec<Setting>> {
-        std::fs::write(keys.join("database.url"), engines::postgres_url(self.postgres, DATABASE))?;
-        std::fs::write(keys.join("redis.url"), engines::redis_url(self.redis))?;
+        certs::file::write_secret(
+            &keys.join("database.url"),
+            &engines::postgres_url(self.postgres, DATABASE),
+        )?;
+        certs::file::write_secret(&keys.join("redis.url"), &engines::redis_url(self.redis))?;
         let settings = [
             (Service::TxnCore, "/store", json!({ "postgres": { "url": "file:../keys/database.url" } })),
             (Service::TxnCore, "/bus", json!({ "kafka": { "brokers": [self.kafka] } })),

@@ -127,7 +127,7 @@ impl Stack {
         let (configs, _, data) = (folder("config")?, folder("logs")?, folder("data")?);
         certs::pki::init(&pki, false)?;
         for name in ["psp-signing", "network-signing", PARTNER_KEY_ID] {
-            write_private(&keys.join(format!("{name}.key")), &random_hex()?)?;
+            certs::file::write_secret(&keys.join(format!("{name}.key")), &random_hex()?)?;
         }
 
         let twins = options.instances.contains(&Twin::Second);
@@ -299,7 +299,7 @@ impl Stack {
     pub fn renew_tokens(&self) -> anyhow::Result<()> {
         for user in &self.users {
             let claims = self.claims(&user.name, &[&user.vpa], &user.device)?;
-            write_private(&user.token_file, &self.issuer.mint(&claims)?)?;
+            certs::file::write_secret(&user.token_file, &self.issuer.mint(&claims)?)?;
         }
         Ok(())
     }
@@ -440,8 +440,8 @@ impl Stack {
         let token = self.issuer.mint(&self.claims(name, &[vpa], &device)?)?;
         let (token_file, device_key_file) =
             (folder.join(format!("{name}.jwt")), folder.join(format!("{name}.device.pem")));
-        write_private(&token_file, &token)?;
-        write_private(&device_key_file, &device.pem())?;
+        certs::file::write_secret(&token_file, &token)?;
+        certs::file::write_secret(&device_key_file, &device.pem())?;
         Ok(User { name: name.to_owned(), vpa: vpa.to_owned(), device, token, token_file, device_key_file })
     }
 
@@ -528,12 +528,4 @@ fn random_hex() -> anyhow::Result<String> {
     let mut bytes = [0; 32];
     SystemRandom::new().fill(&mut bytes).ok().context("no randomness for a signing key")?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let file = fs::File::options().create(true).write(true).truncate(true).mode(0o600).open(path);
-    let mut file = file.with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(file.write_all(text.as_bytes())?)
 }

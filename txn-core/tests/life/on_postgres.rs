@@ -13,7 +13,7 @@ async fn while_postgres_is_away_the_answer_is_503_and_nothing_is_lost() {
     let mut house = House::build(QUICK).await;
     let mut postgres = engines::Postgres::start(&house.dir.path().join("data")).await.unwrap();
     postgres.create_database("payments").await.unwrap();
-    std::fs::write(house.dir.path().join("url"), postgres.url("payments")).unwrap();
+    certs::file::write_secret(&house.dir.path().join("url"), &postgres.url("payments")).unwrap();
     house.store = "{postgres: {url: 'file:url', acquire_timeout_ms: 250}}".to_owned();
     migrate(&Config::parse(&house.config(), house.dir.path()).unwrap()).await.unwrap();
     house.answers(&[accepted()], &[status("FINAL", "SUCCESS", "00")]);

@@ -16,7 +16,7 @@ const T0_MS: u64 = 1_800_000_000_000;
 
 fn write_settings(url: &str, prefix: &str, limits: LimitsWhenAway) -> (tempfile::TempDir, Settings) {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("redis.url"), format!("{url}\n")).unwrap();
+    certs::file::write_secret(&folder.path().join("redis.url"), &format!("{url}\n")).unwrap();
     let redis = Settings {
         redis: Some(At::nowhere(filters::policy::Redis {
             url: At::nowhere(Reference::File("redis.url".into())),

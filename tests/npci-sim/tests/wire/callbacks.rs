@@ -130,8 +130,8 @@ async fn an_acknowledgement_is_signed_for_its_callback() {
     let body = answer.bytes().await.unwrap();
     let asked = |nonce| Asked { method: "POST", path: "/v1/callback", nonce };
     let verifier = world.psp_verifier();
-    assert!(verifier.verify_answer(asked(&nonce), status, &headers, &body).is_ok());
-    assert!(verifier.verify_answer(asked("0000000000000000"), status, &headers, &body).is_err());
+    assert!(verifier.verify_answer(asked(&nonce), status, &headers, &body, 0).is_ok());
+    assert!(verifier.verify_answer(asked("0000000000000000"), status, &headers, &body, 0).is_err());
     assert_eq!(
         serde_json::from_slice::<serde_json::Value>(&body).unwrap(),
         json!({"msgId": txn(1), "ack": "ACCEPTED"})

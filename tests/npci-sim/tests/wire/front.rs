@@ -50,7 +50,7 @@ async fn what_the_network_refuses() {
     let (status, headers) = (sent.status().as_u16(), sent.headers().clone());
     let verifier = npci_proxy::seal::Verifier::hmac("npci", &world.secret("network-signing.key")).unwrap();
     let asked = Asked { method: "POST", path: PATH, nonce: &mark.nonce };
-    assert!(verifier.verify_answer(asked, status, &headers, &sent.bytes().await.unwrap()).is_ok());
+    assert!(verifier.verify_answer(asked, status, &headers, &sent.bytes().await.unwrap(), 0).is_ok());
     assert_eq!(world.sim("/calls").await["refused"]["nonce_replayed"], 1);
 }
 

@@ -110,8 +110,8 @@ impl World {
         certs::install_crypto_provider();
         let pki = tempfile::tempdir().unwrap();
         certs::pki::init(pki.path(), false).unwrap();
-        std::fs::write(pki.path().join("psp-signing.key"), "ab".repeat(32)).unwrap();
-        std::fs::write(pki.path().join("network-signing.key"), "cd".repeat(32)).unwrap();
+        certs::file::write_secret(&pki.path().join("psp-signing.key"), &"ab".repeat(32)).unwrap();
+        certs::file::write_secret(&pki.path().join("network-signing.key"), &"cd".repeat(32)).unwrap();
         let ahead_ms = Arc::new(AtomicI64::new(0));
         let clock = {
             let (ahead_ms, system) = (Arc::clone(&ahead_ms), Clock::system());

@@ -163,7 +163,7 @@ async fn fake() -> (Arc<Fake>, Codec) {
     let tls = certs::server_config(&identity, ClientAuth::Off, Versions::Tls13Only, &[b"http/1.1"]).unwrap();
     let limits = certs::serve::Limits::default();
     tokio::spawn(certs::serve::serve(listener, tls, app, limits, std::future::pending()));
-    std::fs::write(dir.path().join("password"), "hunter2\n").unwrap();
+    certs::file::write_secret(&dir.path().join("password"), "hunter2\n").unwrap();
     let config = RegistryConfig {
         url: format!("https://localhost:{port}/"),
         ca: Some("ca.pem".into()),

@@ -396,8 +396,8 @@ async fn a_guarded_cluster_takes_those_who_have_everything() {
     }
     let broker = ours.issue(&Leaf::new("broker", &["127.0.0.1"])).unwrap();
     std::fs::write(file("broker.pem"), format!("{}{}", *broker.key_pem, broker.certificate_pem)).unwrap();
-    std::fs::write(file("password"), "correct horse\n").unwrap();
-    std::fs::write(file("wrong"), "battery staple\n").unwrap();
+    certs::file::write_secret(&file("password"), "correct horse\n").unwrap();
+    certs::file::write_secret(&file("wrong"), "battery staple\n").unwrap();
     let guard = Guard {
         identity: file("broker.pem"),
         client_ca: file("ours-ca.pem"),

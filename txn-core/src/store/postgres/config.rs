@@ -202,7 +202,7 @@ mod tests {
     fn a_secret_is_a_reference_and_is_never_told() {
         assert!(SecretRef::try_from("postgres://core:pw@db/p".to_owned()).is_err());
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("url"), "mysql://core:hush@db/p\n").unwrap();
+        certs::file::write_secret(&dir.path().join("url"), "mysql://core:hush@db/p\n").unwrap();
         let config = PostgresConfig::new(SecretRef::File("url".into())).relative_to(dir.path());
         let error = config.options().unwrap_err().to_string();
         assert!(error.contains("not a postgres:// URL") && !error.contains("hush"), "{error}");

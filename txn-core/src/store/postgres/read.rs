@@ -11,17 +11,19 @@ use crate::store::record::wake_name;
 use crate::store::{Apply, Figures, HistoryRow, StoreError};
 use crate::txn::{Txn, TxnId, UnixMs, WakeKind};
 
-/// A row for each input whose payment there is: the payment, and whether the message has been taken in.
+/// A row for each input whose payment there is: the payment, and whether the message has been taken in. (That is a
+/// join and not `EXISTS`: of which the planner makes a hash of the whole inbox for each call.)
 const FOR_APPLY: &str = "
 SELECT t.*, w.kind AS wake_kind, w.due_at AS wake_at, c.block AS cred_block, asked.consumer, asked.message_id,
-    EXISTS (SELECT FROM inbox AS i WHERE i.consumer = asked.consumer AND i.message_id = asked.message_id) AS seen
+    i.consumer IS NOT NULL AS seen
 FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[])
     AS asked (txn_id, created_at, consumer, message_id)
 CROSS JOIN LATERAL (
     SELECT * FROM transactions
     WHERE txn_id = asked.txn_id AND created_at = asked.created_at OFFSET 0) AS t
 LEFT JOIN timers AS w ON w.txn_id = t.txn_id
-LEFT JOIN cred_blocks AS c ON c.txn_id = t.txn_id";
+LEFT JOIN cred_blocks AS c ON c.txn_id = t.txn_id
+LEFT JOIN inbox AS i ON i.consumer = asked.consumer AND i.message_id = asked.message_id";
 
 const FIND_TXN: &str = "
 SELECT t.*, w.kind AS wake_kind, w.due_at AS wake_at

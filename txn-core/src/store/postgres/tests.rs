@@ -2,6 +2,7 @@
 
 mod bad_days;
 mod months;
+mod reads;
 mod two_processes;
 
 use std::sync::Arc;
@@ -27,7 +28,7 @@ impl Database {
         let postgres = Postgres::start(dir.path()).await.unwrap();
         postgres.create_database("payments").await.unwrap();
         let file = dir.path().join("url");
-        std::fs::write(&file, postgres.url("payments")).unwrap();
+        certs::file::write_secret(&file, &postgres.url("payments")).unwrap();
         // While it is stopped on purpose nobody waits for long.
         let config = PostgresConfig { acquire_timeout_ms: 250, ..PostgresConfig::new(SecretRef::File(file)) };
         Database { postgres, config, _dir: dir }

@@ -1,0 +1,147 @@
+//! The clients' shared secrets, followed while the edge runs: a file that changes is used from then on, as a whole
+//! with all the others, or refused with a reason.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use certs::file::Content;
+use certs::report::{Key, KeyKind};
+use certs::{Bytes, CertError, Live, Set, Subject, Watch};
+use filters::policy::{Client, Document, Keyring, Mistake, Reference, Secret};
+use filters::validity::{Moment, next_rotation};
+use time::OffsetDateTime;
+use zeroize::Zeroizing;
+
+use crate::load::less_line_break;
+
+/// The clients' keys as they are now.
+#[derive(Clone, Debug)]
+pub(crate) struct ClientKeys(Set<Held>);
+
+struct Held {
+    ring: Arc<Keyring>,
+    /// Since when each key is held, by its id.
+    first_seen: BTreeMap<String, OffsetDateTime>,
+    /// What files hold, by reference, for Envoy's workers.
+    written: BTreeMap<String, Zeroizing<Vec<u8>>>,
+}
+
+impl ClientKeys {
+    /// Reads them, and has `watch` follow their files and tell of them.
+    pub(crate) fn follow(document: &Document, folder: &Path, watch: &Watch) -> Result<Self, CertError> {
+        let clients = document.clients.clone();
+        let references = clients.values().flat_map(|client| &client.hmac_keys).map(|key| &key.secret.value);
+        let mut files: Vec<PathBuf> = references
+            .filter_map(|reference| match reference {
+                Reference::File(path) => Some(path.clone()),
+                Reference::Env(_) => None,
+            })
+            .collect();
+        files.sort_unstable();
+        files.dedup();
+        let watched = files.iter().map(|path| (folder.join(path), Content::Secret)).collect();
+        let accept = move |read: &[Bytes], before: Option<&Held>, now| {
+            Held::accept(&clients, files.iter().zip(read), before, now)
+        };
+        let set = watch.files("client-keys".to_owned(), watched, accept)?;
+        let (told, clients) = (set.clone(), document.clients.clone());
+        watch.holds(move || told.current().report(&clients, crate::now_ms()));
+        Ok(Self(set))
+    }
+
+    pub(crate) fn current(&self) -> Arc<Keyring> {
+        Arc::clone(&self.0.current().ring)
+    }
+
+    /// What the files hold, JSON, and a number that changes when that does.
+    pub(crate) fn written(&self) -> (u64, Zeroizing<String>) {
+        // The number first: a change in between is told twice rather than never.
+        let live: &Live<Held> = &self.0;
+        let (generation, held) = (live.generation(), live.current());
+        let entries = held.written.iter().map(|(reference, secret)| {
+            let base64 = Zeroizing::new(STANDARD.encode(secret));
+            let name = serde_json::Value::from(reference.as_str());
+            Zeroizing::new(format!("{name}:\"{}\"", *base64))
+        });
+        let mut text = Zeroizing::new(String::with_capacity(64 * 1024));
+        text.push_str("{\"secrets\":{");
+        for (position, entry) in entries.enumerate() {
+            if position > 0 {
+                text.push(',');
+            }
+            text.push_str(&entry);
+        }
+        text.push_str("}}");
+        (generation, text)
+    }
+}
+
+impl Held {
+    fn accept<'b>(
+        clients: &BTreeMap<String, Client>,
+        read: impl Iterator<Item = (&'b PathBuf, &'b Bytes)>,
+        before: Option<&Self>,
+        now: OffsetDateTime,
+    ) -> Result<Self, CertError> {
+        let mut written = BTreeMap::new();
+        let mut paths = BTreeMap::new();
+        for (path, file) in read {
+            let reference = Reference::File(path.clone()).to_string();
+            paths.insert(reference.clone(), file.path.clone());
+            written.insert(reference, less_line_break(file.bytes.clone()));
+        }
+        let secret = |reference: &Reference| match (reference, written.get(&reference.to_string())) {
+            (Reference::File(_), Some(bytes)) => Ok(Secret::new(bytes.clone())),
+            (Reference::File(_), None) => Err("it was not read".to_owned()),
+            // A process cannot be told another environment.
+            (Reference::Env(_), _) => crate::load::secret(Path::new(""), reference).map(Secret::new),
+        };
+        let ring = Keyring::read(clients, &secret).map_err(|mistakes| {
+            let reason = mistakes.iter().map(|mistake: &Mistake| mistake.message.clone()).collect::<Vec<_>>();
+            let named = paths.iter().find(|(reference, _)| reason.iter().any(|why| why.contains(*reference)));
+            let path = named.map(|(_, path)| path.clone()).unwrap_or_default();
+            CertError::Content { path, reason: reason.join("; ") }
+        })?;
+        let first_seen = ring.iter().map(|(id, key)| {
+            let known = before.and_then(|before| {
+                let same = before.ring.get(id).is_some_and(|other| other.key == key.key);
+                before.first_seen.get(id).filter(|_| same).copied()
+            });
+            (id.to_owned(), known.unwrap_or(now))
+        });
+        let first_seen = first_seen.collect();
+        Ok(Self { first_seen, ring: Arc::new(ring), written })
+    }
+
+    fn report(&self, clients: &BTreeMap<String, Client>, now_ms: u64) -> Vec<Key> {
+        let mut keys = Vec::new();
+        for (owner, client) in clients {
+            let windows: Vec<_> = client.hmac_keys.iter().map(filters::policy::HmacKey::window).collect();
+            keys.extend(client.hmac_keys.iter().map(|key| Key {
+                kind: KeyKind::Hmac,
+                owner: owner.clone(),
+                id: key.id.value.clone(),
+                not_before: key.not_before.map(Moment::time),
+                not_after: key.not_after.map(Moment::time),
+                first_seen: self.first_seen.get(&key.id.value).copied(),
+                next_rotation: next_rotation(key.window(), &windows, now_ms).map(Moment::time),
+            }));
+        }
+        keys
+    }
+}
+
+impl Subject for Held {
+    fn summary(&self) -> String {
+        format!("{} keys of clients", self.first_seen.len())
+    }
+}
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Held").field("first_seen", &self.first_seen).finish_non_exhaustive()
+    }
+}

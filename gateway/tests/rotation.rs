@@ -1,0 +1,158 @@
+//! Certificates, CAs and lists that change under a running gateway: what new connections are made with, and which old
+//! ones are never used again.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
+
+mod running;
+
+use std::path::Path;
+
+use certs::Facts;
+use certs::pki::crl::{self, Reason};
+use certs::pki::{Authority, Leaf};
+use time::Duration;
+
+use self::running::{Gateway, Recorder, TLS, client, pki, serve, serve_on, until};
+
+fn policy(upstream: &Recorder) -> String {
+    format!(
+        r#"
+upstreams:
+  u: {{ addresses: ["127.0.0.1:{}"], outlier: {{ failures: 0 }}, tls: {TLS} }}
+routes:
+  - {{ name: all, methods: [GET], path: /things, upstream: u }}
+"#,
+        upstream.port
+    )
+}
+
+/// What the upstream says of the connection that a request came on: its port, and the serial of its certificate.
+async fn connection(gateway: &Gateway) -> Option<(String, String)> {
+    let answer = gateway.http.get(format!("{}/things", gateway.url)).send().await.unwrap();
+    if answer.status() != 200 {
+        return None;
+    }
+    let seen: serde_json::Value = answer.json().await.unwrap();
+    Some((seen[":peer"].as_str()?.to_owned(), seen[":serial"].as_str()?.to_owned()))
+}
+
+fn issue(folder: &Path, ca: &str, name: &str, names: &[&str]) -> String {
+    let at = |ending: &str| folder.join(format!("{ca}.{ending}"));
+    let issued = Authority::load(&at("pem"), &at("key")).unwrap().issue(&Leaf::new(name, names)).unwrap();
+    issued.write(folder, name).unwrap();
+    certs::inspect_pem(issued.certificate_pem.as_bytes()).unwrap().remove(0).serial_hex
+}
+
+#[tokio::test]
+async fn a_connection_made_under_a_retired_trust_set_is_never_handed_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    pki(folder.path());
+    let upstream = Recorder::start(folder.path(), "u").await;
+    let gateway = serve(folder.path(), &policy(&upstream)).await;
+    let first = connection(&gateway).await.unwrap();
+    assert_eq!(connection(&gateway).await.unwrap(), first, "kept and used again");
+
+    // Another certificate of ours, then another CA beside the old one: new connections.
+    let serial = issue(folder.path(), "internal-ca", "gateway", &["gateway.torana.internal"]);
+    until("the gateway's new certificate", async || connection(&gateway).await.unwrap().1 == serial).await;
+    let second = connection(&gateway).await.unwrap();
+    assert_ne!(second.0, first.0);
+    let (old, new) =
+        (std::fs::read_to_string(at("internal-ca.pem")).unwrap(), Authority::create("new").unwrap());
+    std::fs::write(at("internal-ca.pem"), old.clone() + new.certificate_pem()).unwrap();
+    until("another connection", async || connection(&gateway).await.unwrap().0 != second.0).await;
+
+    // The old CA is dropped while a connection to an upstream of it is idle. Nothing goes out on that any more.
+    std::fs::write(at("internal-ca.pem"), new.certificate_pem()).unwrap();
+    until("the old CA is dropped", async || connection(&gateway).await.is_none()).await;
+    let before = upstream.seen();
+    for _ in 0..20 {
+        assert_eq!(connection(&gateway).await, None);
+    }
+    assert_eq!(upstream.seen(), before);
+
+    std::fs::write(at("internal-ca.pem"), old).unwrap();
+    until("it is trusted again", async || connection(&gateway).await.is_some()).await;
+}
+
+#[tokio::test]
+async fn names_choose_certificates_and_each_is_renewed_by_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    pki(folder.path());
+    issue(folder.path(), "edge-ca", "shop", &["shop.test", "also.shop.test"]);
+    let wild = issue(folder.path(), "edge-ca", "wild", &["*.wild.test"]);
+    let upstream = Recorder::start(folder.path(), "u").await;
+    let tls = r#"{ certificate: "file:edge.pem", key: "file:edge.key", ca: "file:edge-ca.pem", certificates: [
+        { certificate: "file:shop.pem", key: "file:shop.key" },
+        { certificate: "file:wild.pem", key: "file:wild.key", server_names: ["*.wild.test"] } ] }"#;
+    let gateway = serve_on(folder.path(), tls, &policy(&upstream)).await;
+    let subject = async |name: &str| gateway.shown(folder.path(), name).await.map(|facts| facts.subject);
+    for (name, expected) in [
+        ("localhost", "CN=edge.torana.test"),
+        ("shop.test", "CN=shop"),
+        ("also.shop.test", "CN=shop"),
+        ("x.wild.test", "CN=wild"),
+    ] {
+        assert_eq!(subject(name).await.unwrap(), expected, "{name}");
+    }
+    assert!(subject("other.test").await.is_err(), "the default does not bear that name");
+
+    let serial = issue(folder.path(), "edge-ca", "shop", &["also.shop.test", "shop.test", "more.shop.test"]);
+    until("the shop's new certificate", async || {
+        gateway.shown(folder.path(), "shop.test").await.unwrap().serial_hex == serial
+    })
+    .await;
+    assert_eq!(subject("more.shop.test").await.unwrap(), "CN=shop", "its new name is served too");
+    assert_eq!(gateway.shown(folder.path(), "x.wild.test").await.unwrap().serial_hex, wild);
+
+    // Of a CA that the listener's certificates need not come from.
+    issue(folder.path(), "partner-ca", "shop", &["also.shop.test", "shop.test", "more.shop.test"]);
+    let line = r#"cert_reload_failures_total{name="listener/edge/1",reason="untrusted"}"#;
+    until("another CA's certificate is refused", async || gateway.metric(line).await == 1.0).await;
+    assert_eq!(gateway.shown(folder.path(), "shop.test").await.unwrap().serial_hex, serial);
+}
+
+#[tokio::test]
+async fn a_stale_list_refuses_those_with_certificates_and_nobody_else() {
+    for (word, let_in) in [("refuse", false), ("allow", true)] {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        pki(folder.path());
+        let ca = Authority::load(&at("partner-ca.pem"), &at("partner-ca.key")).unwrap();
+        crl::revoke(&at("partner-ca.crl"), &ca, &[], Reason::Unspecified, Duration::minutes(-1)).unwrap();
+        let upstream = Recorder::start(folder.path(), "u").await;
+        let tls = format!(
+            r#"{{ certificate: "file:edge.pem", key: "file:edge.key", client_certificates: {{
+                ca: "file:partner-ca.pem", crl: "file:partner-ca.crl", stale_crl: {word} }} }}"#
+        );
+        let gateway = serve_on(folder.path(), &tls, &policy(&upstream)).await;
+        assert!(connection(&gateway).await.is_some(), "without a certificate");
+        let partner = client(folder.path(), Some("partner"));
+        let answer = partner.get(format!("{}/things", gateway.url)).send().await;
+        assert_eq!(answer.is_ok(), let_in, "{word}: {answer:?}");
+        assert!(
+            gateway.metric(r#"certs_expiry_seconds{kind="crl",name="listener/edge/clients"}"#).await < 0.0
+        );
+        // A list of now mends it.
+        crl::revoke(&at("partner-ca.crl"), &ca, &[], Reason::Unspecified, Duration::days(1)).unwrap();
+        until("a fresh list", async || {
+            client(folder.path(), Some("partner")).get(format!("{}/things", gateway.url)).send().await.is_ok()
+        })
+        .await;
+    }
+}
+
+impl Gateway {
+    /// The certificate that whoever asks for this name is shown, and believes.
+    async fn shown(&self, folder: &Path, name: &str) -> anyhow::Result<Facts> {
+        let trust = certs::Trust::load(&folder.join("edge-ca.pem"))?;
+        let tls = certs::client_config(&trust, None, certs::Versions::Tls12And13)?;
+        let address = self.url.replace("https://localhost", "127.0.0.1");
+        let stream = tokio::net::TcpStream::connect(address).await?;
+        let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(tls));
+        let stream = connector.connect(name.to_owned().try_into()?, stream).await?;
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        Facts::from_der(&chain[0]).map_err(anyhow::Error::msg)
+    }
+}
