@@ -62,7 +62,8 @@ enum Command {
     ///
     /// Without --out it is one document, for a look or a try: its certificates are read when Envoy starts, and never
     /// again. The policy must have `state.service`. Paths of certificates and keys become absolute. Secrets that the
-    /// policy takes from `env:` stay in the environment of Envoy; those from `file:` are written into the
+    /// policy takes from `env:` stay in the environment of Envoy. Those from `file:` the state service tells while Envoy
+    /// runs, on a socket or over mutual TLS; where it listens on a plain address they are written into the
     /// configuration, which then is a secret itself.
     #[command(verbatim_doc_comment)]
     Envoy {

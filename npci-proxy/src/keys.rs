@@ -11,9 +11,10 @@ use certs::{
     file::Content,
     report::{self, KeyKind},
 };
+pub use filters::validity::Moment;
 use filters::{
     signature::message::{SigningKey, VerifyingKey},
-    validity::{Moment, Validity, Window, next_rotation},
+    validity::{Validity, Window, next_rotation},
 };
 use serde::{
     Deserialize, Deserializer,
@@ -64,6 +65,11 @@ impl Key {
 }
 
 impl KeyList {
+    /// The id of the first; there is one.
+    pub fn first_id(&self) -> &str {
+        self.0.first().map_or("", |key| &key.key_id)
+    }
+
     /// Reads the keys, and has `watch` follow their files and tell of them as `owner`'s.
     ///
     /// # Errors

@@ -252,7 +252,24 @@ impl Config {
             "rules.send_starts_within_ms ({}) must be less than the time of the first status check ({first_check_ms})",
             self.rules.send_starts_within_ms
         );
-        ensure!(self.rules.status_checks_ms.is_sorted(), "rules.status_checks_ms: not in ascending order");
+        ensure!(
+            self.rules.status_checks_ms.is_sorted() && !self.rules.status_checks_ms.is_empty(),
+            "rules.status_checks_ms: at least one, in ascending order"
+        );
+        ensure!(
+            self.housekeeping.idempotency_keep_ms >= 24 * 3_600_000,
+            "housekeeping.idempotency_keep_ms: at least a day (86400000): a client that tries again after its key was \
+             forgotten pays twice"
+        );
+        for (name, ms) in
+            [("timers.tick_ms", self.timers.tick_ms), ("housekeeping.every_ms", self.housekeeping.every_ms)]
+        {
+            ensure!(ms > 0, "{name}: above 0, or it would never rest");
+        }
+        ensure!(
+            self.timers.batch > 0 && self.timers.lease_ms > 0,
+            "timers: batch and lease_ms must be above 0, or nothing would ever be claimed"
+        );
         ensure!(
             self.network.max_sends > 0 && self.network.max_inquiries > 0,
             "network: max_… must be above 0"

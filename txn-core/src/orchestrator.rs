@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::bus::Delivery;
 use crate::bus::consume::{self, Handler, HandlerError};
@@ -40,8 +40,10 @@ pub struct Bounds {
     pub send_starts_within_ms: u64,
 }
 
-/// Tries to write down what a call said. If all fail, the timer set before the call finds out again.
-const WRITE_TRIES: u32 = 8;
+/// What a call said is written down for so long. Then the timer that was set before the call finds out again; but what
+/// the proxy said for certain (that nothing was sent) is worth more than what the network will say of it.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(60);
+const WRITE_AGAIN_AFTER_MOST: Duration = Duration::from_secs(1);
 
 impl Orchestrator {
     pub fn new(
@@ -162,14 +164,17 @@ impl Orchestrator {
     }
 
     async fn write_down(&self, txn_id: TxnId, event: Event) {
-        for attempt in 0..WRITE_TRIES {
+        let until = Instant::now() + WRITTEN_WITHIN;
+        let mut again_after = Duration::from_millis(50);
+        while Instant::now() < until {
             let input = Apply { txn_id, event: event.clone(), at: UnixMs::now(), inbox: None };
             match self.apply(input).await {
                 Ok(_) => return,
                 Err(StoreError::Closed) => break,
                 Err(error) => {
                     tracing::warn!(%txn_id, event = event.name(), %error, "not written down yet");
-                    sleep(Duration::from_millis(50 << attempt)).await;
+                    sleep(again_after).await;
+                    again_after = (2 * again_after).min(WRITE_AGAIN_AFTER_MOST);
                 }
             }
         }
@@ -191,9 +196,15 @@ impl Handler for Orchestrator {
         let message = &delivery.message;
         let envelope = consume::event(message)?;
         let txn_id: TxnId = envelope.txn_id.parse().map_err(|_| HandlerError::Poison("txnId".to_owned()))?;
-        self.dispatch(txn_id, Some(message.event_id.clone()), envelope.trace)
-            .await
-            .map_err(|error| HandlerError::Unavailable(error.to_string()))
+        self.dispatch(txn_id, Some(message.event_id.clone()), envelope.trace).await.map_err(|error| {
+            match error {
+                // This payment's own trouble: others go on.
+                StoreError::Engine(_) => HandlerError::Failed(error.to_string()),
+                StoreError::Overloaded | StoreError::Closed | StoreError::Unavailable(_) => {
+                    HandlerError::Unavailable(error.to_string())
+                }
+            }
+        })
     }
 }
 

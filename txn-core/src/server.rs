@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use certs::client::ClientLimits;
 use certs::pki::Purpose;
 use certs::serve::Limits;
@@ -97,7 +97,7 @@ impl Server {
     /// Runs until `shutdown` completes, then finishes what is in flight.
     ///
     /// # Errors
-    /// If a listener breaks.
+    /// If a listener breaks, or a part of the service ends by itself.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
         let drain = Duration::from_millis(self.config.drain_timeout_ms);
         let (stop, stopped) = watch::channel(false);
@@ -166,6 +166,17 @@ impl Server {
             tasks.spawn(notify::run(bus.clone(), hub.clone(), stopped.clone()));
         }
 
+        // A part that ends before it is told to leaves a service that does half its work and says nothing.
+        let mut ended_early = false;
+        let shutdown = async {
+            tokio::select! {
+                () = shutdown => {}
+                Some(ended) = tasks.join_next() => {
+                    ended_early = true;
+                    tracing::error!(?ended, "a part of the service has ended by itself; stopping");
+                }
+            }
+        };
         let served = match (self.listener, &self.store, &orchestrator) {
             (Some(listener), Some(store), Some(orchestrator)) => {
                 let api = Arc::new(Api {
@@ -209,6 +220,7 @@ impl Server {
             store.close().await;
         }
         tracing::info!("stopped");
+        ensure!(!ended_early, "a part of the service ended by itself");
         served.context("service listener")
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -54,19 +54,17 @@ pub(crate) fn connect(file: &Path, flags: OpenFlags) -> Result<Connection, Store
         // over or the store is closed.
         db.pragma_update(None, "secure_delete", "ON")?;
         db.pragma_update(None, "journal_size_limit", 64 * 1024 * 1024)?;
+        // Negative: kibibytes. Keys are random, so what a batch touches is spread over the table.
+        db.pragma_update(None, "cache_size", -16 * 1024)?;
     }
-    // Negative: kibibytes. Keys are random, so what a batch touches is spread over the table.
-    db.pragma_update(None, "cache_size", -16 * 1024)?;
     db.set_prepared_statement_cache_capacity(PREPARED);
     Ok(db)
 }
 
 fn migrate(db: &mut Connection, migrations: &[Migration]) -> Result<(), StoreError> {
     let txn = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let mut version: i64 = txn.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    if version == 0 {
-        version = version_before(&txn)?;
-    }
+    let user_version: i64 = txn.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let version = if user_version == 0 { version_before(&txn)? } else { user_version };
     let newest = migrations.iter().map(|(version, _)| *version).max().unwrap_or(0);
     if version > newest {
         let text =
@@ -76,7 +74,9 @@ fn migrate(db: &mut Connection, migrations: &[Migration]) -> Result<(), StoreErr
     for (to, sql) in migrations.iter().filter(|(to, _)| *to > version) {
         txn.execute_batch(sql).map_err(|error| StoreError::Engine(format!("migration {to}: {error}")))?;
     }
-    txn.pragma_update(None, "user_version", newest)?;
+    if version < newest || user_version != version {
+        txn.pragma_update(None, "user_version", newest)?;
+    }
     Ok(txn.commit()?)
 }
 
@@ -97,14 +97,14 @@ pub(crate) struct Readers(Arc<Inner>);
 struct Inner {
     file: PathBuf,
     idle: Mutex<Vec<Connection>>,
-    places: Semaphore,
+    places: Arc<Semaphore>,
     most: u32,
 }
 
 impl Readers {
     /// At most so many at once.
     pub(crate) fn of(file: &Path, most: u32) -> Readers {
-        let places = Semaphore::new(most as usize);
+        let places = Arc::new(Semaphore::new(most as usize));
         Readers(Arc::new(Inner { file: file.to_owned(), idle: Mutex::default(), places, most }))
     }
 
@@ -116,10 +116,12 @@ impl Readers {
         &self,
         question: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let place = timeout(READER_TIMEOUT, self.0.places.acquire()).await;
-        let _place = place.map_err(|_| StoreError::Overloaded)?.map_err(|_| StoreError::Closed)?;
+        let place = timeout(READER_TIMEOUT, self.0.places.clone().acquire_owned()).await;
+        let place = place.map_err(|_| StoreError::Overloaded)?.map_err(|_| StoreError::Closed)?;
         let inner = Arc::clone(&self.0);
         let asked = tokio::task::spawn_blocking(move || {
+            // Held by the question and not by who asked it, who may go away.
+            let _place = place;
             let db = inner.idle().pop();
             let db = match db {
                 Some(db) => db,
@@ -129,8 +131,8 @@ impl Readers {
             inner.idle().push(db);
             answer
         });
-        // It is cancelled only when the runtime goes away.
-        asked.await.map_err(|_| StoreError::Closed)?
+        // It is cancelled only when the runtime goes away; then nobody hears this.
+        asked.await.map_err(|error| StoreError::Engine(error.to_string()))?
     }
 
     /// Waits for questions that are being asked, and closes every connection.
@@ -151,7 +153,13 @@ impl Inner {
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
-        StoreError::Engine(error.to_string())
+        match error.sqlite_error_code() {
+            // Somebody else has held the file for longer than anybody should.
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+                StoreError::Unavailable(error.to_string())
+            }
+            _ => StoreError::Engine(error.to_string()),
+        }
     }
 }
 
@@ -226,7 +234,22 @@ mod tests {
         while readers.0.places.available_permits() == 2 {
             tokio::task::yield_now().await;
         }
+        // Who asked is gone; the question is still being asked.
+        let asking = readers.clone();
+        let gone = tokio::spawn(async move {
+            let question = |_: &Connection| {
+                std::thread::sleep(Duration::from_millis(100));
+                Ok(())
+            };
+            asking.ask(question).await
+        });
+        while readers.0.places.available_permits() == 1 {
+            tokio::task::yield_now().await;
+        }
+        gone.abort();
+        assert!(gone.await.unwrap_err().is_cancelled());
         readers.close().await;
+        assert!(readers.0.idle().is_empty());
         assert_eq!(slow.await.unwrap().unwrap(), 0);
         assert!(matches!(readers.ask(|_| Ok(())).await, Err(StoreError::Closed)));
     }

@@ -91,9 +91,17 @@ async fn run_due(
 ) -> Result<usize, StoreError> {
     let due = store.claim_due(kind, UnixMs::now(), config.lease_ms, config.batch.max(1)).await?;
     for txn_id in &due {
-        match kind {
-            WakeKind::Send => orchestrator.dispatch(*txn_id, None, Trace::default()).await?,
-            WakeKind::Check => orchestrator.check(*txn_id).await?,
+        let ran = match kind {
+            WakeKind::Send => orchestrator.dispatch(*txn_id, None, Trace::default()).await,
+            WakeKind::Check => orchestrator.check(*txn_id).await,
+        };
+        match ran {
+            Ok(()) => {}
+            // This payment's own trouble: those behind it go on, and it comes again when its lease has run out.
+            Err(error @ StoreError::Engine(_)) => tracing::error!(%txn_id, %error, "timer not run"),
+            Err(error @ (StoreError::Overloaded | StoreError::Closed | StoreError::Unavailable(_))) => {
+                return Err(error);
+            }
         }
     }
     Ok(due.len())

@@ -10,9 +10,10 @@ use crate::ConfigFile;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Replicas of a topic that is made; the cluster's default without it. One that has others is reported.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=15))]
-    replication_factor: Option<i32>,
+    /// Replicas of a topic that is made; one that has others is reported. All but one of them have to hold an event
+    /// before it counts as published (`min.insync.replicas`), so that no loss of one broker loses it.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=15))]
+    replication_factor: i32,
     /// Make nothing; exit status 1 when something is missing or differs.
     #[arg(long)]
     dry_run: bool,

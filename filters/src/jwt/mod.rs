@@ -1,4 +1,5 @@
-//! Tokens: who sends the request, as an issuer of ours says (RFC 6750, 7519, 8725).
+//! Tokens: who sends the request, as an issuer of ours says (RFC 6750, 7519, 8725), and whether it is who the token is
+//! bound to (RFC 8705).
 //!
 //! An issuer's algorithms are pinned by the policy and a key is for one algorithm, so nothing in a token can
 //! choose how it is verified. Keys come from the host, which keeps them fresh.

@@ -49,7 +49,7 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let dir = empty_folder("bench-kafka")?;
     let kafka = Kafka::start(&dir.join("kafka")).await?;
     let config = KafkaConfig::of(vec![kafka.address().to_string()]);
-    align(&config, Some(1), Missing::Make).await?;
+    align(&config, 1, Missing::Make).await?;
     let bus: Arc<dyn Bus> = Arc::new(KafkaBus::open(config).await?);
     let metrics = Arc::new(Metrics::new()?);
     let limits = WriterLimits::default();

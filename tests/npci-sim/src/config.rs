@@ -7,7 +7,7 @@ use std::{
 
 use certs::TlsFiles;
 use npci_proxy::{
-    config::{self, Admin, ConfigError, Key},
+    config::{self, Admin, ConfigError, KeyList},
     wire::Vpa,
 };
 use serde::Deserialize;
@@ -23,9 +23,9 @@ pub struct Config {
     pub front: Front,
     pub callback: Callback,
     /// Signs the network's answers and callbacks.
-    pub sign: Key,
+    pub sign: KeyList,
     /// Verifies the payment service provider's requests.
-    pub verify: Key,
+    pub verify: KeyList,
     #[serde(default)]
     pub settlement: Settlement,
     #[serde(default)]

@@ -56,8 +56,8 @@ pub async fn run(
     clock: Clock,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
-    let sim = Arc::new(Sim::new(config, clock)?);
     let watch = Watch::new("npci-sim");
+    let sim = Arc::new(Sim::new(config, clock, &watch)?);
     let settler = Arc::new(Settler::new(Arc::clone(&sim), &watch)?);
     let live = sim.config.front.tls.watch(&watch, "front", Purpose::Server)?;
     live.serves(&watch, "front", listeners.front.local_addr()?);

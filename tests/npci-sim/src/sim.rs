@@ -2,12 +2,13 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use certs::Watch;
 use npci_proxy::{
     clock::Clock,
     expiring::Expiring,
     freshness,
     seal::{CannotSign, Signer, Verifier},
-    secret::{Secret, SecretError, SecretRef},
+    secret::Secret,
 };
 
 use crate::{calls::Calls, config::Config, network::Network, pin::PinError};
@@ -28,8 +29,8 @@ pub struct Sim {
 
 #[derive(Debug, thiserror::Error)]
 pub enum SimError {
-    #[error(transparent)]
-    Secret(#[from] SecretError),
+    #[error("sign or verify: {0}")]
+    Keys(#[from] certs::CertError),
     #[error(transparent)]
     Key(#[from] CannotSign),
     #[error(transparent)]
@@ -37,9 +38,10 @@ pub enum SimError {
 }
 
 impl Sim {
-    pub fn new(config: Config, clock: Clock) -> Result<Sim, SimError> {
-        let load = |key: &SecretRef| -> Result<Secret, SecretError> { key.load(config.folder()) };
-        let (sign, verify) = (load(&config.sign.key)?, load(&config.verify.key)?);
+    /// `watch` follows its keys.
+    pub fn new(config: Config, clock: Clock, watch: &Watch) -> Result<Sim, SimError> {
+        let ours = config.sign.follow("ours", config.folder(), watch)?;
+        let providers = config.verify.follow("provider", config.folder(), watch)?;
         let forged = Secret::random();
         let freshness = freshness::Rules {
             window_ms: config.front.window_ms,
@@ -47,9 +49,9 @@ impl Sim {
             ..freshness::Rules::default()
         };
         Ok(Sim {
-            signer: Signer::hmac(&config.sign.key_id, &sign)?,
-            forger: Signer::hmac(&config.sign.key_id, &forged)?,
-            verifier: Verifier::hmac(&config.verify.key_id, &verify)?,
+            signer: Signer::new(&ours),
+            forger: Signer::hmac(config.sign.first_id(), &forged)?,
+            verifier: Verifier::new(&providers),
             freshness,
             network: Mutex::new(Network::new(
                 &config.accounts,

@@ -208,7 +208,7 @@ fn write(db: &Connection, rules: &Rules, batch: &[Op]) -> Result<Committed<Reply
 
     let mut replies = Vec::with_capacity(batch.len());
     for op in batch {
-        replies.push(match op {
+        replies.push(Ok(match op {
             Op::Accept(_) => Reply::Accepted(accepted.next().ok_or_else(missing)?),
             Op::Apply(_) => Reply::Applied(applied.next().ok_or_else(missing)?),
             Op::Published(positions) => {
@@ -227,7 +227,7 @@ fn write(db: &Connection, rules: &Rules, batch: &[Op]) -> Result<Committed<Reply
                 let inbox = db.execute(sql, params![inbox_before.0, PURGE_ROWS])?;
                 Reply::Purged(u64::try_from(keys + inbox).unwrap_or(u64::MAX))
             }
-        });
+        }));
     }
     Ok(Committed { replies, outgoing_events })
 }

@@ -31,7 +31,8 @@ const ANYTHING_DUE: &str =
     "SELECT 1 FROM timers WHERE kind = ?2 AND due_at <= ?1 AND lease_until <= ?1 LIMIT 1";
 
 const FIGURES: &str = "SELECT (SELECT count(*) FROM outbox_events), (SELECT count(*) FROM timers),
-    (SELECT count(*) FROM transactions WHERE flagged_at IS NOT NULL AND status IN ('PENDING', 'DEBITED', 'DEEMED'))";
+    (SELECT count(*) FROM (SELECT 1 FROM transactions
+        WHERE flagged_at IS NOT NULL AND status IN ('PENDING', 'DEBITED', 'DEEMED') LIMIT 10000))";
 
 /// What a key that is taken was first used for.
 pub(super) fn first_use(db: &Connection, new: &NewTxn) -> Result<FirstUse, StoreError> {

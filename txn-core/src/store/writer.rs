@@ -38,7 +38,8 @@ pub(super) trait Engine: Send + 'static {
     /// Whether a client waits for it.
     fn is_urgent(op: &Self::Op) -> bool;
 
-    /// Makes all of it durable, or none, and answers one by one in the same order.
+    /// Makes it durable and answers one by one in the same order. An error means that nothing of the batch is; an
+    /// engine that takes several transactions for a batch gives each request its own.
     async fn commit(&mut self, batch: &[Self::Op]) -> Result<Committed<Self::Reply>, StoreError>;
 
     /// Leaves everything tidy; nothing comes after it.
@@ -47,7 +48,7 @@ pub(super) trait Engine: Send + 'static {
 
 #[derive(Debug)]
 pub(super) struct Committed<R> {
-    pub replies: Vec<R>,
+    pub replies: Vec<Result<R, StoreError>>,
     pub outgoing_events: usize,
 }
 
@@ -174,7 +175,7 @@ async fn run<E: Engine>(
             Ok(committed) => {
                 for (answer, reply) in answers.into_iter().zip(committed.replies) {
                     // Whoever asked may have gone; what was asked for is durable all the same.
-                    let _gone = answer.send(Ok(reply));
+                    let _gone = answer.send(reply);
                 }
                 if committed.outgoing_events > 0 {
                     bell.notify_one();
@@ -189,7 +190,8 @@ async fn run<E: Engine>(
                         bell.notify_one();
                     }
                     let reply = alone.and_then(|committed| {
-                        committed.replies.into_iter().next().ok_or(StoreError::Engine("no reply".to_owned()))
+                        let first = committed.replies.into_iter().next();
+                        first.unwrap_or(Err(StoreError::Engine("no reply".to_owned())))
                     });
                     let _gone = answer.send(reply);
                 }

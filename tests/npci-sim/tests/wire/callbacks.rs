@@ -176,3 +176,50 @@ async fn a_full_nonce_memory_refuses_rather_than_forgets() {
     world.pass_ms(400_000);
     send(3, "200").await;
 }
+
+/// Both sides' keys give way to the next while payments go on: each is acknowledged and told, before, in the overlap and
+/// after. Then nobody is believed with an old key any more.
+#[tokio::test]
+async fn keys_give_way_without_a_failed_payment() {
+    let now_s = npci_proxy::clock::Clock::system().now_ms() / 1_000;
+    let at = |seconds: i64| npci_proxy::keys::Moment::from_unix_s(now_s + seconds).unwrap();
+    let keys = |id: &str, file: &str| {
+        format!(
+            "[{{ key_id: {id}, key: \"file:{file}.key\", not_after: \"{}\" }}, {{ key_id: {id}-2, key: \"file:{file}-2.key\", \
+             not_before: \"{}\" }}]",
+            at(600),
+            at(300),
+        )
+    };
+    let settings = Settings {
+        network_keys: keys("npci", "network-signing"),
+        psp_keys: keys("torana-psp", "psp-signing"),
+        ..Settings::default()
+    };
+    let world = World::with(settings).await;
+    let network = https(world.pki.path(), "network-ca", Some("network"));
+    let mut passed_s = 0;
+    for (number, after_s, old_key_counts) in [(1, 0, true), (2, 400, true), (3, 700, false)] {
+        world.pass_ms((after_s - passed_s) * 1_000);
+        passed_s = after_s;
+        let (status, ack) = world.pay(number, "1.00").await;
+        assert_eq!((status, &ack["ack"]), (200, &json!("ACCEPTED")), "{after_s} s: {ack}");
+        until("the payment is told", || async { world.core.told(&txn(number)).len() == 2 }).await;
+        let body = news(100 + number, &txn(number));
+        let headers = world.signed_callback(&body, world.now_ms() / 1_000);
+        let (status, problem) = world.post_callback(&network, headers, &body).await;
+        match old_key_counts {
+            true => assert_eq!(status, 200, "{after_s} s: {problem}"),
+            false => {
+                assert_eq!((status, &problem["code"]), (401, &json!("signature_invalid")), "{after_s} s")
+            }
+        }
+    }
+    let report = world.proxy_report().await;
+    let told: Vec<_> = report.keys.iter().map(|key| (key.owner.as_str(), key.id.as_str())).collect();
+    assert_eq!(
+        told,
+        [("ours", "torana-psp"), ("ours", "torana-psp-2"), ("network", "npci"), ("network", "npci-2")]
+    );
+    assert!(world.metric(r#"certs_expiry_seconds{kind="key",name="network/network/npci"}"#).await > 0.0);
+}

@@ -49,6 +49,9 @@ pub struct Settings {
     pub network_url: Option<String>,
     pub peak_hours: bool,
     pub nonces: usize,
+    /// The network's and the provider's, as both sides are configured with them.
+    pub network_keys: String,
+    pub psp_keys: String,
 }
 
 impl Default for Settings {
@@ -60,6 +63,8 @@ impl Default for Settings {
             network_url: None,
             peak_hours: false,
             nonces: 10_000,
+            network_keys: r#"{ key_id: npci, key: "file:network-signing.key" }"#.to_owned(),
+            psp_keys: r#"{ key_id: torana-psp, key: "file:psp-signing.key" }"#.to_owned(),
         }
     }
 }
@@ -112,6 +117,9 @@ impl World {
         certs::pki::init(pki.path(), false).unwrap();
         certs::file::write_secret(&pki.path().join("psp-signing.key"), &"ab".repeat(32)).unwrap();
         certs::file::write_secret(&pki.path().join("network-signing.key"), &"cd".repeat(32)).unwrap();
+        for (name, digits) in [("psp-signing-2", "ba"), ("network-signing-2", "dc")] {
+            certs::file::write_secret(&pki.path().join(format!("{name}.key")), &digits.repeat(32)).unwrap();
+        }
         let ahead_ms = Arc::new(AtomicI64::new(0));
         let clock = {
             let (ahead_ms, system) = (Arc::clone(&ahead_ms), Clock::system());
@@ -153,14 +161,16 @@ impl World {
 admin: {{ listen: 127.0.0.1:0 }}
 front: {{ listen: 127.0.0.1:0, tls: {{ certificate: network.pem, key: network.key, ca: network-ca.pem }}, allowed_clients: [psp.torana.test] }}
 callback: {{ url: "https://localhost:{outside}", tls: {{ certificate: network.pem, key: network.key, ca: network-ca.pem }}, attempts: 8, retry_ms: 50, retry_max_ms: 200 }}
-sign: {{ key_id: npci, key: "file:network-signing.key" }}
-verify: {{ key_id: torana-psp, key: "file:psp-signing.key" }}
+sign: {network_keys}
+verify: {psp_keys}
 settlement: {{ debit_after_ms: 5, credit_after_ms: 5, reversal_after_ms: 5 }}
 accounts:
   - {{ vpa: alice@torana, holder: Alice, balance_paise: 1000000 }}
   - {{ vpa: bob@torana, holder: Bob }}
   - {{ vpa: pinned@torana, holder: Pinned, balance_paise: 1000, pin: "1234" }}
-"#
+"#,
+            network_keys = settings.network_keys,
+            psp_keys = settings.psp_keys,
         );
         let sim_config = npci_sim::config::Config::parse(&sim_config, pki.path().into()).unwrap();
         let network_url = settings.network_url.clone().unwrap_or(format!("https://localhost:{sim_front}"));
@@ -174,8 +184,8 @@ network:
   url: "{network_url}"
   tls: {{ certificate: psp.pem, key: psp.key, ca: network-ca.pem }}
   spki_pins: {pins:?}
-  sign: {{ key_id: torana-psp, key: "file:psp-signing.key" }}
-  verify: {{ key_id: npci, key: "file:network-signing.key" }}
+  sign: {psp_keys}
+  verify: {network_keys}
   pay: {{ timeout_ms: {pay_timeout_ms} }}
 core: {{ url: "https://localhost:{core_port}", tls: {{ certificate: npci-proxy.pem, key: npci-proxy.key, ca: internal-ca.pem }} }}
 freshness: {{ nonces: {nonces} }}
@@ -183,6 +193,8 @@ status_checks: {{ first_after_ms: {first_after_ms} }}
 {peak_hours}
 "#,
             pins = settings.pins,
+            network_keys = settings.network_keys,
+            psp_keys = settings.psp_keys,
             pay_timeout_ms = settings.pay_timeout_ms,
             nonces = settings.nonces,
             first_after_ms = settings.status_first_after_ms,
@@ -310,6 +322,12 @@ status_checks: {{ first_after_ms: {first_after_ms} }}
         let url = format!("{}/metrics", self.proxy_admin);
         let text = self.plain.get(url).send().await.unwrap().text().await.unwrap();
         text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or(0.0)
+    }
+
+    /// What the proxy serves and holds.
+    pub async fn proxy_report(&self) -> certs::report::Report {
+        let answer = self.plain.get(format!("{}/certificates", self.proxy_admin)).send().await.unwrap();
+        answer.json().await.unwrap()
     }
 
     pub async fn readiness(&self) -> (u16, Value) {

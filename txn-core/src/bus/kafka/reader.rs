@@ -19,6 +19,13 @@ const BUFFERED: usize = 256;
 /// A scan to which no broker gives anything for so long is given up.
 const SILENT_FOR: Duration = Duration::from_secs(15);
 
+/// Whether it is said each time that a partition has been read to its end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ends {
+    Said,
+    Unsaid,
+}
+
 /// From the oldest and the newest offset of a partition, where to begin.
 type Begin = fn(i64, i64) -> i64;
 
@@ -26,12 +33,12 @@ pub(super) async fn watch(
     bus: &KafkaBus,
     topic: Topic,
 ) -> Result<(GroupSubscription, JoinHandle<()>), BusError> {
-    let (consumer, _) = everywhere(bus, topic, |_, newest| newest).await?;
+    let (consumer, _) = everywhere(bus, topic, Ends::Unsaid, |_, newest| newest).await?;
     GroupSubscription::fetch(bus, consumer, topic)
 }
 
 pub(super) async fn scan(bus: &KafkaBus, topic: Topic, visit: &mut Visit<'_>) -> Result<(), BusError> {
-    let (consumer, ends) = everywhere(bus, topic, |oldest, _| oldest).await?;
+    let (consumer, ends) = everywhere(bus, topic, Ends::Said, |oldest, _| oldest).await?;
     let (to, mut fetched) = mpsc::channel(BUFFERED);
     let fetching = tokio::spawn(blocking(move || fetch_until(&consumer, ends, &to)));
     while let Some(message) = fetched.recv().await {
@@ -48,12 +55,13 @@ pub(super) async fn scan(bus: &KafkaBus, topic: Topic, visit: &mut Visit<'_>) ->
 async fn everywhere(
     bus: &KafkaBus,
     topic: Topic,
+    said: Ends,
     begin: Begin,
 ) -> Result<(BaseConsumer<GroupEar>, HashMap<i32, i64>), BusError> {
     // The name is needed and never used: nothing joins a group or commits here.
     let config = bus.config.consumer("no-group");
     let mut config = config.map_err(|error| BusError::Engine(error.to_string()))?;
-    config.set("enable.auto.commit", "false").set("enable.partition.eof", "true");
+    config.set("enable.auto.commit", "false").set("enable.partition.eof", (said == Ends::Said).to_string());
     let name = bus.topic(topic);
     blocking(move || {
         let consumer: BaseConsumer<GroupEar> =

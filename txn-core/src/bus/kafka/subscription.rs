@@ -266,6 +266,8 @@ impl Fetcher {
                 let since = self.consumer.context().owned_since(fetched.place.partition);
                 waiting.push_back((fetched, since));
             }
+            // Everything that was there has been read.
+            Some(Err(KafkaError::PartitionEOF(_))) => {}
             Some(Err(error)) => {
                 self.consumer.context().ear.voice.warn("not consuming; waiting for the broker", &error);
                 // Some errors come back at once.

@@ -74,7 +74,7 @@ impl Cluster {
     pub(crate) async fn bus(&self, prefix: &str) -> KafkaBus {
         let config = self.config(prefix);
         match &self.kind {
-            Kind::Real(_) => drop(align(&config, Some(1), Missing::Make).await.unwrap()),
+            Kind::Real(_) => drop(align(&config, 1, Missing::Make).await.unwrap()),
             Kind::Mock(client) => {
                 let mock = client.client().mock_cluster().unwrap();
                 for topic in Topic::ALL {
@@ -423,7 +423,7 @@ async fn a_guarded_cluster_takes_those_who_have_everything() {
         config
     };
     let good = config(tls("ours-ca.pem", "ours"), Some(sasl("password")));
-    align(&good, Some(1), Missing::Make).await.unwrap();
+    align(&good, 1, Missing::Make).await.unwrap();
     let bus = KafkaBus::open(good).await.unwrap();
     until_ready(&bus).await;
     bus.publish((0..20).map(|n| message(Topic::Initiated, "TOR1", n)).collect()).await.unwrap();
@@ -452,12 +452,7 @@ async fn topics_are_made_once_and_never_changed() {
     let Kind::Real(_) = &cluster.kind else { return };
     let config = cluster.config("topics");
     let states = async |config: &KafkaConfig, missing| {
-        align(config, Some(1), missing)
-            .await
-            .unwrap()
-            .into_iter()
-            .map(|found| found.state)
-            .collect::<Vec<_>>()
+        align(config, 1, missing).await.unwrap().into_iter().map(|found| found.state).collect::<Vec<_>>()
     };
     assert_eq!(states(&config, Missing::Report).await, vec![TopicState::Missing; 7]);
     assert_eq!(states(&config, Missing::Make).await, vec![TopicState::Made; 7]);
@@ -472,11 +467,12 @@ async fn topics_are_made_once_and_never_changed() {
     }
     assert_eq!(again, vec![TopicState::AsWanted; 7]);
     let longer = KafkaConfig { retention_ms: 86_400_000, ..config };
-    let found = align(&longer, Some(2), Missing::Make).await.unwrap();
+    let found = align(&longer, 3, Missing::Make).await.unwrap();
     for finding in &found {
         let TopicState::Differs(differs) = &finding.state else { panic!("{finding:?}") };
         let retention = finding.topic.ends_with("dlq")
             || differs.contains(&"retention.ms: 604800000, not 86400000".into());
-        assert!(retention && differs.contains(&"replicas: 1, not 2".into()), "{finding:?}");
+        assert!(retention && differs.contains(&"replicas: 1, not 3".into()), "{finding:?}");
+        assert!(differs.contains(&"min.insync.replicas: 1, not 2".into()), "{finding:?}");
     }
 }

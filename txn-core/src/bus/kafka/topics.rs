@@ -41,14 +41,11 @@ pub enum Missing {
 ///
 /// # Errors
 /// When no broker answers, or one refuses.
-pub async fn align(
-    config: &KafkaConfig,
-    replication: Option<i32>,
-    missing: Missing,
-) -> anyhow::Result<Vec<Finding>> {
+pub async fn align(config: &KafkaConfig, replication: i32, missing: Missing) -> anyhow::Result<Vec<Finding>> {
     let admin: AdminClient<Ear> = config.client()?.create_with_context(Ear::default())?;
     let options = AdminOptions::new().request_timeout(Some(ASK_WITHIN)).operation_timeout(Some(ASK_WITHIN));
-    let wanted: Vec<Wanted> = Topic::ALL.into_iter().map(|topic| Wanted::of(topic, config)).collect();
+    let wanted = Topic::ALL.into_iter().map(|topic| Wanted::of(topic, config, replication));
+    let wanted: Vec<Wanted> = wanted.collect();
     let (mut findings, mut new) = (Vec::new(), Vec::new());
     for wanted in &wanted {
         let state = match described(admin.inner(), &wanted.name)? {
@@ -57,12 +54,12 @@ pub async fn align(
                 let entries = admin.describe_configs(&named, &options).await?.into_iter().next();
                 let entries = entries.context("no answer")?;
                 let entries = entries.map_err(|error| anyhow::anyhow!("{}: {error}", wanted.name))?.entries;
-                let differs = wanted.differences(there, &entries, replication);
+                let differs = wanted.differences(there, &entries);
                 if differs.is_empty() { TopicState::AsWanted } else { TopicState::Differs(differs) }
             }
             None if missing == Missing::Report => TopicState::Missing,
             None => {
-                new.push(wanted.new_topic(replication));
+                new.push(wanted.new_topic());
                 TopicState::Made
             }
         };
@@ -83,11 +80,12 @@ pub async fn align(
 struct Wanted {
     name: String,
     partitions: i32,
+    replicas: i32,
     settings: Vec<(&'static str, String)>,
 }
 
 impl Wanted {
-    fn of(topic: Topic, config: &KafkaConfig) -> Wanted {
+    fn of(topic: Topic, config: &KafkaConfig, replicas: i32) -> Wanted {
         let retention_ms = match topic {
             Topic::DeadLetter => DEAD_LETTERS_KEPT_MS,
             Topic::Initiated
@@ -101,33 +99,28 @@ impl Wanted {
             ("cleanup.policy", "delete".to_owned()),
             ("retention.ms", retention_ms.to_string()),
             ("segment.ms", SEGMENT_MS.to_string()),
+            // What is published is taken out of the outbox: one broker that is lost must not have been the only one.
+            ("min.insync.replicas", (replicas - 1).max(1).to_string()),
         ];
         if matches!(topic, Topic::DeadLetter | Topic::RetryDelayed) {
             settings.push(("max.message.bytes", LETTER_MAX_BYTES.to_string()));
         }
         let name = format!("{}{}", config.prefix, topic.name());
-        Wanted { name, partitions: topic.partitions(), settings }
+        Wanted { name, partitions: topic.partitions(), replicas, settings }
     }
 
-    fn new_topic(&self, replication: Option<i32>) -> NewTopic<'_> {
-        // -1: as many as the cluster's default says.
-        let replicas = TopicReplication::Fixed(replication.unwrap_or(-1));
-        let new = NewTopic::new(&self.name, self.partitions, replicas);
+    fn new_topic(&self) -> NewTopic<'_> {
+        let new = NewTopic::new(&self.name, self.partitions, TopicReplication::Fixed(self.replicas));
         self.settings.iter().fold(new, |new, (key, value)| new.set(key, value))
     }
 
-    fn differences(
-        &self,
-        there: Described,
-        entries: &[ConfigEntry],
-        replication: Option<i32>,
-    ) -> Vec<String> {
+    fn differences(&self, there: Described, entries: &[ConfigEntry]) -> Vec<String> {
         let mut differs = Vec::new();
         if i32::try_from(there.partitions) != Ok(self.partitions) {
             differs.push(format!("partitions: {}, not {}", there.partitions, self.partitions));
         }
-        if let Some(wanted) = replication.filter(|wanted| i32::try_from(there.replicas) != Ok(*wanted)) {
-            differs.push(format!("replicas: {}, not {wanted}", there.replicas));
+        if i32::try_from(there.replicas) != Ok(self.replicas) {
+            differs.push(format!("replicas: {}, not {}", there.replicas, self.replicas));
         }
         for (key, wanted) in &self.settings {
             let found =

@@ -102,7 +102,7 @@ impl Engine for Accepting {
         let replies: Option<Vec<Accepted>> = batch.iter().map(answer).collect();
         let replies = replies.ok_or(StoreError::Overloaded)?;
         let outgoing_events = replies.iter().filter(|reply| **reply == Accepted::New).count();
-        Ok(Committed { replies, outgoing_events })
+        Ok(Committed { replies: replies.into_iter().map(Ok).collect(), outgoing_events })
     }
 
     async fn close(self) -> Result<(), StoreError> {

@@ -78,6 +78,9 @@ const AT_A_TIME: usize = 128;
 /// Times an event is decided on again because another process changed its payment in between.
 const TRIES: u32 = 16;
 
+/// None: not decided for good yet.
+type Answer = Option<Result<Applied, StoreError>>;
+
 /// The engine of a writer of changes.
 #[derive(Debug)]
 pub(super) struct Applying {
@@ -95,31 +98,58 @@ impl Engine for Applying {
     }
 
     async fn commit(&mut self, batch: &[Apply]) -> Result<Committed<Applied>, StoreError> {
-        let mut replies: Vec<Option<Applied>> = batch.iter().map(|_| None).collect();
+        let mut replies: Vec<Answer> = batch.iter().map(|_| None).collect();
         let mut outgoing_events = 0;
         for _ in 0..TRIES {
             let open: Vec<usize> =
                 replies.iter().enumerate().filter(|(_, r)| r.is_none()).map(|(at, _)| at).collect();
             for some in open.chunks(AT_A_TIME) {
-                let inputs: Vec<&Apply> = some.iter().filter_map(|at| batch.get(*at)).collect();
-                let done = self.link.run(&Round { inputs, rules: &self.rules }).await?;
-                outgoing_events += done.outgoing_events;
-                for (at, reply) in some.iter().zip(done.replies) {
-                    if let Some(slot) = replies.get_mut(*at) {
-                        *slot = reply;
-                    }
-                }
-            }
-            if replies.iter().all(Option::is_some) {
-                let replies = replies.into_iter().flatten().collect();
-                return Ok(Committed { replies, outgoing_events });
+                outgoing_events += self.round(batch, some, &mut replies).await;
             }
         }
-        Err(StoreError::Overloaded)
+        let replies = replies.into_iter().map(|reply| reply.unwrap_or(Err(StoreError::Overloaded))).collect();
+        Ok(Committed { replies, outgoing_events })
     }
 
     async fn close(self) -> Result<(), StoreError> {
         self.link.close().await
+    }
+}
+
+impl Applying {
+    /// One transaction for these of the batch: what comes of it says nothing about the others. Gives how many events
+    /// go out.
+    async fn round(&mut self, batch: &[Apply], some: &[usize], replies: &mut [Answer]) -> usize {
+        let inputs: Vec<&Apply> = some.iter().filter_map(|at| batch.get(*at)).collect();
+        let done = self.link.run(&Round { inputs, rules: &self.rules }).await.map_err(StoreError::from);
+        match done {
+            Ok(done) => {
+                for (at, reply) in some.iter().zip(done.replies) {
+                    if let (Some(slot), Ok(reply)) = (replies.get_mut(*at), reply) {
+                        *slot = reply.map(Ok);
+                    }
+                }
+                done.outgoing_events
+            }
+            // One may be what the engine chokes on: the others must not suffer for it.
+            Err(error @ StoreError::Engine(_)) if some.len() > 1 => {
+                tracing::warn!(%error, batch = some.len(), "commit failed; trying its requests one by one");
+                let mut outgoing_events = 0;
+                for at in some {
+                    outgoing_events += Box::pin(self.round(batch, std::slice::from_ref(at), replies)).await;
+                }
+                outgoing_events
+            }
+            Err(error) => {
+                tracing::error!(%error, batch = some.len(), "commit failed");
+                for at in some {
+                    if let Some(slot) = replies.get_mut(*at) {
+                        *slot = Some(Err(error.clone()));
+                    }
+                }
+                0
+            }
+        }
     }
 }
 
@@ -143,7 +173,7 @@ impl Work for Round<'_> {
         let lost = rows.write(db, &versions).await?;
         let replies = self.inputs.iter().zip(answers);
         let replies = replies.map(|(input, answer)| (!lost.contains(&input.txn_id.uuid())).then_some(answer));
-        Ok(Committed { replies: replies.collect(), outgoing_events })
+        Ok(Committed { replies: replies.map(Ok).collect(), outgoing_events })
     }
 }
 

@@ -48,7 +48,9 @@ const TABLES: [(&str, u8); 2] = [("transactions", 85), ("txn_history", 100)];
 /// Locks of whoever works on partitions: one at a time.
 const ADVISORY_LOCK: i64 = 0x546f_7261_6e61;
 
-const UNFINISHED: &str = "status IN ('PENDING', 'DEBITED', 'DEEMED')";
+/// What a status check, a callback or reconciliation may still end. DEEMED is an end for who paid: banks settle the
+/// rest between them, within days.
+const UNFINISHED: &str = "status IN ('PENDING', 'DEBITED')";
 
 impl Month {
     pub fn of(at: UnixMs) -> Month {
