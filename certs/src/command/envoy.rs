@@ -9,7 +9,7 @@ use anyhow::{Context as _, ensure};
 use certs::report::{Client, Failure, Leaf, Listener, Reloads, Report};
 use certs::{Facts, inspect_pem};
 use serde_json::Value;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use super::{causes, probe};
 
@@ -17,6 +17,7 @@ use super::{causes, probe};
 struct Envoy {
     /// Serials of all certificates and CAs that it has loaded.
     loaded: BTreeSet<String>,
+    started: OffsetDateTime,
     /// `sds.NAME.key_rotation_failed` and the like.
     stats: Vec<(String, u64)>,
 }
@@ -71,11 +72,13 @@ pub(super) async fn report(http: &reqwest::Client, bootstrap: &Path) -> anyhow::
             continue;
         };
         let leaf = leaf(&certificate);
+        let mut reloads = envoy.reloads(&files, &leaf);
+        reloads.last_failure = reloads.last_failure.or_else(|| envoy.earlier(&certificate, &cluster));
         let trusted = files.ca.as_deref().map(|ca| envoy.loaded_of(ca)).transpose()?;
         report.clients.push(Client {
             name: name.to_owned(),
             server_name: tls["sni"].as_str().map(str::to_owned),
-            reloads: envoy.reloads(&files, &leaf),
+            reloads,
             serving: leaf.ok(),
             certificate: Some(certificate),
             trusted: trusted.unwrap_or_default(),
@@ -104,11 +107,16 @@ impl Envoy {
         let serials =
             told.filter_map(Value::as_array).flatten().filter_map(|one| one["serial_number"].as_str());
         let loaded = serials.map(serial).collect();
+        // In whole seconds: `12s`.
+        let info = get("server_info").await?;
+        let uptime =
+            info["uptime_current_epoch"].as_str().and_then(|text| text.strip_suffix('s')?.parse().ok());
+        let started = OffsetDateTime::now_utc() - Duration::seconds(uptime.unwrap_or_default());
         let stats = get("stats?format=json&filter=^sds").await?;
         let stats = stats["stats"].as_array().into_iter().flatten();
         let stats =
             stats.filter_map(|stat| Some((stat["name"].as_str()?.to_owned(), stat["value"].as_u64()?)));
-        Ok(Envoy { loaded, stats: stats.collect() })
+        Ok(Envoy { loaded, started, stats: stats.collect() })
     }
 
     fn loaded_of(&self, file: &Path) -> anyhow::Result<Vec<Leaf>> {
@@ -136,6 +144,26 @@ impl Envoy {
             last_failure,
             reload_failures: sum("key_rotation_failed") + sum("update_rejected"),
         }
+    }
+
+    /// Connections that were made with the certificate before take new requests until they are too old, and break
+    /// when whoever is at the other end hears that it is revoked. Envoy cannot be asked for them, but they have a
+    /// bound.
+    fn earlier(&self, certificate: &Path, cluster: &Value) -> Option<Failure> {
+        const HTTP: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+        let options = &cluster["typed_extension_protocol_options"][HTTP]["common_http_protocol_options"];
+        let longest =
+            options["max_connection_duration"].as_str().and_then(|text| text.strip_suffix('s')?.parse().ok());
+        let replaced = OffsetDateTime::from(std::fs::metadata(certificate).ok()?.modified().ok()?);
+        let until = replaced + Duration::seconds_f64(longest.unwrap_or(0.0));
+        let at = OffsetDateTime::now_utc();
+        (self.started < replaced && at < until).then(|| {
+            let ms = (until - at).whole_milliseconds();
+            Failure {
+                at,
+                reason: format!("connections made with the certificate before may be used for {ms} ms more"),
+            }
+        })
     }
 
     fn stat(&self, secret: &str, what: &str) -> u64 {

@@ -8,6 +8,10 @@ use serde_json::{Value, json};
 
 use super::{STATE_CLUSTER, Source, ms, socket};
 
+/// A connection to an upstream takes no new request after so long. Envoy keeps those that were made with a certificate
+/// before: this is how soon nobody shows that any more, and it can be revoked. `certs` waits for it.
+const LONGEST_CONNECTION_MS: u64 = 5_000;
+
 impl Source {
     pub(super) fn clusters(&self) -> anyhow::Result<Vec<Value>> {
         let document = self.policy.document();
@@ -145,7 +149,10 @@ fn http1(idle_ms: u64) -> Value {
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
             "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
             "explicit_http_config": { "http_protocol_options": {} },
-            "common_http_protocol_options": { "idle_timeout": ms(idle_ms) },
+            "common_http_protocol_options": {
+                "idle_timeout": ms(idle_ms),
+                "max_connection_duration": ms(LONGEST_CONNECTION_MS),
+            },
         },
     })
 }

@@ -41,6 +41,7 @@ impl Traffic {
         let ca = certs::Trust::load(&stack.dir().join("pki/edge-ca.pem"))?;
         let (over, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let mut clients = JoinSet::new();
+        let began = Instant::now();
         for client in 0..CLIENTS {
             let (over, answered) = (Arc::clone(&over), Arc::clone(&answered));
             let (url, token, ca) = (url.clone(), alice.token.clone(), ca.clone());
@@ -51,6 +52,8 @@ impl Traffic {
             let mut http = new()?;
             clients.spawn(async move {
                 let mut failed = Vec::new();
+                let mut fails =
+                    |why: String| failed.push(format!("after {} ms: {why}", began.elapsed().as_millis()));
                 let mut pace = interval(Duration::from_micros(1_000_000 * CLIENTS / PER_S));
                 pace.set_missed_tick_behavior(MissedTickBehavior::Burst);
                 let mut sent = 0;
@@ -60,7 +63,7 @@ impl Traffic {
                     if client % 2 == 0 && sent % A_CONNECTION == 0 {
                         match new() {
                             Ok(client) => http = client,
-                            Err(error) => failed.push(error.to_string()),
+                            Err(error) => fails(error.to_string()),
                         }
                     }
                     match http.get(&url).bearer_auth(&token).send().await {
@@ -69,15 +72,20 @@ impl Traffic {
                         }
                         Ok(answer) => {
                             let status = answer.status();
-                            failed.push(format!("{status} {}", answer.text().await.unwrap_or_default()));
+                            fails(format!("{status} {}", answer.text().await.unwrap_or_default()));
                         }
-                        Err(error) => failed.push(format!("{error:?}")),
+                        Err(error) => fails(format!("{error:?}")),
                     }
                 }
                 failed
             });
         }
-        Ok(Traffic { over, answered, began: Instant::now(), clients })
+        Ok(Traffic { over, answered, began, clients })
+    }
+
+    /// Milliseconds since it began, as failures are told.
+    pub fn ms(&self) -> u128 {
+        self.began.elapsed().as_millis()
     }
 
     /// How many requests were answered until now.

@@ -29,13 +29,13 @@ async fn run(edge: Edge, folder: &str) -> anyhow::Result<()> {
     let path = format!("{}:{}", binaries.folder().display(), std::env::var("PATH")?);
     let traffic = Traffic::start(&stack)?;
     for block in blocks {
-        let began = std::time::Instant::now();
+        let began = traffic.ms();
         let mut command = tokio::process::Command::new("bash");
         command.args(["-euo", "pipefail", "-c", block]).current_dir(stack.dir()).env("PATH", &path);
         let output = command.kill_on_drop(true).output().await?;
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{block}\n{out}\n{err}");
-        eprintln!("{} ms for {}", began.elapsed().as_millis(), block.lines().next().unwrap());
+        eprintln!("from {began} to {} ms: {}", traffic.ms(), block.lines().next().unwrap());
     }
     let sent = traffic.end().await;
     let first = sent.failed.first();
