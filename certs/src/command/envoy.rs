@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use certs::report::{Client, Failure, Leaf, Listener, Reloads, Report};
-use certs::{Facts, inspect_pem};
+use certs::{Facts, San, inspect_pem};
 use serde_json::Value;
 use time::{Duration, OffsetDateTime};
 
@@ -42,32 +42,37 @@ pub(super) async fn report(http: &reqwest::Client, bootstrap: &Path) -> anyhow::
     let mut report = Report { service: "envoy".into(), ..Report::default() };
     for listener in resources(&folder.join("listeners.json"))? {
         let tls = &listener["filter_chains"][0]["transport_socket"]["typed_config"];
-        let files = Files::of(&tls["common_tls_context"])?;
-        let (Some(certificate), Some(name)) = (files.certificate.clone(), listener["name"].as_str()) else {
-            continue;
-        };
-        // Envoy tells serials, but not which listener has which: the listener itself is asked for that.
         let address = address(&listener["address"])?;
-        let leaf = leaf(&certificate);
-        let serving = match &leaf {
-            Ok(leaf) => leaf.clone(),
-            Err(_) => probe::served(address, None).await?.leaf,
-        };
-        report.listeners.push(Listener {
-            name: name.to_owned(),
-            address,
-            server_names: Vec::new(),
-            serving,
-            certificate,
-            client_ca: files.ca.clone(),
-            crl: files.crl.clone(),
-            requires_client: tls["require_client_certificate"] == true,
-            reloads: envoy.reloads(&files, &leaf),
-        });
+        let Some(name) = listener["name"].as_str() else { continue };
+        for files in Files::of(&tls["common_tls_context"])? {
+            let Some(certificate) = files.certificate.clone() else { continue };
+            // Envoy tells serials, but not which listener has which: the listener itself is asked for that, by a name
+            // of the certificate if there are many.
+            let leaf = leaf(&certificate);
+            let names = match &leaf {
+                Ok(leaf) if several(tls) => leaf.sans.iter().filter_map(dns).collect(),
+                Ok(_) | Err(_) => Vec::new(),
+            };
+            let serving = match &leaf {
+                Ok(leaf) => leaf.clone(),
+                Err(_) => probe::served(address, None).await?.leaf,
+            };
+            report.listeners.push(Listener {
+                name: name.to_owned(),
+                address,
+                server_names: names,
+                serving,
+                certificate,
+                client_ca: files.ca.clone(),
+                crl: files.crl.clone(),
+                requires_client: tls["require_client_certificate"] == true,
+                reloads: envoy.reloads(&files, &leaf),
+            });
+        }
     }
     for cluster in resources(&folder.join("clusters.json"))? {
         let tls = &cluster["transport_socket"]["typed_config"];
-        let files = Files::of(&tls["common_tls_context"])?;
+        let Some(files) = Files::of(&tls["common_tls_context"])?.into_iter().next() else { continue };
         let (Some(certificate), Some(name)) = (files.certificate.clone(), cluster["name"].as_str()) else {
             continue;
         };
@@ -173,25 +178,41 @@ impl Envoy {
 }
 
 impl Files {
-    fn of(context: &Value) -> anyhow::Result<Files> {
-        let mut files = Files::default();
-        let own = &context["tls_certificate_sds_secret_configs"][0];
+    /// Of each certificate of a context.
+    fn of(context: &Value) -> anyhow::Result<Vec<Files>> {
         let peers = match &context["combined_validation_context"] {
             Value::Null => &context["validation_context_sds_secret_config"],
             combined => &combined["validation_context_sds_secret_config"],
         };
-        for config in [own, peers] {
-            let Some(path) = config["sds_config"]["path_config_source"]["path"].as_str() else { continue };
-            files.secrets.extend(config["name"].as_str().map(str::to_owned));
-            let secret =
-                resources(Path::new(path))?.into_iter().next().context("a secret's file is empty")?;
-            let file = |value: &Value| value["filename"].as_str().map(PathBuf::from);
-            files.certificate = files.certificate.or(file(&secret["tls_certificate"]["certificate_chain"]));
-            files.ca = files.ca.or(file(&secret["validation_context"]["trusted_ca"]));
-            files.crl = files.crl.or(file(&secret["validation_context"]["crl"]));
-        }
-        Ok(files)
+        let each = context["tls_certificate_sds_secret_configs"].as_array().into_iter().flatten();
+        each.map(|own| {
+            let mut files = Files::default();
+            for config in [own, peers] {
+                let Some(path) = config["sds_config"]["path_config_source"]["path"].as_str() else {
+                    continue;
+                };
+                files.secrets.extend(config["name"].as_str().map(str::to_owned));
+                let secret =
+                    resources(Path::new(path))?.into_iter().next().context("a secret's file is empty")?;
+                let file = |value: &Value| value["filename"].as_str().map(PathBuf::from);
+                files.certificate =
+                    files.certificate.or(file(&secret["tls_certificate"]["certificate_chain"]));
+                files.ca = files.ca.or(file(&secret["validation_context"]["trusted_ca"]));
+                files.crl = files.crl.or(file(&secret["validation_context"]["crl"]));
+            }
+            Ok(files)
+        })
+        .collect()
     }
+}
+
+fn several(tls: &Value) -> bool {
+    let configs = &tls["common_tls_context"]["tls_certificate_sds_secret_configs"];
+    configs.as_array().is_some_and(|all| all.len() > 1)
+}
+
+fn dns(san: &San) -> Option<String> {
+    if let San::Dns(name) = san { Some(name.clone()) } else { None }
 }
 
 fn leaf(file: &Path) -> anyhow::Result<Leaf> {

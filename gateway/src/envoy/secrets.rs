@@ -26,11 +26,11 @@ pub(super) fn take(resource: &mut Value, folder: &Path, secrets: &mut Secrets) {
         return;
     };
     let Some(context) = context.as_object_mut() else { return };
-    if let Some(mut certificates) = context.remove("tls_certificates") {
-        let all = certificates.as_array_mut().into_iter().flatten();
-        let references: Vec<_> =
-            all.map(|one| secret("tls_certificate", one.take(), folder, secrets)).collect();
-        context.insert("tls_certificate_sds_secret_configs".into(), json!(references));
+    if let Some(Value::Array(certificates)) = context.remove("tls_certificates") {
+        let each = certificates.into_iter();
+        let references: Vec<Value> =
+            each.map(|files| secret("tls_certificate", files, folder, secrets)).collect();
+        context.insert("tls_certificate_sds_secret_configs".into(), Value::Array(references));
     }
     if let Some(Value::Object(mut validation)) = context.remove("validation_context") {
         let files: Map<String, Value> =
