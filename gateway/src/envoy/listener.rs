@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use anyhow::Context as _;
 use filters::admission::HIDDEN_FROM_CLIENTS;
-use filters::policy::{At, Listener, Reference};
+use filters::policy::{At, Listener, Reference, StaleCrl};
 use filters::shape;
 use serde_json::{Value, json};
 
@@ -59,16 +59,27 @@ impl Source {
     }
 
     fn downstream_tls(&self, listener: &Listener) -> anyhow::Result<Value> {
+        let tls = &listener.tls;
+        // The first is for those who ask for a name that none bears.
+        let pairs = std::iter::once((&tls.certificate, &tls.key))
+            .chain(tls.certificates.iter().map(|named| (&named.certificate, &named.key)));
+        let certificates: Vec<Value> = pairs
+            .map(|(certificate, key)| {
+                Ok(json!({ "certificate_chain": self.file(certificate)?, "private_key": self.file(key)? }))
+            })
+            .collect::<anyhow::Result<_>>()?;
         let mut common = json!({
             "tls_params": { "tls_minimum_protocol_version": "TLSv1_2" },
             "alpn_protocols": ["h2", "http/1.1"],
-            "tls_certificates": [{
-                "certificate_chain": self.file(&listener.tls.certificate)?,
-                "private_key": self.file(&listener.tls.key)?,
-            }],
+            "tls_certificates": certificates,
         });
         let mut required = false;
-        if let Some(clients) = &listener.tls.client_certificates {
+        if let Some(clients) = &tls.client_certificates {
+            anyhow::ensure!(
+                clients.crl.is_none() || clients.stale_crl == StaleCrl::Refuse,
+                "listener {}: Envoy believes no list that is past its time: `stale_crl: allow` is for the gateway",
+                listener.name
+            );
             common["validation_context"] = json!({ "trusted_ca": self.file(&clients.ca)? });
             if let Some(crl) = &clients.crl {
                 common["validation_context"]["crl"] = self.file(crl)?;

@@ -27,9 +27,10 @@ pub(super) fn take(resource: &mut Value, folder: &Path, secrets: &mut Secrets) {
     };
     let Some(context) = context.as_object_mut() else { return };
     if let Some(mut certificates) = context.remove("tls_certificates") {
-        let certificate = certificates[0].take();
-        let reference = secret("tls_certificate", certificate, folder, secrets);
-        context.insert("tls_certificate_sds_secret_configs".into(), json!([reference]));
+        let all = certificates.as_array_mut().into_iter().flatten();
+        let references: Vec<_> =
+            all.map(|one| secret("tls_certificate", one.take(), folder, secrets)).collect();
+        context.insert("tls_certificate_sds_secret_configs".into(), json!(references));
     }
     if let Some(Value::Object(mut validation)) = context.remove("validation_context") {
         let files: Map<String, Value> =

@@ -84,7 +84,7 @@ impl Load {
                     ticks.tick().await;
                     let (begun, target) = (Instant::now(), target()?);
                     let mut connection = target.connect().await.context("a new connection")?;
-                    let serial = shown(&connection)?;
+                    let serial = shown(&connection)?.serial_hex;
                     seen.shown.lock().unwrap_or_else(PoisonError::into_inner).push((begun, serial));
                     ask(&mut connection, &target.request).await.context("on a new connection")?;
                     seen.answered.fetch_add(1, Ordering::Relaxed);
@@ -126,18 +126,23 @@ impl Load {
 impl Target {
     /// A new connection, its handshake done.
     pub async fn connect(&self) -> anyhow::Result<TlsStream<TcpStream>> {
+        self.connect_to("localhost").await
+    }
+
+    /// One that asks for a name.
+    pub async fn connect_to(&self, name: &'static str) -> anyhow::Result<TlsStream<TcpStream>> {
         let stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
         stream.set_nodelay(true)?;
         let connector = TlsConnector::from(Arc::clone(&self.tls));
-        Ok(connector.connect("localhost".try_into()?, stream).await?)
+        Ok(connector.connect(name.try_into()?, stream).await?)
     }
 }
 
-/// The serial of the certificate that the server has shown.
-pub fn shown(connection: &TlsStream<TcpStream>) -> anyhow::Result<String> {
+/// The certificate that the server has shown.
+pub fn shown(connection: &TlsStream<TcpStream>) -> anyhow::Result<Facts> {
     let chain = connection.get_ref().1.peer_certificates().context("it has shown no certificate")?;
     let leaf = chain.first().context("it has shown no certificate")?;
-    Ok(Facts::from_der(leaf).map_err(anyhow::Error::msg)?.serial_hex)
+    Facts::from_der(leaf).map_err(anyhow::Error::msg)
 }
 
 /// One request, answered with 200, and its body read to the end.

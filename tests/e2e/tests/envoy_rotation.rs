@@ -4,9 +4,13 @@
 
 use std::time::{Duration, Instant};
 
+use std::sync::Arc;
+
 use certs::client::{ClientLimits, https};
-use certs::{Identity, Trust, Versions, client_config};
+use certs::pki::{Authority, Leaf};
+use certs::{Facts, Identity, Trust, Versions, client_config, inspect_pem};
 use e2e::command::certs;
+use e2e::load::{self, Target};
 use e2e::options;
 use e2e::traffic::Traffic;
 use stack::{Binaries, Edge, Stack};
@@ -19,6 +23,75 @@ async fn start(test: &str) -> anyhow::Result<(Binaries, Stack)> {
     let binaries = Binaries::build().await?;
     let stack = Stack::start(&binaries, options(test)?.edge(Edge::Envoy)).await?;
     Ok((binaries, stack))
+}
+
+/// Writes the configuration of the running Envoy anew, from the policy as it is now.
+async fn configure(binaries: &Binaries, stack: &Stack) -> anyhow::Result<()> {
+    let policy = stack.dir().join("config/edge.yaml");
+    let made = tokio::process::Command::new(binaries.folder().join("gateway"))
+        .arg("envoy")
+        .arg(&policy)
+        .arg("--module")
+        .arg(stack::workspace().join("target/wasm/torana.wasm"))
+        .arg("--out")
+        .arg(policy.with_file_name("envoy"))
+        .output()
+        .await?;
+    assert!(made.status.success(), "{made:?}");
+    Ok(())
+}
+
+/// A listener's other certificates, chosen by the name that a client asks for, each renewed by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_choose_certificates() -> anyhow::Result<()> {
+    let (binaries, stack) = start("envoy-names").await?;
+    let pki = stack.dir().join("pki");
+    let ca = Authority::load(&pki.join("edge-ca.pem"), &pki.join("edge-ca.key"))?;
+    let issue = |name: &str, names: &[&str]| -> anyhow::Result<String> {
+        let [certificate, _] = ca.issue(&Leaf::new(name, names))?.write(&pki, name)?;
+        Ok(inspect_pem(&std::fs::read(certificate)?)?.remove(0).serial_hex)
+    };
+    issue("shop", &["shop.test", "also.shop.test"])?;
+    issue("wild", &["*.wild.test"])?;
+    let policy = stack.dir().join("config/edge.yaml");
+    let text = std::fs::read_to_string(&policy)?;
+    let key = "key: file:../pki/edge.key";
+    let more = r#"
+      certificates:
+        - { certificate: "file:../pki/shop.pem", key: "file:../pki/shop.key" }
+        - { certificate: "file:../pki/wild.pem", key: "file:../pki/wild.key" }"#;
+    assert!(text.contains(key), "{text}");
+    std::fs::write(&policy, text.replacen(key, &format!("{key}{more}"), 1))?;
+    configure(&binaries, &stack).await?;
+
+    let trust = Trust::load(&pki.join("edge-ca.pem"))?;
+    let port: u16 = stack.edge_url().rsplit(':').next().unwrap().parse()?;
+    let facts = async |name: &'static str| -> anyhow::Result<Facts> {
+        let tls = Arc::new(client_config(&trust, None, Versions::Tls12And13)?);
+        let target = Target { port, tls, request: String::new() };
+        load::shown(&target.connect_to(name).await?)
+    };
+    let began = Instant::now();
+    while facts("shop.test").await.is_err() {
+        assert!(began.elapsed() < Duration::from_secs(20), "the name is not served");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for (name, expected) in [
+        ("localhost", "CN=edge.torana.test"),
+        ("shop.test", "CN=shop"),
+        ("also.shop.test", "CN=shop"),
+        ("x.wild.test", "CN=wild"),
+    ] {
+        assert_eq!(facts(name).await?.subject, expected, "{name}");
+    }
+    assert!(facts("other.test").await.is_err(), "the default does not bear that name");
+
+    let (serial, began) = (issue("shop", &["shop.test", "also.shop.test"])?, Instant::now());
+    while facts("shop.test").await?.serial_hex != serial {
+        assert!(began.elapsed() < Duration::from_millis(WITHIN_MS), "the old one is still shown");
+    }
+    stack.stop().await;
+    Ok(())
 }
 
 /// Ten rotations of what the edge serves and ten of what it shows its upstream: no request fails, and whoever connects
@@ -89,17 +162,7 @@ async fn a_revoked_client_is_refused() -> anyhow::Result<()> {
 
     // The connection that is open stays so until its listener is replaced and drained, 2 s here.
     assert_eq!(open.get(&url).send().await?.status(), 200, "Envoy asks no list about open connections");
-    let policy = stack.dir().join("config/edge.yaml");
-    let made = tokio::process::Command::new(binaries.folder().join("gateway"))
-        .arg("envoy")
-        .arg(&policy)
-        .arg("--module")
-        .arg(stack::workspace().join("target/wasm/torana.wasm"))
-        .arg("--out")
-        .arg(policy.with_file_name("envoy"))
-        .output()
-        .await?;
-    assert!(made.status.success(), "{made:?}");
+    configure(&binaries, &stack).await?;
     let began = Instant::now();
     while open.get(&url).send().await.is_ok() {
         assert!(began.elapsed() < Duration::from_secs(20), "its connection is still open");

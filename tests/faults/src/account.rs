@@ -192,10 +192,11 @@ impl Account {
     fn check_answers(&mut self, seen: &Seen, injected: &Injected) {
         let mut inside = [0, 0];
         for attempt in &seen.attempts {
-            let Some(said) = &attempt.answer else { continue };
             let within =
                 |windows: &[Window]| windows.iter().any(|window| window.holds(attempt.began, attempt.ended));
-            let refused = said.status == 503 && said.retry_after.is_some();
+            // No other fault lasts meanwhile that could keep an edge from answering.
+            let refused =
+                attempt.answer.as_ref().is_some_and(|said| said.status == 503 && said.retry_after.is_some());
             let away = [
                 ("PostgreSQL", within(&injected.postgres)),
                 // What is not signed asks for no nonce, and its limits are counted locally then.
@@ -204,18 +205,30 @@ impl Account {
             for ((engine, _), count) in away.iter().zip(&mut inside).filter(|((_, inside), _)| *inside) {
                 *count += 1;
                 if !refused {
-                    self.violations
-                        .push(format!("{:?} answered {said:?} while {engine} was away", attempt.call));
+                    self.violations.push(format!(
+                        "{:?} was answered {:?} while {engine} was away",
+                        attempt.call, attempt.answer
+                    ));
                 }
             }
         }
         let [postgres, redis] = inside;
+        for (engine, windows, count) in
+            [("PostgreSQL", &injected.postgres, postgres), ("Redis", &injected.redis, redis)]
+        {
+            if count == 0 && !windows.is_empty() {
+                self.violations.push(format!("nobody asked for anything while {engine} was away"));
+            }
+        }
         self.figure("answers while PostgreSQL was away, all 503 with Retry-After or a violation", postgres);
         self.figure("answers while Redis was away, likewise", redis);
     }
 
     fn tell(&mut self, seen: &Seen, injected: &Injected, payments: &Payments) {
         self.figure("faults injected", injected.faults);
+        if payments.is_empty() {
+            self.violations.push("no payment was accepted".to_owned());
+        }
         self.figure("payments wanted", seen.wanted.len());
         self.figure("accepted", payments.len());
         let mut ends: BTreeMap<&str, usize> = BTreeMap::new();

@@ -7,6 +7,7 @@
 mod config;
 mod context;
 mod message;
+mod producer;
 mod reader;
 mod subscription;
 #[cfg(test)]
@@ -23,12 +24,13 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::future_producer::DeliveryFuture;
-use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
+use rdkafka::producer::{FutureRecord, Producer as _};
 use tokio::time::sleep;
 
 pub use config::{KafkaConfig, KafkaTls, Mechanism, Sasl};
 
 use self::context::{Ear, Voice};
+use self::producer::Producer;
 use self::subscription::GroupSubscription;
 use super::avro::{Codec, Registry};
 use super::{Bus, BusError, Message, Subscription, Topic, Visit};
@@ -37,7 +39,7 @@ use crate::txn::UnixMs;
 /// Topics in a Kafka cluster.
 pub struct KafkaBus {
     config: KafkaConfig,
-    producer: FutureProducer<Ear>,
+    producer: Producer,
     codec: Arc<Codec>,
     voice: Voice,
     closed: Arc<AtomicBool>,
@@ -64,20 +66,7 @@ impl KafkaBus {
             config.schema_registry.as_ref().map(Registry::new).transpose().context("schema_registry")?;
         let ear = Ear::default();
         let voice = ear.voice.clone();
-        let producer = config
-            .client()?
-            .set("enable.idempotence", "true")
-            .set("acks", "all")
-            .set("message.timeout.ms", config.delivery_timeout_ms.to_string())
-            .set("queue.buffering.max.messages", config.queue_messages.to_string())
-            // A batch is handed over at once; there is nothing to wait for.
-            .set("linger.ms", "1")
-            .set("compression.type", "lz4")
-            // Where Java's clients put the same key.
-            .set("partitioner", "murmur2_random")
-            // A dead letter carries headers besides what it was.
-            .set("message.max.bytes", topics::LETTER_MAX_BYTES.to_string())
-            .create_with_context(ear)?;
+        let producer = Producer::open(&config, ear)?;
         let bus = KafkaBus {
             config,
             producer,
@@ -134,9 +123,9 @@ impl KafkaBus {
         if !message.key.is_empty() {
             record = record.key(message.key.as_str());
         }
-        let asked = Instant::now();
+        let (asked, producer) = (Instant::now(), self.producer.current()?);
         loop {
-            match self.producer.send_result(record) {
+            match producer.send_result(record) {
                 Ok(delivered) => return Ok(delivered),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
                     if asked.elapsed() > Duration::from_millis(self.config.delivery_timeout_ms) {
@@ -208,7 +197,7 @@ impl Bus for KafkaBus {
     /// A broker answers and knows the first topic.
     async fn ready(&self) -> Result<(), BusError> {
         self.open_still()?;
-        let (producer, topic) = (self.producer.clone(), self.topic(Topic::Initiated));
+        let (producer, topic) = (self.producer.current()?, self.topic(Topic::Initiated));
         blocking(move || {
             let metadata =
                 producer.client().fetch_metadata(Some(&topic), ASK_WITHIN).map_err(|e| engine(&e))?;
@@ -229,9 +218,11 @@ impl Bus for KafkaBus {
         self.closed.store(true, Ordering::Release);
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         let (producer, within) =
-            (self.producer.clone(), Duration::from_millis(self.config.delivery_timeout_ms));
+            (self.producer.current(), Duration::from_millis(self.config.delivery_timeout_ms));
         let closed = tokio::task::spawn_blocking(move || {
-            if let Err(error) = producer.flush(within) {
+            let flushed =
+                producer.and_then(|producer| producer.flush(within).map_err(|error| engine(&error)));
+            if let Err(error) = flushed {
                 tracing::warn!(%error, "not all that was being published is known to be there; it comes again");
             }
             for thread in threads {

@@ -9,6 +9,8 @@ use rdkafka::ClientConfig;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::time::timeout;
 
+use rdkafka::producer::FutureProducer;
+
 use super::topics::{Missing, TopicState, align};
 use super::*;
 use crate::bus::consume::{Consumer, Handler, HandlerError, Retry, header};
@@ -19,7 +21,7 @@ use crate::metrics::Metrics;
 /// Brokers for tests. Topics are each test's own, under a prefix.
 pub(crate) struct Cluster {
     kind: Kind,
-    _dir: tempfile::TempDir,
+    _dir: Option<tempfile::TempDir>,
 }
 
 enum Kind {
@@ -30,16 +32,18 @@ enum Kind {
 
 impl Cluster {
     pub(crate) async fn start() -> Cluster {
-        let dir = tempfile::tempdir().unwrap();
-        let kind = if Kafka::is_installed() {
-            Kind::Real(Kafka::start(dir.path()).await.unwrap())
-        } else {
+        if !Kafka::is_installed() {
             assert!(std::env::var("REQUIRE_KAFKA").as_deref() != Ok("1"), "no Kafka, and REQUIRE_KAFKA=1");
-            let mut config = ClientConfig::new();
-            config.set("test.mock.num.brokers", "1").set("bootstrap.servers", "mock");
-            Kind::Mock(config.create().unwrap())
-        };
-        Cluster { kind, _dir: dir }
+            return Cluster::mock();
+        }
+        let dir = tempfile::tempdir().unwrap();
+        Cluster { kind: Kind::Real(Kafka::start(dir.path()).await.unwrap()), _dir: Some(dir) }
+    }
+
+    fn mock() -> Cluster {
+        let mut config = ClientConfig::new();
+        config.set("test.mock.num.brokers", "1").set("bootstrap.servers", "mock");
+        Cluster { kind: Kind::Mock(config.create().unwrap()), _dir: None }
     }
 
     /// One for all tests that run at the same time; it ends with the last of them.
@@ -118,6 +122,24 @@ async fn until_ready(bus: &KafkaBus) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_producer_that_kafka_has_given_up_is_replaced() {
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+    let cluster = Cluster::mock();
+    let bus = cluster.bus("fatal").await;
+    let one = |n| vec![message(Topic::Initiated, "TOR1", n)];
+    bus.publish(one(1)).await.unwrap();
+    let Kind::Mock(client) = &cluster.kind else { panic!("a mock") };
+    let mock = client.client().mock_cluster().unwrap();
+    let lost = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
+    mock.request_errors(RDKafkaApiKey::Produce, &[lost]);
+    let error = bus.publish(one(2)).await.unwrap_err();
+    assert!(matches!(error, BusError::Engine(_)), "{error}");
+    bus.publish(one(2)).await.unwrap();
+    bus.ready().await.unwrap();
+    bus.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn kafka_holds_to_the_contract() {
     let cluster = Cluster::shared().await;
     contract::holds(async || cluster.bus("contract").await).await;
@@ -153,7 +175,7 @@ async fn what_nobody_can_read_reaches_the_dead_letters_byte_for_byte() {
     for (key, bytes, _) in garbage {
         let name = bus.topic(Topic::Initiated);
         let record = FutureRecord::to(&name).key(key).payload(bytes);
-        bus.producer.send(record, Duration::from_secs(10)).await.unwrap();
+        bus.producer.current().unwrap().send(record, Duration::from_secs(10)).await.unwrap();
     }
     let consumer = consumer(bus.clone(), Arc::new(Slow::default()));
     let (stop, stopped) = watch::channel(false);
