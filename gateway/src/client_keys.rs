@@ -11,7 +11,7 @@ use certs::file::Content;
 use certs::report::{Key, KeyKind};
 use certs::{Bytes, CertError, Live, Set, Subject, Watch};
 use filters::policy::{Client, Document, Keyring, Mistake, Reference, Secret};
-use filters::validity::{Moment, next_rotation};
+use filters::validity::{Moment, Window, next_rotation};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
@@ -33,8 +33,8 @@ impl ClientKeys {
     /// Reads them, and has `watch` follow their files and tell of them.
     pub(crate) fn follow(document: &Document, folder: &Path, watch: &Watch) -> Result<Self, CertError> {
         let clients = document.clients.clone();
-        let references = clients.values().flat_map(|client| &client.hmac_keys).map(|key| &key.secret.value);
-        let mut files: Vec<PathBuf> = references
+        let mut files: Vec<PathBuf> = document
+            .client_secrets()
             .filter_map(|reference| match reference {
                 Reference::File(path) => Some(path.clone()),
                 Reference::Env(_) => None,
@@ -47,8 +47,8 @@ impl ClientKeys {
             Held::accept(&clients, files.iter().zip(read), before, now)
         };
         let set = watch.files("client-keys".to_owned(), watched, accept)?;
-        let (told, clients) = (set.clone(), document.clients.clone());
-        watch.holds(move || told.current().report(&clients, crate::now_ms()));
+        let told = set.clone();
+        watch.holds(move || told.current().report(crate::now_ms()));
         Ok(Self(set))
     }
 
@@ -116,18 +116,22 @@ impl Held {
         Ok(Self { first_seen, ring: Arc::new(ring), written })
     }
 
-    fn report(&self, clients: &BTreeMap<String, Client>, now_ms: u64) -> Vec<Key> {
+    fn report(&self, now_ms: u64) -> Vec<Key> {
+        let mut by_owner: BTreeMap<&str, BTreeMap<&str, Window>> = BTreeMap::new();
+        for (id, key) in self.ring.iter() {
+            by_owner.entry(&key.client.name).or_default().insert(id, key.window);
+        }
         let mut keys = Vec::new();
-        for (owner, client) in clients {
-            let windows: Vec<_> = client.hmac_keys.iter().map(filters::policy::HmacKey::window).collect();
-            keys.extend(client.hmac_keys.iter().map(|key| Key {
+        for (owner, windows) in by_owner {
+            let all: Vec<Window> = windows.values().copied().collect();
+            keys.extend(windows.into_iter().map(|(id, window)| Key {
                 kind: KeyKind::Hmac,
-                owner: owner.clone(),
-                id: key.id.value.clone(),
-                not_before: key.not_before.map(Moment::time),
-                not_after: key.not_after.map(Moment::time),
-                first_seen: self.first_seen.get(&key.id.value).copied(),
-                next_rotation: next_rotation(key.window(), &windows, now_ms).map(Moment::time),
+                owner: owner.to_owned(),
+                id: id.to_owned(),
+                not_before: window.not_before.map(Moment::time),
+                not_after: window.not_after.map(Moment::time),
+                first_seen: self.first_seen.get(id).copied(),
+                next_rotation: next_rotation(window, &all, now_ms).map(Moment::time),
             }));
         }
         keys

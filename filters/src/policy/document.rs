@@ -71,6 +71,16 @@ pub struct Document {
     pub routes: Vec<At<Route>>,
 }
 
+impl Document {
+    /// Where the clients' secrets are: keys, and files of keys.
+    pub fn client_secrets(&self) -> impl Iterator<Item = &Reference> {
+        self.clients.values().flat_map(|client| {
+            let keys = client.hmac_keys.iter().map(|key| &key.secret.value);
+            keys.chain(client.hmac_key_file.as_ref().map(|file| &file.value))
+        })
+    }
+}
+
 impl<T: Default> Default for At<T> {
     fn default() -> Self {
         Self::nowhere(T::default())
@@ -308,6 +318,10 @@ pub struct Client {
     /// Keys for HMAC-SHA256 message signatures. Several at a time let one take over from another.
     #[serde(default)]
     pub hmac_keys: Vec<HmacKey>,
+    /// More of them, in a file that is followed, so that keys come and go without another policy: JSON,
+    /// `{"keys": [{"id": "acme-2", "secret": "BASE64", "not_before": "2026-11-01T00:00:00Z"}]}`, of each the `id`, the
+    /// `secret`, and perhaps `not_before` and `not_after`. At most 64.
+    pub hmac_key_file: Option<At<Reference>>,
     /// The certificates that are its own: one that fits any of these.
     #[serde(default)]
     pub certificates: Vec<At<CertificateNames>>,

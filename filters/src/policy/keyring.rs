@@ -2,16 +2,26 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Deserializer};
+use zeroize::Zeroizing;
+
 use super::document::Client;
 use super::mistake::Mistake;
 use super::{At, Reference, Secret};
 use crate::crypto::{HmacKey, SigningKey, VerifyingKey};
 use crate::filter;
-use crate::validity::{Validity, Window};
+use crate::validity::{Moment, Validity, Window};
 
-/// Keys that sign requests, by key id.
+/// Keys that sign requests.
 #[derive(Clone, Debug, Default)]
-pub struct Keyring(HashMap<String, ClientKey>);
+pub struct Keyring {
+    /// By key id.
+    keys: HashMap<String, ClientKey>,
+    /// Clients with a file of keys, and whether it has been told.
+    files: BTreeMap<String, bool>,
+}
 
 /// A client's key.
 #[derive(Clone, Debug)]
@@ -58,7 +68,7 @@ impl Keyring {
         secret: &dyn Fn(&Reference) -> Result<Secret, String>,
         mistakes: &mut Vec<Mistake>,
     ) -> Self {
-        let mut keys = HashMap::new();
+        let (mut keys, mut files) = (HashMap::new(), BTreeMap::new());
         for (name, settings) in clients {
             let tenant = settings.tenant.as_ref();
             if let Some(tenant) = tenant.filter(|tenant| tenant.value.trim().is_empty()) {
@@ -85,47 +95,62 @@ impl Keyring {
                         continue;
                     }
                 };
-                let (id, window) = (&key.id, key.window());
-                if window.is_empty() {
-                    let message = format!("key `{}`: `not_after` lies before `not_before`", id.value);
-                    mistakes.push(Mistake::of(id, message));
-                }
-                let key = ClientKey { client: client.clone(), window, key: verifying };
-                if keys.insert(id.value.clone(), key).is_some() {
-                    mistakes.push(Mistake::of(id, format!("key id `{}` is used twice", id.value)));
+                let key_of = ClientKey { client: client.clone(), window: key.window(), key: verifying };
+                if let Err(why) = add(&mut keys, &key.id.value, key_of) {
+                    mistakes.push(Mistake::of(&key.id, why));
                 }
             }
+            let Some(file) = &settings.hmac_key_file else { continue };
+            let told = secret(&file.value)
+                .and_then(|found| found.written().map(|written| key_file(&written)).transpose());
+            files.insert(name.clone(), matches!(told, Ok(Some(_))));
+            let added = told.and_then(|told| {
+                told.unwrap_or_default().into_iter().try_for_each(|(id, window, key)| {
+                    add(&mut keys, &id, ClientKey { client: client.clone(), window, key: Some(key) })
+                })
+            });
+            if let Err(why) = added {
+                mistakes.push(Mistake::of(file, format!("{}: {why}", file.value)));
+            }
         }
-        Self(keys)
+        Self { keys, files }
     }
 
     /// Takes from `others`, keys of the same clients, what was not told.
     pub fn complete_with(&mut self, others: &Self) {
-        for (id, key) in &mut self.0 {
+        for (id, key) in &mut self.keys {
             if key.key.is_none() {
                 key.key = others.get(id).and_then(|other| other.key.clone());
             }
         }
+        for (client, told) in &mut self.files {
+            if !*told && others.files.get(client) == Some(&true) {
+                *told = true;
+                for (id, key) in others.iter().filter(|(_, key)| *key.client.name == **client) {
+                    self.keys.entry(id.to_owned()).or_insert_with(|| key.clone());
+                }
+            }
+        }
     }
 
-    /// Whether a client of that name has a key.
+    /// Whether a client of that name has a key, or a file of keys.
     pub fn has_client(&self, name: &str) -> bool {
-        self.0.values().any(|key| *key.client.name == *name)
+        self.files.contains_key(name) || self.keys.values().any(|key| *key.client.name == *name)
     }
 
     /// The key of that id.
     pub fn get(&self, keyid: &str) -> Option<&ClientKey> {
-        self.0.get(keyid)
+        self.keys.get(keyid)
     }
 
     /// Every key, by id.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &ClientKey)> {
-        self.0.iter().map(|(id, key)| (id.as_str(), key))
+        self.keys.iter().map(|(id, key)| (id.as_str(), key))
     }
 
-    /// Whether every secret has been told.
+    /// Whether every secret and every file of keys has been told.
     pub fn is_whole(&self) -> bool {
-        self.0.values().all(|key| key.key.is_some())
+        self.keys.values().all(|key| key.key.is_some()) && self.files.values().all(|told| *told)
     }
 
     /// The key that signs now: of a client's the one that began to count last.
@@ -138,15 +163,63 @@ impl Keyring {
             })
         };
         let found = match whose {
-            Whose::Key(id) => self.0.get_key_value(id).map(|(id, key)| (id.as_str(), key)),
+            Whose::Key(id) => self.keys.get_key_value(id).map(|(id, key)| (id.as_str(), key)),
             Whose::Client(name) => newest(name),
         };
         match found.filter(|(_, key)| key.window.at(now_ms) == Validity::Now) {
+            None if !self.is_whole() => Err(NotSigned::NotTold),
             None => Err(NotSigned::NoneNow),
             Some((id, ClientKey { key: Some(VerifyingKey::Hmac(key)), .. })) => Ok((id, signing(key))),
             Some(_) => Err(NotSigned::NotTold),
         }
     }
+}
+
+fn add(keys: &mut HashMap<String, ClientKey>, id: &str, key: ClientKey) -> Result<(), String> {
+    if key.window.is_empty() {
+        return Err(format!("key `{id}`: `not_after` lies before `not_before`"));
+    }
+    match keys.insert(id.to_owned(), key) {
+        None => Ok(()),
+        Some(_) => Err(format!("key id `{id}` is used twice")),
+    }
+}
+
+/// Most keys in a file.
+const MOST_KEYS: usize = 64;
+
+/// The keys of a file. What is wrong is told without a word of what is in it.
+fn key_file(written: &[u8]) -> Result<Vec<(String, Window, VerifyingKey)>, String> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct File {
+        keys: Vec<Entry>,
+    }
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Entry {
+        id: String,
+        #[serde(deserialize_with = "wiped")]
+        secret: Zeroizing<String>,
+        not_before: Option<Moment>,
+        not_after: Option<Moment>,
+    }
+    fn wiped<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Zeroizing<String>, D::Error> {
+        String::deserialize(deserializer).map(Zeroizing::new)
+    }
+    let file: File = serde_json::from_slice(written).map_err(|why| {
+        format!("it is no file of keys: look at line {}, column {}", why.line(), why.column())
+    })?;
+    if file.keys.len() > MOST_KEYS {
+        return Err(format!("it has more than {MOST_KEYS} keys"));
+    }
+    let key = |Entry { id, secret, not_before, not_after }: Entry| {
+        let bytes = STANDARD.decode(secret.as_bytes()).map(Zeroizing::new);
+        let bytes = bytes.map_err(|_| format!("the secret of key `{id}` is not padded base64"))?;
+        let key = VerifyingKey::hmac(&bytes).map_err(|why| format!("key `{id}`: {why}"))?;
+        Ok((id, Window { not_before, not_after }, key))
+    };
+    file.keys.into_iter().map(key).collect()
 }
 
 fn signing(key: &HmacKey) -> SigningKey {
@@ -156,45 +229,46 @@ fn signing(key: &HmacKey) -> SigningKey {
 impl FromIterator<(String, ClientKey)> for Keyring {
     /// From key ids and keys.
     fn from_iter<I: IntoIterator<Item = (String, ClientKey)>>(keys: I) -> Self {
-        Self(keys.into_iter().collect())
+        Self { keys: keys.into_iter().collect(), files: BTreeMap::new() }
     }
 }
 
 /// What is worth a second look in the times of a client's keys, at a time: an end that has passed, a time without any
 /// key, an end that nothing follows.
-pub(super) fn window_warnings(name: &str, client: &Client, now_ms: u64) -> Vec<Mistake> {
+pub(super) fn window_warnings(name: &str, client: &Client, ring: &Keyring, now_ms: u64) -> Vec<Mistake> {
     const SOON_MS: i128 = 30 * 86_400_000;
     let mut warnings = Vec::new();
-    for key in &client.hmac_keys {
-        if let (Some(end), Validity::NoLonger) = (key.not_after, key.window().at(now_ms)) {
+    let keys = timed(name, client, ring);
+    for key in &keys {
+        if let (Some(end), Validity::NoLonger) = (key.window.not_after, key.window.at(now_ms)) {
             let message =
-                format!("client `{name}`: key `{}` counts no longer since {end}; remove it", key.id.value);
-            warnings.push(Mistake::of(&key.id, message));
+                format!("client `{name}`: key `{}` counts no longer since {end}; remove it", key.id);
+            warnings.push(key.told(message));
         }
     }
     let now_ms = i128::from(now_ms);
-    let mut windows: Vec<_> = client.hmac_keys.iter().filter(|key| !key.window().is_empty()).collect();
-    windows.sort_by_key(|key| key.not_before);
+    let mut windows: Vec<_> = keys.iter().filter(|key| !key.window.is_empty()).collect();
+    windows.sort_by_key(|key| key.window.not_before);
     // From now on; `covered` is the time until which some key counts.
     let mut covered = Some(now_ms - 1);
     let mut last = windows.first().copied();
     for key in windows {
-        let (Some(until), start) = (covered, key.not_before.map_or(i128::MIN, |start| start.ms())) else {
+        let (Some(until), start) = (covered, key.window.not_before.map_or(i128::MIN, |start| start.ms()))
+        else {
             break;
         };
-        let end = key.not_after.map(|end| end.ms());
+        let end = key.window.not_after.map(|end| end.ms());
         if end.is_some_and(|end| end < now_ms) {
             continue;
         }
         if start > until + 1 {
-            let from = match last.and_then(|key| key.not_after).filter(|end| end.ms() >= now_ms) {
+            let from = match last.and_then(|key| key.window.not_after).filter(|end| end.ms() >= now_ms) {
                 Some(end) => format!("from {end}"),
                 None => "from now".to_owned(),
             };
-            let to = key.not_before.map(|start| start.to_string()).unwrap_or_default();
-            let message =
-                format!("client `{name}`: no key counts {from} to {to}, when `{}` begins", key.id.value);
-            warnings.push(Mistake::of(&key.id, message));
+            let to = key.window.not_before.map(|start| start.to_string()).unwrap_or_default();
+            let message = format!("client `{name}`: no key counts {from} to {to}, when `{}` begins", key.id);
+            warnings.push(key.told(message));
         }
         if end.is_none_or(|end| end > until) {
             (covered, last) = (end, Some(key));
@@ -204,21 +278,53 @@ pub(super) fn window_warnings(name: &str, client: &Client, now_ms: u64) -> Vec<M
         let message = match until < now_ms {
             true => format!("client `{name}`: no key counts any more, and none will"),
             false => {
-                let end = key.not_after.map(|end| end.to_string()).unwrap_or_default();
-                format!("client `{name}`: its last key, `{}`, ends at {end}, and none follows", key.id.value)
+                let end = key.window.not_after.map(|end| end.to_string()).unwrap_or_default();
+                format!("client `{name}`: its last key, `{}`, ends at {end}, and none follows", key.id)
             }
         };
         if until - now_ms < SOON_MS {
-            warnings.push(Mistake::of(&key.id, message));
+            warnings.push(key.told(message));
         }
     }
     warnings
 }
 
+/// A key, when it counts, and where that is written.
+struct Timed<'k> {
+    id: &'k str,
+    window: Window,
+    place: Mistake,
+}
+
+impl Timed<'_> {
+    fn told(&self, message: String) -> Mistake {
+        Mistake { message, ..self.place.clone() }
+    }
+}
+
+fn timed<'k>(name: &str, client: &'k Client, ring: &'k Keyring) -> Vec<Timed<'k>> {
+    let written = client.hmac_keys.iter().map(|key| Timed {
+        id: &key.id.value,
+        window: key.window(),
+        place: Mistake::of(&key.id, ""),
+    });
+    let mut keys: Vec<Timed<'k>> = written.collect();
+    if let Some(file) = &client.hmac_key_file {
+        let of_client = ring.iter().filter(|(_, key)| *key.client.name == *name);
+        let mut filed: Vec<_> = of_client.filter(|(id, _)| keys.iter().all(|key| key.id != *id)).collect();
+        filed.sort_by_key(|(id, _)| *id);
+        keys.extend(filed.into_iter().map(|(id, key)| Timed {
+            id,
+            window: key.window,
+            place: Mistake::of(file, ""),
+        }));
+    }
+    keys
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::validity::Moment;
 
     const NOW_MS: u64 = 1_767_225_600_000; // 2026-01-01T00:00:00Z
 
@@ -244,6 +350,7 @@ mod tests {
         Client {
             tenant: None,
             hmac_keys: keys.iter().enumerate().map(key).collect(),
+            hmac_key_file: None,
             certificates: Vec::new(),
         }
     }
@@ -265,13 +372,42 @@ mod tests {
             (&[(None, Some(4)), (None, Some(9))], &["its last key, `k1`, ends at 2026-01-10"]),
         ];
         for (keys, expected) in cases {
-            let told: Vec<String> = window_warnings("acme", &client(keys), NOW_MS)
+            let told: Vec<String> = window_warnings("acme", &client(keys), &Keyring::default(), NOW_MS)
                 .into_iter()
                 .map(|warning| warning.message)
                 .collect();
             assert_eq!(told.len(), expected.len(), "{keys:?}: {told:?}");
             for (told, expected) in told.iter().zip(expected) {
                 assert!(told.contains(expected), "{keys:?}: {told}");
+            }
+        }
+    }
+
+    #[test]
+    fn files_of_keys() {
+        const SECRET: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+        let entry = |rest: &str| format!(r#"{{"keys":[{{"id":"k","secret":"{SECRET}"{rest}}}]}}"#);
+        for (written, expected) in [
+            (entry(""), Ok(1)),
+            (r#"{"keys":[]}"#.to_owned(), Ok(0)),
+            (entry(r#","not_before":"2026-01-01T00:00:00Z","not_after":"2026-01-02T00:00:00Z""#), Ok(1)),
+            (entry(r#","not_after":"soon""#), Err("look at line 1, column")),
+            (entry(r#","kid":"k""#), Err("look at line 1, column")),
+            (r#"{"keys":[{"id":"k","secret":"AAAA"}]}"#.to_owned(), Err("at least 32 bytes")),
+            (r#"{"keys":[{"id":"k","secret":"not base64"}]}"#.to_owned(), Err("is not padded base64")),
+            (SECRET.to_owned(), Err("look at line 1, column")),
+            (format!("\"{SECRET}\""), Err("look at line 1, column")),
+        ] {
+            match (key_file(written.as_bytes()), expected) {
+                (Ok(keys), Ok(expected)) => assert_eq!(keys.len(), expected, "{written}"),
+                (Err(told), Err(expected)) => {
+                    assert!(told.contains(expected), "{written}: {told}");
+                    assert!(
+                        !told.contains(SECRET) && !told.contains("AAAA") && !told.contains("not base64"),
+                        "{told}"
+                    );
+                }
+                (found, _) => panic!("{written}: {}", found.is_ok()),
             }
         }
     }

@@ -119,7 +119,7 @@ impl Policy {
     /// What is worth a second look in the times of the clients' keys, now.
     pub fn window_warnings(&self, now_ms: u64) -> Vec<Mistake> {
         let clients = self.document.clients.iter();
-        clients.flat_map(|(name, client)| window_warnings(name, client, now_ms)).collect()
+        clients.flat_map(|(name, client)| window_warnings(name, client, &self.keyring, now_ms)).collect()
     }
 
     /// The clients' keys as they were when the policy was read.
@@ -258,7 +258,7 @@ fn check_issuers(document: &Document, mistakes: &mut Vec<Mistake>) {
 fn check_clients(document: &Document, mistakes: &mut Vec<Mistake>) {
     let mut claimed: Vec<(Claim, &str)> = Vec::new();
     for (name, client) in &document.clients {
-        if client.hmac_keys.is_empty() && client.certificates.is_empty() {
+        if client.hmac_keys.is_empty() && client.hmac_key_file.is_none() && client.certificates.is_empty() {
             let message =
                 format!("client `{name}` needs `hmac_keys` or `certificates`: it could never be known");
             mistakes.push(Mistake::whole(message));

@@ -219,7 +219,14 @@ impl Signature {
         };
         self.check_age(created, params.expires, host)?;
         let keyring = host.keyring().unwrap_or_else(|| Arc::clone(&self.keyring));
+        let untold = || {
+            let detail = "The clients' keys are not at hand. Try again shortly.";
+            Refusal::new(503, "signature_keys_unavailable", detail).header("retry-after", "1")
+        };
         let signer = self.key(params.keyid.as_deref(), context, &keyring).ok_or_else(|| {
+            if self.config.signer != Signer::Device && !keyring.is_whole() {
+                return untold();
+            }
             let detail = "The signature's key is neither a known client's nor the token's device key.";
             Refusal::new(401, "signature_key_unknown", detail).header("www-authenticate", CHALLENGE)
         })?;
@@ -231,10 +238,7 @@ impl Signature {
             request.query,
             &request.headers,
         );
-        let Some(key) = signer.key else {
-            let detail = "The clients' keys are not at hand. Try again shortly.";
-            return Err(Refusal::new(503, "signature_keys_unavailable", detail).header("retry-after", "1"));
-        };
+        let key = signer.key.ok_or_else(untold)?;
         parsed.verify_with(&message, key, host.verifier()).map_err(|why| self.refused(&why))?;
         // Only who holds the key learns when it counts and whose it is.
         let refuse = |code, detail| {

@@ -148,7 +148,8 @@ fn whose(site: &Site<'_>, key: Option<String>, client: Option<String>) -> Result
         (Some(none), _) | (_, Some(none)) if none == NO_KEY => {
             Err(Unusable::new("`from_upstream` names no key, or another one than that of every route"))
         }
-        (Some(key), None) if site.keyring.get(&key).is_some() => Ok(Whose::Key(key)),
+        // What has not been told yet was checked where it is written.
+        (Some(key), None) if site.keyring.get(&key).is_some() || !site.keyring.is_whole() => Ok(Whose::Key(key)),
         (Some(key), None) => {
             Err(Unusable::new(format!("there is no key `{key}` among the `hmac_keys` of `clients`")))
         }

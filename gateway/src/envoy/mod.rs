@@ -198,8 +198,7 @@ impl Source {
             document.state.service.as_ref().is_some_and(|service| service.value.knows_its_clients());
         let mut secrets = std::collections::BTreeMap::new();
         let mut variables = Vec::new();
-        for key in document.clients.values().flat_map(|client| &client.hmac_keys) {
-            let reference = &key.secret.value;
+        for reference in document.client_secrets() {
             let secret = match reference {
                 Reference::Env(name) => {
                     variables.push(name.clone());

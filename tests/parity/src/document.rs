@@ -64,7 +64,7 @@ pub fn policy(
     for (name, client) in &case.clients {
         let mut client = client.clone();
         resolve(&mut client, &|text| match text {
-            "partner-1.key" => Ok(Some(file("partner-1.key"))),
+            name @ ("partner-1.key" | "acme.keys") => Ok(Some(file(name))),
             text => placeholder(text, keys, epoch_ms),
         })?;
         clients[name] = client;

@@ -30,11 +30,15 @@ fn programs() -> Programs {
 
 /// What becomes of a request that is signed with this secret.
 async fn verdict(world: &World, plane: &Plane<'_>, secret: &[u8]) -> String {
+    verdict_by(world, plane, "partner-1", secret).await
+}
+
+async fn verdict_by(world: &World, plane: &Plane<'_>, id: &str, secret: &[u8]) -> String {
     let times = Times::new(world.epoch_ms, 0).unwrap();
     let mut sent = Sent::new(&Step::default(), &world.keys, times).unwrap();
     let params = Params {
         created: Some(times.now_s),
-        keyid: Some("partner-1".to_owned()),
+        keyid: Some(id.to_owned()),
         ..Params::covering(&["@method", "@path", "@query"]).unwrap()
     };
     let message = Message::request(&sent.method, "https", AUTHORITY, &sent.target, None, &sent.headers);
@@ -118,6 +122,50 @@ async fn a_secret_that_changes_is_followed() {
                 }
             }
         }
+    }
+}
+
+/// One key gives way to another in a file: both count for a while, then the new one alone, and never none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_come_and_go_without_another_policy() {
+    certs::install_crypto_provider();
+    let case = "name: keys\nstate_socket: true\nrequests: []\nclients: { acme: { hmac_key_file: acme.keys } }\n\
+                routes: [{ name: r, methods: [GET], path: \"/{*rest}\", upstream: u, filters: { signature: \
+                { signer: client, clients: [acme] } } }]";
+    let named = Named::parse(case).unwrap();
+    let secrets = [("acme-1", PARTNER_SECRET), ("acme-2", NEXT_SECRET.as_bytes())];
+    for kind in Kind::ALL {
+        let world = World::new().await.unwrap();
+        let write = |keys: &[(&str, &[u8])]| {
+            let keys: Vec<_> = keys
+                .iter()
+                .map(|(id, secret)| serde_json::json!({ "id": id, "secret": STANDARD.encode(secret) }))
+                .collect();
+            let text = serde_json::json!({ "keys": keys }).to_string();
+            certs::file::write_secret(&world.folder().join("acme.keys"), &text).unwrap();
+        };
+        write(&secrets[..1]);
+        let folder = world.case_folder(&format!("keys-{}", kind.name())).unwrap();
+        let plane = Plane::start(&world, &programs(), kind, &named, &folder).await.unwrap();
+        plane.at(world.epoch_ms).unwrap();
+        let counts = async |key: usize| verdict_by(&world, &plane, secrets[key].0, secrets[key].1).await;
+        until("the first key counts", async || counts(0).await == "pass").await;
+        assert_eq!(counts(1).await, "401 signature_key_unknown", "{}", kind.name());
+        write(&secrets);
+        until("both count", async || {
+            assert_eq!(counts(0).await, "pass", "{}", kind.name());
+            counts(1).await == "pass"
+        })
+        .await;
+        certs::file::write_secret(&world.folder().join("acme.keys"), "{\"keys\": [").unwrap();
+        tokio::time::sleep(Duration::from_millis(1_000)).await;
+        assert_eq!((counts(0).await, counts(1).await), ("pass".to_owned(), "pass".to_owned()), "half a file");
+        write(&secrets[1..]);
+        until("the second counts alone", async || {
+            assert_eq!(counts(1).await, "pass", "{}", kind.name());
+            counts(0).await == "401 signature_key_unknown"
+        })
+        .await;
     }
 }
 
