@@ -11,7 +11,8 @@ use time::OffsetDateTime;
 use crate::Watch;
 use crate::report::KeyKind;
 
-/// Collects `certs_expiry_seconds{name,kind}`, `certs_last_reload_timestamp_seconds{name}` and
+/// Collects `certs_expiry_seconds{name,kind}`, `certs_last_reload_timestamp_seconds{name}`,
+/// `certs_reload_refused{name}`, which is 1 while the files as they are now are refused, and
 /// `cert_reload_failures_total{name,reason}`. Names are those of sets of files; kinds are `certificate`, `ca`, `crl`
 /// and `key`. What has expired has negative seconds.
 pub struct Metrics {
@@ -23,6 +24,7 @@ pub struct Metrics {
 struct Families {
     expiry: GaugeVec,
     last_reload: GaugeVec,
+    refused: GaugeVec,
     failures: IntCounterVec,
 }
 
@@ -30,8 +32,8 @@ impl Metrics {
     /// # Errors
     /// Never, as long as the names are well-formed.
     pub fn new(watch: Arc<Watch>) -> Result<Metrics, prometheus::Error> {
-        let Families { expiry, last_reload, failures } = Families::new()?;
-        let descriptions = [expiry.desc(), last_reload.desc(), failures.desc()].concat();
+        let Families { expiry, last_reload, refused, failures } = Families::new()?;
+        let descriptions = [expiry.desc(), last_reload.desc(), refused.desc(), failures.desc()].concat();
         Ok(Metrics { watch, descriptions: descriptions.into_iter().cloned().collect() })
     }
 }
@@ -59,6 +61,7 @@ impl Families {
     fn new() -> Result<Families, prometheus::Error> {
         let expiry = "Seconds until a certificate, a list or a key in use is no longer good";
         let last_reload = "When files were last put into use, Unix time";
+        let refused = "Whether the files as they are now are refused: 1, and those before are in use, or 0";
         let failures = "Times that new files were refused, by reason";
         Ok(Families {
             expiry: GaugeVec::new(Opts::new("certs_expiry_seconds", expiry), &["name", "kind"])?,
@@ -66,6 +69,7 @@ impl Families {
                 Opts::new("certs_last_reload_timestamp_seconds", last_reload),
                 &["name"],
             )?,
+            refused: GaugeVec::new(Opts::new("certs_reload_refused", refused), &["name"])?,
             failures: IntCounterVec::new(
                 Opts::new("cert_reload_failures_total", failures),
                 &["name", "reason"],
@@ -80,6 +84,7 @@ impl Families {
             }
             let reloaded = (set.last_reload() - OffsetDateTime::UNIX_EPOCH).as_seconds_f64();
             self.last_reload.with_label_values(&[set.name()]).set(reloaded);
+            self.refused.with_label_values(&[set.name()]).set(f64::from(u8::from(set.is_refused())));
             for (reason, count) in set.failures() {
                 self.failures.with_label_values(&[set.name(), reason]).inc_by(count);
             }
@@ -95,7 +100,8 @@ impl Families {
             let name = format!("{kind}/{}/{}", key.owner, key.id);
             self.expiry.with_label_values(&[name.as_str(), "key"]).set((at - now).as_seconds_f64());
         }
-        [self.expiry.collect(), self.last_reload.collect(), self.failures.collect()].concat()
+        [self.expiry.collect(), self.last_reload.collect(), self.refused.collect(), self.failures.collect()]
+            .concat()
     }
 }
 

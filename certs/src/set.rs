@@ -137,6 +137,8 @@ pub(crate) trait Watched: Send + Sync {
     fn look(&self, now: OffsetDateTime);
     fn expiries(&self) -> Vec<(&'static str, OffsetDateTime)>;
     fn last_reload(&self) -> OffsetDateTime;
+    /// Whether the files as they are now are not in use.
+    fn is_refused(&self) -> bool;
     /// By reason.
     fn failures(&self) -> BTreeMap<&'static str, u64>;
 }
@@ -196,6 +198,10 @@ impl<T: Subject> Watched for Set<T> {
 
     fn last_reload(&self) -> OffsetDateTime {
         self.seen().last_reload
+    }
+
+    fn is_refused(&self) -> bool {
+        self.seen().last_failure.is_some()
     }
 
     fn failures(&self) -> BTreeMap<&'static str, u64> {

@@ -309,5 +309,6 @@ fn metrics_and_report_tell_what_is_in_use() {
     assert!(left > days(0.9) && left < days(1.1), "{left}");
     assert!(value(r#"certs_expiry_seconds{kind="ca",name="svc/ca"}"#) > days(3_000.0));
     assert_eq!(value(r#"cert_reload_failures_total{name="svc",reason="no_key"}"#), 1.0);
+    assert_eq!(value(r#"certs_reload_refused{name="svc"}"#), 1.0);
     assert!(value(r#"certs_last_reload_timestamp_seconds{name="svc"}"#) > 1.7e9);
 }
