@@ -87,6 +87,9 @@ pub enum CertError {
     #[error("cannot write {}: {source}; check that the folder may be written to", path.display())]
     Unwritable { path: PathBuf, source: std::io::Error },
 
+    #[error("the new {} cannot be given to user {user} and group {group}, whose the one before is ({source}): nothing was changed; run this as root or as that user", path.display())]
+    NotOwned { path: PathBuf, user: u32, group: u32, source: std::io::Error },
+
     #[error("{} is a link, so somebody else fills this folder; let them renew it, then wait for it with `certs wait`", path.display())]
     FilledByOthers { path: PathBuf },
 
@@ -122,6 +125,7 @@ impl CertError {
             CertError::Tls { .. } | CertError::Verifier { .. } | CertError::Client { .. } => "tls",
             CertError::Exists { .. }
             | CertError::Unwritable { .. }
+            | CertError::NotOwned { .. }
             | CertError::FilledByOthers { .. }
             | CertError::Issue { .. } => "issuing",
         }

@@ -16,7 +16,7 @@ pub const MOST_BYTES: u64 = 1024 * 1024;
 pub const MOST_BYTES_OF_A_LIST: u64 = 16 * 1024 * 1024;
 
 /// What may be done with a key by anybody but its owner: read it, by its group.
-const FORBIDDEN_OF_KEYS: u32 = 0o027;
+pub(crate) const FORBIDDEN_OF_KEYS: u32 = 0o027;
 
 /// Who may know what is in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

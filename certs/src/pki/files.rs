@@ -1,6 +1,8 @@
 //! Files of certificates and keys, replaced whole: a reader sees the old one or the new one, never half of either.
 
+use std::fs::Permissions;
 use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -8,6 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::Issued;
 use crate::CertError;
+use crate::file::FORBIDDEN_OF_KEYS;
 
 /// Who may read a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,16 +38,23 @@ impl Pair {
     /// # Errors
     /// [`CertError::FilledByOthers`] for links, which a rename would cut; [`CertError::Unwritable`].
     pub fn replace(&self, issued: &Issued) -> Result<(), CertError> {
-        for path in [&self.certificate, &self.key] {
-            if path.is_symlink() {
-                return Err(CertError::FilledByOthers { path: path.clone() });
-            }
-        }
+        self.must_be_ours()?;
+        let key = Prepared::new(&self.key, &issued.key_pem, Readable::ByOwner)?;
+        let certificate = Prepared::new(&self.certificate, &issued.certificate_pem, Readable::ByAll)?;
         for path in [&self.certificate, &self.key] {
             keep(path)?;
         }
-        write(&self.key, &issued.key_pem, Readable::ByOwner)?;
-        write(&self.certificate, &issued.certificate_pem, Readable::ByAll)
+        key.put()?;
+        certificate.put()
+    }
+
+    /// # Errors
+    /// [`CertError::FilledByOthers`] for links, which a rename would cut.
+    pub fn must_be_ours(&self) -> Result<(), CertError> {
+        match [&self.certificate, &self.key].into_iter().find(|path| path.is_symlink()) {
+            Some(path) => Err(CertError::FilledByOthers { path: path.clone() }),
+            None => Ok(()),
+        }
     }
 
     /// Puts the pair back that was there before; the one that is there now becomes the previous one.
@@ -58,12 +68,12 @@ impl Pair {
             let previous = previous(path);
             let text = std::fs::read_to_string(&previous);
             let text = text.map_err(|source| CertError::Unreadable { path: previous, source })?;
-            texts.push((path, zeroize::Zeroizing::new(text), readable));
+            texts.push(Prepared::new(path, &zeroize::Zeroizing::new(text), readable)?);
         }
-        for (path, ..) in &texts {
-            keep(path)?;
+        for prepared in &texts {
+            keep(prepared.path)?;
         }
-        texts.iter().try_for_each(|(path, text, readable)| write(path, text, *readable))
+        texts.into_iter().try_for_each(Prepared::put)
     }
 }
 
@@ -89,34 +99,68 @@ fn keep(path: &Path) -> Result<(), CertError> {
 }
 
 /// Writes a file in place of another, through a temporary name: a reader never sees half a file, and a key is never,
-/// not even for a moment, readable by others. It is on the disk when this returns.
+/// not even for a moment, readable by others. It is on the disk when this returns. What is there already leaves its
+/// owner, group and mode to it, unless a key's mode let others read.
 ///
 /// # Errors
-/// [`CertError::Unwritable`].
+/// [`CertError::Unwritable`], [`CertError::NotOwned`].
 pub fn write(path: &Path, text: &str, readable: Readable) -> Result<(), CertError> {
-    let unwritable = |source| CertError::Unwritable { path: path.into(), source };
-    let partial = with_ending(path, ".new");
-    match std::fs::remove_file(&partial) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(unwritable(e)),
-        _ => {}
-    }
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        options.mode(match readable {
+    Prepared::new(path, text, readable)?.put()
+}
+
+/// A file that lies ready beside the one that it replaces; gone when dropped.
+struct Prepared<'a> {
+    path: &'a Path,
+    partial: PathBuf,
+}
+
+impl<'a> Prepared<'a> {
+    fn new(path: &'a Path, text: &str, readable: Readable) -> Result<Prepared<'a>, CertError> {
+        let unwritable = |source| CertError::Unwritable { path: path.into(), source };
+        let partial = with_ending(path, ".new");
+        match std::fs::remove_file(&partial) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(unwritable(e)),
+            _ => {}
+        }
+        let mode = match readable {
             Readable::ByAll => 0o644,
             Readable::ByOwner => 0o600,
-        });
+        };
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.write(true).create_new(true).mode(mode).open(&partial).map_err(unwritable)?;
+        let prepared = Prepared { path, partial };
+        file.write_all(text.as_bytes()).map_err(unwritable)?;
+        if let Ok(before) = std::fs::metadata(path) {
+            let (user, group) = (before.uid(), before.gid());
+            let mine = file.metadata().map_err(unwritable)?;
+            if (mine.uid(), mine.gid()) != (user, group) {
+                std::os::unix::fs::fchown(&file, Some(user), Some(group))
+                    .map_err(|source| CertError::NotOwned { path: path.into(), user, group, source })?;
+            }
+            let before = before.mode() & 0o777;
+            let is_loose = readable == Readable::ByOwner && before & FORBIDDEN_OF_KEYS != 0;
+            let mode = if is_loose { mode } else { before };
+            file.set_permissions(Permissions::from_mode(mode)).map_err(unwritable)?;
+        }
+        file.sync_all().map_err(unwritable)?;
+        Ok(prepared)
     }
-    let mut file = options.open(&partial).map_err(unwritable)?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(unwritable)?;
-    std::fs::rename(&partial, path).map_err(unwritable)
+
+    fn put(self) -> Result<(), CertError> {
+        std::fs::rename(&self.partial, self.path)
+            .map_err(|source| CertError::Unwritable { path: self.path.into(), source })
+    }
+}
+
+impl Drop for Prepared<'_> {
+    fn drop(&mut self) {
+        // After it was put in place, nothing is there.
+        let _ = std::fs::remove_file(&self.partial);
+    }
 }
 
 /// One PEM section (RFC 7468).
-pub(crate) fn pem(label: &str, der: &[u8]) -> String {
+pub fn pem(label: &str, der: &[u8]) -> String {
     let base64 = STANDARD.encode(der);
     let mut text = format!("-----BEGIN {label}-----\n");
     let mut rest = base64.as_str();
@@ -161,7 +205,36 @@ mod tests {
         assert_eq!(left, 4, "the pair and the one before it, and nothing half-written");
     }
 
-    #[cfg(unix)]
+    #[test]
+    fn what_is_replaced_keeps_its_owner_and_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = Authority::create("ca").unwrap();
+        let issue = || ca.issue(&Leaf::new("svc", &["svc.test"])).unwrap();
+        let [certificate, key] = issue().write(dir.path(), "svc").unwrap();
+        let pair = Pair::beside(&certificate);
+        let mut owner = {
+            let meta = std::fs::metadata(&key).unwrap();
+            (meta.uid(), meta.gid())
+        };
+        if nix::unistd::geteuid().is_root() {
+            owner = (65_534, 65_533);
+            std::os::unix::fs::chown(&key, Some(owner.0), Some(owner.1)).unwrap();
+        }
+        let stat = |path: &Path| {
+            let meta = std::fs::metadata(path).unwrap();
+            ((meta.uid(), meta.gid()), meta.mode() & 0o777)
+        };
+        // A key that others may read does not stay so.
+        for (mode, expected) in [(0o440, 0o440), (0o400, 0o400), (0o600, 0o600), (0o644, 0o600)] {
+            std::fs::set_permissions(&key, Permissions::from_mode(mode)).unwrap();
+            std::fs::set_permissions(&certificate, Permissions::from_mode(0o640)).unwrap();
+            pair.replace(&issue()).unwrap();
+            assert_eq!((stat(&key), stat(&certificate).1), ((owner, expected), 0o640));
+            pair.restore().unwrap();
+            assert_eq!((stat(&key), stat(&certificate).1), ((owner, expected), 0o640));
+        }
+    }
+
     #[test]
     fn what_others_fill_is_left_to_them() {
         let dir = tempfile::tempdir().unwrap();
