@@ -15,6 +15,12 @@ use super::files::{Readable, pem, write};
 use super::{Authority, BACKDATED};
 use crate::{CertError, Facts, inspect};
 
+/// How long a list is good: half as long again as the 30 days after which it is signed anew, so that a routine that is
+/// late leaves nobody outside.
+pub const VALID: Duration = Duration::days(VALID_DAYS as i64);
+/// The same, as it is written.
+pub const VALID_DAYS: u16 = 45;
+
 /// Why a certificate is revoked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
@@ -50,24 +56,28 @@ pub fn revoke(
 ) -> Result<List, CertError> {
     let now = OffsetDateTime::now_utc();
     let bad = |reason: String| CertError::BadCrl { path: file.into(), reason };
-    let (mut revoked, mut number, mut others) = (Vec::new(), 0, String::new());
+    let _alone = alone(file)?;
+    let (mut revoked, mut number, mut others) = (Vec::<RevokedCertParams>::new(), 0, String::new());
     for der in lists(file)? {
         let (_, list) = CertificateRevocationList::from_der(&der).map_err(|e| bad(e.to_string()))?;
-        let own = list.issuer().to_string() == ca.facts.subject && key_id(&list) == ca.key_id();
-        if !own {
+        if !ca.signed(&list).map_err(bad)? {
             others += &pem("X509 CRL", &der);
             continue;
         }
-        let (_, issuer) = x509_parser::parse_x509_certificate(&ca.der).map_err(|e| bad(e.to_string()))?;
-        list.verify_signature(issuer.public_key())
-            .map_err(|_| bad(format!("{} did not sign the list in its name", ca.facts.subject)))?;
-        number = list.crl_number().and_then(|number| u64::try_from(number).ok()).unwrap_or_default();
-        revoked.extend(list.iter_revoked_certificates().map(|one| RevokedCertParams {
-            serial_number: SerialNumber::from_slice(one.raw_serial()),
-            revocation_time: one.revocation_date.to_datetime(),
-            reason_code: one.reason_code().and_then(|(_, code)| of_code(code.0)),
-            invalidity_date: None,
-        }));
+        let own = list.crl_number().and_then(|number| u64::try_from(number).ok()).unwrap_or_default();
+        number = number.max(own);
+        for one in list.iter_revoked_certificates() {
+            let serial_number = SerialNumber::from_slice(one.raw_serial());
+            if revoked.iter().any(|other| other.serial_number == serial_number) {
+                continue;
+            }
+            revoked.push(RevokedCertParams {
+                serial_number,
+                revocation_time: one.revocation_date.to_datetime(),
+                reason_code: one.reason_code().and_then(|(_, code)| of_code(code.0)),
+                invalidity_date: None,
+            });
+        }
     }
     for serial in serials {
         let serial_number = SerialNumber::from_slice(serial);
@@ -104,15 +114,17 @@ pub fn revoke(
 /// # Errors
 /// [`CertError::BadCrl`], [`CertError::Unwritable`].
 pub fn forget(file: &Path, ca: &Authority) -> Result<bool, CertError> {
-    let all = lists(file)?;
-    let before = all.len();
-    let of_others = all.into_iter().filter(|der| {
-        CertificateRevocationList::from_der(der).is_ok_and(|(_, list)| {
-            list.issuer().to_string() != ca.facts.subject || key_id(&list) != ca.key_id()
-        })
-    });
-    let left: Vec<String> = of_others.map(|der| pem("X509 CRL", &der)).collect();
-    let found = left.len() < before;
+    let bad = |reason: String| CertError::BadCrl { path: file.into(), reason };
+    let _alone = alone(file)?;
+    let (mut left, mut found) = (Vec::new(), false);
+    for der in lists(file)? {
+        let (_, list) = CertificateRevocationList::from_der(&der).map_err(|e| bad(e.to_string()))?;
+        if ca.signed(&list).map_err(bad)? {
+            found = true;
+        } else {
+            left.push(pem("X509 CRL", &der));
+        }
+    }
     if found {
         write(file, &left.concat(), Readable::ByAll)?;
     }
@@ -135,17 +147,55 @@ pub fn serial(ca: &Authority, certificate: &[u8]) -> Result<Vec<u8>, CertError> 
     Ok(parsed.raw_serial().to_vec())
 }
 
+/// When the first list of a file ends; none: there is no file, or its lists have no end.
+///
+/// # Errors
+/// [`CertError::BadCrl`] when the file holds what is no list.
+pub fn next_update(file: &Path) -> Result<Option<OffsetDateTime>, CertError> {
+    let mut first = None;
+    for der in lists(file)? {
+        let (_, list) = CertificateRevocationList::from_der(&der)
+            .map_err(|e| CertError::BadCrl { path: file.into(), reason: e.to_string() })?;
+        let ends = list.next_update().map(|at| at.to_datetime());
+        first = first.into_iter().chain(ends).min();
+    }
+    Ok(first)
+}
+
+/// The lists of a file: PEM, or a single one in DER as CAs publish it. What holds no list is not taken for an empty
+/// one: whoever is revoked on what cannot be read would be let in again.
 fn lists(file: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, CertError> {
-    let text = match std::fs::read(file) {
+    let bytes = match std::fs::read(file) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.map_err(|source| CertError::Unreadable { path: file.into(), source })?,
     };
-    let all = CertificateRevocationListDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
-    all.map_err(|_| CertError::BadCrl { path: file.into(), reason: "it is not well-formed PEM".into() })
+    if is_der(&bytes) {
+        return Ok(vec![CertificateRevocationListDer::from(bytes)]);
+    }
+    let bad = |reason: &str| CertError::BadCrl { path: file.into(), reason: reason.into() };
+    let all = CertificateRevocationListDer::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>();
+    let all = all.map_err(|_| bad("it is not well-formed PEM"))?;
+    if all.is_empty() && !bytes.trim_ascii().is_empty() {
+        return Err(bad("it is neither a list in DER nor PEM with a section X509 CRL"));
+    }
+    Ok(all)
+}
+
+/// A sequence, where PEM has text.
+pub(crate) fn is_der(bytes: &[u8]) -> bool {
+    bytes.first() == Some(&0x30)
+}
+
+/// Two who change a list at once would each leave out what the other revoked. The folder is locked, as the file is
+/// replaced; until what this returns is dropped.
+fn alone(file: &Path) -> Result<std::fs::File, CertError> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let locked = std::fs::File::open(folder).and_then(|folder| folder.lock().map(|()| folder));
+    locked.map_err(|source| CertError::Unwritable { path: file.into(), source })
 }
 
 /// Which of two CAs of one name signed a list.
-fn key_id(list: &CertificateRevocationList<'_>) -> Option<Vec<u8>> {
+pub(crate) fn key_id(list: &CertificateRevocationList<'_>) -> Option<Vec<u8>> {
     list.extensions().iter().find_map(|extension| match extension.parsed_extension() {
         ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|id| id.0.to_vec()),
         _ => None,
@@ -153,6 +203,22 @@ fn key_id(list: &CertificateRevocationList<'_>) -> Option<Vec<u8>> {
 }
 
 impl Authority {
+    /// Whether a list is this CA's: in its name and signed by its key. Another CA may bear the same name, as long as
+    /// the list does not say that it is of this one's key.
+    fn signed(&self, list: &CertificateRevocationList<'_>) -> Result<bool, String> {
+        let (_, own) = x509_parser::parse_x509_certificate(&self.der).map_err(|e| e.to_string())?;
+        if list.issuer().as_raw() != own.subject().as_raw() {
+            return Ok(false);
+        }
+        if list.verify_signature(own.public_key()).is_ok() {
+            return Ok(true);
+        }
+        match key_id(list) {
+            Some(id) if Some(&id) != self.key_id().as_ref() => Ok(false),
+            _ => Err(format!("{} did not sign the list in its name", self.facts.subject)),
+        }
+    }
+
     /// The subject key identifier.
     fn key_id(&self) -> Option<Vec<u8>> {
         let (_, parsed) = x509_parser::parse_x509_certificate(&self.der).ok()?;
@@ -263,6 +329,39 @@ mod tests {
         );
         assert!(forget(&file, &old).unwrap() && !forget(&file, &old).unwrap());
         assert_eq!(read(&file).len(), 1);
+    }
+
+    #[test]
+    fn nobody_is_let_in_again_by_another_form() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("ca.crl");
+        let ca = Authority::create("ca").unwrap();
+        let all = |serials: &[&str]| serials.iter().map(ToString::to_string).collect::<Vec<_>>();
+        // In DER, as CAs publish it.
+        revoke(&file, &ca, &[vec![0x41, 1]], Reason::KeyCompromise, DAY).unwrap();
+        let der = lists(&file).unwrap().remove(0);
+        std::fs::write(&file, &der).unwrap();
+        let list = revoke(&file, &ca, &[vec![0x41, 2]], Reason::Superseded, DAY).unwrap();
+        assert_eq!((list.number, list.serials), (2, all(&["4101", "4102"])));
+        // Two lists of one CA: what is on either stays revoked, and one list is left.
+        let newer = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, newer + &pem("X509 CRL", &der)).unwrap();
+        let list = revoke(&file, &ca, &[], Reason::Unspecified, DAY).unwrap();
+        assert_eq!((list.number, list.serials), (3, all(&["4101", "4102"])));
+        assert_eq!(read(&file).len(), 1);
+        // Many at once.
+        std::thread::scope(|scope| {
+            for serial in 3..11 {
+                let (file, ca) = (&file, &ca);
+                scope
+                    .spawn(move || revoke(file, ca, &[vec![0x41, serial]], Reason::Superseded, DAY).unwrap());
+            }
+        });
+        assert_eq!(read(&file)[0].len(), 10);
+        // No list at all.
+        std::fs::write(&file, ca.certificate_pem()).unwrap();
+        assert!(matches!(revoke(&file, &ca, &[], Reason::Unspecified, DAY), Err(CertError::BadCrl { .. })));
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), ca.certificate_pem(), "nothing was overwritten");
     }
 
     #[test]
