@@ -32,6 +32,9 @@ pub struct Listener {
     /// Whose client certificates are believed; none: clients are not asked for one.
     pub client_ca: Option<PathBuf>,
     pub crl: Option<PathBuf>,
+    /// When the first of the lists in use is stale.
+    #[serde(with = "time::serde::rfc3339::option", default)]
+    pub crl_next_update: Option<OffsetDateTime>,
     /// Whether no handshake completes without a client certificate.
     pub requires_client: bool,
     pub serving: Leaf,
@@ -49,6 +52,9 @@ pub struct Client {
     pub certificate: Option<PathBuf>,
     pub ca: Option<PathBuf>,
     pub crl: Option<PathBuf>,
+    /// When the first of the lists in use is stale.
+    #[serde(with = "time::serde::rfc3339::option", default)]
+    pub crl_next_update: Option<OffsetDateTime>,
     /// What new connections are made with.
     pub serving: Option<Leaf>,
     /// The CAs of which one must have signed the other side's certificate.
@@ -165,6 +171,7 @@ mod tests {
                 certificate: "/pki/svc.pem".into(),
                 client_ca: None,
                 crl: None,
+                crl_next_update: None,
                 requires_client: false,
                 serving: Leaf::from(&facts[0]),
                 reloads: reloads.clone(),
@@ -174,7 +181,8 @@ mod tests {
                 server_name: None,
                 certificate: None,
                 ca: Some("/pki/ca.pem".into()),
-                crl: None,
+                crl: Some("/pki/ca.crl".into()),
+                crl_next_update: Some(at),
                 serving: None,
                 trusted: facts.iter().map(Leaf::from).collect(),
                 reloads: Reloads { last_failure: None, ..reloads },

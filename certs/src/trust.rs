@@ -75,6 +75,11 @@ impl Trust {
         self.crls.iter().any(|crl| crl.next_update.is_some_and(|next| next < now))
     }
 
+    /// When the first of the lists is stale.
+    pub fn crl_next_update(&self) -> Option<OffsetDateTime> {
+        self.crls.iter().filter_map(|crl| crl.next_update).min()
+    }
+
     /// Verifies clients: chains to a root, nothing in them revoked, for TLS clients, valid now.
     ///
     /// # Errors
@@ -231,7 +236,7 @@ impl Subject for Trust {
 
     fn expiries(&self) -> Vec<(&'static str, OffsetDateTime)> {
         let ca = self.facts.iter().map(|facts| facts.not_after).min();
-        let crl = self.crls.iter().filter_map(|crl| crl.next_update).min();
+        let crl = self.crl_next_update();
         ca.map(|at| ("ca", at)).into_iter().chain(crl.map(|at| ("crl", at))).collect()
     }
 }

@@ -88,12 +88,24 @@ async fn status_tells_what_is_served_and_what_differs() {
         assert!(expected.iter().all(|problem| text.contains(problem)), "{said:#}");
     }
     let soon = ["status", "--expiring-days", "91"];
-    let (status, said, _) = certs(&soon, &[], &[follows]).await;
+    let (status, said, _) = certs(&soon, &[], std::slice::from_ref(&follows)).await;
     assert_eq!(
         (status, &said["problems"]),
-        (1, &Value::from(2)),
-        "the listener's and the client's: {said:#}"
+        (1, &Value::from(3)),
+        "the listener's, its list's and the client's: {said:#}"
     );
+    // A list ends before the certificates do; signed anew, it outlives the month after which that is done again.
+    let ca = pki.file("internal-ca.pem");
+    let within = |days| ["status", "--expiring-days", days];
+    for (list_days, expiring_days, expected) in
+        [(&["--days", "3"][..], "14", Some("the revocation list ends soon")), (&[], "44", None)]
+    {
+        let (status, _, why) = certs(&[&["revoke"], list_days, &["--ca"]].concat(), &[&ca], &[]).await;
+        assert_eq!(status, 0, "{why}");
+        let (status, said, _) = certs(&within(expiring_days), &[], std::slice::from_ref(&follows)).await;
+        assert_eq!(status, i32::from(expected.is_some()), "{said:#}");
+        assert!(expected.is_none_or(|problem| said.to_string().contains(problem)), "{said:#}");
+    }
     let (status, _, why) = certs(&["status"], &[], &[]).await;
     assert!(status == 2 && why.contains("nobody to ask"), "{why}");
 }
@@ -188,14 +200,35 @@ async fn a_root_is_replaced_in_steps_that_are_proven() {
     let issuer_of =
         |name: &str| certs::inspect_pem(&std::fs::read(pki.file(name)).unwrap()).unwrap().remove(0).issuer;
 
+    // A root that has nothing to do with it, and stays.
+    let third = pki::Authority::create("third").unwrap();
+    std::fs::write(&ca, std::fs::read_to_string(&ca).unwrap() + third.certificate_pem()).unwrap();
+    pki::crl::revoke(
+        &pki.file("internal-ca.crl"),
+        &third,
+        &[],
+        pki::crl::Reason::Unspecified,
+        pki::crl::VALID,
+    )
+    .unwrap();
+    // Where nobody trusts the file, nothing is proven and nothing is done, unless somebody answers for it.
+    let nobody =
+        Fake { client_ca: pki.file("network-ca.pem"), ..Fake::new(pki.path(), "gateway", Files::Followed) };
+    let nobody = [nobody.start().await];
+    let (status, said, _) = step("begin", &nobody).await;
+    assert!(status == 1 && said["parts"][0]["service"] == "nobody", "{said:#}");
+    assert!(!pki.file("internal-ca.next.pem").exists(), "nothing was changed");
+
     // Not in this order.
     for early in ["move", "finish"] {
         let (status, _, why) = step(early, &everybody).await;
         assert!(status == 2 && why.contains("has begun"), "{why}");
     }
     let (status, said, why) = step("begin", &everybody).await;
-    assert_eq!((status, said["roots"].as_array().unwrap().len()), (0, 2), "{said:#} {why}");
+    assert_eq!((status, said["roots"].as_array().unwrap().len()), (0, 3), "{said:#} {why}");
     assert_eq!(said["parts"].as_array().unwrap().len(), 4, "two listeners and two clients: {said:#}");
+    let (status, said, _) = step("move", &nobody).await;
+    assert!(status == 1 && said["refused"].as_str().unwrap().contains("nothing was changed"), "{said:#}");
     let (status, said, _) = step("finish", &everybody).await;
     assert!(status == 1 && said["refused"].as_str().unwrap().contains("rollover move"), "{said:#}");
     assert_eq!(issuer_of("txn-core.pem"), "CN=Torana development internal CA", "nothing was moved");
@@ -210,6 +243,15 @@ async fn a_root_is_replaced_in_steps_that_are_proven() {
     assert!(status == 1 && said["refused"].as_str().unwrap().contains("nothing was changed"), "{said:#}");
     assert_eq!(issuer_of("txn-core.pem"), "CN=Torana development internal CA");
 
+    // A key that is not the leaf's is not replaced, nor anything else.
+    let key = pki.file("issuer.key");
+    let own = std::fs::read(&key).unwrap();
+    std::fs::write(&key, std::fs::read(pki.file("edge.key")).unwrap()).unwrap();
+    let (status, _, why) = step("move", &everybody).await;
+    assert!(status == 2 && why.contains("is not the key of"), "{why}");
+    assert_eq!(issuer_of("gateway.pem"), "CN=Torana development internal CA");
+    std::fs::write(&key, own).unwrap();
+
     let (status, said, why) = step("move", &everybody).await;
     assert_eq!(status, 0, "{said:#} {why}");
     assert_eq!(said["moved"].as_array().unwrap().len(), 4, "used or beside the CA: {said:#}");
@@ -220,8 +262,16 @@ async fn a_root_is_replaced_in_steps_that_are_proven() {
         "{said:#}"
     );
 
+    // Somebody keeps the old root: the step stays open, goes nowhere else, and is repeated.
+    let late =
+        [everybody.as_slice(), &[Fake::new(pki.path(), "gateway", Files::ReadOnce).start().await]].concat();
+    let (status, said, why) = step("finish", &late).await;
+    assert_eq!((status, &said["stage"]), (1, &"both".into()), "{said:#} {why}");
+    let (status, _, why) = step("begin", &everybody).await;
+    assert!(status == 2 && why.contains("repeat `certs rollover finish`"), "{why}");
     let (status, said, why) = step("finish", &everybody).await;
-    assert_eq!((status, said["roots"].as_array().unwrap().len()), (0, 1), "{said:#} {why}");
+    assert_eq!((status, said["roots"].as_array().unwrap().len()), (0, 2), "{said:#} {why}");
+    assert_eq!(said["roots"][1]["subject"], "CN=third");
     assert_eq!(said["stage"], "settled");
     assert_eq!(certs(&["status"], &[], &everybody).await.0, 0);
     // The new root renews and revokes what the old one did.

@@ -65,6 +65,7 @@ pub(super) async fn report(http: &reqwest::Client, bootstrap: &Path) -> anyhow::
                 certificate,
                 client_ca: files.ca.clone(),
                 crl: files.crl.clone(),
+                crl_next_update: files.crl_next_update()?,
                 requires_client: tls["require_client_certificate"] == true,
                 reloads: envoy.reloads(&files, &leaf),
             });
@@ -87,6 +88,7 @@ pub(super) async fn report(http: &reqwest::Client, bootstrap: &Path) -> anyhow::
             serving: leaf.ok(),
             certificate: Some(certificate),
             trusted: trusted.unwrap_or_default(),
+            crl_next_update: files.crl_next_update()?,
             ca: files.ca,
             crl: files.crl,
         });
@@ -97,6 +99,13 @@ pub(super) async fn report(http: &reqwest::Client, bootstrap: &Path) -> anyhow::
         folder.display()
     );
     Ok(report)
+}
+
+impl Files {
+    /// Envoy tells nothing of the lists that it has: what is said of them is said of their file.
+    fn crl_next_update(&self) -> anyhow::Result<Option<OffsetDateTime>> {
+        Ok(self.crl.as_deref().map(certs::pki::crl::next_update).transpose()?.flatten())
+    }
 }
 
 impl Envoy {

@@ -22,7 +22,7 @@ use super::{Answer, CaFiles, minute};
 #[command(after_help = "Examples:
   certs revoke --ca pki/partner-ca.pem pki/partner.pem --reason key-compromise
   certs revoke --ca pki/partner-ca.pem 4d0f9a0c55d1f6a3   # by its serial, when the certificate is not at hand
-  certs revoke --ca pki/partner-ca.pem                    # an empty list, or the same for another 7 days")]
+  certs revoke --ca pki/partner-ca.pem                    # an empty list, or the same for another 45 days")]
 pub(super) struct Revoke {
     #[command(flatten)]
     ca: CaFiles,
@@ -33,8 +33,8 @@ pub(super) struct Revoke {
     crl: Option<PathBuf>,
     #[arg(long, default_value = "unspecified")]
     reason: ReasonArg,
-    /// After so many days the list is stale.
-    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..=365))]
+    /// After so many days the list is stale: more than pass until it is signed anew.
+    #[arg(long, default_value_t = crl::VALID_DAYS, value_parser = clap::value_parser!(u16).range(1..=365))]
     days: u16,
 }
 

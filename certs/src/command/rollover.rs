@@ -14,10 +14,13 @@ use anyhow::{Context as _, ensure};
 use certs::pki::files::{self, Pair, Readable};
 use certs::pki::{Authority, Issued, crl};
 use certs::report::Report;
-use certs::{Facts, inspect_pem};
+use certs::{Facts, inspect_key_pem, inspect_pem};
 use clap::{Args, Subcommand};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 use serde::Serialize;
 use time::OffsetDateTime;
+use zeroize::Zeroizing;
 
 use super::fleet::{Told, same_file};
 use super::renew::{leaf_in, reissue};
@@ -26,7 +29,6 @@ use super::{Answer, CaFiles, Outcome};
 use proof::{Believed, Part};
 
 const PAUSE: Duration = Duration::from_millis(100);
-const CRL_VALID: time::Duration = time::Duration::days(7);
 
 /// Replace a CA in steps, each refused until the one before is proven.
 ///
@@ -67,6 +69,9 @@ struct Steps {
     /// A leaf of this CA that is neither beside it nor used by who is asked; its key lies beside it.
     #[arg(long, value_name = "FILE")]
     also: Vec<PathBuf>,
+    /// Go on although nobody who is asked trusts the CA's file: whoever does, phones or partners, cannot be asked here.
+    #[arg(long)]
+    believed_elsewhere: bool,
 }
 
 /// Where a rollover is, by its files.
@@ -115,37 +120,41 @@ impl Rollover {
 impl Steps {
     async fn begin(&self) -> anyhow::Result<Rolled> {
         let reports = self.reports().await?;
+        Pair { certificate: self.ca.ca.clone(), key: self.ca.key() }.must_be_ours()?;
         let old = self.ca.load()?;
+        if let Some(nobody) = self.nobody(&reports) {
+            return self.refuse(vec![nobody], "nobody can prove it");
+        }
         if self.stage() == Stage::Settled {
             let new = Authority::create(&next_name(&old.facts().subject))?;
             let next = self.next();
             files::write(&next.key, &new.key_pem(), Readable::ByOwner)?;
             files::write(&next.certificate, new.certificate_pem(), Readable::ByAll)?;
         }
-        let new = self.new_root()?;
+        let (old, new) = self.both_roots()?;
         // The lists first: a root that is believed and has no list would be one whose leaves nobody can check.
         for list in self.lists(&reports) {
-            crl::revoke(&list, &new, &[], crl::Reason::Unspecified, CRL_VALID)?;
+            crl::revoke(&list, &new, &[], crl::Reason::Unspecified, crl::VALID)?;
         }
-        files::write(
-            &self.ca.ca,
-            &(old.certificate_pem().to_owned() + new.certificate_pem()),
-            Readable::ByAll,
-        )?;
+        let mut roots = self.others_than(&new)?;
+        roots.push(new.certificate_pem().to_owned());
+        files::write(&self.ca.ca, &roots.concat(), Readable::ByAll)?;
         self.until(&old, &new, async |steps, reports| steps.trust(reports, &old, &new, Believed::Both).await)
             .await
     }
 
     async fn move_leaves(&self, now: OffsetDateTime) -> anyhow::Result<Rolled> {
         let reports = self.reports().await?;
-        let (old, new) = (self.ca.load()?, self.new_root()?);
+        let (old, new) = self.both_roots()?;
         let parts = self.trust(&reports, &old, &new, Believed::Both).await?;
         if parts.iter().any(|part| !part.proven) {
             return self
                 .refuse(parts, "not everybody believes the new root yet: repeat `certs rollover begin`");
         }
         let mut moved = Vec::new();
-        for leaf in self.leaves(&reports, &old)? {
+        let leaves = self.leaves(&reports, &old)?;
+        leaves.iter().try_for_each(|leaf| replaceable(leaf)).context("nothing was changed")?;
+        for leaf in leaves {
             reissue(&Pair::beside(&leaf), &leaf_in(&leaf)?, &new, None, now)?;
             moved.push(leaf);
         }
@@ -157,7 +166,10 @@ impl Steps {
 
     async fn finish(&self) -> anyhow::Result<Rolled> {
         let reports = self.reports().await?;
-        let (old, new) = (self.ca.load()?, self.new_root()?);
+        if let Some(old) = self.dropped()? {
+            return self.drop_old(&reports, &old, &self.new_root()?).await;
+        }
+        let (old, new) = self.both_roots()?;
         let mut parts = self.trust(&reports, &old, &new, Believed::Both).await?;
         parts.extend(self.serve(&reports, &old, &new).await?);
         if parts.iter().any(|part| !part.proven) {
@@ -171,22 +183,58 @@ impl Steps {
             refused.left = left;
             return Ok(refused);
         }
-        let next = self.next();
-        let issued = Issued { certificate_pem: new.certificate_pem().into(), key_pem: new.key_pem() };
+        let mut others = self.others_than(&old)?;
+        others.retain(|pem| pem != new.certificate_pem());
+        let certificate_pem = new.certificate_pem().to_owned() + &others.concat();
+        let issued = Issued { certificate_pem, key_pem: new.key_pem() };
         Pair { certificate: self.ca.ca.clone(), key: self.ca.key() }.replace(&issued)?;
-        for file in [next.certificate, next.key] {
-            std::fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
-        }
+        self.drop_old(&reports, &old, &new).await
+    }
+
+    /// The second half of `finish`: the files have the new root in the old one's place. What tells of the rollover goes
+    /// when everybody is proven to have followed, so that until then it can be asked again.
+    async fn drop_old(&self, reports: &[Report], old: &Authority, new: &Authority) -> anyhow::Result<Rolled> {
         let done = async |steps: &Steps, reports: &[Report]| {
-            steps.trust(reports, &old, &new, Believed::NewAlone).await
+            steps.trust(reports, old, new, Believed::NewAlone).await
         };
-        let rolled = self.until(&old, &new, done).await?;
+        let mut rolled = self.until(old, new, done).await?;
         if rolled.refused.is_none() {
-            for list in self.lists(&reports) {
-                crl::forget(&list, &old)?;
+            for list in self.lists(reports) {
+                crl::forget(&list, old)?;
             }
+            let next = self.next();
+            for file in [next.certificate, next.key] {
+                std::fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+            }
+            rolled.stage = self.stage();
         }
         Ok(rolled)
+    }
+
+    /// The old root, when `finish` has put the new one in its place already and did not prove it.
+    fn dropped(&self) -> anyhow::Result<Option<Authority>> {
+        let (now, new) = (self.ca.load()?, self.new_root()?);
+        if now.facts().serial_hex != new.facts().serial_hex {
+            return Ok(None);
+        }
+        let (certificate, key) = (files::previous(&self.ca.ca), files::previous(&self.ca.key()));
+        Ok(Some(Authority::load(&certificate, &key)?))
+    }
+
+    /// The old root and the new one, as long as the old one is not dropped.
+    fn both_roots(&self) -> anyhow::Result<(Authority, Authority)> {
+        let new = self.new_root()?;
+        ensure!(self.dropped()?.is_none(), "the old root is dropped already: repeat `certs rollover finish`");
+        Ok((self.ca.load()?, new))
+    }
+
+    /// The roots of the CA's file but one, PEM, in their order.
+    fn others_than(&self, root: &Authority) -> anyhow::Result<Vec<String>> {
+        let text = std::fs::read(&self.ca.ca)?;
+        let ders = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
+        let ders = ders.map_err(|_| anyhow::anyhow!("{} is not well-formed PEM", self.ca.ca.display()))?;
+        let pems = ders.iter().map(|der| files::pem("CERTIFICATE", der));
+        Ok(pems.filter(|pem| pem != root.certificate_pem()).collect())
     }
 
     async fn status(&self) -> anyhow::Result<Rolled> {
@@ -194,8 +242,10 @@ impl Steps {
         let old = self.ca.load()?;
         let (mut parts, mut left) = (Vec::new(), Vec::new());
         if self.stage() == Stage::Both {
-            let new = self.new_root()?;
-            parts = self.trust(&reports, &old, &new, Believed::Both).await?;
+            let (new, dropped) = (self.new_root()?, self.dropped()?);
+            let believed = if dropped.is_some() { Believed::NewAlone } else { Believed::Both };
+            let old = dropped.unwrap_or(old);
+            parts = self.trust(&reports, &old, &new, believed).await?;
             parts.extend(self.serve(&reports, &old, &new).await?);
             left = self.leaves(&reports, &old)?;
         }
@@ -306,17 +356,32 @@ impl Steps {
                 all.push(path);
             }
         }
-        let mut leaves = Vec::new();
+        let mut leaves: Vec<PathBuf> = Vec::new();
         for path in all {
-            let path = path.canonicalize().unwrap_or(path);
             let is_ca = || super::issue::first_of(&std::fs::read(&path)?).map(|facts| facts.is_ca);
-            if !leaves.contains(&path) && !is_ca()? && of.issued(&leaf_in(&path)?) {
+            if !leaves.iter().any(|leaf| same_file(leaf, &path)) && !is_ca()? && of.issued(&leaf_in(&path)?) {
                 leaves.push(path);
             }
         }
         leaves.sort_unstable();
         Ok(leaves)
     }
+}
+
+/// Whether a leaf may be issued anew where it lies: it is no link, and the key beside it is its own.
+fn replaceable(leaf: &Path) -> anyhow::Result<()> {
+    let pair = Pair::beside(leaf);
+    pair.must_be_ours()?;
+    let key = std::fs::read(&pair.key).map(Zeroizing::new);
+    let key =
+        key.with_context(|| format!("cannot read {}, the key of {}", pair.key.display(), leaf.display()))?;
+    let key = inspect_key_pem(&key)?.with_context(|| format!("{} holds no key", pair.key.display()))?;
+    let (certificate, key_file) = (leaf.display(), pair.key.display());
+    ensure!(
+        key.spki_sha256 == super::issue::first_of(&std::fs::read(leaf)?)?.spki_sha256,
+        "{key_file} is not the key of {certificate}; `certs rotate --key` takes one that lies elsewhere"
+    );
+    Ok(())
 }
 
 /// `Torana internal CA` is followed by `Torana internal CA G2`: two roots of one name could not be told apart in logs.

@@ -174,6 +174,7 @@ impl Judge {
                 );
             }
         }
+        self.expiry("the revocation list", None, listener.crl_next_update, &mut problems);
         refused(&listener.reloads, &mut problems);
         problems
     }
@@ -187,6 +188,7 @@ impl Judge {
         for ca in &client.trusted {
             self.expiry(&ca.subject, None, Some(ca.not_after), &mut problems);
         }
+        self.expiry("the revocation list", None, client.crl_next_update, &mut problems);
         refused(&client.reloads, &mut problems);
         problems
     }
@@ -268,6 +270,7 @@ impl Answer for Seen {
                     writeln!(out, "    speaks  {} {}", protocol.unwrap_or("-"), cipher.unwrap_or("-"))?;
                 }
                 writeln!(out, "    file    {}", listener.certificate.display())?;
+                list(out, listener.crl_next_update)?;
                 told(out, problems)?;
             }
             for SeenClient { client, problems } in &service.clients {
@@ -282,6 +285,7 @@ impl Answer for Seen {
                 }
                 let trusted: Vec<&str> = client.trusted.iter().map(|ca| ca.subject.as_str()).collect();
                 writeln!(out, "    trusts  {}", trusted.join(", "))?;
+                list(out, client.crl_next_update)?;
                 told(out, problems)?;
             }
             for SeenKey { key, age_s, problems } in &service.keys {
@@ -317,6 +321,11 @@ impl Seen {
         let left = left(leaf.not_before, leaf.not_after, self.at);
         writeln!(out, "    until   {}, {left}", minute(leaf.not_after))
     }
+}
+
+/// Until when it is known who is revoked.
+fn list(out: &mut dyn Write, next_update: Option<OffsetDateTime>) -> std::io::Result<()> {
+    next_update.map_or(Ok(()), |at| writeln!(out, "    revoked known until {}", minute(at)))
 }
 
 fn told(out: &mut dyn Write, problems: &[String]) -> std::io::Result<()> {

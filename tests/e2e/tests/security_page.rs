@@ -37,6 +37,13 @@ async fn run(edge: Edge, folder: &str) -> anyhow::Result<()> {
         assert!(output.status.success(), "{block}\n{out}\n{err}");
         eprintln!("from {began} to {} ms: {}", traffic.ms(), block.lines().next().unwrap());
     }
+    // Whoever keeps to the routine is never late with a list: who is let in depends on it.
+    for ca in ["internal", "edge", "network", "partner"] {
+        let list = stack.dir().join(format!("pki/{ca}-ca.crl"));
+        let ends = certs::pki::crl::next_update(&list)?;
+        let month = time::OffsetDateTime::now_utc() + time::Duration::days(30);
+        assert!(ends.is_some_and(|at| at > month), "{} ends at {ends:?}", list.display());
+    }
     let sent = traffic.end().await;
     let first = sent.failed.first();
     assert!(first.is_none(), "{} of {} failed: {first:?}", sent.failed.len(), sent.answered);

@@ -39,7 +39,7 @@ impl Steps {
     ) -> anyhow::Result<Vec<Part>> {
         let ours = |file: &Option<PathBuf>| file.as_deref().is_some_and(|file| same_file(file, &self.ca.ca));
         let wanted = [(old, believed == Believed::Both), (new, true)];
-        let mut parts = Vec::new();
+        let mut parts: Vec<Part> = self.nobody(reports).into_iter().collect();
         for report in reports {
             for client in report.clients.iter().filter(|client| ours(&client.ca)) {
                 let has = |root: &Authority| {
@@ -71,6 +71,25 @@ impl Steps {
             }
         }
         Ok(parts)
+    }
+
+    /// What stands in the way when nobody who was asked trusts the CA's file: then nothing would be proven.
+    pub(super) fn nobody(&self, reports: &[Report]) -> Option<Part> {
+        let ours = |file: &Option<PathBuf>| file.as_deref().is_some_and(|file| same_file(file, &self.ca.ca));
+        let trusts = |report: &Report| {
+            report.clients.iter().any(|client| ours(&client.ca))
+                || report.listeners.iter().any(|listener| ours(&listener.client_ca))
+        };
+        let found = format!(
+            "trusts {}; compare the paths in `certs status`, or say --believed-elsewhere",
+            self.ca.ca.display()
+        );
+        (!self.believed_elsewhere && !reports.iter().any(trusts)).then(|| Part {
+            service: "nobody".into(),
+            part: "who was asked".into(),
+            proven: false,
+            found,
+        })
     }
 
     /// Whether everybody who served a leaf of the old root serves one of the new.
