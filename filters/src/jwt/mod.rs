@@ -209,6 +209,8 @@ impl Jwt {
             (Some(bound), Some(shown), _) if bound.is_of(shown) => Ok(()),
             (Some(_), Some(_), _) => Err(TokenError::OtherCertificate),
             (Some(_), None, _) => Err(TokenError::CertificateMissing),
+            // Nobody can prove it here, and so it is nobody's; a bearer token it is not.
+            (None, _, _) if *binding == Binding::NotUnderstood => Err(TokenError::BindingUnsupported),
             (None, _, Some(BoundTo::Certificate)) => Err(TokenError::NotBound),
             (None, _, None) => Ok(()),
         }
@@ -291,6 +293,11 @@ fn refused(error: TokenError) -> Refusal {
         TokenError::NotBound => {
             ("token_not_bound", "Get an access token that is bound to your client certificate (RFC 8705).")
         }
+        TokenError::BindingUnsupported => (
+            "token_binding_unsupported",
+            "The access token is bound by means that are not understood here. Get one that is bound to a key or a \
+             certificate.",
+        ),
         TokenError::Crypto(_) => {
             return Refusal::new(
                 503,
