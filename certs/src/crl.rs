@@ -1,6 +1,8 @@
 //! Revocation lists (RFC 5280 section 5), as whoever checks certificates sees them.
 
+use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
@@ -28,7 +30,8 @@ pub(crate) struct Crl {
     pub(crate) der: CertificateRevocationListDer<'static>,
     pub(crate) this_update: OffsetDateTime,
     pub(crate) next_update: Option<OffsetDateTime>,
-    pub(crate) revoked: usize,
+    /// As [`serial`] writes them.
+    pub(crate) revoked: Arc<HashSet<Box<str>>>,
     /// The CA that signed it; none: an intermediate that only a certificate's chain brings along.
     pub(crate) signer: Option<CertificateDer<'static>>,
 }
@@ -57,7 +60,8 @@ pub(crate) fn parse(
         let signer = signer(&list, roots).map_err(told)?;
         let (this_update, next_update) =
             (list.last_update().to_datetime(), list.next_update().map(|at| at.to_datetime()));
-        let revoked = list.iter_revoked_certificates().count();
+        let revoked = list.iter_revoked_certificates().map(|one| serial(&inspect::hex(one.raw_serial())));
+        let revoked = Arc::new(revoked.collect());
         Ok(Crl { this_update, next_update, revoked, signer, der })
     });
     let lists = lists.collect::<Result<Vec<_>, _>>()?;
@@ -69,6 +73,12 @@ pub(crate) fn parse(
         }
     }
     Ok(lists)
+}
+
+/// A serial number in hexadecimal as it is compared, however it was written: some write colons, some a sign's zeros.
+pub(crate) fn serial(hex: &str) -> Box<str> {
+    let digits: String = hex.chars().filter(char::is_ascii_hexdigit).collect();
+    digits.trim_start_matches('0').to_ascii_lowercase().into()
 }
 
 /// The root that signed the list. Several may bear the same name.
