@@ -215,7 +215,7 @@ pub(crate) fn file(folder: &Path, reference: &At<Reference>) -> Result<PathBuf, 
     }
 }
 
-fn stale_crl(written: StaleCrl) -> certs::StaleCrl {
+pub(crate) fn stale_crl(written: StaleCrl) -> certs::StaleCrl {
     match written {
         StaleCrl::Refuse => certs::StaleCrl::Refuse,
         StaleCrl::Allow => certs::StaleCrl::Allow,

@@ -440,6 +440,14 @@ pub struct StateTls {
     pub key: At<Reference>,
     /// The CAs that sign its clients' certificates, PEM.
     pub client_ca: At<Reference>,
+    /// The DNS names of which a client's certificate must bear one, compared whole: Envoy's own. Those CAs may know
+    /// others, and the service tells every client's secret.
+    pub allowed_clients: At<Vec<String>>,
+    /// What those CAs have revoked: a list of each, PEM, or the one list in DER; absent: nothing.
+    pub crl: Option<At<Reference>>,
+    /// What becomes of clients while a list is past its `nextUpdate`.
+    #[serde(default)]
+    pub stale_crl: StaleCrl,
     /// What Envoy shows and believes when it connects.
     pub client: UpstreamTls,
 }

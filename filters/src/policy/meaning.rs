@@ -221,6 +221,16 @@ fn check_state(document: &Document, mistakes: &mut Vec<Mistake>) {
     {
         mistakes.push(Mistake::at(tls.client.server_name.location, NO_SERVER_NAME));
     }
+    if let Some(tls) = tls {
+        let names = &tls.allowed_clients;
+        if names.value.is_empty()
+            || names.value.iter().any(|name| name.trim().is_empty() || name.contains('*'))
+        {
+            let message =
+                "`allowed_clients` are whole DNS names, one at least: of the certificate in `client`, say";
+            mistakes.push(Mistake::of(names, message));
+        }
+    }
 }
 
 const NO_SERVER_NAME: &str = "`server_name` is empty: the upstream's certificate could not be verified";

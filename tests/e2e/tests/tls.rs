@@ -161,8 +161,8 @@ async fn state(binaries: &Binaries, stack: &Stack) -> anyhow::Result<(Program, u
     let address = ports::v4()?;
     let own = "certificate: file:../pki/gateway.pem, key: file:../pki/gateway.key";
     let tls = format!(
-        "tls: {{ {own}, client_ca: file:../pki/internal-ca.pem, client: {{ server_name: gateway.torana.internal, \
-         ca: file:../pki/internal-ca.pem, {own} }} }}"
+        "tls: {{ {own}, client_ca: file:../pki/internal-ca.pem, \
+         allowed_clients: [gateway.torana.internal], client: {{ server_name: gateway.torana.internal, ca: file:../pki/internal-ca.pem, {own} }} }}"
     );
     let (before, after) =
         policy.split_once("  service:\n    address: ").context("the policy has a state service")?;
