@@ -246,6 +246,9 @@ fn check_issuers(document: &Document, mistakes: &mut Vec<Mistake>) {
         if issuer.algorithms.is_empty() {
             wrong(format!("issuer `{name}` needs `algorithms`"));
         }
+        if issuer.jwks.crl.is_some() && issuer.jwks.ca.is_none() {
+            wrong(format!("issuer `{name}`: `jwks.crl` is of the CAs in `jwks.ca`, which is not there"));
+        }
         match (&issuer.jwks.url, &issuer.jwks.file) {
             (Some(url), None) if url.starts_with("https://") => {}
             (Some(_), None) => wrong(format!("issuer `{name}`: `jwks.url` must begin with https://")),
