@@ -51,7 +51,8 @@ fn explain(folder: &Path, request: &str, more: &[&str]) -> (i32, String, String)
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(request.as_bytes()).unwrap();
+    // One that is told nonsense does not wait for a request.
+    let _unread = child.stdin.take().unwrap().write_all(request.as_bytes());
     let output = child.wait_with_output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
@@ -66,14 +67,14 @@ fn each_request_is_told_filter_by_filter_with_the_line_that_decides() {
                 idempotency-key: 0123456789\r\n\r\n{\"idempotencyKey\": \"0123456789\"}";
     for (request, more, status, expected) in [
         (
-            "GET /v1/open HTTP/1.1\nhost: a\n\n",
+            "GET /v1/open HTTP/1.1\nhost: a\nidempotency-key: 0123456789\n\n",
             &[][..],
             0,
             &[
                 "route open  [edge.yaml:28]",
-                "ip_access    passes    [edge.yaml:15]",
-                "shape        passes    [edge.yaml:16]",
-                "idempotency  passes    [edge.yaml:28]",
+                "ip_access    passes     [edge.yaml:15]",
+                "shape        passes     [edge.yaml:16]",
+                "idempotency  passes     [edge.yaml:28]",
                 "jwt          left out by `except` of the route",
                 "=> goes to core, within 5000 ms",
             ][..],
@@ -84,25 +85,25 @@ fn each_request_is_told_filter_by_filter_with_the_line_that_decides() {
             1,
             &[
                 "route send  [edge.yaml:21]",
-                "idempotency  passes    [edge.yaml:26]",
-                "jwt          REFUSES   [edge.yaml:27]",
+                "idempotency  passes     [edge.yaml:26]",
+                "jwt          REFUSES    [edge.yaml:27]",
                 "headers      not asked  [edge.yaml:19]",
                 "=> 401 ",
             ],
         ),
         (
-            "GET /v1/open HTTP/1.1\nhost: a\n\n",
+            "GET /v1/open HTTP/1.1\nhost: a\nidempotency-key: 0123456789\n\n",
             &["--from", "203.0.113.9"],
             1,
             &[
                 "from 203.0.113.9",
-                "ip_access    REFUSES   [edge.yaml:15]",
+                "ip_access    REFUSES    [edge.yaml:15]",
                 "shape        not asked",
                 "=> 403 ",
             ],
         ),
         (
-            "GET /v1/open HTTP/1.1\nhost: a\n\n",
+            "GET /v1/open HTTP/1.1\nhost: a\nidempotency-key: 0123456789\n\n",
             &["--at", "2026-11-24T12:00:00Z"],
             0,
             &["GET /v1/open from 127.0.0.1 at 2026-11-24T12:00:00Z"],
