@@ -29,6 +29,13 @@ impl<T> At<T> {
     }
 }
 
+impl<T> At<T> {
+    /// The line of the file on which the value begins, from 1; 0 when no file holds it.
+    pub fn line(&self) -> u64 {
+        self.location.line
+    }
+}
+
 impl<T: JsonSchema> JsonSchema for At<T> {
     fn inline_schema() -> bool {
         T::inline_schema()

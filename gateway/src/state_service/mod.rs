@@ -136,7 +136,7 @@ fn server_tls(
     };
     let live = files.watch(watch, "state", Purpose::Server)?;
     live.serves(watch, "state", address);
-    Ok(live.server(watch, Versions::Tls12And13, &[b"http/1.1"])?)
+    Ok(live.server(watch, Versions::Tls13Only, &[b"http/1.1"])?)
 }
 
 fn app(service: Arc<Service>) -> Router {

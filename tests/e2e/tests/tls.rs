@@ -114,6 +114,8 @@ async fn no_listener_has_a_weakness() -> anyhow::Result<()> {
         let rated = rated.filter(|one| EXPECTED.iter().all(|(id, _)| one.id != *id));
         weak.extend(rated.map(|one| format!("{what}: {} {} {}", one.severity, one.id, one.finding)));
         let speaks = ["TLS1_2", "TLS1_3"].map(|id| by_id.get(id).map_or("?", |one| one.finding.as_str()));
+        let at_the_edge = matches!(what, "gateway" | "envoy");
+        assert_eq!(speaks[0] == "offered", at_the_edge, "{what}: TLS 1.2 is for clients outside alone");
         eprintln!("{what}: {} findings; TLS 1.2 {}, 1.3 {}", findings.len(), speaks[0], speaks[1]);
     }
     assert!(weak.is_empty(), "{weak:#?}");
