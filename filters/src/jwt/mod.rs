@@ -32,7 +32,9 @@ pub struct Config {
     pub issuers: Option<Vec<String>>,
     /// Scopes that the token must all have.
     pub scopes: Vec<String>,
-    /// What every token must be bound to; absent: nothing. What a token is bound to must be proven in any case.
+    /// What every token must be bound to; absent: nothing. A certificate that a token is bound to must be shown in any
+    /// case. That its sender holds a key that it is bound to (`cnf.jwk`) is proven by `signature` alone, with `signer:
+    /// device` or `either`: without that, it is as good as a bearer's. One that is bound by other means is refused.
     pub bound_to: Option<BoundTo>,
     /// Longest token, in bytes; at most 16384.
     pub max_length: usize,
