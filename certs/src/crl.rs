@@ -1,6 +1,8 @@
 //! Revocation lists (RFC 5280 section 5), as whoever checks certificates sees them.
 
+use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
@@ -29,7 +31,8 @@ pub(crate) struct Crl {
     pub(crate) der: CertificateRevocationListDer<'static>,
     pub(crate) this_update: OffsetDateTime,
     pub(crate) next_update: Option<OffsetDateTime>,
-    pub(crate) revoked: usize,
+    /// As [`serial`] writes them.
+    pub(crate) revoked: Arc<HashSet<Box<str>>>,
     /// The CA that signed it; none: an intermediate that only a certificate's chain brings along.
     pub(crate) signer: Option<CertificateDer<'static>>,
     /// Of two lists with the same scope one is newer; none: the list has a scope of its own.
@@ -63,7 +66,8 @@ pub(crate) fn parse(
         let signer = signer(&list, roots).map_err(told)?;
         let (this_update, next_update) =
             (list.last_update().to_datetime(), list.next_update().map(|at| at.to_datetime()));
-        let revoked = list.iter_revoked_certificates().count();
+        let revoked = list.iter_revoked_certificates().map(|one| serial(&inspect::hex(one.raw_serial())));
+        let revoked = Arc::new(revoked.collect());
         let distribution_point = |extension: &X509Extension<'_>| {
             matches!(extension.parsed_extension(), ParsedExtension::IssuingDistributionPoint(_))
         };
@@ -97,6 +101,12 @@ fn newest(lists: Vec<Crl>) -> Vec<Crl> {
         }
     }
     kept
+}
+
+/// A serial number in hexadecimal as it is compared, however it was written: some write colons, some a sign's zeros.
+pub(crate) fn serial(hex: &str) -> Box<str> {
+    let digits: String = hex.chars().filter(char::is_ascii_hexdigit).collect();
+    digits.trim_start_matches('0').to_ascii_lowercase().into()
 }
 
 /// The root that signed the list. Several may bear the same name.
@@ -146,7 +156,7 @@ mod tests {
         let (new, others) = (list(&ca, &[vec![0x41, 1]]), list(&other, &[]));
         for text in [[&old, &new, &others].map(String::as_str), [&new, &others, &old].map(String::as_str)] {
             let lists = parse(Path::new("ca.crl"), text.concat().as_bytes(), &roots).unwrap();
-            let revoked: Vec<usize> = lists.iter().map(|list| list.revoked).collect();
+            let revoked: Vec<usize> = lists.iter().map(|list| list.revoked.len()).collect();
             assert_eq!(revoked, [1, 0]);
         }
         let unknown = files::pem("CERTIFICATE", &roots[0]);

@@ -98,6 +98,16 @@ impl Stamp {
     pub(crate) fn of(path: &Path) -> Option<Stamp> {
         std::fs::metadata(path).ok().map(|meta| Stamp::from(&meta))
     }
+
+    /// Whether it is the same file, with something else in it.
+    pub(crate) fn is_written_in_place(now: &Option<Stamp>, before: &Option<Stamp>) -> bool {
+        match (now, before) {
+            (Some(now), Some(before)) => {
+                now != before && (now.device, now.inode) == (before.device, before.inode)
+            }
+            (None, _) | (_, None) => false,
+        }
+    }
 }
 
 impl From<&Metadata> for Stamp {

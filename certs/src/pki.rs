@@ -17,8 +17,9 @@ use rustls_pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
+use crate::file::{self, Content};
 use crate::{CertError, Facts, inspect};
-use files::{Readable, read, write};
+use files::{Readable, write};
 pub use leaf::{KeyAlgorithm, Leaf, Purpose};
 
 /// Ten years: a development CA outlives the laptop.
@@ -132,7 +133,7 @@ impl Authority {
     /// # Errors
     /// What can be wrong with the two files, [`CertError::NotACa`] and [`CertError::KeyMismatch`] among them.
     pub fn load(certificate: &Path, key: &Path) -> Result<Authority, CertError> {
-        let pem = read(certificate)?;
+        let pem = file::read(certificate, Content::Public)?;
         let ders = inspect::certificates(certificate, &pem)?;
         let all = inspect::facts_of(certificate, &ders)?;
         let (Some(der), Some(facts)) = (ders.first().cloned(), all.first().cloned()) else {
@@ -142,7 +143,7 @@ impl Authority {
             return Err(CertError::NotACa { path: certificate.into(), subject: facts.subject });
         }
         crate::identity::valid_at(certificate, &facts, OffsetDateTime::now_utc())?;
-        let key_pem = Zeroizing::new(read(key)?);
+        let key_pem = file::read(key, Content::Secret)?;
         let key_der =
             inspect::private_key(key, &key_pem)?.ok_or_else(|| CertError::NoKey { path: key.into() })?;
         let bad = |error: rcgen::Error| CertError::BadKey { path: key.into(), reason: error.to_string() };

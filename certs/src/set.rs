@@ -23,6 +23,15 @@ pub trait Subject: Send + Sync + 'static {
     /// For the log: what is in use from now on. Nothing secret.
     fn summary(&self) -> String;
 
+    /// What is left of it by now, if that is another than before: parts of it have expired, or are valid at last, without
+    /// a file having changed.
+    fn aged(&self, _now: OffsetDateTime) -> Option<Self>
+    where
+        Self: Sized,
+    {
+        None
+    }
+
     /// Until when it is good, by kind: `certificate`, `ca`, `crl`, `key`.
     fn expiries(&self) -> Vec<(&'static str, OffsetDateTime)> {
         Vec::new()
@@ -61,6 +70,8 @@ struct Seen {
     stamps: Vec<Option<Stamp>>,
     looks: u32,
     accepted: Digest,
+    /// What a file that was written in place would amount to, if that is all of it.
+    perhaps: Option<Digest>,
     refused: Option<Refused>,
     last_reload: OffsetDateTime,
     last_failure: Option<Failure>,
@@ -97,6 +108,7 @@ impl<T: Subject> Set<T> {
             stamps,
             looks: 0,
             accepted: digest,
+            perhaps: None,
             refused: None,
             last_reload: now,
             last_failure: None,
@@ -150,11 +162,19 @@ impl<T: Subject> Watched for Set<T> {
 
     fn look(&self, now: OffsetDateTime) {
         let Inner { name, files, accept, live, .. } = &*self.0;
+        if let Some(left) = live.current().aged(now) {
+            tracing::warn!(
+                set = name,
+                now = left.summary(),
+                "parts of it have expired, or are valid only now"
+            );
+            live.set(left);
+        }
         let before = stamps(files);
         {
             let mut seen = self.seen();
             seen.looks = seen.looks.wrapping_add(1);
-            let waits = seen.refused.as_ref().is_some_and(|refused| !refused.told);
+            let waits = seen.perhaps.is_some() || seen.refused.as_ref().is_some_and(|refused| !refused.told);
             if seen.stamps == before && !waits && !seen.looks.is_multiple_of(LOOKS_TO_A_FULL_READ) {
                 return;
             }
@@ -165,12 +185,19 @@ impl<T: Subject> Watched for Set<T> {
             return;
         }
         let mut seen = self.seen();
-        seen.stamps = before;
+        let seen_before = std::mem::replace(&mut seen.stamps, before);
+        let is_in_place =
+            seen.stamps.iter().zip(&seen_before).any(|(now, before)| Stamp::is_written_in_place(now, before));
+        let is_all = !is_in_place || seen.perhaps == Some(digest);
+        seen.perhaps = None;
         if bytes.is_ok() && digest == seen.accepted {
             (seen.refused, seen.last_failure) = (None, None);
             return;
         }
         match bytes.and_then(|bytes| accept(&bytes, Some(&live.current()), now)) {
+            // Half a list of CAs, or of what they have revoked, is a list too: so it is looked at once more. What is put
+            // in place by a rename is whole.
+            Ok(_) if !is_all => seen.perhaps = Some(digest),
             Ok(value) => {
                 let summary = value.summary();
                 live.set(value);

@@ -1,11 +1,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::server::WebPkiClientVerifier;
-use rustls::server::danger::ClientCertVerifier;
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use time::OffsetDateTime;
 
 use crate::crl::{self, Crl};
@@ -19,8 +20,11 @@ use crate::{CertError, Facts, Identity, StaleCrl, inspect};
 /// Whose certificates are believed: the CAs of one PEM file, and what they have revoked.
 #[derive(Debug, Clone)]
 pub struct Trust {
+    /// Those that are valid; perhaps none by now, and then nobody is believed.
     ders: Vec<CertificateDer<'static>>,
     facts: Vec<Facts>,
+    /// All of the file.
+    all: Arc<[(CertificateDer<'static>, Facts)]>,
     roots: Arc<RootCertStore>,
     crls: Vec<Crl>,
     stale: StaleCrl,
@@ -80,11 +84,41 @@ impl Trust {
         self.crls.iter().filter_map(|crl| crl.next_update).min()
     }
 
+    /// The revocation lists, DER.
+    pub fn lists(&self) -> impl Iterator<Item = &[u8]> {
+        self.crls.iter().map(|crl| crl.der.as_ref())
+    }
+
+    /// Whether a certificate may not be believed for what the lists say: for TLS libraries that look at none, and tell
+    /// of the other side's certificate no more than its serial number (hexadecimal, with colons or without). A number
+    /// that is on any of the lists is revoked: who issued the certificate is not known here.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn unrevoked(&self, serial_hex: Option<&str>, now: OffsetDateTime) -> Result<(), &'static str> {
+        if self.crls.is_empty() {
+            return Ok(());
+        }
+        if self.stale == StaleCrl::Refuse && self.is_stale(now) {
+            return Err("the revocation list is past its next update");
+        }
+        let Some(serial) = serial_hex.map(crl::serial) else {
+            return Err("its certificate has no serial number");
+        };
+        match self.crls.iter().any(|crl| crl.revoked.contains(&serial)) {
+            true => Err("its certificate is revoked"),
+            false => Ok(()),
+        }
+    }
+
     /// Verifies clients: chains to a root, nothing in them revoked, for TLS clients, valid now.
     ///
     /// # Errors
     /// [`CertError::Verifier`].
     pub fn client_verifier(&self, anonymous: Anonymous) -> Result<Arc<dyn ClientCertVerifier>, CertError> {
+        if self.ders.is_empty() {
+            return Ok(Arc::new(Nobody { anonymous }));
+        }
         let mut builder = WebPkiClientVerifier::builder_with_provider(self.roots(), provider())
             .with_crls(self.crls.iter().map(|crl| crl.der.clone()));
         if self.stale == StaleCrl::Refuse {
@@ -100,13 +134,17 @@ impl Trust {
     ///
     /// # Errors
     /// [`CertError::Verifier`].
-    pub fn server_verifier(&self) -> Result<Arc<WebPkiServerVerifier>, CertError> {
+    pub fn server_verifier(&self) -> Result<Arc<dyn ServerCertVerifier>, CertError> {
+        if self.ders.is_empty() {
+            return Ok(Arc::new(Nobody { anonymous: Anonymous::Refused }));
+        }
         let mut builder = WebPkiServerVerifier::builder_with_provider(self.roots(), provider())
             .with_crls(self.crls.iter().map(|crl| crl.der.clone()));
         if self.stale == StaleCrl::Refuse {
             builder = builder.enforce_revocation_expiration();
         }
-        builder.build().map_err(|source| CertError::Verifier { source })
+        let verifier = builder.build().map_err(|source| CertError::Verifier { source })?;
+        Ok(verifier)
     }
 
     /// Whether somebody who trusts this would believe `identity`, on either side of a connection, were it not for
@@ -159,7 +197,8 @@ impl Trust {
         let mut roots = RootCertStore::empty();
         let (mut ders, mut facts) = (Vec::new(), Vec::new());
         let mut first_defect = None;
-        for (index, (der, one)) in all.into_iter().zip(all_facts).enumerate() {
+        let all: Arc<[_]> = all.into_iter().zip(all_facts).collect();
+        for (index, (der, one)) in all.iter().cloned().enumerate() {
             if !one.is_ca {
                 return Err(CertError::NotACa { path: path.into(), subject: one.subject });
             }
@@ -187,7 +226,7 @@ impl Trust {
             }
             None => Vec::new(),
         };
-        let trust = Trust { ders, facts, roots: Arc::new(roots), crls, stale };
+        let trust = Trust { ders, facts, all, roots: Arc::new(roots), crls, stale };
         // Here, where it is an error of the files: later nothing could be done about it.
         trust.server_verifier()?;
         trust.client_verifier(Anonymous::Refused)?;
@@ -226,16 +265,113 @@ pub enum Anonymous {
     Refused,
 }
 
+/// Believes nobody: every CA has expired.
+#[derive(Debug)]
+struct Nobody {
+    anonymous: Anonymous,
+}
+
+const UNKNOWN: rustls::Error = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
+
+impl ClientCertVerifier for Nobody {
+    fn client_auth_mandatory(&self) -> bool {
+        self.anonymous == Anonymous::Refused
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _leaf: &CertificateDer<'_>,
+        _rest: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Err(UNKNOWN)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(UNKNOWN)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(UNKNOWN)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl ServerCertVerifier for Nobody {
+    fn verify_server_cert(
+        &self,
+        _leaf: &CertificateDer<'_>,
+        _rest: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Err(UNKNOWN)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(UNKNOWN)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(UNKNOWN)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
 impl Subject for Trust {
     fn summary(&self) -> String {
         let names: Vec<_> = self.facts.iter().map(|facts| facts.subject.as_str()).collect();
-        let revoked: usize = self.crls.iter().map(|crl| crl.revoked).sum();
+        let revoked: usize = self.crls.iter().map(|crl| crl.revoked.len()).sum();
         let lists = if self.crls.is_empty() { String::new() } else { format!("; {revoked} revoked") };
         format!("{}{lists}", names.join(", "))
     }
 
+    fn aged(&self, now: OffsetDateTime) -> Option<Trust> {
+        let is_valid = |facts: &Facts| facts.not_before <= now && now <= facts.not_after;
+        let valid = || self.all.iter().filter(|(_, facts)| is_valid(facts));
+        if valid().map(|(der, _)| der).eq(&self.ders) {
+            return None;
+        }
+        let (ders, facts): (Vec<_>, Vec<_>) = valid().cloned().unzip();
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(ders.iter().cloned());
+        Some(Trust { ders, facts, roots: Arc::new(roots), ..self.clone() })
+    }
+
     fn expiries(&self) -> Vec<(&'static str, OffsetDateTime)> {
-        let ca = self.facts.iter().map(|facts| facts.not_after).min();
+        let last = || self.all.iter().map(|(_, facts)| facts.not_after).max();
+        let ca = self.facts.iter().map(|facts| facts.not_after).min().or_else(last);
         let crl = self.crl_next_update();
         ca.map(|at| ("ca", at)).into_iter().chain(crl.map(|at| ("crl", at))).collect()
     }
@@ -249,6 +385,42 @@ mod tests {
 
     fn check(pem: &str, now: OffsetDateTime) -> Result<Trust, CertError> {
         Trust::check((Path::new("ca.pem"), pem.as_bytes()), None, StaleCrl::Refuse, None, now)
+    }
+
+    #[test]
+    fn a_serial_number_tells_who_is_revoked_however_it_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ca, list, now) =
+            (Authority::create("one").unwrap(), dir.path().join("ca.crl"), OffsetDateTime::now_utc());
+        let revoked = vec![0x0a, 0x0b];
+        crate::pki::crl::revoke(
+            &list,
+            &ca,
+            &[revoked],
+            crate::pki::crl::Reason::Unspecified,
+            Duration::days(1),
+        )
+        .unwrap();
+        let pem = std::fs::read(&list).unwrap();
+        let trust = |stale, crl| {
+            Trust::check((Path::new("ca.pem"), ca.certificate_pem().as_bytes()), crl, stale, None, now)
+        };
+        let with = |stale| trust(stale, Some((list.as_path(), pem.as_slice()))).unwrap();
+        let (later, refusing, allowing) =
+            (now + Duration::days(2), with(StaleCrl::Refuse), with(StaleCrl::Allow));
+        for (serial, at, refuses, allows) in [
+            (Some("0a:0b"), now, true, true),
+            (Some("00:0A:0B"), now, true, true),
+            (Some("a0b"), now, true, true),
+            (Some("0a:0c"), now, false, false),
+            (None, now, true, true),
+            (Some("0a:0c"), later, true, false),
+            (Some("0a:0b"), later, true, true),
+        ] {
+            assert_eq!(refusing.unrevoked(serial, at).is_err(), refuses, "{serial:?}");
+            assert_eq!(allowing.unrevoked(serial, at).is_err(), allows, "{serial:?}");
+        }
+        assert!(trust(StaleCrl::Refuse, None).unwrap().unrevoked(None, later).is_ok(), "nothing is revoked");
     }
 
     #[test]

@@ -379,14 +379,14 @@ pub enum Binding {
     /// The token has no `cnf`.
     #[default]
     None,
-    /// `cnf.jwk`.
+    /// `cnf.jwk`. That the sender holds it is for `signature` to see, with `signer: device`.
     Key(VerifyingKey),
     /// `cnf.x5t#S256`: the connection's certificate (RFC 8705 section 3.1), which `jwt` has compared.
     Certificate(Thumbprint),
     /// Both.
     KeyAndCertificate(VerifyingKey, Thumbprint),
     /// The token is bound by means that are not understood here, a key's thumbprint say.
-    /// Nobody can prove that here, so it is never as good as [`None`](Binding::None).
+    /// Nobody can prove that here, so `jwt` refuses it.
     NotUnderstood,
 }
 

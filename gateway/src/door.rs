@@ -10,6 +10,7 @@ use filters::failure::Failure;
 use filters::upstream::UpstreamFields;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::*;
+use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
 
@@ -84,6 +85,23 @@ impl ProxyHttp for Door {
         let peer = self.edge.peer(exchange);
         peer.map(Box::new)
             .ok_or_else(|| Error::explain(ErrorType::ConnectNoRoute, "no address of the upstream serves"))
+    }
+
+    /// Before anything of the request leaves.
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        _reused: bool,
+        _peer: &HttpPeer,
+        _fd: std::os::fd::RawFd,
+        digest: Option<&Digest>,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        self.edge.believes(exchange, digest).map_err(|mut error| {
+            self.edge.failed(exchange);
+            error.set_retry(true);
+            error
+        })
     }
 
     async fn upstream_request_filter(

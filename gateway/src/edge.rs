@@ -17,6 +17,7 @@ use filters::policy::{Keyring, Policy, RouteRule};
 use pingora::Result as Answered;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::*;
+use pingora::protocols::Digest;
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 
@@ -136,6 +137,14 @@ impl Edge {
         if let Some(address) = upstream.failed(position) {
             tracing::warn!(%address, route = self.route(exchange), "left out for a while: it does not answer");
             self.metrics.ejections.with_label_values(&[&address.to_string()]).inc();
+        }
+    }
+
+    /// Whether the request may go out on a connection that has been made for it, for what the revocation lists say.
+    pub(crate) fn believes(&self, exchange: &Exchange, digest: Option<&Digest>) -> Answered<()> {
+        match (&exchange.upstream, exchange.address) {
+            (Some(upstream), Some(position)) => upstream.believes(position, digest),
+            (_, _) => Error::e_explain(ErrorType::InternalError, "a connection without an address"),
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwapOption;
+use certs::file::Content;
 use certs::report::{Key, KeyKind};
 use certs::{Live, TrustFiles, Watch};
 use filters::jwt::KeySet;
@@ -15,6 +16,7 @@ use filters::policy::{At, Issuer, Jwks, Reference};
 use time::OffsetDateTime;
 use tokio::sync::Mutex;
 
+use crate::load;
 use crate::metrics::Metrics;
 
 /// A key set is a few kilobytes; more is somebody's mistake or somebody's attack.
@@ -248,7 +250,12 @@ fn client(name: &str, jwks: &Jwks, folder: &Path, watch: &Watch) -> anyhow::Resu
     let limits = certs::client::ClientLimits { connect_timeout: timeout, timeout, ..Default::default() };
     match &jwks.ca {
         Some(Reference::File(path)) => {
-            let files = TrustFiles { ca: folder.join(path), crl: None, stale: certs::StaleCrl::Refuse };
+            let crl = match &jwks.crl {
+                Some(Reference::File(path)) => Some(folder.join(path)),
+                Some(Reference::Env(_)) => anyhow::bail!("`jwks.crl` must be a `file:`"),
+                None => None,
+            };
+            let files = TrustFiles { ca: folder.join(path), crl, stale: load::stale_crl(jwks.stale_crl) };
             let trust = watch.trust(format!("issuer/{name}/ca"), files)?;
             watch.connects(certs::Client {
                 name: format!("issuer/{name}"),
@@ -277,13 +284,12 @@ fn client(name: &str, jwks: &Jwks, folder: &Path, watch: &Watch) -> anyhow::Resu
 async fn read(source: &Source) -> anyhow::Result<Vec<u8>> {
     match source {
         Source::File(path) => {
-            let size = tokio::fs::metadata(path).await.with_context(|| path.display().to_string())?.len();
-            anyhow::ensure!(
-                size <= MOST_BYTES as u64,
-                "{} is larger than {MOST_BYTES} bytes",
-                path.display()
-            );
-            Ok(tokio::fs::read(path).await?)
+            let path = path.clone();
+            // Bounded, and from nothing but a file: a pipe or a device would be read for ever.
+            let bytes =
+                tokio::task::spawn_blocking(move || certs::file::read(&path, Content::Public)).await??;
+            anyhow::ensure!(bytes.len() <= MOST_BYTES, "the file is larger than {MOST_BYTES} bytes");
+            Ok(bytes.to_vec())
         }
         Source::Url { url, client } => {
             let mut answer = client.current().get(url).send().await?.error_for_status()?;
@@ -319,6 +325,8 @@ mod tests {
             url: None,
             file: Some(Reference::File("jwks.json".into())),
             ca: None,
+            crl: None,
+            stale_crl: filters::policy::StaleCrl::Refuse,
             refresh_s: 3_600,
             stale_s,
             unknown_kid_refresh_s,
@@ -370,6 +378,11 @@ mod tests {
             assert!(!store.refresh_unknown("main").await);
             assert!(has(&store, "good"));
         }
+        // Endless, and of no size.
+        std::os::unix::fs::symlink("/dev/zero", &file).unwrap();
+        let endless = store(folder.path(), 0, 3_600);
+        assert!(!endless.refresh_unknown("main").await);
+        std::fs::remove_file(&file).unwrap();
         std::fs::write(&file, keys("good")).unwrap();
         let store = store(folder.path(), 0, 0);
         assert!(store.refresh_unknown("main").await);

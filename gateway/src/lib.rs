@@ -11,6 +11,7 @@ mod door;
 mod edge;
 pub mod envoy;
 mod exchange;
+pub mod explain;
 mod jwks;
 mod listener;
 pub mod load;

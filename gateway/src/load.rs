@@ -155,7 +155,7 @@ impl Files<'_> {
         let mut upstreams = BTreeMap::new();
         for (name, At { value: upstream, .. }) in &document.upstreams {
             let tls = &upstream.tls;
-            let trust = self.trust(format!("upstream/{name}/ca"), &tls.ca, None, StaleCrl::Refuse);
+            let trust = self.trust(format!("upstream/{name}/ca"), &tls.ca, tls.crl.as_ref(), tls.stale_crl);
             let issuer = trust.clone().map_or(Issuer::Any, Issuer::AsBefore);
             let must = Must { purpose: Purpose::Client, names: Vec::new(), issuer };
             let identity = self.identity(format!("upstream/{name}"), (&tls.certificate, &tls.key), must);
@@ -215,7 +215,7 @@ pub(crate) fn file(folder: &Path, reference: &At<Reference>) -> Result<PathBuf, 
     }
 }
 
-fn stale_crl(written: StaleCrl) -> certs::StaleCrl {
+pub(crate) fn stale_crl(written: StaleCrl) -> certs::StaleCrl {
     match written {
         StaleCrl::Refuse => certs::StaleCrl::Refuse,
         StaleCrl::Allow => certs::StaleCrl::Allow,

@@ -87,6 +87,31 @@ enum Command {
         /// The policy file.
         policy: PathBuf,
     },
+    /// Say what would become of a request, filter by filter, and which line of the policy decides it.
+    ///
+    ///   gateway explain edge.yaml request.http
+    ///   gateway explain edge.yaml request.http --at 2026-11-24T12:00:00Z --from 203.0.113.7
+    ///
+    /// The request stands in the file as HTTP/1.1 has it: `POST /path HTTP/1.1`, its fields, an empty line, its body
+    /// (`-`: standard input). It is decided on as the first of its kind: limits are full and no nonce is taken. Keys
+    /// are fetched from the policy's issuers; nothing is sent to an upstream. Exit status 0 when it would pass, 1
+    /// when it would be refused.
+    #[command(verbatim_doc_comment)]
+    Explain {
+        /// The policy file.
+        policy: PathBuf,
+        /// The file with the request.
+        request: PathBuf,
+        /// The address that it comes from.
+        #[arg(long, default_value = "127.0.0.1")]
+        from: std::net::IpAddr,
+        /// The client's certificate, PEM, as if its connection had shown it and it had been verified.
+        #[arg(long, value_name = "FILE")]
+        certificate: Option<PathBuf>,
+        /// When it is decided on (RFC 3339); now without it. Signatures and tokens are fresh for a while only.
+        #[arg(long, value_name = "TIME")]
+        at: Option<String>,
+    },
     /// Print the policy's JSON Schema, for editors that complete and check YAML.
     Schema,
 }
@@ -106,6 +131,9 @@ fn main() -> ExitCode {
         Command::State { policy } => state(&policy),
         Command::Envoy { policy, module, out } => envoy(&policy, module, out.as_deref()),
         Command::Check { policy } => check(&policy),
+        Command::Explain { policy, request, from, certificate, at } => {
+            explain(&policy, &request, (from, certificate.as_deref(), at.as_deref()))
+        }
         Command::Schema => print(&load::schema()),
     }
 }
@@ -183,6 +211,28 @@ fn check(policy: &Path) -> ExitCode {
         Err(mistakes) => {
             let file = policy.to_string_lossy();
             print(&mistakes.iter().map(|mistake| mistake.in_file(&file)).collect::<Vec<_>>().join("\n"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn explain(
+    policy: &Path,
+    request: &Path,
+    (from, certificate, at): (std::net::IpAddr, Option<&Path>, Option<&str>),
+) -> ExitCode {
+    let explained = gateway::explain::Around::read(from, certificate, at).and_then(|around| {
+        let written = gateway::explain::Written::read(request)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(gateway::explain::explain(policy, &written, &around))
+    });
+    match explained {
+        Ok(explained) => {
+            print(&explained.text);
+            if explained.passes { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            complain(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }

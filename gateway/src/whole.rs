@@ -83,6 +83,10 @@ impl Edge {
                 self.failed(exchange);
                 continue;
             };
+            if self.believes(exchange, session.digest()).is_err() {
+                self.failed(exchange);
+                continue;
+            }
             let timeout = Duration::from_millis(self.rule(exchange).ok_or(Failure::Malformed)?.timeout_ms);
             let answer = tokio::time::timeout(timeout, talk(&mut session, header, body)).await;
             let failure = match answer {

@@ -148,7 +148,8 @@ fn the_real_envoy_takes_it() {
     let module = module.canonicalize().unwrap();
     let mutual = format!(
         "address: \"127.0.0.1:23\", tls: {{ certificate: \"file:txn-core.pem\", key: \"file:txn-core.key\", \
-         client_ca: \"file:internal-ca.pem\", client: {TLS} }}"
+         client_ca: \"file:internal-ca.pem\", \
+         allowed_clients: [gateway.torana.internal], client: {TLS} }}"
     );
     for service in ["address: \"127.0.0.1:23\"", "socket: state.sock", &mutual] {
         let folder = folder(&policy(service));

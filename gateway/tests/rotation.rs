@@ -12,7 +12,7 @@ use certs::pki::crl::{self, Reason};
 use certs::pki::{Authority, Leaf};
 use time::Duration;
 
-use self::running::{Gateway, Recorder, TLS, client, pki, serve, serve_on, until};
+use self::running::{Gateway, Recorder, TLS, client, pki, revoke, serve, serve_on, until};
 
 fn policy(upstream: &Recorder) -> String {
     format!(
@@ -74,6 +74,50 @@ async fn a_connection_made_under_a_retired_trust_set_is_never_handed_out() {
 
     std::fs::write(at("internal-ca.pem"), old).unwrap();
     until("it is trusted again", async || connection(&gateway).await.is_some()).await;
+}
+
+#[tokio::test]
+async fn an_upstream_whose_certificate_is_revoked_gets_no_request() {
+    // Passed on by Pingora, and asked by the edge itself, which signs the whole answer.
+    for filters in ["{}", "{ signing: { to_client: { key: acme-1 } } }"] {
+        let folder = tempfile::tempdir().unwrap();
+        pki(folder.path());
+        let upstream = Recorder::start(folder.path(), "u").await;
+        let tls = TLS.replace("server_name", r#"crl: "file:internal-ca.crl", server_name"#);
+        let clients = r#"clients: { acme: { hmac_keys: [{ id: acme-1, secret: "env:ACME_SECRET" }] } }"#;
+        let policy = policy(&upstream).replace(TLS, &tls);
+        let gateway = serve(folder.path(), &format!("{clients}\nfilters: {filters}{policy}")).await;
+        let first = connection(&gateway).await.unwrap();
+        assert_eq!(connection(&gateway).await.unwrap(), first, "kept and used again");
+
+        revoke(folder.path(), "internal-ca", "txn-core");
+        until("the list is in use", async || connection(&gateway).await.is_none()).await;
+        let before = upstream.seen();
+        for _ in 0..20 {
+            let answer = gateway.http.get(format!("{}/things", gateway.url)).send().await.unwrap();
+            assert_eq!(answer.status(), 503);
+        }
+        assert_eq!(upstream.seen(), before, "{filters}");
+    }
+}
+
+#[tokio::test]
+async fn a_stale_list_refuses_the_upstream_unless_the_policy_allows_it() {
+    for (word, served) in [("refuse", false), ("allow", true)] {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        pki(folder.path());
+        let ca = Authority::load(&at("internal-ca.pem"), &at("internal-ca.key")).unwrap();
+        crl::revoke(&at("internal-ca.crl"), &ca, &[], Reason::Unspecified, Duration::minutes(-1)).unwrap();
+        let upstream = Recorder::start(folder.path(), "u").await;
+        let lists = format!(r#"crl: "file:internal-ca.crl", stale_crl: {word}, server_name"#);
+        let policy = policy(&upstream).replace(TLS, &TLS.replace("server_name", &lists));
+        let gateway = serve(folder.path(), &policy).await;
+        assert_eq!((connection(&gateway).await.is_some(), upstream.seen() > 0), (served, served), "{word}");
+        // A list of now mends it.
+        crl::revoke(&at("internal-ca.crl"), &ca, &[], Reason::Unspecified, Duration::days(1)).unwrap();
+        until("a fresh list", async || connection(&gateway).await.is_some()).await;
+    }
 }
 
 #[tokio::test]

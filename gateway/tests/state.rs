@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 
-use self::running::{SECRET, TLS, free_port, pki, until};
+use self::running::{SECRET, TLS, free_port, pki, revoke, until};
 
 /// A state service that is killed when the test ends.
 struct State(Child);
@@ -174,12 +174,17 @@ async fn off_loopback_clients_show_who_they_are() {
     let port = free_port();
     let service = format!(
         "{{ address: \"127.0.0.1:{port}\", tls: {{ certificate: \"file:txn-core.pem\", key: \"file:txn-core.key\", \
-         client_ca: \"file:internal-ca.pem\", client: {TLS} }} }}"
+         client_ca: \"file:internal-ca.pem\", crl: \"file:internal-ca.crl\", \
+         allowed_clients: [gateway.torana.internal], client: {TLS} }} }}"
     );
     let _state = start(folder.path(), &service, 100);
     let trust = certs::Trust::load(&folder.path().join("internal-ca.pem")).unwrap();
     let identity =
         certs::Identity::load(&folder.path().join("gateway.pem"), &folder.path().join("gateway.key"))
+            .unwrap();
+    // Of the same CA, and not Envoy's.
+    let other =
+        certs::Identity::load(&folder.path().join("txn-core.pem"), &folder.path().join("txn-core.key"))
             .unwrap();
     let client = |identity: Option<&certs::Identity>| {
         let tls = certs::client_config(&trust, identity, certs::Versions::Tls12And13).unwrap();
@@ -192,6 +197,34 @@ async fn off_loopback_clients_show_who_they_are() {
     until_ready(&known, &url).await;
     assert_eq!(ask(&known, &url, "[]").await.0, 200);
     assert!(client(None).get(format!("{url}/v1/keys")).send().await.is_err(), "a stranger was answered");
+    let other = client(Some(&other));
+    for (path, known_gets, other_gets) in [
+        ("/v1/client-keys", 200, 403),
+        ("/v1/keys", 200, 403),
+        ("/certificates", 200, 403),
+        ("/health", 200, 200),
+        ("/readiness", 200, 200),
+        ("/metrics", 200, 200),
+    ] {
+        for (client, expected) in [(&known, known_gets), (&other, other_gets)] {
+            let answer = client.get(format!("{url}{path}")).send().await.unwrap();
+            assert_eq!(answer.status(), expected, "{path}");
+        }
+    }
+    for (path, body) in [("/v1/state", "[]"), ("/v1/keys/refresh", "main")] {
+        let answer = other.post(format!("{url}{path}")).body(body).send().await.unwrap();
+        assert_eq!(answer.status(), 403, "{path}");
+        let told: Value = answer.json().await.unwrap();
+        assert_eq!(told["code"], "client_not_allowed");
+    }
+
+    revoke(folder.path(), "internal-ca", "gateway");
+    until("a revoked client is refused", async || {
+        client(Some(&identity)).get(format!("{url}/health")).send().await.is_err()
+    })
+    .await;
+    assert!(known.get(format!("{url}/health")).send().await.is_err(), "its connections are closed");
+    assert_eq!(other.get(format!("{url}/health")).send().await.unwrap().status(), 200);
 }
 
 #[tokio::test]

@@ -6,10 +6,7 @@ use std::sync::Arc;
 use certs::{CertError, Facts, Identity, Trust, Versions};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
-    client::{
-        WebPkiServerVerifier,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    },
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
@@ -50,7 +47,7 @@ impl Pin {
 
 #[derive(Debug)]
 struct Pinned {
-    inner: Arc<WebPkiServerVerifier>,
+    inner: Arc<dyn ServerCertVerifier>,
     pins: Vec<Pin>,
 }
 

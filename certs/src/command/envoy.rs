@@ -123,9 +123,11 @@ impl Envoy {
         let loaded = serials.map(serial).collect();
         // In whole seconds: `12s`.
         let info = get("server_info").await?;
-        let uptime =
+        let uptime: Option<i64> =
             info["uptime_current_epoch"].as_str().and_then(|text| text.strip_suffix('s')?.parse().ok());
-        let started = OffsetDateTime::now_utc() - Duration::seconds(uptime.unwrap_or_default());
+        // It takes both ends as whole seconds, so it may say up to one more than it has run.
+        let uptime = Duration::seconds(uptime.unwrap_or_default() - 1);
+        let started = OffsetDateTime::now_utc() - uptime;
         let stats = get("stats?format=json&filter=^sds").await?;
         let stats = stats["stats"].as_array().into_iter().flatten();
         let stats =

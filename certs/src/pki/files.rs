@@ -82,10 +82,6 @@ pub fn previous(path: &Path) -> PathBuf {
     with_ending(path, ".previous")
 }
 
-pub(super) fn read(path: &Path) -> Result<Vec<u8>, CertError> {
-    std::fs::read(path).map_err(|source| CertError::Unreadable { path: path.into(), source })
-}
-
 /// A second name for what is there now, if anything is.
 fn keep(path: &Path) -> Result<(), CertError> {
     let unwritable = |source| CertError::Unwritable { path: path.into(), source };

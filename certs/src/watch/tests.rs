@@ -146,38 +146,103 @@ fn what_cannot_be_used_changes_nothing_and_is_told_of_once() {
 }
 
 #[test]
-fn a_set_that_is_completed_is_used_at_the_next_look_however_it_is_written() {
+fn a_set_that_is_completed_is_used_however_it_is_written() {
     type Write = fn(&House, &Issued);
-    let ways: [(&str, Write); 4] = [
-        ("renamed over", |house, issued| house.put(issued)),
-        ("written in place", |house, issued| {
+    let ways: [(&str, usize, Write); 4] = [
+        ("renamed over", 1, |house, issued| house.put(issued)),
+        ("written in place", 2, |house, issued| {
             std::fs::write(house.at("svc.pem"), &issued.certificate_pem).unwrap();
             std::fs::write(house.at("svc.key"), issued.key_pem.as_bytes()).unwrap();
         }),
-        ("removed first", |house, issued| {
+        ("removed first", 1, |house, issued| {
             std::fs::remove_file(house.at("svc.pem")).unwrap();
             std::fs::remove_file(house.at("svc.key")).unwrap();
             house.look();
             house.put(issued);
         }),
-        ("half by half", |house, issued| {
+        ("half by half", 2, |house, issued| {
             std::fs::write(house.at("svc.pem"), &issued.certificate_pem).unwrap();
             house.look();
             std::fs::write(house.at("svc.key"), issued.key_pem.as_bytes()).unwrap();
         }),
     ];
-    for (way, write) in ways {
+    for (way, looks, write) in ways {
         let house = House::new();
         for round in 1..=3 {
             let issued = issue(&house.ca, &NAMES);
             write(&house, &issued);
-            house.look();
+            (0..looks).for_each(|_| house.look());
             let facts = crate::inspect_pem(issued.certificate_pem.as_bytes()).unwrap();
             assert_eq!(house.serial(), facts[0].serial_hex, "{way}, round {round}");
             assert_eq!(house.identity.generation(), round);
         }
         assert_eq!(house.failures(), BTreeMap::new(), "{way}");
     }
+}
+
+#[test]
+fn half_a_file_that_can_be_read_is_not_taken_for_the_whole() {
+    let house = House::new();
+    let pem = |name: &str| Authority::create(name).unwrap().certificate_pem().to_owned();
+    let (half, rest) = (house.ca.certificate_pem().to_owned(), pem("two"));
+    let trust = |name: &str| {
+        let path = house.at(name);
+        std::fs::write(&path, format!("{half}{rest}")).unwrap();
+        let set = house.watch.trust(name.into(), TrustFiles { ca: path, crl: None, stale: StaleCrl::Refuse });
+        set.unwrap()
+    };
+    let set = trust("both.pem");
+    let count = || (set.generation(), set.current().ders().len());
+    // Somebody rewrites it with a third CA, and is not done at the first look, nor at the second.
+    for (text, expected) in [
+        (half.clone(), (0, 2)),
+        (format!("{half}{rest}"), (0, 2)),
+        (format!("{half}{rest}{}", pem("three")), (0, 2)),
+    ] {
+        std::fs::write(house.at("both.pem"), text).unwrap();
+        house.look();
+        assert_eq!(count(), expected);
+    }
+    house.look();
+    assert_eq!(count(), (1, 3), "the same at two looks: this is all of it");
+    std::fs::write(house.at("next"), &half).unwrap();
+    std::fs::rename(house.at("next"), house.at("both.pem")).unwrap();
+    house.look();
+    assert_eq!(count(), (2, 1), "what is renamed over it is whole");
+}
+
+#[test]
+fn a_root_that_expires_is_not_believed_any_more() {
+    let mut house = House::new();
+    let root = |name: &str| Authority::create(name).unwrap();
+    let (old, new) = (root("old"), root("new"));
+    std::fs::write(house.at("roots.pem"), format!("{}{}", old.certificate_pem(), new.certificate_pem()))
+        .unwrap();
+    let files = TrustFiles { ca: house.at("roots.pem"), crl: None, stale: StaleCrl::Refuse };
+    let set = house.watch.trust("roots".into(), files).unwrap();
+    let leaf = issue(&new, &NAMES);
+    leaf.write(house.dir.path(), "of-new").unwrap();
+    let identity = Identity::load(&house.at("of-new.pem"), &house.at("of-new.key")).unwrap();
+    house.look();
+    assert_eq!((set.generation(), set.current().ders().len()), (0, 2));
+    let verdict = |set: &Set<Trust>| {
+        let verifier = set.current().client_verifier(crate::Anonymous::Allowed).unwrap();
+        let (leaf, rest) = identity.chain().split_first().unwrap();
+        verifier.verify_client_cert(leaf, rest, rustls_pki_types::UnixTime::now()).is_ok()
+    };
+    assert!(verdict(&set));
+
+    // Both expire. Nobody is believed then, and those who have come without a certificate stay.
+    house.now = new.facts().not_after.max(old.facts().not_after) + 1.days();
+    house.look();
+    assert_eq!((set.generation(), set.current().ders().len()), (1, 0));
+    assert!(!verdict(&set));
+    assert!(!set.current().client_verifier(crate::Anonymous::Allowed).unwrap().client_auth_mandatory());
+    assert!(set.current().client_verifier(crate::Anonymous::Refused).unwrap().client_auth_mandatory());
+    let [(kind, last)] = set.current().expiries()[..] else { panic!("the metric is gone") };
+    assert_eq!((kind, last), ("ca", old.facts().not_after.max(new.facts().not_after)));
+    (0..50).for_each(|_| house.look());
+    assert_eq!(set.generation(), 1, "once");
 }
 
 #[test]
@@ -266,7 +331,7 @@ fn what_is_derived_is_made_anew_when_its_parts_change_and_not_otherwise() {
     assert_eq!((both.generation(), both.current().0.clone()), (1, house.serial()));
     let more = house.ca.certificate_pem().to_owned() + "\n# a remark\n";
     std::fs::write(house.at("ca.pem"), more).unwrap();
-    house.look();
+    (0..2).for_each(|_| house.look());
     assert_eq!((both.generation(), both.current().1), (2, 1));
 }
 

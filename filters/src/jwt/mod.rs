@@ -32,7 +32,9 @@ pub struct Config {
     pub issuers: Option<Vec<String>>,
     /// Scopes that the token must all have.
     pub scopes: Vec<String>,
-    /// What every token must be bound to; absent: nothing. What a token is bound to must be proven in any case.
+    /// What every token must be bound to; absent: nothing. A certificate that a token is bound to must be shown in any
+    /// case. That its sender holds a key that it is bound to (`cnf.jwk`) is proven by `signature` alone, with `signer:
+    /// device` or `either`: without that, it is as good as a bearer's. One that is bound by other means is refused.
     pub bound_to: Option<BoundTo>,
     /// Longest token, in bytes; at most 16384.
     pub max_length: usize,
@@ -209,6 +211,8 @@ impl Jwt {
             (Some(bound), Some(shown), _) if bound.is_of(shown) => Ok(()),
             (Some(_), Some(_), _) => Err(TokenError::OtherCertificate),
             (Some(_), None, _) => Err(TokenError::CertificateMissing),
+            // Nobody can prove it here, and so it is nobody's; a bearer token it is not.
+            (None, _, _) if *binding == Binding::NotUnderstood => Err(TokenError::BindingUnsupported),
             (None, _, Some(BoundTo::Certificate)) => Err(TokenError::NotBound),
             (None, _, None) => Ok(()),
         }
@@ -291,6 +295,11 @@ fn refused(error: TokenError) -> Refusal {
         TokenError::NotBound => {
             ("token_not_bound", "Get an access token that is bound to your client certificate (RFC 8705).")
         }
+        TokenError::BindingUnsupported => (
+            "token_binding_unsupported",
+            "The access token is bound by means that are not understood here. Get one that is bound to a key or a \
+             certificate.",
+        ),
         TokenError::Crypto(_) => {
             return Refusal::new(
                 503,

@@ -123,6 +123,8 @@ pub enum TokenError {
     OtherCertificate,
     #[error("not bound to a certificate")]
     NotBound,
+    #[error("bound by means that are not understood")]
+    BindingUnsupported,
     /// Not the sender's fault.
     #[error(transparent)]
     Crypto(CryptoError),

@@ -29,6 +29,13 @@ impl<T> At<T> {
     }
 }
 
+impl<T> At<T> {
+    /// The line of the file on which the value begins, from 1; 0 when no file holds it.
+    pub fn line(&self) -> u64 {
+        self.location.line
+    }
+}
+
 impl<T: JsonSchema> JsonSchema for At<T> {
     fn inline_schema() -> bool {
         T::inline_schema()
@@ -164,11 +171,11 @@ pub struct ClientCertificates {
     pub required: bool,
 }
 
-/// What becomes of client certificates while the list that would revoke them is past its time.
+/// What becomes of certificates while the list that would revoke them is past its time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum StaleCrl {
-    /// Clients with a certificate are refused.
+    /// They are refused.
     #[default]
     Refuse,
     /// The old list is believed for longer; logs and metrics tell.
@@ -253,6 +260,14 @@ pub struct UpstreamTls {
     pub server_name: At<String>,
     /// The CAs that sign it, PEM.
     pub ca: At<Reference>,
+    /// What those CAs have revoked: a list of each, PEM, or the one list in DER; absent: nothing. A certificate that is
+    /// on a list gets no request. For requests the gateway looks at the upstream's own certificate, for probes and
+    /// copies at its chain too; Envoy always at the chain, of which every CA must then have its list.
+    pub crl: Option<At<Reference>>,
+    /// What becomes of the upstream while a list is past its `nextUpdate`. Envoy refuses it always, so `allow` is not
+    /// for Envoy.
+    #[serde(default)]
+    pub stale_crl: StaleCrl,
     /// The edge's own chain, PEM.
     pub certificate: At<Reference>,
     /// The edge's own key, PEM.
@@ -294,6 +309,11 @@ pub struct Jwks {
     pub file: Option<Reference>,
     /// The CAs that sign the certificate of `url`, PEM; absent: the system's.
     pub ca: Option<Reference>,
+    /// What those CAs have revoked, of the whole chain: a list of each, PEM, or the one list in DER; absent: nothing.
+    pub crl: Option<Reference>,
+    /// What becomes of the issuer while a list is past its `nextUpdate`: `refuse`, and its keys grow stale.
+    #[serde(default)]
+    pub stale_crl: StaleCrl,
     /// Seconds between refreshes.
     #[serde(default = "ms::<300>")]
     pub refresh_s: u64,
@@ -440,6 +460,14 @@ pub struct StateTls {
     pub key: At<Reference>,
     /// The CAs that sign its clients' certificates, PEM.
     pub client_ca: At<Reference>,
+    /// The DNS names of which a client's certificate must bear one, compared whole: Envoy's own. Those CAs may know
+    /// others, and the service tells every client's secret.
+    pub allowed_clients: At<Vec<String>>,
+    /// What those CAs have revoked: a list of each, PEM, or the one list in DER; absent: nothing.
+    pub crl: Option<At<Reference>>,
+    /// What becomes of clients while a list is past its `nextUpdate`.
+    #[serde(default)]
+    pub stale_crl: StaleCrl,
     /// What Envoy shows and believes when it connects.
     pub client: UpstreamTls,
 }

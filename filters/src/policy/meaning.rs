@@ -221,6 +221,16 @@ fn check_state(document: &Document, mistakes: &mut Vec<Mistake>) {
     {
         mistakes.push(Mistake::at(tls.client.server_name.location, NO_SERVER_NAME));
     }
+    if let Some(tls) = tls {
+        let names = &tls.allowed_clients;
+        if names.value.is_empty()
+            || names.value.iter().any(|name| name.trim().is_empty() || name.contains('*'))
+        {
+            let message =
+                "`allowed_clients` are whole DNS names, one at least: of the certificate in `client`, say";
+            mistakes.push(Mistake::of(names, message));
+        }
+    }
 }
 
 const NO_SERVER_NAME: &str = "`server_name` is empty: the upstream's certificate could not be verified";
@@ -235,6 +245,9 @@ fn check_issuers(document: &Document, mistakes: &mut Vec<Mistake>) {
         }
         if issuer.algorithms.is_empty() {
             wrong(format!("issuer `{name}` needs `algorithms`"));
+        }
+        if issuer.jwks.crl.is_some() && issuer.jwks.ca.is_none() {
+            wrong(format!("issuer `{name}`: `jwks.crl` is of the CAs in `jwks.ca`, which is not there"));
         }
         match (&issuer.jwks.url, &issuer.jwks.file) {
             (Some(url), None) if url.starts_with("https://") => {}

@@ -204,12 +204,6 @@ impl Signature {
         host: &dyn Host,
         context: &Context,
     ) -> Result<(Signed, Option<Client>), Refusal> {
-        if self.config.signer != Signer::Client && binding(context) == &Binding::NotUnderstood {
-            // No signature could help, so this is said before one is looked at.
-            let detail = "The access token is bound by means that are not understood here. Get one bound to a key.";
-            return Err(Refusal::new(401, "token_binding_unsupported", detail)
-                .header("www-authenticate", "Bearer error=\"invalid_token\""));
-        }
         let parsed = message::parse(&request.headers, self.config.label.as_deref())
             .map_err(|why| self.refused(&why))?;
         let params = parsed.params();

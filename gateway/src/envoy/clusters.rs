@@ -3,7 +3,7 @@
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use anyhow::Context as _;
-use filters::policy::{At, StateService, Upstream, UpstreamTls};
+use filters::policy::{At, StaleCrl, StateService, Upstream, UpstreamTls};
 use serde_json::{Value, json};
 
 use super::{STATE_CLUSTER, Source, ms, socket};
@@ -86,7 +86,17 @@ impl Source {
     /// Mutual TLS, with the upstream's name in its certificate to the letter.
     fn upstream_tls(&self, tls: &UpstreamTls) -> anyhow::Result<Value> {
         let name = &tls.server_name.value;
+        anyhow::ensure!(
+            tls.crl.is_none() || tls.stale_crl == StaleCrl::Refuse,
+            "`{name}`: Envoy believes no list that is past its time: `stale_crl: allow` is for the gateway",
+        );
+        let mut peers = json!({ "trusted_ca": self.file(&tls.ca)? });
+        if let Some(crl) = &tls.crl {
+            peers["crl"] = self.file(crl)?;
+        }
         let san_type = if name.parse::<std::net::IpAddr>().is_ok() { "IP_ADDRESS" } else { "DNS" };
+        peers["match_typed_subject_alt_names"] =
+            json!([{ "san_type": san_type, "matcher": { "exact": name } }]);
         Ok(json!({
             "name": "envoy.transport_sockets.tls",
             "typed_config": {
@@ -103,10 +113,7 @@ impl Source {
                         "certificate_chain": self.file(&tls.certificate)?,
                         "private_key": self.file(&tls.key)?,
                     }],
-                    "validation_context": {
-                        "trusted_ca": self.file(&tls.ca)?,
-                        "match_typed_subject_alt_names": [{ "san_type": san_type, "matcher": { "exact": name } }],
-                    },
+                    "validation_context": peers,
                 },
             },
         }))

@@ -2,7 +2,8 @@
 //!
 //! Owns the one memory that all workers share, so that a nonce is taken once and a limit holds across them. It
 //! decides nothing: operations are the crate `filters`' and so is their arithmetic. It must never answer an
-//! operation that it did not run, nor run part of a batch.
+//! operation that it did not run, nor run part of a batch; nor tell anything but its health to a client that the policy
+//! does not name.
 
 mod plain;
 
@@ -12,13 +13,14 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use certs::pki::Purpose;
-use certs::serve::Limits;
+use certs::serve::{Limits, PeerCertificate};
 use certs::{TlsFiles, Versions, Watch};
 use filters::policy::{At, StateService, StateTls};
 use filters::state::{Op, Unanswered};
@@ -42,6 +44,8 @@ struct Service {
     keys: Arc<KeyStore>,
     /// `None`: whoever asks is not known, and is told no secret.
     client_keys: Option<ClientKeys>,
+    /// The names of which a client's certificate must bear one; `None`: clients show none.
+    allowed_clients: Option<Vec<String>>,
     /// Of this process, and no other.
     life: u64,
     metrics: Metrics,
@@ -71,7 +75,9 @@ pub async fn run(loaded: Loaded, shutdown: impl Future<Output = ()> + Send) -> a
     let looking = tokio::spawn(async move { watched.keep_watch().await });
     let place = Place::open(settings, &loaded.folder, &watch).await?;
     let following = tokio::spawn(Arc::clone(&watch).run());
-    let app = app(Arc::new(Service { state, keys, client_keys, life: rand::random(), metrics, watch }));
+    let allowed_clients = settings.tls.as_ref().map(|tls| tls.allowed_clients.value.clone());
+    let life = rand::random();
+    let app = app(Arc::new(Service { state, keys, client_keys, allowed_clients, life, metrics, watch }));
     let limits = Limits::default();
     match place {
         Place::Tls(listener, tls) => certs::serve::serve(listener, tls, app, limits, shutdown).await?,
@@ -125,12 +131,12 @@ fn server_tls(
         certificate: file(&files.certificate)?,
         key: file(&files.key)?,
         ca: file(&files.client_ca)?,
-        crl: None,
-        stale_crl: certs::StaleCrl::Refuse,
+        crl: files.crl.as_ref().map(file).transpose()?,
+        stale_crl: load::stale_crl(files.stale_crl),
     };
     let live = files.watch(watch, "state", Purpose::Server)?;
     live.serves(watch, "state", address);
-    Ok(live.server(watch, Versions::Tls12And13, &[b"http/1.1"])?)
+    Ok(live.server(watch, Versions::Tls13Only, &[b"http/1.1"])?)
 }
 
 fn app(service: Arc<Service>) -> Router {
@@ -139,11 +145,28 @@ fn app(service: Arc<Service>) -> Router {
         .route("/v1/keys", get(keys))
         .route("/v1/client-keys", get(client_keys))
         .route("/v1/keys/refresh", post(refresh_keys).layer(DefaultBodyLimit::max(1_024)))
+        .route("/certificates", get(certificates))
+        .route_layer(from_fn_with_state(Arc::clone(&service), only_allowed_clients))
         .route("/health", get(|| async { Json(json!({ "status": "up" })) }))
         .route("/readiness", get(readiness))
         .route("/metrics", get(metrics))
-        .route("/certificates", get(certificates))
         .with_state(service)
+}
+
+/// A certificate of the right CA says who its holder is, not that it may ask here.
+async fn only_allowed_clients(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
+    let Some(allowed) = &service.allowed_clients else { return next.run(request).await };
+    let shown = request.extensions().get::<PeerCertificate>().and_then(|shown| shown.0.as_ref());
+    if shown.is_some_and(|facts| allowed.iter().any(|name| facts.has_dns(name))) {
+        return next.run(request).await;
+    }
+    let subject = shown.map(|facts| facts.subject.as_str());
+    tracing::warn!(subject, path = request.uri().path(), "a client that the policy does not name is refused");
+    service.refuse(
+        StatusCode::FORBIDDEN,
+        "client_not_allowed",
+        "the certificate names no client of this service",
+    )
 }
 
 /// A JSON list of operations in, the list of their answers out.

@@ -15,9 +15,11 @@ use anyhow::Context as _;
 use certs::client::ClientLimits;
 use certs::{Identity, Live, Trust, Watch};
 use filters::policy::{Health, Outlier, Upstream as Settings};
-use pingora::protocols::ALPN;
+use pingora::protocols::{ALPN, Digest};
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
+use pingora::{Error, ErrorType, Result as Answered};
+use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::fitness::Fitness;
@@ -54,6 +56,7 @@ struct Way {
     peer: HttpPeer,
     /// For probes and copies; Pingora carries requests only.
     client: reqwest::Client,
+    trust: Arc<Trust>,
 }
 
 impl Upstream {
@@ -74,7 +77,7 @@ impl Upstream {
             let (settings, files) = (settings.clone(), files.clone());
             let authority = format!("{}:{}", settings.tls.server_name.value, at.port());
             let way = watch.derive(&[&files.identity.clone(), &files.trust.clone()], move || {
-                Way::new(&settings, &files.identity.current(), &files.trust.current(), at)
+                Way::new(&settings, &files.identity.current(), files.trust.current(), at)
             });
             let way = way.with_context(|| format!("{at}"))?;
             addresses.push(Address { at, fitness: Fitness::default(), way, authority });
@@ -115,6 +118,21 @@ impl Upstream {
         Some((position, peer))
     }
 
+    /// Whether a request may go out on a connection to that address, for what the revocation lists say. Pingora looks at
+    /// none; it tells the serial number of the certificate that the upstream has shown.
+    pub(crate) fn believes(&self, position: usize, digest: Option<&Digest>) -> Answered<()> {
+        let Some(address) = self.addresses.get(position) else {
+            return Error::e_explain(ErrorType::InternalError, "no such address");
+        };
+        let shown = digest.and_then(|digest| digest.ssl_digest.as_ref());
+        let serial = shown.and_then(|shown| shown.serial_number.as_deref());
+        let trust = &address.way.current().trust;
+        trust.unrevoked(serial, OffsetDateTime::now_utc()).or_else(|why| {
+            tracing::warn!(address = %address.at, serial, why, "an upstream is not believed");
+            Error::e_explain(ErrorType::InvalidCert, why)
+        })
+    }
+
     /// A request to that address was answered, whatever the answer.
     pub(crate) fn answered(&self, position: usize) {
         if let Some(address) = self.addresses.get(position) {
@@ -141,14 +159,19 @@ impl Upstream {
 }
 
 impl Way {
-    fn new(settings: &Settings, identity: &Identity, trust: &Trust, at: SocketAddr) -> anyhow::Result<Self> {
+    fn new(
+        settings: &Settings,
+        identity: &Identity,
+        trust: Arc<Trust>,
+        at: SocketAddr,
+    ) -> anyhow::Result<Self> {
         let chain = identity.chain().iter().map(|der| der.to_vec()).collect();
         let ca: Arc<[WrappedX509]> =
             trust.ders().iter().map(|der| WrappedX509::new(der.to_vec(), parse_x509)).collect();
         // Never empty: the policy refuses an empty name, with which Pingora would verify nothing.
         let mut peer = HttpPeer::new(at, true, settings.tls.server_name.value.clone());
         peer.client_cert_key = Some(Arc::new(CertKey::new(chain, identity.key().secret_der().to_vec())));
-        peer.group_key = generation(identity, trust);
+        peer.group_key = generation(identity, &trust);
         let options = &mut peer.options;
         options.ca = Some(Arc::clone(&ca));
         options.verify_cert = true;
@@ -159,7 +182,7 @@ impl Way {
         options.idle_timeout = Some(Duration::from_millis(settings.idle_timeout_ms));
         options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
 
-        let mut tls = certs::client_config(trust, Some(identity), certs::Versions::Tls12And13)?;
+        let mut tls = certs::client_config(&trust, Some(identity), certs::Versions::Tls12And13)?;
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let limits = ClientLimits {
             connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
@@ -167,7 +190,7 @@ impl Way {
             ..ClientLimits::default()
         };
         let client = certs::client::https_to(tls, limits, &settings.tls.server_name.value, at)?;
-        Ok(Self { peer, client })
+        Ok(Self { peer, client, trust })
     }
 }
 
@@ -178,5 +201,6 @@ fn generation(identity: &Identity, trust: &Trust) -> u64 {
     for der in trust.ders().iter().chain(identity.chain()) {
         der.as_ref().hash(&mut hasher);
     }
+    trust.lists().for_each(|list| list.hash(&mut hasher));
     hasher.finish()
 }

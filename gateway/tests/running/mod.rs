@@ -100,6 +100,19 @@ pub fn pki(folder: &Path) {
     certs::pki::init(folder, false).unwrap();
 }
 
+/// Puts a certificate on the list of the CA that issued it.
+pub fn revoke(folder: &Path, ca: &str, name: &str) {
+    use certs::pki::{Authority, crl};
+    let at = |name: &str, ending: &str| folder.join(format!("{name}.{ending}"));
+    let facts = certs::inspect_pem(&std::fs::read(at(name, "pem")).unwrap()).unwrap().remove(0);
+    let digits = facts.serial_hex.as_bytes().chunks(2);
+    let serial =
+        digits.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect();
+    let authority = Authority::load(&at(ca, "pem"), &at(ca, "key")).unwrap();
+    let reason = crl::Reason::KeyCompromise;
+    crl::revoke(&at(ca, "crl"), &authority, &[serial], reason, time::Duration::days(1)).unwrap();
+}
+
 /// How the policy says that an upstream is known.
 pub const TLS: &str = r#"{ server_name: txn-core.torana.internal, ca: "file:internal-ca.pem", certificate: "file:gateway.pem", key: "file:gateway.key" }"#;
 

@@ -114,6 +114,8 @@ async fn no_listener_has_a_weakness() -> anyhow::Result<()> {
         let rated = rated.filter(|one| EXPECTED.iter().all(|(id, _)| one.id != *id));
         weak.extend(rated.map(|one| format!("{what}: {} {} {}", one.severity, one.id, one.finding)));
         let speaks = ["TLS1_2", "TLS1_3"].map(|id| by_id.get(id).map_or("?", |one| one.finding.as_str()));
+        let at_the_edge = matches!(what, "gateway" | "envoy");
+        assert_eq!(speaks[0] == "offered", at_the_edge, "{what}: TLS 1.2 is for clients outside alone");
         eprintln!("{what}: {} findings; TLS 1.2 {}, 1.3 {}", findings.len(), speaks[0], speaks[1]);
     }
     assert!(weak.is_empty(), "{weak:#?}");
@@ -161,8 +163,8 @@ async fn state(binaries: &Binaries, stack: &Stack) -> anyhow::Result<(Program, u
     let address = ports::v4()?;
     let own = "certificate: file:../pki/gateway.pem, key: file:../pki/gateway.key";
     let tls = format!(
-        "tls: {{ {own}, client_ca: file:../pki/internal-ca.pem, client: {{ server_name: gateway.torana.internal, \
-         ca: file:../pki/internal-ca.pem, {own} }} }}"
+        "tls: {{ {own}, client_ca: file:../pki/internal-ca.pem, \
+         allowed_clients: [gateway.torana.internal], client: {{ server_name: gateway.torana.internal, ca: file:../pki/internal-ca.pem, {own} }} }}"
     );
     let (before, after) =
         policy.split_once("  service:\n    address: ").context("the policy has a state service")?;

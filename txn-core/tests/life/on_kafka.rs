@@ -52,7 +52,7 @@ async fn a_life_on_kafka() {
         instance.task.await.unwrap().unwrap();
     }
 
-    let (ok, said) = command(&["topics", "--dry-run"]);
+    let (ok, said) = command(&["topics", "--replication-factor", "1", "--dry-run"]);
     assert!(ok && said.matches("as it should be").count() == 7, "{said}");
     let (ok, said) = command(&["dlq", "list"]);
     assert!(ok && said.is_empty(), "{said}");

@@ -1,0 +1,337 @@
+//! Why a request would be refused, or was: filter by filter, with the line of the policy that says so.
+//!
+//! Decides with the very code that serves, at a time that is told, in a world where nobody has asked for anything
+//! before: limits are full and no nonce is taken. Reads the policy, the request and the issuers' keys; sends nothing to
+//! an upstream and remembers nothing.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail, ensure};
+use certs::Watch;
+use filters::admission::{Admission, Draw};
+use filters::certificate::Certificate;
+use filters::chain::Refused;
+use filters::filter::{Headers, Host, Request};
+use filters::jwt::KeySet;
+use filters::policy::{At, Policy, RouteRule, Secret};
+use filters::shape;
+use filters::state::{Answer, Memory};
+
+use crate::jwks::KeyStore;
+use crate::load;
+use crate::metrics::Metrics;
+
+/// A request as it stands in a file: the lines of HTTP/1.1, an empty line, the body.
+#[derive(Debug)]
+pub struct Written {
+    method: String,
+    target: String,
+    /// Names in lower case, in order.
+    fields: Vec<(String, Vec<u8>)>,
+    body: Vec<u8>,
+}
+
+/// What the request itself does not say.
+#[derive(Debug)]
+pub struct Around {
+    pub from: IpAddr,
+    /// DER.
+    pub certificate: Option<Vec<u8>>,
+    pub now_ms: u64,
+}
+
+impl Around {
+    /// # Errors
+    /// A certificate or a time that is none.
+    pub fn read(from: IpAddr, certificate: Option<&Path>, at: Option<&str>) -> anyhow::Result<Self> {
+        use rustls_pki_types::CertificateDer;
+        use rustls_pki_types::pem::PemObject as _;
+        let der = |file: &Path| {
+            let der = CertificateDer::from_pem_file(file).with_context(|| file.display().to_string())?;
+            anyhow::Ok(der.to_vec())
+        };
+        let now_ms = match at {
+            None => crate::now_ms(),
+            Some(text) => {
+                let at = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339);
+                let at = at.with_context(|| format!("--at {text}: write it as 2026-11-24T12:00:00Z"))?;
+                u64::try_from(at.unix_timestamp_nanos() / 1_000_000).context("--at: after 1970")?
+            }
+        };
+        Ok(Self { from, certificate: certificate.map(der).transpose()?, now_ms })
+    }
+}
+
+/// What is told.
+#[derive(Debug)]
+pub struct Explained {
+    pub passes: bool,
+    pub text: String,
+}
+
+impl Written {
+    /// Reads a file, or standard input for `-`.
+    ///
+    /// # Errors
+    /// When it cannot be read, and those of [`Written::parse`].
+    pub fn read(file: &Path) -> anyhow::Result<Self> {
+        use std::io::Read as _;
+        let mut bytes = Vec::new();
+        // One more than is taken tells that there is more.
+        let most = MOST_BYTES as u64 + 1;
+        if file == Path::new("-") {
+            std::io::stdin().lock().take(most).read_to_end(&mut bytes)?;
+        } else {
+            let opened = std::fs::File::open(file).with_context(|| file.display().to_string())?;
+            opened.take(most).read_to_end(&mut bytes).with_context(|| file.display().to_string())?;
+        }
+        Self::parse(&bytes).with_context(|| file.display().to_string())
+    }
+
+    /// Reads a request as `curl --trace-ascii`, a person or a recorder writes it; lines end with LF or CRLF.
+    ///
+    /// # Errors
+    /// Says which line is none of HTTP.
+    pub fn parse(bytes: &[u8]) -> anyhow::Result<Self> {
+        ensure!(bytes.len() <= MOST_BYTES, "the request is larger than {MOST_BYTES} bytes");
+        let mut lines = bytes.split_inclusive(|byte| *byte == b'\n');
+        let first = lines.next().context("there is no request line")?;
+        let mut read = first.len();
+        let first = std::str::from_utf8(first).context("line 1 is not text")?.trim_end();
+        let mut words = first.split(' ');
+        let (Some(method), Some(target), Some("HTTP/1.1" | "HTTP/1.0" | "HTTP/2"), None) =
+            (words.next(), words.next(), words.next(), words.next())
+        else {
+            bail!("line 1 is no request line, `GET /path HTTP/1.1` say: {first}");
+        };
+        let mut fields = Vec::new();
+        for (number, line) in lines.enumerate() {
+            read += line.len();
+            let line = line.strip_suffix(b"\n").unwrap_or(line);
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
+            if line.is_empty() {
+                break;
+            }
+            let colon = line.iter().position(|byte| *byte == b':');
+            let colon =
+                colon.filter(|at| *at > 0).with_context(|| format!("line {} is no field", number + 2))?;
+            let (name, value) = line.split_at(colon);
+            let name = std::str::from_utf8(name).with_context(|| format!("line {}: its name", number + 2))?;
+            let value = value.get(1..).unwrap_or_default().trim_ascii();
+            fields.push((name.to_ascii_lowercase(), value.to_vec()));
+        }
+        let body = bytes.get(read..).unwrap_or_default().to_vec();
+        Ok(Self { method: method.to_owned(), target: target.to_owned(), fields, body })
+    }
+
+    fn request<'r>(&'r self, peer: IpAddr, certificate: Option<&'r Certificate>) -> Request<'r> {
+        let headers: Headers<'_> =
+            self.fields.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
+        let (path, query) = match self.target.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (self.target.as_str(), None),
+        };
+        let authority = headers.one("host").ok().flatten().unwrap_or_default();
+        Request { method: &self.method, scheme: "https", authority, path, query, headers, peer, certificate }
+    }
+}
+
+const MOST_BYTES: usize = 2 * shape::Config::MOST_BODY_BYTES;
+
+/// The issuers' keys and the time.
+struct World {
+    keys: KeyStore,
+    now_ms: u64,
+}
+
+impl Host for World {
+    fn now_ms(&self) -> u64 {
+        self.now_ms
+    }
+    fn keys(&self, issuer: &str) -> Option<Arc<KeySet>> {
+        self.keys.keys(issuer)
+    }
+}
+
+/// What would become of a request, told for a person.
+///
+/// # Errors
+/// Of the policy's files: those that `check` tells.
+pub async fn explain(file: &Path, written: &Written, around: &Around) -> anyhow::Result<Explained> {
+    let policy_text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    let folder = file.parent().map(Path::to_path_buf).unwrap_or_default();
+    let policy = Policy::read(&policy_text, &|reference| load::secret(&folder, reference).map(Secret::new));
+    let policy = policy.map_err(|mistakes| {
+        let told = mistakes.iter().map(|mistake| mistake.in_file(&file.to_string_lossy()));
+        anyhow::anyhow!(told.collect::<Vec<_>>().join("\n"))
+    })?;
+    let watch = Watch::new("gateway");
+    let keys = KeyStore::new(&policy.document().issuers, &folder, Metrics::new()?, &watch)?;
+    let mut notes = Vec::new();
+    for issuer in policy.document().issuers.keys() {
+        if !keys.refresh_unknown(issuer).await {
+            notes.push(format!(
+                "issuer {issuer}: its keys cannot be had now, so no token of it can be believed"
+            ));
+        }
+    }
+    let world = World { keys, now_ms: around.now_ms };
+
+    let certificate = around.certificate.as_deref().map(Certificate::new);
+    let request = written.request(around.from, certificate.as_ref());
+    let draw = Draw { request_id: rand::random(), trace_id: 1, span_id: 1 };
+    let mut admission = Admission::new(around.from, None, draw);
+    let (stage, decided) = decide(&policy, &mut admission, &request, &written.body, &world);
+
+    let file = file.display().to_string();
+    let mut told = Told { file, policy: &policy, policy_text: &policy_text, text: String::new() };
+    told.request(written, around);
+    told.decision(admission.rule(&policy), stage, &decided);
+    told.learned(&admission);
+    told.outcome(admission.rule(&policy), &decided);
+    for note in notes {
+        let _ = writeln!(told.text, "note: {note}");
+    }
+    Ok(Explained { passes: decided.is_ok(), text: told.text })
+}
+
+/// How far a decision came.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Header,
+    Body,
+    State,
+    Forward,
+}
+
+fn decide(
+    policy: &Policy,
+    admission: &mut Admission,
+    request: &Request<'_>,
+    body: &[u8],
+    world: &World,
+) -> (Stage, Result<(), Refused>) {
+    if let Err(refused) = admission.head(policy, request, world) {
+        return (Stage::Header, Err(refused));
+    }
+    if let Err(refused) = admission.body(policy, request, body, world) {
+        return (Stage::Body, Err(refused));
+    }
+    // A memory that began long ago, or it would refuse what was signed before it.
+    let mut memory = Memory::new(ENTRIES, world.now_ms.saturating_sub(REMEMBERS_SINCE_MS));
+    let answers: Result<Vec<Answer>, _> = memory.run(&admission.batch(policy).all(), world.now_ms);
+    if let Err(refused) = admission.answered(policy, answers) {
+        return (Stage::State, Err(refused));
+    }
+    (Stage::Forward, admission.forward(policy, request, world).map(drop))
+}
+
+const ENTRIES: usize = 1_000;
+const REMEMBERS_SINCE_MS: u64 = 24 * 3_600_000;
+
+/// The text that is told, and where in the policy things stand.
+struct Told<'p> {
+    file: String,
+    policy: &'p Policy,
+    policy_text: &'p str,
+    text: String,
+}
+
+impl Told<'_> {
+    fn request(&mut self, written: &Written, around: &Around) {
+        let at = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(around.now_ms) * 1_000_000)
+            .unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
+            .format(&time::format_description::well_known::Rfc3339)
+            .unwrap_or_default();
+        let _ = writeln!(self.text, "{} {} from {} at {at}", written.method, written.target, around.from);
+    }
+
+    fn decision(&mut self, rule: Option<&RouteRule>, stage: Stage, decided: &Result<(), Refused>) {
+        let Some(rule) = rule else {
+            let _ = writeln!(self.text, "no route");
+            return;
+        };
+        let route = self.policy.document().routes.iter().find(|route| route.value.name == rule.name);
+        let place = self.place(route.map_or(0, At::line));
+        let _ = writeln!(self.text, "route {}{place}", rule.name);
+        let refused_by = decided.as_ref().err().map(|refused| refused.filter);
+        // Filters decide in turn, on the header first: none after the one that refuses was asked.
+        let mut asked = true;
+        for name in rule.chain.names() {
+            let refuses = refused_by == Some(name);
+            let says = match (refuses, asked, stage) {
+                (true, ..) => "REFUSES",
+                (false, true, _) | (false, false, Stage::State | Stage::Forward) => "passes",
+                (false, false, Stage::Header) => "not asked",
+                (false, false, Stage::Body) => "not asked about the body",
+            };
+            asked &= !refuses;
+            let place = self.place_of_filter(rule, name);
+            let _ = writeln!(self.text, "  {name:<12} {says:<9}{place}");
+        }
+        for name in rule.except.iter().filter(|name| rule.chain.names().all(|used| used != *name)) {
+            let _ = writeln!(self.text, "  {name:<12} left out by `except` of the route");
+        }
+    }
+
+    fn learned(&mut self, admission: &Admission) {
+        let context = admission.context();
+        let mut facts = vec![("client address", Some(context.client_ip.to_string()))];
+        let identity = context.identity.as_ref();
+        facts.push(("subject", identity.map(|who| who.subject.to_string())));
+        facts.push(("tenant", identity.and_then(|who| who.tenant.as_deref().map(str::to_owned))));
+        facts.push(("client", context.client.as_ref().map(|client| client.name.to_string())));
+        for (what, fact) in facts.into_iter().filter_map(|(what, fact)| Some((what, fact?))) {
+            let _ = writeln!(self.text, "{what}: {fact}");
+        }
+    }
+
+    fn outcome(&mut self, rule: Option<&RouteRule>, decided: &Result<(), Refused>) {
+        match (decided, rule) {
+            (Ok(()), Some(rule)) => {
+                let to: Vec<_> = rule.upstreams.iter().map(|share| share.upstream.as_str()).collect();
+                let _ = writeln!(self.text, "=> goes to {}, within {} ms", to.join(" or "), rule.timeout_ms);
+            }
+            (Ok(()), None) => {}
+            (Err(Refused { refusal, .. }), _) => {
+                let _ = writeln!(self.text, "=> {} {}: {}", refusal.status, refusal.code, refusal.detail);
+            }
+        }
+    }
+
+    /// The route's own word on a filter, or else that of every route.
+    fn place_of_filter(&self, rule: &RouteRule, filter: &str) -> String {
+        let document = self.policy.document();
+        let mut after = document.routes.iter().skip_while(|route| route.value.name != rule.name);
+        let own = after.next().and_then(|route| {
+            let end = after.next().map_or(u64::MAX, At::line);
+            self.line_of(filter, route.value.filters.line(), end)
+        });
+        let everywhere = || {
+            let begin = document.filters.line();
+            let sections = [document.routes.first().map(At::line)].into_iter().flatten();
+            let end = sections.filter(|line| *line > begin).min().unwrap_or(u64::MAX);
+            self.line_of(filter, begin, end)
+        };
+        self.place(own.or_else(everywhere).unwrap_or(0))
+    }
+
+    /// The first line from `begin` on, and before `end`, with this key in it.
+    fn line_of(&self, key: &str, begin: u64, end: u64) -> Option<u64> {
+        let key = format!("{key}:");
+        let lines = self.policy_text.lines().zip(1u64..).skip_while(|(_, number)| *number < begin.max(1));
+        let mut lines = lines.take_while(|(_, number)| *number < end);
+        let (_, number) = lines.find(|(line, _)| {
+            let written = line.split('#').next().unwrap_or_default().replace(['"', '\''], "");
+            written.split(['{', ',', ' ']).any(|word| word == key)
+        })?;
+        (begin > 0).then_some(number)
+    }
+
+    fn place(&self, line: u64) -> String {
+        if line == 0 { String::new() } else { format!("  [{}:{line}]", self.file) }
+    }
+}
