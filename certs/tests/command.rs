@@ -108,6 +108,8 @@ fn an_intermediate_gives_its_chain_to_every_leaf() {
     let middle_pem = middle.signed_by(&middle_key, &issuer).unwrap().pem();
     std::fs::write(at("middle.pem"), format!("{middle_pem}{root_pem}")).unwrap();
     std::fs::write(at("middle.key"), middle_key.serialize_pem()).unwrap();
+    let only_ours = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(at("middle.key"), only_ours).unwrap();
 
     let (ca, out) = (at("middle.pem"), at("svc.pem"));
     let said =
