@@ -91,7 +91,7 @@ impl Written {
         Self::parse(&bytes).with_context(|| file.display().to_string())
     }
 
-    /// Reads a request as `curl --trace-ascii`, a person or a recorder writes it; lines end with LF or CRLF.
+    /// Reads a request as a person or a recorder writes it; lines end with LF or CRLF.
     ///
     /// # Errors
     /// Says which line is none of HTTP.
