@@ -257,13 +257,16 @@ impl Answer for Seen {
             writeln!(out, "{} ({})", service.service, service.source)?;
             told(out, &service.problems)?;
             for SeenListener { listener, served, problems } in &service.listeners {
-                let names = listener.server_names.join(", ");
+                let names = match listener.server_names.as_slice() {
+                    [] => String::new(),
+                    names => format!(" for {}", names.join(", ")),
+                };
                 let clients = match (&listener.client_ca, listener.requires_client) {
                     (None, _) => "",
                     (Some(_), false) => ", clients may show certificates",
                     (Some(_), true) => ", clients must show certificates",
                 };
-                writeln!(out, "  listener {} on {} {names}{clients}", listener.name, listener.address)?;
+                writeln!(out, "  listener {} on {}{names}{clients}", listener.name, listener.address)?;
                 if let Some(Served { leaf, protocol, cipher }) = served {
                     self.leaf(out, leaf)?;
                     let (protocol, cipher) = (protocol.as_deref(), cipher.as_deref());
@@ -296,7 +299,7 @@ impl Answer for Seen {
                     KeyKind::Network => "network",
                 };
                 let age =
-                    age_s.map(|age_s| format!(", {} h old or older", age_s / 3_600)).unwrap_or_default();
+                    age_s.map(|age_s| format!(", at least {} h old", age_s / 3_600)).unwrap_or_default();
                 let until = key.not_after.map(|at| format!(", until {}", minute(at))).unwrap_or_default();
                 let next =
                     key.next_rotation.map(|at| format!(", next rotation {}", minute(at))).unwrap_or_default();
