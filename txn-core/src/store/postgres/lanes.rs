@@ -69,25 +69,51 @@ WHERE l.lane = p.lane AND l.relay = $1 AND e.lane = p.lane AND e.xact = p.xact A
 
 /// For each lane a transaction before which nothing is in it and nothing will ever be: all before it have ended, and
 /// what they wrote is published. Holds whoever has the lane, but for one life of one server: another that takes over
-/// may count the same transactions again.
-#[derive(Debug, Default)]
-pub(super) struct Floors(Mutex<(i64, HashMap<i16, i64>)>);
+/// may count the same transactions again. So may one that recovers from the crash of a backend, and that looks like
+/// the same life: floors are forgotten now and then, so that nothing below one waits for long.
+#[derive(Debug)]
+pub(super) struct Floors(Mutex<Known>);
+
+#[derive(Debug)]
+struct Known {
+    /// When the server was started.
+    server: i64,
+    floors: HashMap<i16, i64>,
+    since: Instant,
+}
+
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
+
+impl Default for Floors {
+    fn default() -> Self {
+        Floors(Mutex::new(Known::of(0)))
+    }
+}
+
+impl Known {
+    fn of(server: i64) -> Self {
+        Known { server, floors: HashMap::new(), since: Instant::now() }
+    }
+}
 
 impl Floors {
     fn of(&self, lanes: &[i16]) -> (i64, Vec<i64>) {
-        let (server, floors) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        (*server, lanes.iter().map(|lane| floors.get(lane).copied().unwrap_or(0)).collect())
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.since.elapsed() > FORGOTTEN_AFTER {
+            *known = Known::of(known.server);
+        }
+        (known.server, lanes.iter().map(|lane| known.floors.get(lane).copied().unwrap_or(0)).collect())
     }
 
     fn forget(&self, server: i64) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (server, HashMap::new());
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Known::of(server);
     }
 
     /// What a read has found: the first transaction in the lane, if there is any.
     fn found(&self, lane: i16, first: Option<i64>, settled: i64) {
         let floor = first.map_or(settled, |first| first.min(settled));
-        let (_, floors) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = floors.entry(lane).or_default();
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = known.floors.entry(lane).or_default();
         *known = floor.max(*known);
     }
 }
