@@ -36,6 +36,20 @@ async fn connection(gateway: &Gateway) -> Option<(String, String)> {
     Some((seen[":peer"].as_str()?.to_owned(), seen[":serial"].as_str()?.to_owned()))
 }
 
+/// A connection that is used again. The edge lays one aside a moment after its answer.
+async fn kept(gateway: &Gateway) -> (String, String) {
+    let mut last = connection(gateway).await.unwrap();
+    for _ in 0..100 {
+        let next = connection(gateway).await.unwrap();
+        if next == last {
+            return next;
+        }
+        last = next;
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("no connection is used again")
+}
+
 fn issue(folder: &Path, ca: &str, name: &str, names: &[&str]) -> String {
     let at = |ending: &str| folder.join(format!("{ca}.{ending}"));
     let issued = Authority::load(&at("pem"), &at("key")).unwrap().issue(&Leaf::new(name, names)).unwrap();
@@ -50,13 +64,12 @@ async fn a_connection_made_under_a_retired_trust_set_is_never_handed_out() {
     pki(folder.path());
     let upstream = Recorder::start(folder.path(), "u").await;
     let gateway = serve(folder.path(), &policy(&upstream)).await;
-    let first = connection(&gateway).await.unwrap();
-    assert_eq!(connection(&gateway).await.unwrap(), first, "kept and used again");
+    let first = kept(&gateway).await;
 
     // Another certificate of ours, then another CA beside the old one: new connections.
     let serial = issue(folder.path(), "internal-ca", "gateway", &["gateway.torana.internal"]);
     until("the gateway's new certificate", async || connection(&gateway).await.unwrap().1 == serial).await;
-    let second = connection(&gateway).await.unwrap();
+    let second = kept(&gateway).await;
     assert_ne!(second.0, first.0);
     let (old, new) =
         (std::fs::read_to_string(at("internal-ca.pem")).unwrap(), Authority::create("new").unwrap());
@@ -87,8 +100,7 @@ async fn an_upstream_whose_certificate_is_revoked_gets_no_request() {
         let clients = r#"clients: { acme: { hmac_keys: [{ id: acme-1, secret: "env:ACME_SECRET" }] } }"#;
         let policy = policy(&upstream).replace(TLS, &tls);
         let gateway = serve(folder.path(), &format!("{clients}\nfilters: {filters}{policy}")).await;
-        let first = connection(&gateway).await.unwrap();
-        assert_eq!(connection(&gateway).await.unwrap(), first, "kept and used again");
+        kept(&gateway).await;
 
         revoke(folder.path(), "internal-ca", "txn-core");
         until("the list is in use", async || connection(&gateway).await.is_none()).await;
