@@ -16,7 +16,7 @@ use filters::certificate::Certificate;
 use filters::chain::Refused;
 use filters::filter::{Headers, Host, Request};
 use filters::jwt::KeySet;
-use filters::policy::{At, Policy, RouteRule, Secret};
+use filters::policy::{At, Policy, RouteRule};
 use filters::shape;
 use filters::state::{Answer, Memory};
 
@@ -161,13 +161,8 @@ impl Host for World {
 /// # Errors
 /// Of the policy's files: those that `check` tells.
 pub async fn explain(file: &Path, written: &Written, around: &Around) -> anyhow::Result<Explained> {
-    let policy_text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
-    let folder = file.parent().map(Path::to_path_buf).unwrap_or_default();
-    let policy = Policy::read(&policy_text, &|reference| load::secret(&folder, reference).map(Secret::new));
-    let policy = policy.map_err(|mistakes| {
-        let told = mistakes.iter().map(|mistake| mistake.in_file(&file.to_string_lossy()));
-        anyhow::anyhow!(told.collect::<Vec<_>>().join("\n"))
-    })?;
+    let read = load::read(file).map_err(|mistakes| anyhow::anyhow!(load::told(&mistakes, file)))?;
+    let load::PolicyFile { text: policy_text, folder, policy } = read;
     let watch = Watch::new("gateway");
     let keys = KeyStore::new(&policy.document().issuers, &folder, Metrics::new()?, &watch)?;
     let mut notes = Vec::new();

@@ -41,9 +41,7 @@ pub(crate) struct UpstreamFiles {
 
 /// Reads a policy and everything it refers to. Changes nothing, connects to nothing.
 pub fn load(path: &Path) -> Result<Loaded, Vec<Mistake>> {
-    let folder = path.parent().map(Path::to_path_buf).unwrap_or_default();
-    let text = std::fs::read_to_string(path).map_err(|why| vec![Mistake::whole(why.to_string())])?;
-    let policy = Policy::read(&text, &|reference| secret(&folder, reference).map(Secret::new))?;
+    let PolicyFile { folder, policy, .. } = read(path)?;
     let watch = Watch::new("gateway");
     let mut files = Files { watch: &watch, folder: &folder, mistakes: Vec::new() };
     let listeners =
@@ -56,6 +54,27 @@ pub fn load(path: &Path) -> Result<Loaded, Vec<Mistake>> {
         mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
         Err(mistakes)
     }
+}
+
+/// A policy with its secrets, and nothing else that it refers to.
+pub(crate) struct PolicyFile {
+    pub(crate) text: String,
+    /// Folder that its references are relative to.
+    pub(crate) folder: PathBuf,
+    pub(crate) policy: Policy,
+}
+
+pub(crate) fn read(path: &Path) -> Result<PolicyFile, Vec<Mistake>> {
+    let folder = path.parent().map(Path::to_path_buf).unwrap_or_default();
+    let text = std::fs::read_to_string(path).map_err(|why| vec![Mistake::whole(why.to_string())])?;
+    let policy = Policy::read(&text, &|reference| secret(&folder, reference).map(Secret::new))?;
+    Ok(PolicyFile { text, folder, policy })
+}
+
+/// Mistakes as compilers tell theirs, a line each.
+pub fn told(mistakes: &[Mistake], file: &Path) -> String {
+    let file = file.to_string_lossy();
+    mistakes.iter().map(|mistake| mistake.in_file(&file)).collect::<Vec<_>>().join("\n")
 }
 
 /// What a policy amounts to, for a person who checks it.

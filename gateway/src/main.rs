@@ -209,8 +209,7 @@ fn check(policy: &Path) -> ExitCode {
     match load::load(policy) {
         Ok(loaded) => print(&load::summary(policy, &loaded)),
         Err(mistakes) => {
-            let file = policy.to_string_lossy();
-            print(&mistakes.iter().map(|mistake| mistake.in_file(&file)).collect::<Vec<_>>().join("\n"));
+            print(&load::told(&mistakes, policy));
             ExitCode::FAILURE
         }
     }

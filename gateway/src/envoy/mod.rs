@@ -182,9 +182,8 @@ struct Source {
 impl Source {
     fn read(file: &Path, options: &Options) -> anyhow::Result<Self> {
         let name = file.to_string_lossy();
-        let mistaken = |mistakes: Vec<filters::policy::Mistake>| {
-            anyhow::anyhow!(mistakes.iter().map(|m| m.in_file(&name)).collect::<Vec<_>>().join("\n"))
-        };
+        let mistaken =
+            |mistakes: Vec<filters::policy::Mistake>| anyhow::anyhow!(crate::load::told(&mistakes, file));
         let text = std::fs::read_to_string(file).with_context(|| name.to_string())?;
         // Envoy may be started anywhere, so what the policy names must be found from anywhere.
         let loaded = crate::load::load(&std::path::absolute(file)?).map_err(mistaken)?;
