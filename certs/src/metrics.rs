@@ -16,9 +16,11 @@ use crate::report::KeyKind;
 /// `cert_reload_failures_total{name,reason}`. Names are those of sets of files; kinds are `certificate`, `ca`, `crl`
 /// and `key`. What has expired has negative seconds.
 pub struct Metrics {
-    watch: Arc<Watch>,
+    watch: Box<Current>,
     descriptions: Vec<Desc>,
 }
+
+type Current = dyn Fn() -> Arc<Watch> + Send + Sync;
 
 /// Made anew each time: what is no longer in use is no longer told of.
 struct Families {
@@ -32,9 +34,17 @@ impl Metrics {
     /// # Errors
     /// Never, as long as the names are well-formed.
     pub fn new(watch: Arc<Watch>) -> Result<Metrics, prometheus::Error> {
+        Metrics::of(move || Arc::clone(&watch))
+    }
+
+    /// Of the watch that is the right one when it is asked.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn of(watch: impl Fn() -> Arc<Watch> + Send + Sync + 'static) -> Result<Metrics, prometheus::Error> {
         let Families { expiry, last_reload, refused, failures } = Families::new()?;
         let descriptions = [expiry.desc(), last_reload.desc(), refused.desc(), failures.desc()].concat();
-        Ok(Metrics { watch, descriptions: descriptions.into_iter().cloned().collect() })
+        Ok(Metrics { watch: Box::new(watch), descriptions: descriptions.into_iter().cloned().collect() })
     }
 }
 
@@ -52,7 +62,7 @@ impl Collector for Metrics {
 
     fn collect(&self) -> Vec<MetricFamily> {
         Families::new()
-            .map(|families| families.of(&self.watch, OffsetDateTime::now_utc()))
+            .map(|families| families.of(&(self.watch)(), OffsetDateTime::now_utc()))
             .unwrap_or_default()
     }
 }
@@ -89,7 +99,7 @@ impl Families {
                 self.failures.with_label_values(&[set.name(), reason]).inc_by(count);
             }
         }
-        for key in watch.keys() {
+        for key in watch.report().keys {
             let Some(at) = key.not_after else { continue };
             let kind = match key.kind {
                 KeyKind::Hmac => "hmac",
@@ -107,6 +117,6 @@ impl Families {
 
 impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Metrics").field("watch", &self.watch).finish_non_exhaustive()
+        f.debug_struct("Metrics").field("watch", &(self.watch)()).finish_non_exhaustive()
     }
 }

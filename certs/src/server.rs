@@ -100,6 +100,32 @@ impl ServerTls {
         versions: Versions,
         alpn: &'static [&'static [u8]],
     ) -> Result<ServerTls, CertError> {
+        Self::among(Arc::default(), watch, (certificates, clients), versions, alpn)
+    }
+
+    /// What takes over from this one, with files of its own and the guests of this one: they are followed by what the
+    /// new one believes, from its [`recheck`](Self::recheck) on.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn successor(
+        &self,
+        watch: &Watch,
+        certificates: Certificates,
+        clients: Clients,
+        versions: Versions,
+        alpn: &'static [&'static [u8]],
+    ) -> Result<ServerTls, CertError> {
+        Self::among(Arc::clone(&self.guests), watch, (certificates, clients), versions, alpn)
+    }
+
+    fn among(
+        guests: Arc<Guests>,
+        watch: &Watch,
+        (certificates, clients): (Certificates, Clients),
+        versions: Versions,
+        alpn: &'static [&'static [u8]],
+    ) -> Result<ServerTls, CertError> {
         let mut from: Vec<&dyn Versioned> = vec![&certificates.default];
         from.extend(certificates.others.iter().map(|named| &named.identity as &dyn Versioned));
         from.extend(clients.trust().map(|trust| trust as &dyn Versioned));
@@ -111,9 +137,13 @@ impl ServerTls {
             let config = server_config_with(resolver, Arc::clone(&verifier), versions, alpn)?;
             Ok::<_, CertError>(Serving { config, clients: clients.trust().map(|_| verifier) })
         })?;
-        let guests = Arc::new(Guests::default());
         watch.recheck(serving.clone(), &guests);
         Ok(ServerTls { serving, guests })
+    }
+
+    /// Expels the guests that would not be let in now.
+    pub fn recheck(&self) {
+        self.guests.recheck(&self.current());
     }
 
     /// For a connection that arrives now.

@@ -37,6 +37,7 @@ pub struct Watch {
     listeners: Mutex<Vec<Listener>>,
     clients: Mutex<Vec<Client>>,
     keys: Mutex<Vec<Box<Keys>>>,
+    included: Mutex<Vec<Arc<Watch>>>,
 }
 
 type Keys = dyn Fn() -> Vec<Key> + Send + Sync;
@@ -71,6 +72,7 @@ impl Watch {
             listeners: Mutex::default(),
             clients: Mutex::default(),
             keys: Mutex::default(),
+            included: Mutex::default(),
         })
     }
 
@@ -211,22 +213,32 @@ impl Watch {
         lock(&self.keys).push(Box::new(keys));
     }
 
+    /// Another watch that somebody runs, of which [`report`](Self::report) and the metrics of this one tell too.
+    pub fn include(&self, other: Arc<Watch>) {
+        lock(&self.included).push(other);
+    }
+
     /// What is served, presented and trusted at this moment.
     pub fn report(&self) -> Report {
-        Report {
+        let mut report = Report {
             service: self.service.clone(),
             listeners: lock(&self.listeners).iter().flat_map(Listener::report).collect(),
             clients: lock(&self.clients).iter().map(Client::report).collect(),
-            keys: self.keys(),
+            keys: lock(&self.keys).iter().flat_map(|keys| keys()).collect(),
+        };
+        for other in lock(&self.included).iter() {
+            let Report { service: _, listeners, clients, keys } = other.report();
+            report.listeners.extend(listeners);
+            report.clients.extend(clients);
+            report.keys.extend(keys);
         }
-    }
-
-    pub(crate) fn keys(&self) -> Vec<Key> {
-        lock(&self.keys).iter().flat_map(|keys| keys()).collect()
+        report
     }
 
     pub(crate) fn sets(&self) -> Vec<Arc<dyn Watched>> {
-        lock(&self.sets).clone()
+        let mut sets = lock(&self.sets).clone();
+        sets.extend(lock(&self.included).iter().flat_map(|other| other.sets()));
+        sets
     }
 }
 

@@ -27,6 +27,7 @@ pub(crate) fn write(
         method,
         path = %told(path),
         route,
+        policy = exchange.edge.version(),
         status,
         code = exchange.refusal.map(|(code, _)| code),
         filter = exchange.refusal.map(|(_, filter)| filter),

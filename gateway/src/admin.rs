@@ -1,4 +1,4 @@
-//! Health, readiness, certificates and metrics, on an address of their own.
+//! Health, readiness, the policy that serves, certificates and metrics, on an address of their own.
 
 use std::sync::Arc;
 
@@ -7,10 +7,13 @@ use http::{Response, StatusCode, header};
 use pingora::apps::http_app::ServeHttp;
 use pingora::protocols::http::ServerSession;
 
-use crate::edge::Edge;
+use crate::gate::Gate;
+use crate::reload::Reload;
 
-#[derive(Debug)]
-pub(crate) struct Admin(pub(crate) Arc<Edge>);
+pub(crate) struct Admin {
+    gate: Arc<Gate>,
+    reload: Arc<Reload>,
+}
 
 #[async_trait]
 impl ServeHttp for Admin {
@@ -19,26 +22,32 @@ impl ServeHttp for Admin {
             "/health" => answer(StatusCode::OK, "application/json", r#"{"status":"up"}"#.into()),
             "/readiness" => self.readiness(),
             "/metrics" => {
-                let metrics = self.0.metrics();
-                metrics.state_entries.set(self.0.state_entries() as i64);
+                let standing = self.gate.standing();
+                let metrics = &standing.metrics;
+                metrics.state_entries.set(standing.state.entries() as i64);
                 answer(StatusCode::OK, "text/plain; version=0.0.4", metrics.text())
             }
-            "/certificates" => match serde_json::to_string(&self.0.watch().report()) {
+            "/certificates" => match serde_json::to_string(&self.gate.edge().watch().report()) {
                 Ok(report) => answer(StatusCode::OK, "application/json", report),
                 Err(error) => answer(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
             },
+            "/config" => answer(StatusCode::OK, "application/json", self.reload.report().to_string()),
             _ => answer(
                 StatusCode::NOT_FOUND,
                 "text/plain",
-                "Here are /health, /readiness, /certificates and /metrics.\n".into(),
+                "Here are /health, /readiness, /config, /certificates and /metrics.\n".into(),
             ),
         }
     }
 }
 
 impl Admin {
+    pub(crate) fn new(gate: &Arc<Gate>, reload: &Arc<Reload>) -> Self {
+        Self { gate: Arc::clone(gate), reload: Arc::clone(reload) }
+    }
+
     fn readiness(&self) -> Response<Vec<u8>> {
-        let missing = self.0.missing();
+        let missing = self.gate.edge().missing();
         let (status, word) = if missing.is_empty() {
             (StatusCode::OK, "ready")
         } else {

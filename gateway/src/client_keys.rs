@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -30,8 +30,14 @@ struct Held {
 }
 
 impl ClientKeys {
-    /// Reads them, and has `watch` follow their files and tell of them.
-    pub(crate) fn follow(document: &Document, folder: &Path, watch: &Watch) -> Result<Self, CertError> {
+    /// Reads them, and has `watch` follow their files and tell of them. Those that were held `before` are as old as they
+    /// were.
+    pub(crate) fn follow(
+        document: &Document,
+        folder: &Path,
+        watch: &Watch,
+        before: Option<Self>,
+    ) -> Result<Self, CertError> {
         let clients = document.clients.clone();
         let mut files: Vec<PathBuf> = document
             .client_secrets()
@@ -43,8 +49,11 @@ impl ClientKeys {
         files.sort_unstable();
         files.dedup();
         let watched = files.iter().map(|path| (folder.join(path), Content::Secret)).collect();
+        // Let go of as soon as it was looked at: it holds secrets.
+        let first = Mutex::new(before.map(|before| before.0.current()));
         let accept = move |read: &[Bytes], before: Option<&Held>, now| {
-            Held::accept(&clients, files.iter().zip(read), before, now)
+            let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
+            Held::accept(&clients, files.iter().zip(read), before.or(first.as_deref()), now)
         };
         let set = watch.files("client-keys".to_owned(), watched, accept)?;
         let told = set.clone();

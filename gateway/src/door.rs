@@ -13,21 +13,24 @@ use pingora::prelude::*;
 use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
+use tokio::sync::watch;
 
 use crate::access_log;
-use crate::edge::Edge;
 use crate::exchange::{Exchange, InFlight};
+use crate::gate::Gate;
 use crate::listener::Connection;
 use crate::message::{Sender, request, target};
 
 /// A listener's way into the edge.
 #[derive(Debug)]
 pub(crate) struct Door {
-    pub(crate) edge: Arc<Edge>,
+    pub(crate) gate: Arc<Gate>,
     /// For a whole request to arrive.
     pub(crate) request_timeout: Duration,
     /// Between two requests on one connection.
     pub(crate) idle_timeout: Duration,
+    /// True once its listener has other settings: connections end after their answer.
+    pub(crate) retired: watch::Receiver<bool>,
 }
 
 #[async_trait]
@@ -35,6 +38,7 @@ impl ProxyHttp for Door {
     type CTX = Exchange;
 
     fn new_ctx(&self) -> Exchange {
+        let edge = self.gate.edge();
         Exchange {
             started: Instant::now(),
             admission: None,
@@ -44,7 +48,8 @@ impl ProxyHttp for Door {
             address: None,
             copy: None,
             place: None,
-            _in_flight: InFlight::enter(&self.edge.metrics().in_flight),
+            _in_flight: InFlight::enter(&edge.metrics().in_flight),
+            edge,
         }
     }
 
@@ -64,25 +69,26 @@ impl ProxyHttp for Door {
     async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
         session.set_read_timeout(Some(self.request_timeout));
         session.set_write_timeout(Some(self.request_timeout));
-        session.set_keepalive(if self.edge.is_draining() {
+        let edge = Arc::clone(&exchange.edge);
+        session.set_keepalive(if edge.standing.is_draining() || *self.retired.borrow() {
             None
         } else {
             Some(self.idle_timeout.as_secs().max(1))
         });
-        let answered = match self.edge.admit(session, exchange, self.request_timeout).await {
-            Ok(body) if self.edge.reads_answer(exchange) => self.edge.carry(session, exchange, body).await,
+        let answered = match edge.admit(session, exchange, self.request_timeout).await {
+            Ok(body) if edge.reads_answer(exchange) => edge.carry(session, exchange, body).await,
             Ok(_) => return Ok(false),
             Err(refused) => Err(refused),
         };
         match answered {
-            Ok(answer) => self.edge.pass_on(session, exchange, answer).await?,
-            Err(refused) => self.edge.refuse(session, exchange, refused).await?,
+            Ok(answer) => edge.pass_on(session, exchange, answer).await?,
+            Err(refused) => edge.refuse(session, exchange, refused).await?,
         }
         Ok(true)
     }
 
     async fn upstream_peer(&self, _session: &mut Session, exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
-        let peer = self.edge.peer(exchange);
+        let peer = Arc::clone(&exchange.edge).peer(exchange);
         peer.map(Box::new)
             .ok_or_else(|| Error::explain(ErrorType::ConnectNoRoute, "no address of the upstream serves"))
     }
@@ -97,8 +103,9 @@ impl ProxyHttp for Door {
         digest: Option<&Digest>,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        self.edge.believes(exchange, digest).map_err(|mut error| {
-            self.edge.failed(exchange);
+        let edge = Arc::clone(&exchange.edge);
+        edge.believes(exchange, digest).map_err(|mut error| {
+            edge.failed(exchange);
             error.set_retry(true);
             error
         })
@@ -111,7 +118,7 @@ impl ProxyHttp for Door {
         exchange: &mut Exchange,
     ) -> Result<()> {
         exchange.dress(upstream)?;
-        self.edge.copy(upstream, exchange);
+        Arc::clone(&exchange.edge).copy(upstream, exchange);
         Ok(())
     }
 
@@ -124,7 +131,7 @@ impl ProxyHttp for Door {
         if let (Some(upstream), Some(position)) = (&exchange.upstream, exchange.address) {
             upstream.answered(position);
         }
-        self.edge.dress(answer, exchange)
+        exchange.edge.dress(answer, exchange)
     }
 
     /// A connection that could not be made has carried nothing: any request may go to another one.
@@ -135,7 +142,7 @@ impl ProxyHttp for Door {
         exchange: &mut Exchange,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        self.edge.failed(exchange);
+        Arc::clone(&exchange.edge).failed(exchange);
         error.set_retry(true);
         error
     }
@@ -151,14 +158,15 @@ impl ProxyHttp for Door {
             return keep;
         }
         let Some(failure) = failure(error) else { return keep };
+        let edge = Arc::clone(&exchange.edge);
         if matches!(failure, Failure::UpstreamTimeout | Failure::UpstreamFailed) {
-            self.edge.failed(exchange);
+            edge.failed(exchange);
         }
         let refused = Refused::from(failure);
         let status = refused.refusal.status;
         let request_id = exchange.admission.as_ref().map(Admission::request_id);
         tracing::warn!(request_id, error = %error.etype().as_str(), "upstream failed");
-        match self.edge.refuse(session, exchange, refused).await {
+        match edge.refuse(session, exchange, refused).await {
             Ok(()) => FailToProxy { error_code: status, ..keep },
             Err(_) => keep,
         }
@@ -172,19 +180,20 @@ impl ProxyHttp for Door {
         let header = session.req_header();
         let (path, _) = target(header);
         let elapsed = exchange.started.elapsed();
-        let route = self.edge.route(exchange).unwrap_or("none");
+        let edge = Arc::clone(&exchange.edge);
+        let route = edge.route(exchange).unwrap_or("none");
         // Only the methods of HTTP itself are labels: a client can invent others without end.
         let method = match header.method.as_str() {
             known @ ("GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "OPTIONS" | "PATCH") => known,
             _ => "other",
         };
-        let metrics = self.edge.metrics();
+        let metrics = edge.metrics();
         metrics.requests.with_label_values(&[route, method, &status.to_string()]).inc();
         metrics.duration.with_label_values(&[route]).observe(elapsed.as_secs_f64());
-        self.edge.release(exchange).await;
+        edge.release(exchange).await;
         access_log::write(
             exchange,
-            self.edge.route(exchange),
+            edge.route(exchange),
             method,
             path,
             status,

@@ -1,9 +1,8 @@
-//! The policy and everything that serves it: what becomes of a request before an upstream hears of it, and of a
+//! One policy and everything that serves it: what becomes of a request before an upstream hears of it, and of a
 //! refusal on its way back.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,62 +22,62 @@ use pingora::upstreams::peer::HttpPeer;
 
 use crate::client_keys::ClientKeys;
 use crate::exchange::Exchange;
+use crate::gate::Standing;
 use crate::jwks::KeyStore;
 use crate::load::{ListenerFiles, Loaded};
 use crate::message::{Sender, drain, is_small, read_body, request, target};
 use crate::metrics::Metrics;
 use crate::now_ms;
-use crate::state::State;
 use crate::upstream::Upstream;
 use crate::upstream::mirror::{self, Copy};
-use crate::whole::Connections;
 
-/// The policy and everything that serves it.
+/// One policy and everything that serves it. Another policy is another edge.
 #[derive(Debug)]
 pub(crate) struct Edge {
     pub(crate) policy: Policy,
     upstreams: BTreeMap<String, Arc<Upstream>>,
     keys: Arc<KeyStore>,
     client_keys: ClientKeys,
-    state: Arc<State>,
-    metrics: Metrics,
-    draining: AtomicBool,
-    pub(crate) connections: Connections,
+    pub(crate) standing: Standing,
     watch: Arc<Watch>,
+    version: String,
 }
 
 impl Edge {
-    /// The edge, and the files of its listeners in the policy's order.
-    pub(crate) fn new(loaded: Loaded) -> anyhow::Result<(Arc<Self>, Vec<ListenerFiles>)> {
-        let watch = loaded.watch;
-        let metrics = Metrics::new()?;
-        metrics.tell_of(&watch)?;
-        let document = loaded.policy.document();
-        let keys = Arc::new(KeyStore::new(&document.issuers, &loaded.folder, metrics.clone(), &watch)?);
+    /// The edge, and the files of its listeners in the policy's order. What the edge `before` it knows of issuers' keys,
+    /// and of upstreams that stay, it knows too.
+    pub(crate) fn new(
+        loaded: Loaded,
+        standing: &Standing,
+        before: Option<&Self>,
+    ) -> anyhow::Result<(Self, Vec<ListenerFiles>)> {
+        let Loaded { policy, listeners, upstreams: files, folder, watch, version } = loaded;
+        watch.include(Arc::clone(&standing.watch));
+        let document = policy.document();
+        let keys = KeyStore::new(&document.issuers, &folder, standing.metrics.clone(), &watch)?;
+        if let Some(before) = before {
+            keys.inherit(&before.keys);
+        }
+        let keys = Arc::new(keys);
         let issuers = Arc::clone(&keys);
         watch.holds(move || issuers.report());
-        let client_keys = ClientKeys::follow(document, &loaded.folder, &watch)?;
+        let keys_before = before.map(|before| before.client_keys.clone());
+        let client_keys = ClientKeys::follow(document, &folder, &watch, keys_before)?;
         let mut upstreams = BTreeMap::new();
-        for (name, files) in &loaded.upstreams {
-            if let Some(settings) = loaded.policy.upstream(name) {
-                upstreams.insert(name.clone(), Arc::new(Upstream::new(name, settings, files, &watch)?));
+        for (name, files) in &files {
+            if let Some(settings) = policy.upstream(name) {
+                let before = before.and_then(|before| before.upstreams.get(name));
+                let upstream = Upstream::new(name, settings, files, &watch, before.map(Arc::as_ref))?;
+                upstreams.insert(name.clone(), Arc::new(upstream));
             }
         }
-        let state = Arc::new(State::new(&document.state, &loaded.folder, &metrics, &watch)?);
-        let draining = AtomicBool::new(false);
-        let connections = Connections::new();
-        let edge = Self {
-            upstreams,
-            keys,
-            client_keys,
-            state,
-            metrics,
-            draining,
-            connections,
-            watch,
-            policy: loaded.policy,
-        };
-        Ok((Arc::new(edge), loaded.listeners))
+        let edge = Self { policy, upstreams, keys, client_keys, standing: standing.clone(), watch, version };
+        Ok((edge, listeners))
+    }
+
+    /// The first digits of the policy file's SHA-256.
+    pub(crate) fn version(&self) -> &str {
+        &self.version
     }
 
     /// Who follows the certificates.
@@ -90,36 +89,15 @@ impl Edge {
         Arc::clone(&self.keys)
     }
 
-    pub(crate) fn state(&self) -> Arc<State> {
-        Arc::clone(&self.state)
-    }
-
     pub(crate) fn metrics(&self) -> &Metrics {
-        &self.metrics
-    }
-
-    pub(crate) fn state_entries(&self) -> usize {
-        self.state.entries()
-    }
-
-    pub(crate) fn in_flight(&self) -> i64 {
-        self.metrics.in_flight.get()
-    }
-
-    pub(crate) fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
-    }
-
-    /// From now on connections are closed after their answer, and the edge is not ready.
-    pub(crate) fn drain(&self) {
-        self.draining.store(true, Ordering::Relaxed);
+        &self.standing.metrics
     }
 
     /// What keeps the edge from serving every route.
     pub(crate) fn missing(&self) -> Vec<String> {
         let keys = self.keys.missing().into_iter().map(|issuer| format!("keys of issuer {issuer}"));
-        let draining = self.is_draining().then(|| "draining".to_owned());
-        let state = (!self.state.is_known()).then(|| "first word of the shared state".to_owned());
+        let draining = self.standing.is_draining().then(|| "draining".to_owned());
+        let state = (!self.standing.state.is_known()).then(|| "first word of the shared state".to_owned());
         keys.chain(state).chain(draining).collect()
     }
 
@@ -136,7 +114,7 @@ impl Edge {
         let (Some(upstream), Some(position)) = (&exchange.upstream, exchange.address.take()) else { return };
         if let Some(address) = upstream.failed(position) {
             tracing::warn!(%address, route = self.route(exchange), "left out for a while: it does not answer");
-            self.metrics.ejections.with_label_values(&[&address.to_string()]).inc();
+            self.metrics().ejections.with_label_values(&[&address.to_string()]).inc();
         }
     }
 
@@ -165,7 +143,7 @@ impl Edge {
         let timeout = Duration::from_millis(timeout_ms);
         let copy =
             Copy { method: header.method.clone(), target, fields: header.headers.clone(), body, timeout };
-        mirror::send(upstream, copy, &self.metrics.copies);
+        mirror::send(upstream, copy, &self.metrics().copies);
     }
 
     /// Whether the upstream's answer is decided on before any of it leaves.
@@ -206,7 +184,7 @@ impl Edge {
         }
         exchange.upstream = Some(Arc::clone(upstream));
         exchange.place = Some(upstream.enter().ok_or(Failure::UpstreamOverloaded)?);
-        let answers = self.state.ask(admission.batch(&self.policy)).await;
+        let answers = self.standing.state.ask(admission.batch(&self.policy)).await;
         admission.answered(&self.policy, answers)?;
         exchange.fields =
             admission.forward(&self.policy, &request(session.req_header(), &sender), &Now(self))?;
@@ -237,14 +215,14 @@ impl Edge {
     pub(crate) async fn release(&self, exchange: &mut Exchange) {
         let held = exchange.admission.as_mut().map(Admission::leaves).unwrap_or_default();
         if !held.is_empty() {
-            self.state.release(held).await;
+            self.standing.state.release(held).await;
         }
     }
 
     fn note_refusal(&self, exchange: &mut Exchange, refused: &Refused) {
         let Refused { filter, refusal } = refused;
         exchange.refusal = Some((refusal.code, filter));
-        self.metrics.refusals.with_label_values(&[*filter, refusal.code]).inc();
+        self.metrics().refusals.with_label_values(&[*filter, refusal.code]).inc();
     }
 
     /// Sends a refusal and everything that belongs on an answer of this route.

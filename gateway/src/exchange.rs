@@ -11,11 +11,14 @@ use pingora::http::RequestHeader;
 use prometheus::IntGauge;
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::edge::Edge;
 use crate::message::target;
 use crate::upstream::Upstream;
 
 #[derive(Debug)]
 pub(crate) struct Exchange {
+    /// Decides on it, from its beginning to its end.
+    pub(crate) edge: Arc<Edge>,
     pub(crate) started: Instant,
     /// Set as soon as the header is read.
     pub(crate) admission: Option<Admission>,

@@ -31,6 +31,8 @@ pub(crate) struct KeyStore {
 
 #[derive(Debug)]
 struct Keys {
+    /// What the policy says of them.
+    settings: Jwks,
     source: Source,
     refresh: Duration,
     stale: Duration,
@@ -135,6 +137,7 @@ impl KeyStore {
                 (None, _) => anyhow::bail!("issuer {name} has no source of keys"),
             };
             let keys = Keys {
+                settings: jwks.clone(),
                 source,
                 refresh: Duration::from_secs(jwks.refresh_s),
                 stale: Duration::from_secs(jwks.stale_s),
@@ -146,6 +149,25 @@ impl KeyStore {
             store.insert(name.clone(), keys);
         }
         Ok(Self { issuers: store, metrics })
+    }
+
+    /// Takes over what another holds of issuers whose keys come from the same place.
+    pub(crate) fn inherit(&self, other: &Self) {
+        for (name, issuer) in &self.issuers {
+            let Some(before) = other.issuers.get(name) else { continue };
+            if before.settings == issuer.settings {
+                issuer.current.store(before.current.load_full());
+                let seen = before.first_seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                *issuer.first_seen.lock().unwrap_or_else(PoisonError::into_inner) = seen;
+            }
+        }
+    }
+
+    /// Fetches the keys of every issuer that has none.
+    pub(crate) async fn fetch_missing(&self) {
+        for name in self.missing() {
+            self.refresh_unknown(name).await;
+        }
     }
 
     /// The issuer's keys, unless they are older than the policy lets them serve.

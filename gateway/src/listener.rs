@@ -4,12 +4,14 @@
 //! without a request. What is said on a connection is Pingora's and the [`Door`]'s.
 
 use std::any::Any;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use certs::{Live, ServerTls, Serving, Versions};
+use certs::{Live, ServerTls, Serving, Versions, Watch};
 use filters::certificate::Certificate;
 use filters::policy;
 use pingora::apps::{HttpServerOptions, ServerApp};
@@ -21,30 +23,40 @@ use pingora::protocols::tls::TlsRef;
 use pingora::protocols::{Digest, Ssl as _};
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
-use pingora::server::{ListenFds, ShutdownWatch};
 use rustls::server::ResolvesServerCert;
 use rustls::sign::SingleCertAndKey;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use crate::door::Door;
-use crate::edge::Edge;
+use crate::gate::Gate;
 use crate::load::ListenerFiles;
 
-/// An open socket and what serves it.
+/// A socket and what serves it, as the policy of the moment says.
 pub(crate) struct Listener {
-    name: String,
-    socket: Option<std::net::TcpListener>,
+    pub(crate) address: SocketAddr,
     connections: Arc<Semaphore>,
-    way: Arc<Way>,
+    /// How many connections there may be.
+    most: Mutex<u32>,
+    way: ArcSwap<Way>,
+    /// Taken by whoever accepts.
+    socket: Mutex<Option<std::net::TcpListener>>,
+    closed: watch::Sender<bool>,
 }
 
-/// What every connection of a listener goes through.
-struct Way {
+/// What every connection of a listener goes through that arrives under one policy.
+pub(crate) struct Way {
+    settings: policy::Listener,
     tls: ServerTls,
     acceptor: Live<Generation>,
+    line: Arc<Line>,
+}
+
+/// What connections of the same settings share, of whichever policy those are: connections to upstreams too.
+struct Line {
     proxy: Arc<HttpProxy<Door>>,
+    retired: watch::Sender<bool>,
     handshake_timeout: Duration,
     request_timeout: Duration,
     idle_timeout: Duration,
@@ -56,60 +68,180 @@ struct Generation {
     acceptor: Acceptor,
 }
 
-impl Listener {
-    /// Opens the socket: from now on clients can connect, and are served once the server runs.
-    pub(crate) fn open(
+impl Way {
+    /// The way that a policy has for a listener; `before` is the one that it takes over from.
+    pub(crate) fn new(
         settings: &policy::Listener,
         files: ListenerFiles,
-        edge: &Arc<Edge>,
+        watch: &Watch,
+        gate: &Arc<Gate>,
         conf: &Arc<ServerConf>,
+        before: Option<&Way>,
     ) -> anyhow::Result<Self> {
-        let socket = std::net::TcpListener::bind(settings.address)
-            .and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
-            .with_context(|| format!("listener {}: {}", settings.name, settings.address))?;
-        let watch = edge.watch();
         let ListenerFiles { certificates, clients } = files;
         watch.serves(&settings.name, settings.address, certificates.clone(), clients.clone());
         let resolver = Arc::new(SingleCertAndKey::from(certificates.default.current().certified()));
-        let tls = ServerTls::new(&watch, certificates, clients, Versions::Tls12And13, &[b"h2", b"http/1.1"])?;
+        let versions = Versions::Tls12And13;
+        let tls = match before {
+            Some(before) => before.tls.successor(watch, certificates, clients, versions, ALPN)?,
+            None => ServerTls::new(watch, certificates, clients, versions, ALPN)?,
+        };
         let served = tls.clone();
         let acceptor = watch.derive(&[&tls], move || generation(served.current(), &resolver))?;
+        let line = match before.filter(|before| before.settings == *settings) {
+            Some(before) => Arc::clone(&before.line),
+            None => Arc::new(Line::new(settings, gate, conf)),
+        };
+        Ok(Self { settings: settings.clone(), tls, acceptor, line })
+    }
+}
+
+const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
+
+impl Line {
+    fn new(settings: &policy::Listener, gate: &Arc<Gate>, conf: &Arc<ServerConf>) -> Self {
         let request_timeout = Duration::from_millis(settings.request_timeout_ms);
         let idle_timeout = Duration::from_millis(settings.idle_timeout_ms);
-        let mut proxy = http_proxy(conf, Door { edge: Arc::clone(edge), request_timeout, idle_timeout });
+        let (retired, told) = watch::channel(false);
+        let door = Door { gate: Arc::clone(gate), request_timeout, idle_timeout, retired: told };
+        let mut proxy = http_proxy(conf, door);
         let mut options = HttpServerOptions::default();
         options.keepalive_request_limit = Some(settings.max_requests_per_connection);
         options.h2_idle_timeout = Some(idle_timeout);
         proxy.server_options = Some(options);
-        let way = Way {
-            tls,
-            acceptor,
+        Self {
             proxy: Arc::new(proxy),
+            retired,
             handshake_timeout: Duration::from_millis(settings.handshake_timeout_ms),
             request_timeout,
             idle_timeout,
-        };
+        }
+    }
+}
+
+impl Listener {
+    /// Opens the socket: from now on clients can connect, and are served once somebody [accepts](Self::accept_all).
+    pub(crate) fn open(way: Way) -> anyhow::Result<Self> {
+        let settings = &way.settings;
+        let socket = std::net::TcpListener::bind(settings.address)
+            .and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
+            .with_context(|| format!("listener {}: {}", settings.name, settings.address))?;
         Ok(Self {
-            name: settings.name.clone(),
-            socket: Some(socket),
+            address: settings.address,
             connections: Arc::new(Semaphore::new(settings.max_connections as usize)),
-            way: Arc::new(way),
+            most: Mutex::new(settings.max_connections),
+            way: ArcSwap::from_pointee(way),
+            socket: Mutex::new(Some(socket)),
+            closed: watch::channel(false).0,
         })
     }
 
-    async fn accept(&self, socket: &Socket, shutdown: &ShutdownWatch) {
+    pub(crate) fn way(&self) -> Arc<Way> {
+        self.way.load_full()
+    }
+
+    /// From now on connections arrive on another way. Those that are there stay, if their clients may: with the
+    /// settings that they began with when these have not changed, and until their next answer when they have.
+    pub(crate) fn lead(&self, way: Way) {
+        self.allow(way.settings.max_connections);
+        let (line, tls) = (Arc::clone(&way.line), way.tls.clone());
+        let before = self.way.swap(Arc::new(way));
+        tls.recheck();
+        if !Arc::ptr_eq(&before.line, &line) {
+            before.line.retired.send_replace(true);
+        }
+    }
+
+    /// Takes no more connections; those that are there end after their next answer.
+    pub(crate) fn close(&self) {
+        self.closed.send_replace(true);
+        self.way().line.retired.send_replace(true);
+    }
+
+    fn allow(&self, most: u32) {
+        let mut before = self.most.lock().unwrap_or_else(PoisonError::into_inner);
+        match (most.checked_sub(*before), before.checked_sub(most)) {
+            (Some(more), _) => self.connections.add_permits(more as usize),
+            (None, Some(fewer)) => {
+                let connections = Arc::clone(&self.connections);
+                tokio::spawn(async move {
+                    // Places that are taken go when their connections end.
+                    if let Ok(places) = connections.acquire_many(fewer).await {
+                        places.forget();
+                    }
+                });
+            }
+            (None, None) => {}
+        }
+        *before = most;
+    }
+
+    /// Accepts until it is closed or the process ends; accepts at all only the first who asks.
+    pub(crate) async fn accept_all(self: Arc<Self>) {
+        let taken = self.socket.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let socket = match taken.map(tokio::net::TcpListener::from_std) {
+            Some(Ok(socket)) => Socket::from(socket),
+            Some(Err(error)) => return tracing::error!(address = %self.address, %error, "cannot listen"),
+            None => return,
+        };
+        let mut closed = self.closed.subscribe();
+        while !*closed.borrow_and_update() {
+            tokio::select! {
+                () = self.accept(&socket) => {}
+                _ = closed.changed() => {}
+            }
+        }
+    }
+
+    async fn accept(self: &Arc<Self>, socket: &Socket) {
         // A connection beyond the bound waits in the kernel's queue, where it costs nearly nothing.
         let Ok(place) = Arc::clone(&self.connections).acquire_owned().await else { return };
         match socket.accept().await {
             Ok(stream) => {
-                tokio::spawn(Arc::clone(&self.way).serve(stream, place, shutdown.clone()));
+                tokio::spawn(Arc::clone(self).serve(stream, place));
             }
             Err(error) => {
-                tracing::error!(listener = self.name, %error, "cannot accept connections");
+                tracing::error!(address = %self.address, %error, "cannot accept connections");
                 // Out of file descriptors, most likely: others must end before it gets better.
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
+    }
+
+    async fn serve(self: Arc<Self>, stream: Stream, _place: OwnedSemaphorePermit) {
+        let way = self.way();
+        let now = way.acceptor.current();
+        let stream = match timeout(way.line.handshake_timeout, now.acceptor.tls_handshake(stream)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return tracing::debug!(%error, "no handshake"),
+            Err(_) => return tracing::debug!("a handshake took too long"),
+        };
+        let chain = stream.get_ssl().and_then(TlsRef::peer_cert_chain_der).unwrap_or_default();
+        // Whom the policy of this moment lets in: it may be another than the handshake's.
+        let Some(mut guest) = self.way().tls.enter(chain, &now.serving) else {
+            return tracing::debug!("a client's certificate was revoked in the handshake");
+        };
+        let Some(digest) = stream.get_ssl_digest() else { return };
+        let Some(connection) = digest.extension.get::<Connection>() else { return };
+        let line = &way.line;
+        let retired = line.retired.subscribe();
+        let serve = async {
+            let mut next: Option<pingora::protocols::Stream> = Some(Box::new(stream));
+            while let Some(stream) = next {
+                next = line.proxy.process_new(stream, &retired).await;
+            }
+        };
+        tokio::select! {
+            () = serve => {}
+            () = connection.clock.ran_out(line.request_timeout, line.idle_timeout) => {}
+            // Its stream goes with `serve`: whatever is in flight on it is cut off.
+            () = guest.expelled() => {}
+        }
+    }
+
+    /// Wakes connections that wait for a request: the process ends.
+    pub(crate) async fn clean_up(&self) {
+        self.way().line.proxy.cleanup().await;
     }
 }
 
@@ -121,60 +253,6 @@ fn generation(serving: Arc<Serving>, any: &Arc<SingleCertAndKey>) -> anyhow::Res
     let mut acceptor = settings.build();
     acceptor.acceptor = TlsAcceptor::from(Arc::clone(&serving.config));
     Ok(Generation { serving, acceptor })
-}
-
-impl Way {
-    async fn serve(self: Arc<Self>, stream: Stream, _place: OwnedSemaphorePermit, shutdown: ShutdownWatch) {
-        let now = self.acceptor.current();
-        let stream = match timeout(self.handshake_timeout, now.acceptor.tls_handshake(stream)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return tracing::debug!(%error, "no handshake"),
-            Err(_) => return tracing::debug!("a handshake took too long"),
-        };
-        let chain = stream.get_ssl().and_then(TlsRef::peer_cert_chain_der).unwrap_or_default();
-        let Some(mut guest) = self.tls.enter(chain, &now.serving) else {
-            return tracing::debug!("a client's certificate was revoked in the handshake");
-        };
-        let Some(digest) = stream.get_ssl_digest() else { return };
-        let Some(connection) = digest.extension.get::<Connection>() else { return };
-        let serve = async {
-            let mut next: Option<pingora::protocols::Stream> = Some(Box::new(stream));
-            while let Some(stream) = next {
-                next = self.proxy.process_new(stream, &shutdown).await;
-            }
-        };
-        tokio::select! {
-            () = serve => {}
-            () = connection.clock.ran_out(self.request_timeout, self.idle_timeout) => {}
-            // Its stream goes with `serve`: whatever is in flight on it is cut off.
-            () = guest.expelled() => {}
-        }
-    }
-}
-
-#[async_trait]
-impl pingora::services::Service for Listener {
-    async fn start_service(&mut self, _: Option<ListenFds>, mut shutdown: ShutdownWatch, _: usize) {
-        let socket = self.socket.take().map(tokio::net::TcpListener::from_std);
-        let socket = match socket {
-            Some(Ok(socket)) => Socket::from(socket),
-            Some(Err(error)) => return tracing::error!(listener = self.name, %error, "cannot listen"),
-            None => return,
-        };
-        let stop = shutdown.clone();
-        while !*stop.borrow() {
-            tokio::select! {
-                () = self.accept(&socket, &stop) => {}
-                _ = shutdown.changed() => {}
-            }
-        }
-        drop(socket);
-        self.way.proxy.cleanup().await;
-    }
-
-    fn name(&self) -> &str {
-        &self.name
-    }
 }
 
 /// Gives every connection what its requests find in its digest.

@@ -25,6 +25,8 @@ pub struct Loaded {
     pub(crate) folder: PathBuf,
     /// Follows all of them, once it runs.
     pub(crate) watch: Arc<Watch>,
+    /// What tells this text of the policy from others, for people: the first digits of its SHA-256.
+    pub(crate) version: String,
 }
 
 #[derive(Debug)]
@@ -41,7 +43,8 @@ pub(crate) struct UpstreamFiles {
 
 /// Reads a policy and everything it refers to. Changes nothing, connects to nothing.
 pub fn load(path: &Path) -> Result<Loaded, Vec<Mistake>> {
-    let PolicyFile { folder, policy, .. } = read(path)?;
+    let PolicyFile { text, folder, policy } = read(path)?;
+    let version = version(&text);
     let watch = Watch::new("gateway");
     let mut files = Files { watch: &watch, folder: &folder, mistakes: Vec::new() };
     let listeners =
@@ -49,7 +52,7 @@ pub fn load(path: &Path) -> Result<Loaded, Vec<Mistake>> {
     let upstreams = files.upstreams(policy.document());
     let mut mistakes = files.mistakes;
     if mistakes.is_empty() {
-        Ok(Loaded { policy, listeners, upstreams, folder, watch })
+        Ok(Loaded { policy, listeners, upstreams, folder, watch, version })
     } else {
         mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
         Err(mistakes)
@@ -69,6 +72,11 @@ pub(crate) fn read(path: &Path) -> Result<PolicyFile, Vec<Mistake>> {
     let text = std::fs::read_to_string(path).map_err(|why| vec![Mistake::whole(why.to_string())])?;
     let policy = Policy::read(&text, &|reference| secret(&folder, reference).map(Secret::new))?;
     Ok(PolicyFile { text, folder, policy })
+}
+
+/// The first digits of the text's SHA-256, as `sha256sum` prints them.
+pub(crate) fn version(text: &str) -> String {
+    filters::crypto::sha256(text.as_bytes()).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Mistakes as compilers tell theirs, a line each.

@@ -23,7 +23,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 ///
 /// Logs are JSON lines on standard output; RUST_LOG sets how much is told (RUST_LOG=info,access=off silences
 /// the access log). Metrics, health, readiness and the certificates in use (/certificates) are on the policy's
-/// admin address.
+/// admin address, and which policy serves since when (/config).
 #[derive(Debug, Parser)]
 #[command(version, verbatim_doc_comment)]
 struct Arguments {
@@ -34,6 +34,10 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve a policy until SIGTERM or SIGINT, then finish what is in flight and leave.
+    ///
+    /// The file is followed: what changes in it takes over within a second or two, whole, and requests under way stay
+    /// with the policy that they began with. SIGHUP has it read at once. A policy with mistakes, or one that needs what is
+    /// not there, changes nothing; the log, /config on the admin address and gateway_policy_refused in the metrics tell.
     Serve {
         /// The policy file.
         policy: PathBuf,
@@ -141,7 +145,7 @@ fn main() -> ExitCode {
 fn serve(policy: &Path, threads: usize, drain_s: u64) -> ExitCode {
     log_as_json();
     let options = server::Options { threads: threads.max(1), drain_s };
-    logged(policy, |loaded| server::run(loaded, options))
+    logged(policy, |loaded| server::run(policy, loaded, options))
 }
 
 fn state(policy: &Path) -> ExitCode {

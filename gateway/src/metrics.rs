@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
 /// The gateway's metrics. Labels are the policy's own names and standard codes: their number is bounded.
@@ -24,6 +24,9 @@ pub(crate) struct Metrics {
     pub(crate) copies: IntCounterVec,
     pub(crate) jwks_fetches: IntCounterVec,
     pub(crate) jwks_keys: IntGaugeVec,
+    pub(crate) policy_reloads: IntCounterVec,
+    pub(crate) policy_refused: IntGauge,
+    pub(crate) policy_since: Gauge,
 }
 
 impl Metrics {
@@ -87,6 +90,18 @@ impl Metrics {
                 Opts::new("gateway_jwks_keys", "Keys held of an issuer"),
                 &["issuer"],
             )?,
+            policy_reloads: IntCounterVec::new(
+                Opts::new("gateway_policy_reloads_total", "Policies that were to take over, by outcome"),
+                &["outcome"],
+            )?,
+            policy_refused: IntGauge::new(
+                "gateway_policy_refused",
+                "1 while the policy file as it is now is refused, and the policy before it serves",
+            )?,
+            policy_since: Gauge::new(
+                "gateway_policy_since_timestamp_seconds",
+                "When the policy that serves now took over, Unix time",
+            )?,
             registry,
         };
         for collector in [
@@ -104,15 +119,21 @@ impl Metrics {
             Box::new(metrics.copies.clone()),
             Box::new(metrics.jwks_fetches.clone()),
             Box::new(metrics.jwks_keys.clone()),
+            Box::new(metrics.policy_reloads.clone()),
+            Box::new(metrics.policy_refused.clone()),
+            Box::new(metrics.policy_since.clone()),
         ] {
             metrics.registry.register(collector)?;
         }
         Ok(metrics)
     }
 
-    /// Tells of certificates too.
-    pub(crate) fn tell_of(&self, watch: &Arc<certs::Watch>) -> Result<(), prometheus::Error> {
-        self.registry.register(Box::new(certs::metrics::Metrics::new(Arc::clone(watch))?))
+    /// Tells of certificates too, of those that are followed when it is asked.
+    pub(crate) fn tell_of(
+        &self,
+        watch: impl Fn() -> Arc<certs::Watch> + Send + Sync + 'static,
+    ) -> Result<(), prometheus::Error> {
+        self.registry.register(Box::new(certs::metrics::Metrics::of(watch)?))
     }
 
     /// The Prometheus text format, version 0.0.4.

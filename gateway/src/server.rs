@@ -1,23 +1,22 @@
 //! The process: listeners, background work, shutdown.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use async_trait::async_trait;
-use filters::policy::{At, Document};
+use filters::policy::Document;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora::services::background::{BackgroundService, background_service};
 use pingora::services::listening::Service;
 
 use crate::admin::Admin;
-use crate::edge::Edge;
-use crate::jwks::KeyStore;
-use crate::listener::Listener;
+use crate::gate::Gate;
+use crate::listeners::{Accepting, Listeners};
 use crate::load::Loaded;
-use crate::state::State;
-use crate::upstream::probe;
+use crate::reload::{HangUp, Reload};
 
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -28,7 +27,8 @@ pub struct Options {
 }
 
 /// Serves until a signal, then drains. Returns only before anything is served, with what is wrong.
-pub fn run(loaded: Loaded, options: Options) -> anyhow::Result<()> {
+pub fn run(file: &Path, loaded: Loaded, options: Options) -> anyhow::Result<()> {
+    let hang_up = HangUp::receive().context("SIGHUP cannot be received")?;
     let document = loaded.policy.document().clone();
     let conf = ServerConf {
         threads: options.threads,
@@ -43,37 +43,33 @@ pub fn run(loaded: Loaded, options: Options) -> anyhow::Result<()> {
     let mut server = Server::new_with_opt_and_conf(None, conf);
     let conf = Arc::clone(&server.configuration);
     let admin_address = document.admin.address;
-    let (edge, files) = Edge::new(loaded)?;
-    for (At { value: settings, .. }, files) in document.listeners.iter().zip(files) {
-        server.add_service(Listener::open(settings, files, &edge, &conf)?);
-    }
-    let mut admin = Service::new("admin".to_owned(), Admin(Arc::clone(&edge)));
+    let (gate, files) = Gate::new(loaded)?;
+    let listeners = Listeners::new(&gate, &conf);
+    let prepared = listeners.prepare(&document, files, &gate.edge().watch())?;
+    listeners.put_to_use(prepared);
+    server.add_service(Accepting(Arc::clone(&listeners)));
+    let reload = Reload::new(file, &gate, &listeners, hang_up);
+    let mut admin = Service::new("admin".to_owned(), Admin::new(&gate, &reload));
     drop(std::net::TcpListener::bind(admin_address).with_context(|| format!("{admin_address}"))?);
     admin.add_tcp(&admin_address.to_string());
     admin.threads = Some(1);
     server.add_service(admin);
-    let mut probes = background_service("probes", Probes(Arc::clone(&edge)));
-    probes.threads = Some(1);
-    server.add_service(probes);
-    let mut keys = background_service("jwks", Refresh(edge.keys()));
-    keys.threads = Some(1);
-    server.add_service(keys);
-    let mut certificates = background_service("certificates", Follow(edge.watch()));
-    certificates.threads = Some(1);
-    server.add_service(certificates);
-    let mut state = background_service("state", Watch(edge.state()));
+    let mut policy = background_service("policy", Policies(reload));
+    policy.threads = Some(1);
+    server.add_service(policy);
+    let mut state = background_service("state", Standing(Arc::clone(&gate)));
     state.threads = Some(1);
     server.add_service(state);
     server.bootstrap();
-    announce(Arc::clone(&edge), &document);
+    announce(Arc::clone(&gate), &document);
     server.run(RunArgs {
-        shutdown_signal: Box::new(Drain { edge, limit: Duration::from_secs(options.drain_s) }),
+        shutdown_signal: Box::new(Drain { gate, limit: Duration::from_secs(options.drain_s) }),
     });
     Ok(())
 }
 
 /// Says when the edge is ready: everything it needs is there and every listener open.
-fn announce(edge: Arc<Edge>, document: &Document) {
+fn announce(gate: Arc<Gate>, document: &Document) {
     let admin = document.admin.address;
     let listeners: Vec<_> = document
         .listeners
@@ -83,7 +79,7 @@ fn announce(edge: Arc<Edge>, document: &Document) {
     std::thread::spawn(move || {
         let mut told = Vec::new();
         loop {
-            let missing = edge.missing();
+            let missing = gate.edge().missing();
             if missing.is_empty() {
                 return tracing::info!(%admin, listeners = listeners.join(", "), "ready");
             }
@@ -96,59 +92,37 @@ fn announce(edge: Arc<Edge>, document: &Document) {
     });
 }
 
-struct Refresh(Arc<KeyStore>);
+struct Policies(Arc<Reload>);
 
 #[async_trait]
-impl BackgroundService for Refresh {
+impl BackgroundService for Policies {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         tokio::select! {
-            () = Arc::clone(&self.0).keep_fresh() => {}
+            () = self.0.run() => {}
             _ = shutdown.changed() => {}
         }
     }
 }
 
-struct Follow(Arc<certs::Watch>);
+/// What goes on whichever policy serves.
+struct Standing(Arc<Gate>);
 
 #[async_trait]
-impl BackgroundService for Follow {
+impl BackgroundService for Standing {
     async fn start(&self, mut shutdown: ShutdownWatch) {
+        let standing = self.0.standing();
         tokio::select! {
-            () = Arc::clone(&self.0).run() => {}
+            () = standing.state.keep_watch() => {}
+            () = Arc::clone(&standing.watch).run() => {}
             _ = shutdown.changed() => {}
         }
-    }
-}
-
-struct Watch(Arc<State>);
-
-#[async_trait]
-impl BackgroundService for Watch {
-    async fn start(&self, mut shutdown: ShutdownWatch) {
-        tokio::select! {
-            () = self.0.keep_watch() => {}
-            _ = shutdown.changed() => {}
-        }
-    }
-}
-
-struct Probes(Arc<Edge>);
-
-#[async_trait]
-impl BackgroundService for Probes {
-    async fn start(&self, mut shutdown: ShutdownWatch) {
-        let mut probing = tokio::task::JoinSet::new();
-        for (name, upstream) in self.0.probed() {
-            probing.spawn(probe::keep_probing(name, upstream, self.0.metrics().healthy.clone()));
-        }
-        let _ = shutdown.changed().await;
     }
 }
 
 /// Turns SIGTERM and SIGINT into a drain: no new connections, what is in flight finishes, then the process
 /// ends, without waiting out a grace period that nobody needs.
 struct Drain {
-    edge: Arc<Edge>,
+    gate: Arc<Gate>,
     limit: Duration,
 }
 
@@ -157,16 +131,16 @@ impl ShutdownSignalWatch for Drain {
     async fn recv(&self) -> ShutdownSignal {
         crate::stop_signal().await;
         tracing::info!("draining");
-        self.edge.drain();
-        let (edge, limit) = (Arc::clone(&self.edge), self.limit);
+        self.gate.drain();
+        let (gate, limit) = (Arc::clone(&self.gate), self.limit);
         std::thread::spawn(move || {
             // Long enough for the listeners to close and for a request that was being read to count.
             std::thread::sleep(Duration::from_millis(300));
             let started = Instant::now();
-            while edge.in_flight() > 0 && started.elapsed() < limit {
+            while gate.in_flight() > 0 && started.elapsed() < limit {
                 std::thread::sleep(Duration::from_millis(20));
             }
-            tracing::info!(unfinished = edge.in_flight(), "stopped");
+            tracing::info!(unfinished = gate.in_flight(), "stopped");
             std::process::exit(0);
         });
         ShutdownSignal::GracefulTerminate

@@ -79,7 +79,7 @@ impl Edge {
         alone(&mut header, body.len()).map_err(|_| Failure::Malformed)?;
         for _ in 0..TRIES {
             let peer = self.peer(exchange).ok_or(Failure::UpstreamUnreachable)?;
-            let Ok((mut session, _reused)) = self.connections.0.get_http_session(&peer).await else {
+            let Ok((mut session, _reused)) = self.standing.connections.0.get_http_session(&peer).await else {
                 self.failed(exchange);
                 continue;
             };
@@ -95,7 +95,7 @@ impl Edge {
                         upstream.answered(position);
                     }
                     let idle_timeout = peer.options.idle_timeout;
-                    self.connections.0.release_http_session(session, &peer, idle_timeout).await;
+                    self.standing.connections.0.release_http_session(session, &peer, idle_timeout).await;
                     return Ok(answer);
                 }
                 Ok(Err(failure @ Failure::AnswerTooLarge)) => return Err(failure),

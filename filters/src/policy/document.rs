@@ -36,6 +36,13 @@ impl<T> At<T> {
     }
 }
 
+/// Wherever it is written.
+impl<T: PartialEq> PartialEq for At<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.value == other.value
+    }
+}
+
 impl<T: JsonSchema> JsonSchema for At<T> {
     fn inline_schema() -> bool {
         T::inline_schema()
@@ -95,7 +102,7 @@ impl<T: Default> Default for At<T> {
 }
 
 /// An address where clients connect, over TLS.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Listener {
     /// Its name in logs and metrics.
@@ -123,7 +130,7 @@ pub struct Listener {
 }
 
 /// A listener's certificate and what it asks of clients. TLS 1.2 and 1.3 are spoken.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ListenerTls {
     /// The chain, leaf first, PEM.
@@ -141,7 +148,7 @@ pub struct ListenerTls {
 }
 
 /// A certificate for certain names.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NamedCertificate {
     /// The chain, leaf first, PEM.
@@ -155,7 +162,7 @@ pub struct NamedCertificate {
 }
 
 /// Which client certificates are believed.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClientCertificates {
     /// The CAs that sign them, PEM.
@@ -183,7 +190,7 @@ pub enum StaleCrl {
 }
 
 /// Where operators look, in plain HTTP: keep it on loopback or a management network.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Admin {
     #[schemars(with = "String")]
@@ -216,7 +223,7 @@ pub struct Upstream {
 }
 
 /// Active health checks: `GET path` must be answered with 200.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Health {
     /// The path to ask for.
@@ -253,7 +260,7 @@ impl Default for Outlier {
 }
 
 /// Mutual TLS to an upstream. There is no way to switch verification off.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpstreamTls {
     /// The name that the upstream's certificate must carry.
@@ -275,7 +282,7 @@ pub struct UpstreamTls {
 }
 
 /// Somebody whose tokens are believed.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Issuer {
     /// `iss`, compared to the letter.
@@ -300,7 +307,7 @@ pub enum Algorithm {
 }
 
 /// A JSON Web Key Set (RFC 7517) and how fresh it is kept.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Jwks {
     /// An `https:` address. Exactly one of `url` and `file`.
@@ -387,7 +394,7 @@ impl HmacKey {
 }
 
 /// Where nonces and limits are kept.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct State {
     /// In the memory of this process.
@@ -404,7 +411,7 @@ pub struct State {
 
 /// A Redis (7 or later; one primary, not a cluster) that keeps nonces and limits. Its `maxmemory-policy` must be
 /// `noeviction`: a nonce that is evicted can be replayed. What was signed before it began to remember is refused.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Redis {
     /// Where its address is written: `redis://host:port/0` on this host, otherwise
@@ -428,7 +435,7 @@ fn prefix() -> String {
 }
 
 /// The state service: nonces, limits and the issuers' keys for every Envoy worker of this policy.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StateService {
     /// IP address and port. Exactly one of `address` and `socket`.
@@ -451,7 +458,7 @@ impl StateService {
 }
 
 /// Both ends of the mutual TLS between Envoy and the state service.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StateTls {
     /// The service's chain, PEM.
@@ -473,7 +480,7 @@ pub struct StateTls {
 }
 
 /// Bounds of the in-memory state.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Memory {
     /// Most things remembered at once. When it is full of things that are still needed, requests that need

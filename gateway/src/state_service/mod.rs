@@ -61,13 +61,14 @@ pub async fn run(loaded: Loaded, shutdown: impl Future<Output = ()> + Send) -> a
     // Of its own: what the edge's listeners and upstreams show is Envoy's business.
     let watch = Watch::new("gateway state");
     let metrics = Metrics::new()?;
-    metrics.tell_of(&watch)?;
+    let followed = Arc::clone(&watch);
+    metrics.tell_of(move || Arc::clone(&followed))?;
     let keys = Arc::new(KeyStore::new(&document.issuers, &loaded.folder, metrics.clone(), &watch)?);
     let state = Arc::new(Remembered::new(&document.state, &loaded.folder, &metrics, &watch)?);
     let issuers = Arc::clone(&keys);
     watch.holds(move || issuers.report());
     let client_keys = match settings.knows_its_clients() {
-        true => Some(ClientKeys::follow(document, &loaded.folder, &watch)?),
+        true => Some(ClientKeys::follow(document, &loaded.folder, &watch, None)?),
         false => None,
     };
     let fresh = tokio::spawn(Arc::clone(&keys).keep_fresh());

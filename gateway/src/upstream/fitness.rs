@@ -21,7 +21,12 @@ pub(super) struct Fitness {
 
 impl Fitness {
     pub(super) fn is_fit(&self, now_ms: u64) -> bool {
-        !self.unhealthy.load(Ordering::Relaxed) && self.left_out_until_ms.load(Ordering::Relaxed) <= now_ms
+        self.is_healthy() && self.left_out_until_ms.load(Ordering::Relaxed) <= now_ms
+    }
+
+    /// What probes say.
+    pub(super) fn is_healthy(&self) -> bool {
+        !self.unhealthy.load(Ordering::Relaxed)
     }
 
     /// A request was answered, whatever the answer.

@@ -34,6 +34,7 @@ pub(crate) const HOP: [&str; 8] =
 pub(crate) struct Upstream {
     addresses: Vec<Address>,
     next: AtomicUsize,
+    max_in_flight: u32,
     in_flight: Arc<Semaphore>,
     copies: Arc<Semaphore>,
     pub(crate) health: Option<Health>,
@@ -44,7 +45,7 @@ pub(crate) struct Upstream {
 #[derive(Debug)]
 struct Address {
     at: SocketAddr,
-    fitness: Fitness,
+    fitness: Arc<Fitness>,
     way: Live<Way>,
     /// What probes and copies are addressed to.
     authority: String,
@@ -60,11 +61,13 @@ struct Way {
 }
 
 impl Upstream {
+    /// What is known of the addresses that it had `before`, and what is in flight there, still counts.
     pub(crate) fn new(
         name: &str,
         settings: &Settings,
         files: &UpstreamFiles,
         watch: &Watch,
+        before: Option<&Self>,
     ) -> anyhow::Result<Self> {
         watch.connects(certs::Client {
             name: format!("upstream/{name}"),
@@ -80,16 +83,22 @@ impl Upstream {
                 Way::new(&settings, &files.identity.current(), files.trust.current(), at)
             });
             let way = way.with_context(|| format!("{at}"))?;
-            addresses.push(Address { at, fitness: Fitness::default(), way, authority });
+            let known = before.and_then(|before| before.addresses.iter().find(|address| address.at == at));
+            let fitness = known.map(|address| Arc::clone(&address.fitness)).unwrap_or_default();
+            addresses.push(Address { at, fitness, way, authority });
         }
         Ok(Self {
             addresses,
             next: AtomicUsize::new(0),
-            in_flight: Arc::new(Semaphore::new(settings.max_in_flight as usize)),
-            copies: mirror::room(),
+            max_in_flight: settings.max_in_flight,
+            in_flight: before.filter(|before| before.max_in_flight == settings.max_in_flight).map_or_else(
+                || Arc::new(Semaphore::new(settings.max_in_flight as usize)),
+                |before| Arc::clone(&before.in_flight),
+            ),
+            copies: before.map_or_else(mirror::room, |before| Arc::clone(&before.copies)),
             health: settings.health.clone(),
             outlier: settings.outlier,
-            began: Instant::now(),
+            began: before.map_or_else(Instant::now, |before| before.began),
         })
     }
 

@@ -30,7 +30,7 @@ async fn probe_address(
 ) {
     let Some(address) = upstream.addresses.get(position) else { return };
     let told = address.at.to_string();
-    healthy.with_label_values(&[name, &told]).set(1);
+    healthy.with_label_values(&[name, &told]).set(i64::from(address.fitness.is_healthy()));
     loop {
         let url = format!("https://{}{}", address.authority, health.path);
         let timeout = Duration::from_millis(health.timeout_ms);

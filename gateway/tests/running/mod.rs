@@ -20,7 +20,9 @@ pub const SECRET: &str = "a partner's secret of 32 bytes!!";
 /// A gateway that is killed when the test ends.
 #[derive(Debug)]
 pub struct Gateway {
-    child: Child,
+    pub child: Child,
+    /// The beginning of its policy: listeners and admin address.
+    pub head: String,
     pub url: String,
     pub admin: String,
     pub http: reqwest::Client,
@@ -45,6 +47,8 @@ pub struct Recorder {
     pub seen: Arc<AtomicUsize>,
     /// The status of `/health`.
     pub health: Arc<AtomicU16>,
+    /// Answers one request to `/held`.
+    pub release: Arc<tokio::sync::Notify>,
 }
 
 impl Recorder {
@@ -57,18 +61,23 @@ impl Recorder {
         let tls =
             certs::server_config(&identity, clients, certs::Versions::Tls13Only, &[b"http/1.1"]).unwrap();
         let (seen, health) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU16::new(200)));
+        let release = Arc::new(tokio::sync::Notify::new());
         let (count, status) = (Arc::clone(&seen), Arc::clone(&health));
+        let released = Arc::clone(&release);
         let app = Router::new().fallback(async move |request: Request| {
             if request.uri().path() == "/health" {
                 let status = axum::http::StatusCode::from_u16(status.load(Ordering::Relaxed)).unwrap();
                 return status.into_response();
             }
             count.fetch_add(1, Ordering::Relaxed);
+            if request.uri().path() == "/held" {
+                released.notified().await;
+            }
             record(name, request).await.into_response()
         });
         let limits = certs::serve::Limits::default();
         tokio::spawn(certs::serve::serve(listener, tls, app, limits, std::future::pending()));
-        Self { port, seen, health }
+        Self { port, seen, health, release }
     }
 
     pub fn seen(&self) -> usize {
@@ -124,14 +133,14 @@ pub async fn serve(folder: &Path, policy: &str) -> Gateway {
 /// The same, with a listener whose `tls` says more.
 pub async fn serve_on(folder: &Path, tls: &str, policy: &str) -> Gateway {
     let (edge, admin) = (free_port(), free_port());
-    let policy = format!(
+    let head = format!(
         r#"
 listeners:
   - {{ name: edge, address: "127.0.0.1:{edge}", tls: {tls} }}
 admin: {{ address: "127.0.0.1:{admin}" }}
-{policy}"#
+"#
     );
-    std::fs::write(folder.join("edge.yaml"), policy).unwrap();
+    std::fs::write(folder.join("edge.yaml"), format!("{head}{policy}")).unwrap();
     let child = Command::new(env!("CARGO_BIN_EXE_gateway"))
         .args(["serve", "edge.yaml"])
         .current_dir(folder)
@@ -141,7 +150,7 @@ admin: {{ address: "127.0.0.1:{admin}" }}
         .unwrap();
     let http = client(folder, None);
     let (url, admin) = (format!("https://localhost:{edge}"), format!("http://127.0.0.1:{admin}"));
-    let gateway = Gateway { child, url, admin, http };
+    let gateway = Gateway { child, head, url, admin, http };
     for _ in 0..200 {
         if gateway.http.get(&gateway.url).send().await.is_ok() {
             return gateway;
@@ -170,6 +179,23 @@ impl Gateway {
         let body: serde_json::Value = answer.json().await.unwrap();
         let told = if status == 200 { &body[":name"] } else { &body["code"] };
         (status, told.as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Puts another policy in place of the one that it was started with, after the same beginning.
+    pub fn change(&self, folder: &Path, policy: &str) {
+        self.replace(folder, &format!("{}{policy}", self.head));
+    }
+
+    /// Puts a whole other policy in place.
+    pub fn replace(&self, folder: &Path, policy: &str) {
+        std::fs::write(folder.join("edge.yaml.new"), policy).unwrap();
+        std::fs::rename(folder.join("edge.yaml.new"), folder.join("edge.yaml")).unwrap();
+    }
+
+    /// What its admin address says of a path, JSON.
+    pub async fn admin(&self, path: &str) -> serde_json::Value {
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        http.get(format!("{}{path}", self.admin)).send().await.unwrap().json().await.unwrap()
     }
 
     /// The value of a line of the metrics, 0 when it is not there.

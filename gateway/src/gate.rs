@@ -1,0 +1,84 @@
+//! What stays while policies come and go, and the policy that serves now.
+//!
+//! A request is decided on by the one [`Edge`] that it finds when its header has been read, whatever becomes of the
+//! policy meanwhile.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::ArcSwap;
+use certs::Watch;
+
+use crate::edge::Edge;
+use crate::load::{ListenerFiles, Loaded};
+use crate::metrics::Metrics;
+use crate::state::State;
+use crate::whole::Connections;
+
+/// The gateway's one entrance: every listener leads here.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    standing: Standing,
+    edge: ArcSwap<Edge>,
+}
+
+/// What every policy of this process shares.
+#[derive(Clone, Debug)]
+pub(crate) struct Standing {
+    pub(crate) metrics: Metrics,
+    pub(crate) state: Arc<State>,
+    pub(crate) connections: Arc<Connections>,
+    draining: Arc<AtomicBool>,
+    /// Follows the files of the state.
+    pub(crate) watch: Arc<Watch>,
+}
+
+impl Standing {
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+}
+
+impl Gate {
+    /// The gate with its first policy, and the files of that one's listeners in its order.
+    pub(crate) fn new(loaded: Loaded) -> anyhow::Result<(Arc<Self>, Vec<ListenerFiles>)> {
+        let metrics = Metrics::new()?;
+        let watch = Watch::new("gateway");
+        let settings = &loaded.policy.document().state;
+        let state = Arc::new(State::new(settings, &loaded.folder, &metrics, &watch)?);
+        let (connections, draining) = (Arc::new(Connections::new()), Arc::default());
+        let standing = Standing { metrics, state, connections, draining, watch };
+        let (edge, listeners) = Edge::new(loaded, &standing, None)?;
+        let gate = Arc::new(Self { standing, edge: ArcSwap::from_pointee(edge) });
+        let told = Arc::clone(&gate);
+        gate.standing.metrics.tell_of(move || told.edge().watch())?;
+        Ok((gate, listeners))
+    }
+
+    /// The policy that serves now.
+    pub(crate) fn edge(&self) -> Arc<Edge> {
+        self.edge.load_full()
+    }
+
+    /// From now on requests are decided on by this one; those under way stay with theirs.
+    pub(crate) fn pass_to(&self, edge: Arc<Edge>) {
+        self.edge.store(edge);
+    }
+
+    pub(crate) fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.standing.metrics
+    }
+
+    pub(crate) fn in_flight(&self) -> i64 {
+        self.metrics().in_flight.get()
+    }
+
+    /// From now on connections are closed after their answer, and the gateway is not ready.
+    pub(crate) fn drain(&self) {
+        self.standing.draining.store(true, Ordering::Relaxed);
+    }
+}
