@@ -12,11 +12,11 @@ use std::net::IpAddr;
 use crate::chain::{Chain, Refused};
 use crate::failure::Failure;
 use crate::filter::{Context, Headers, Host, Refusal, Request};
-use crate::policy::{Match, Policy, RouteRule, version};
-use crate::shape;
+use crate::policy::{Match, Policy, RouteRule, Share, version};
 use crate::state::{Answer, Batch, Full, Op};
 use crate::trace::{TraceContext, request_id};
 use crate::upstream::{MOST_ANSWER_BYTES, Outgoing, UpstreamAnswer, UpstreamFields};
+use crate::{cors, shape};
 
 /// What the edge knows of one request.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub struct Admission {
     request_id: String,
     trace: TraceContext,
     rule: Option<usize>,
+    /// Chooses among upstreams where nothing else does.
+    lot: u32,
     context: Context,
 }
 
@@ -46,6 +48,7 @@ impl Admission {
             request_id: request_id(draw.request_id),
             trace: TraceContext::continued(traceparent, (draw.trace_id, draw.span_id)),
             rule: None,
+            lot: draw.span_id as u32,
             context: Context::new(peer),
         }
     }
@@ -82,6 +85,20 @@ impl Admission {
         self.rule = Some(position);
         let rule = policy.rules().get(position).ok_or_else(not_found)?;
         rule.chain.head(request, host, &mut self.context)
+    }
+
+    /// Who of the route's upstreams serves the request, and which in their order that is. Known once the header was
+    /// decided on; the same each time.
+    pub fn share<'p>(&self, policy: &'p Policy) -> Option<(usize, &'p Share)> {
+        let rule = self.rule(policy)?;
+        let position = rule.share(&self.context, self.lot)?;
+        Some((position, rule.upstreams.get(position)?))
+    }
+
+    /// The experiment that the request is part of, and the variant that it sees.
+    pub fn variant<'p>(&self, policy: &'p Policy) -> Option<(&'p str, &'p str)> {
+        let experiment = self.rule(policy)?.experiment.as_deref()?;
+        Some((experiment, self.share(policy)?.1.variant.as_deref()?))
     }
 
     /// Decides on the whole body.
@@ -125,6 +142,9 @@ impl Admission {
     ) -> Result<UpstreamFields, Refused> {
         let rule = self.rule(policy).ok_or_else(not_found)?;
         let mut fields = UpstreamFields { path: rule.rewrite.clone(), ..self.upstream_fields(request) };
+        if let Some((experiment, variant)) = self.variant(policy) {
+            fields.set.push((EXPERIMENT, format!("{experiment}={variant}")));
+        }
         if rule.chain.forwards() {
             let told = self.context.upstream.len();
             let outgoing = Outgoing { request, fields: &fields, nonce: &self.nonce() };
@@ -177,16 +197,22 @@ impl Admission {
         UpstreamFields { remove, set, path: None }
     }
 
-    /// The fields of every answer to this request, whoever gives it; they replace those of the same names.
+    /// The fields of every answer to this request, whoever gives it; they replace those of the same names, but for
+    /// [`JOINED`].
     pub fn answer_fields(&self, policy: &Policy) -> Vec<(Cow<'static, str>, String)> {
         let chain: &Chain = self.rule(policy).map_or(policy.everywhere(), |rule| &rule.chain);
         let mut fields = chain.response(&self.context);
+        let deprecation = self.rule(policy).map(|rule| rule.deprecation.as_slice()).unwrap_or_default();
+        fields.extend(deprecation.iter().map(|(name, value)| (Cow::Borrowed(*name), value.clone())));
         fields.push((Cow::Borrowed("x-request-id"), self.request_id.clone()));
         fields
     }
 
     /// A refusal's own fields and its body.
     pub fn problem(&self, refusal: &Refusal) -> (Vec<(&'static str, String)>, String) {
+        if !refusal.refuses() {
+            return (refusal.headers.clone(), String::new());
+        }
         let mut fields = vec![("content-type", "application/problem+json".to_owned())];
         fields.extend(refusal.headers.iter().cloned());
         (fields, refusal.problem(&self.request_id))
@@ -195,6 +221,12 @@ impl Admission {
 
 /// Fields that have done their work at the edge: what the upstream needs of the token is in fields of ours.
 const HIDDEN: [&str; 2] = ["authorization", "expect"];
+
+/// The field that names to the upstream the experiment and the variant.
+pub const EXPERIMENT: &str = "x-torana-experiment";
+
+/// Fields of every answer that stand beside an upstream's of the same name: lists that both have a part in.
+pub const JOINED: [&str; 2] = ["vary", "link"];
 
 /// Fields of an answer that tell what is behind the edge, and that no client needs.
 pub const HIDDEN_FROM_CLIENTS: [&str; 1] = ["server"];
@@ -224,6 +256,12 @@ fn find(policy: &Policy, request: &Request<'_>) -> Result<usize, Refused> {
         let detail = "Ask for one version, in X-API-Version or in the media type that you accept.";
         Refusal::new(400, "version_ambiguous", detail)
     })?;
+    if let Some(method) = cors::preflight(request.method, &request.headers)
+        && let Match::Route(position) = policy.route(method, request.path, version)
+        && policy.rules().get(position).is_some_and(|rule| rule.chain.names().any(|name| name == "cors"))
+    {
+        return Ok(position);
+    }
     match policy.route(request.method, request.path, version) {
         Match::Route(rule) => Ok(rule),
         Match::NotFound => Err(not_found()),

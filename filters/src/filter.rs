@@ -141,6 +141,16 @@ impl Refusal {
         Self { status, code, detail: detail.into(), headers: Vec::new(), stale_keys: None }
     }
 
+    /// Not a refusal but the whole answer, which the edge gives itself: 204, and nothing in it.
+    pub(crate) fn no_content(code: &'static str) -> Self {
+        Self::new(204, code, "")
+    }
+
+    /// Whether something is wrong with the request.
+    pub fn refuses(&self) -> bool {
+        self.status >= 400
+    }
+
     #[must_use]
     pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));

@@ -15,6 +15,7 @@ pub mod crypto;
 pub mod failure;
 pub mod filter;
 pub mod policy;
+mod sharing;
 pub mod state;
 pub mod subject;
 pub mod trace;
@@ -90,6 +91,7 @@ macro_rules! filters {
 }
 
 filters! {
+    cors,
     ip_access,
     shape,
     client_cert,

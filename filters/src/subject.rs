@@ -60,7 +60,7 @@ pub(crate) fn name_mistake(name: &str) -> Option<String> {
     (!good).then(|| format!("limit name `{name}`: use lower-case letters, digits, '-' and '_', at most 64"))
 }
 
-fn subject(by: By, context: &Context) -> Option<String> {
+pub(crate) fn subject(by: By, context: &Context) -> Option<String> {
     let identity = context.identity.as_ref();
     let tenant = || identity.map(|who| who.tenant.as_deref().unwrap_or(&who.issuer));
     let within_tenant = |subject: &str| tenant().map(|tenant| format!("{}/{tenant}/{subject}", tenant.len()));

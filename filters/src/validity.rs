@@ -70,6 +70,15 @@ impl Moment {
     pub fn time(self) -> OffsetDateTime {
         self.0
     }
+
+    /// As fields of HTTP write it (RFC 9110 section 5.6.7): `Sun, 06 Nov 1994 08:49:37 GMT`.
+    pub fn http_date(self) -> String {
+        let at = self.0.to_offset(time::UtcOffset::UTC);
+        let short = |name: String| name.chars().take(3).collect::<String>();
+        let (weekday, month) = (short(at.weekday().to_string()), short(at.month().to_string()));
+        let (hour, minute, second) = at.to_hms();
+        format!("{weekday}, {:02} {month} {:04} {hour:02}:{minute:02}:{second:02} GMT", at.day(), at.year())
+    }
 }
 
 impl std::str::FromStr for Moment {

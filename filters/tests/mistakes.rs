@@ -425,3 +425,66 @@ fn keys_whose_times_cannot_be_meant() {
         "{soon:?}"
     );
 }
+
+/// What shares a route's requests out.
+#[test]
+fn requests_are_shared_out_as_it_can_be_meant() {
+    let two = "[{ upstream: txn-core, weight: 1 }, { upstream: txn-core, weight: 2 }]";
+    let tried =
+        "[{ upstream: txn-core, weight: 1, variant: a }, { upstream: txn-core, weight: 2, variant: b }]";
+    for (settings, expected) in [
+        (format!("upstreams: {two}, sticky: user"), ""),
+        (format!("upstreams: {tried}, sticky: user, experiment: checkout"), ""),
+        ("upstream: txn-core, sticky: user".to_owned(), "`sticky` needs several `upstreams` to choose from"),
+        (format!("upstreams: {two}, sticky: route"), "`sticky: route` would send everybody to the same upstream"),
+        (format!("upstreams: {two}, sticky: usr"), "unknown variant `usr`"),
+        (format!("upstreams: {tried}, sticky: user"), "variant `a` is of no `experiment`: name one"),
+        (format!("upstreams: {two}, sticky: user, experiment: x"), "each upstream of an experiment is a `variant`"),
+        (format!("upstreams: {tried}, experiment: x"), "experiment `x` needs `sticky`: whose requests see"),
+        (format!("upstreams: {tried}, sticky: user, experiment: X"), "experiment `X`: use lower-case letters"),
+        (
+            format!("upstreams: {}, sticky: user, experiment: x", tried.replace("variant: b", "variant: a")),
+            "two variants are named `a`",
+        ),
+        (
+            format!("upstreams: {}, sticky: user, experiment: x", tried.replace("variant: b", "variant: B")),
+            "variant `B`: use lower-case letters",
+        ),
+        (
+            "upstream: txn-core, deprecated: { since: '2026-01-01T00:00:00Z', sunset: '2025-01-01T00:00:00Z' }".to_owned(),
+            "`sunset` comes before `since`: a route goes after it is deprecated",
+        ),
+        (
+            "upstream: txn-core, deprecated: { since: '2026-01-01T00:00:00Z', link: 'http://torana.example' }".to_owned(),
+            "`http://torana.example` is not an `https:` address",
+        ),
+        ("upstream: txn-core, deprecated: { since: yesterday }".to_owned(), "RFC 3339"),
+    ] {
+        let begin = GOOD.split("routes:").next().unwrap();
+        let policy = format!("{begin}routes:\n  - {{ name: it, methods: [GET], path: /it, {settings} }}\n");
+        let told = read(&policy).err().unwrap_or_default();
+        assert!(told.contains(expected) && told.is_empty() == expected.is_empty(), "{settings}: {told}");
+    }
+}
+
+/// What the filter `cors` wants of its settings.
+#[test]
+fn pages_of_other_origins_are_named() {
+    for (settings, expected) in [
+        ("{ origins: ['https://pay.example'] }", ""),
+        ("{ origins: ['*'] }", ""),
+        ("{ origins: [] }", "`origins` names no page that may call"),
+        (
+            "{ origins: ['https://pay.example/'] }",
+            "`https://pay.example/` is no origin: write `https://HOST`",
+        ),
+        ("{ origins: ['pay.example'] }", "`pay.example` is no origin"),
+        ("{ origins: ['*', 'https://pay.example'] }", "`*` is no origin"),
+        ("{ origins: ['*'], credentials: true }", "`credentials` go to pages that are named"),
+        ("{ origins: ['*'], request_fields: ['a b'] }", "`a b` is not the name of a field"),
+        ("{ origins: ['*'], max_age_s: 90000 }", "`max_age_s` is at most 86400"),
+    ] {
+        let told = read(&format!("{GOOD}    filters: {{ cors: {settings} }}\n")).err().unwrap_or_default();
+        assert!(told.contains(expected) && told.is_empty() == expected.is_empty(), "{settings}: {told}");
+    }
+}

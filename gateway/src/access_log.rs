@@ -20,6 +20,9 @@ pub(crate) fn write(
     let identity = context.and_then(|context| context.identity.as_ref());
     let tenant = identity.and_then(|who| who.tenant.as_deref());
     let client = context.and_then(|context| context.client.as_ref());
+    // Who was refused has seen no variant.
+    let experiment = admission.filter(|_| exchange.upstream.is_some());
+    let experiment = experiment.and_then(|admission| admission.variant(&exchange.edge.policy));
     tracing::info!(
         target: "access",
         request_id = admission.map(Admission::request_id),
@@ -28,6 +31,7 @@ pub(crate) fn write(
         path = %told(path),
         route,
         policy = exchange.edge.version(),
+        experiment = experiment.map(|(experiment, variant)| format!("{experiment}={variant}")),
         status,
         code = exchange.refusal.map(|(code, _)| code),
         filter = exchange.refusal.map(|(_, filter)| filter),

@@ -190,6 +190,10 @@ impl ProxyHttp for Door {
         let metrics = edge.metrics();
         metrics.requests.with_label_values(&[route, method, &status.to_string()]).inc();
         metrics.duration.with_label_values(&[route]).observe(elapsed.as_secs_f64());
+        let admission = exchange.admission.as_ref().filter(|_| exchange.upstream.is_some());
+        if let Some((experiment, variant)) = admission.and_then(|admission| admission.variant(&edge.policy)) {
+            metrics.experiments.with_label_values(&[experiment, variant, &status.to_string()]).inc();
+        }
         edge.release(exchange).await;
         access_log::write(
             exchange,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use certs::Watch;
-use filters::admission::{Admission, HIDDEN_FROM_CLIENTS};
+use filters::admission::{Admission, HIDDEN_FROM_CLIENTS, JOINED};
 use filters::chain::Refused;
 use filters::failure::Failure;
 use filters::filter::{Host, Refusal};
@@ -177,8 +177,8 @@ impl Edge {
         };
         admission.body(&self.policy, &request(session.req_header(), &sender), &body, &Now(self))?;
         // A place in the upstream's bulkhead comes before anything is spent in shared state.
-        let name = admission.rule(&self.policy).and_then(|rule| rule.upstream(rand::random()));
-        let upstream = name.and_then(|name| self.upstreams.get(name)).ok_or(Failure::UpstreamUnreachable)?;
+        let share = admission.share(&self.policy).map(|(_, share)| share.upstream.as_str());
+        let upstream = share.and_then(|name| self.upstreams.get(name)).ok_or(Failure::UpstreamUnreachable)?;
         if !upstream.serves() {
             return Err(Failure::UpstreamUnreachable.into());
         }
@@ -221,6 +221,9 @@ impl Edge {
 
     fn note_refusal(&self, exchange: &mut Exchange, refused: &Refused) {
         let Refused { filter, refusal } = refused;
+        if !refusal.refuses() {
+            return;
+        }
         exchange.refusal = Some((refusal.code, filter));
         self.metrics().refusals.with_label_values(&[*filter, refusal.code]).inc();
     }
@@ -239,7 +242,9 @@ impl Edge {
         let (fields, body) = admission.problem(&refused.refusal);
         let body = Bytes::from(body);
         let mut header = ResponseHeader::build(refused.refusal.status, Some(16))?;
-        header.insert_header("content-length", body.len())?;
+        if !body.is_empty() {
+            header.insert_header("content-length", body.len())?;
+        }
         for (name, value) in fields {
             header.insert_header(name, value)?;
         }
@@ -265,7 +270,10 @@ impl Edge {
         }
         if let Some(admission) = &exchange.admission {
             for (name, value) in admission.answer_fields(&self.policy) {
-                header.insert_header(name.into_owned(), value)?;
+                match JOINED.contains(&&*name) {
+                    true => header.append_header(name.into_owned(), value)?,
+                    false => header.insert_header(name.into_owned(), value).map(|()| true)?,
+                };
             }
         }
         Ok(())

@@ -288,7 +288,9 @@ impl Told<'_> {
         match (decided, rule) {
             (Ok(()), Some(rule)) => {
                 let to: Vec<_> = rule.upstreams.iter().map(|share| share.upstream.as_str()).collect();
-                let _ = writeln!(self.text, "=> goes to {}, within {} ms", to.join(" or "), rule.timeout_ms);
+                let sticks = rule.sticky.map(|by| format!(", always the same for the same {}", by.name()));
+                let (to, sticks) = (to.join(" or "), sticks.unwrap_or_default());
+                let _ = writeln!(self.text, "=> goes to {to}{sticks}, within {} ms", rule.timeout_ms);
             }
             (Ok(()), None) => {}
             (Err(Refused { refusal, .. }), _) => {

@@ -26,6 +26,7 @@ pub(crate) struct Metrics {
     pub(crate) jwks_keys: IntGaugeVec,
     pub(crate) policy_reloads: IntCounterVec,
     pub(crate) policy_refused: IntGauge,
+    pub(crate) experiments: IntCounterVec,
     pub(crate) policy_since: Gauge,
 }
 
@@ -94,6 +95,13 @@ impl Metrics {
                 Opts::new("gateway_policy_reloads_total", "Policies that were to take over, by outcome"),
                 &["outcome"],
             )?,
+            experiments: IntCounterVec::new(
+                Opts::new(
+                    "gateway_experiment_requests_total",
+                    "Requests of experiments, by variant and status",
+                ),
+                &["experiment", "variant", "status"],
+            )?,
             policy_refused: IntGauge::new(
                 "gateway_policy_refused",
                 "1 while the policy file as it is now is refused, and the policy before it serves",
@@ -121,6 +129,7 @@ impl Metrics {
             Box::new(metrics.jwks_keys.clone()),
             Box::new(metrics.policy_reloads.clone()),
             Box::new(metrics.policy_refused.clone()),
+            Box::new(metrics.experiments.clone()),
             Box::new(metrics.policy_since.clone()),
         ] {
             metrics.registry.register(collector)?;

@@ -6,7 +6,7 @@ mod running;
 
 use std::sync::atomic::Ordering;
 
-use self::running::{Recorder, TLS, free_port, pki, serve, until};
+use self::running::{Gateway, Recorder, TLS, free_port, pki, serve, until};
 
 #[tokio::test]
 async fn requests_are_shared_by_weight_and_chosen_by_version() {
@@ -42,6 +42,50 @@ routes:
     let (u, v) = (u.seen() - before.0, v.seen() - before.1);
     // Of 400 some 100; fewer than 50 or more than 160 come once in 10^8.
     assert!(u + v == 400 && (50..=160).contains(&v), "{u} and {v}");
+}
+
+/// Two gateways that know nothing of each other send a sender to the same upstream.
+#[tokio::test]
+async fn who_sticks_is_served_alike_by_every_gateway_and_counted_by_variant() {
+    let folder = tempfile::tempdir().unwrap();
+    pki(folder.path());
+    let (u, v) = (Recorder::start(folder.path(), "u").await, Recorder::start(folder.path(), "v").await);
+    let policy = format!(
+        r#"
+upstreams:
+  u: {{ addresses: ["127.0.0.1:{}"], tls: {TLS} }}
+  v: {{ addresses: ["127.0.0.1:{}"], tls: {TLS} }}
+trusted_proxies: [127.0.0.0/8]
+routes:
+  - name: tried
+    methods: [GET]
+    path: /tried
+    upstreams: [{{ upstream: u, weight: 1, variant: control }}, {{ upstream: v, weight: 1, variant: fast }}]
+    sticky: ip
+    experiment: speed
+    filters: {{ ip_access: {{}} }}
+"#,
+        u.port, v.port
+    );
+    let first = serve(folder.path(), &policy).await;
+    let second = serve(folder.path(), &policy).await;
+    for sender in 0..40 {
+        let address = format!("192.0.2.{sender}");
+        let fields = [("x-forwarded-for", address.as_str())];
+        let told = first.get("/tried", &fields).await;
+        for gateway in [&first, &second] {
+            assert_eq!(gateway.get("/tried", &fields).await, told, "{address}");
+        }
+    }
+    let of = async |gateway: &Gateway, variant: &str| {
+        let line = format!(
+            r#"gateway_experiment_requests_total{{experiment="speed",status="200",variant="{variant}"}}"#
+        );
+        gateway.metric(&line).await
+    };
+    let counted = (of(&first, "control").await, of(&first, "fast").await);
+    assert!(counted.0 + counted.1 == 80.0 && counted.0 > 0.0 && counted.1 > 0.0, "{counted:?}");
+    assert_eq!(of(&second, "control").await, counted.0 / 2.0);
 }
 
 #[tokio::test]

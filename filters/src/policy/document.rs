@@ -13,6 +13,7 @@ use super::secret::Encoding;
 use super::syntax::Location;
 use crate::FilterSet;
 use crate::state::LimitsWhenAway;
+use crate::subject::By;
 use crate::validity::{Moment, Window};
 
 /// A value and the place in the file where it is written.
@@ -515,6 +516,15 @@ pub struct Route {
     /// Upstreams that share the requests by weight, for a canary say.
     #[serde(default)]
     pub upstreams: Vec<At<Share>>,
+    /// Requests of one sender go to the same one of `upstreams`: whose requests those are. A weight that grows draws
+    /// senders to its upstream and moves no others. Requests that do not say who sends them go by chance.
+    pub sticky: Option<At<By>>,
+    /// Makes the sharing an experiment of this name: each of `upstreams` is a `variant`, which the upstream is told in
+    /// `X-Torana-Experiment: NAME=VARIANT`, and logs and metrics too. Routes with the same experiment and variants have
+    /// each sender see the same one.
+    pub experiment: Option<At<String>>,
+    /// That this route will go, and when: every answer says so.
+    pub deprecated: Option<At<Deprecated>>,
     /// Sends a copy of each request to another upstream, whose answer nobody hears.
     pub mirror: Option<At<Mirror>>,
     /// Milliseconds the upstream may take for the whole answer.
@@ -536,6 +546,27 @@ pub struct Share {
     pub upstream: String,
     /// Its part of the sum of all weights; 0 to 10000.
     pub weight: u32,
+    /// What its requests see, in an `experiment`; two variants may have the same upstream.
+    pub variant: Option<String>,
+}
+
+impl Share {
+    /// What tells it from the others of its route.
+    pub(crate) fn key(&self) -> &str {
+        self.variant.as_deref().unwrap_or(&self.upstream)
+    }
+}
+
+/// When a route is no longer to be used, and when it will be gone.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Deprecated {
+    /// Since when it should not be used; may lie ahead. `Deprecation` (RFC 9745) says so.
+    pub since: Moment,
+    /// From when on it may be gone; not before `since`. `Sunset` (RFC 8594) says so.
+    pub sunset: Option<Moment>,
+    /// Where people read what to use instead, an `https:` address. `Link` with the relation `deprecation` says so.
+    pub link: Option<String>,
 }
 
 /// Copies of requests, to see how another version fares. They never delay or fail the original, carry

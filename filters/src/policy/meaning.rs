@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::document::{At, Client, Document, Issuer, Mirror, Route, Share, StateService};
+use super::document::{At, Client, Deprecated, Document, Issuer, Mirror, Route, Share, StateService};
 use super::keyring::{Keyring, window_warnings};
 use super::mistake::{Mistake, nearest};
 use super::routing::{Match, Paths};
@@ -15,6 +15,9 @@ use super::{Reference, Secret, Shared, Upstream};
 use crate::FilterSet;
 use crate::chain::Chain;
 use crate::client_cert::Claim;
+use crate::filter::Context;
+use crate::sharing;
+use crate::subject::{By, name_mistake, subject};
 
 /// A policy that can decide.
 #[derive(Debug)]
@@ -35,6 +38,11 @@ pub struct RouteRule {
     pub name: String,
     /// At least one; the sum of the weights is not 0.
     pub upstreams: Vec<Share>,
+    /// Whose requests go to the same upstream.
+    pub sticky: Option<By>,
+    pub experiment: Option<String>,
+    /// Fields of every answer that say that the route will go.
+    pub deprecation: Vec<(&'static str, String)>,
     pub mirror: Option<Mirror>,
     /// The path that the upstream gets in place of the client's.
     pub rewrite: Option<String>,
@@ -59,17 +67,17 @@ pub struct Site<'p> {
 }
 
 impl RouteRule {
-    /// The upstream of one request, by weight. `draw` is random.
-    pub fn upstream(&self, draw: u32) -> Option<&str> {
-        let sum: u32 = self.upstreams.iter().map(|share| share.weight).sum();
-        let mut left = draw.checked_rem(sum)?;
-        for share in &self.upstreams {
-            match left.checked_sub(share.weight) {
-                None => return Some(&share.upstream),
-                Some(rest) => left = rest,
+    /// The position in [`upstreams`](Self::upstreams) of the one that serves a request of this sender, if who sends it
+    /// matters and is known, or else of this draw, which is random.
+    pub(crate) fn share(&self, context: &Context, draw: u32) -> Option<usize> {
+        let sender = self.sticky.and_then(|by| subject(by, context));
+        match sender {
+            Some(sender) => {
+                let name = self.experiment.as_deref().unwrap_or(&self.name);
+                sharing::of_subject(&self.upstreams, name, &sender)
             }
+            None => sharing::by_chance(&self.upstreams, draw),
         }
-        None
     }
 }
 
@@ -305,6 +313,9 @@ fn rules(document: &Document, keyring: &Arc<Keyring>, mistakes: &mut Vec<Mistake
         }
         let upstreams = shares(document, route, *location, mistakes);
         let mirror = mirror(document, route, mistakes);
+        let deprecation =
+            route.deprecated.as_ref().map(|told| deprecation(told, mistakes)).unwrap_or_default();
+        check_experiment(route, mistakes);
         if route.timeout_ms == 0 {
             mistakes
                 .push(Mistake::at(*location, format!("route `{}`: `timeout_ms` is at least 1", route.name)));
@@ -364,6 +375,9 @@ fn rules(document: &Document, keyring: &Arc<Keyring>, mistakes: &mut Vec<Mistake
             Ok(filters) => rules.push(RouteRule {
                 name: route.name.clone(),
                 upstreams,
+                sticky: route.sticky.as_ref().map(|by| by.value),
+                experiment: route.experiment.as_ref().map(|name| name.value.clone()),
+                deprecation,
                 mirror,
                 rewrite: route.rewrite.as_ref().map(|rewrite| rewrite.value.clone()),
                 timeout_ms: route.timeout_ms,
@@ -384,7 +398,8 @@ fn shares(document: &Document, route: &Route, location: Location, mistakes: &mut
     let known = || document.upstreams.keys().map(String::as_str);
     let written: Vec<At<Share>> = match (&route.upstream, route.upstreams.as_slice()) {
         (Some(At { value, location }), []) => {
-            vec![At { value: Share { upstream: value.clone(), weight: 1 }, location: *location }]
+            let only = Share { upstream: value.clone(), weight: 1, variant: None };
+            vec![At { value: only, location: *location }]
         }
         (None, shares @ [_, ..]) => shares.to_vec(),
         (None, []) | (Some(_), [_, ..]) => {
@@ -405,6 +420,82 @@ fn shares(document: &Document, route: &Route, location: Location, mistakes: &mut
         mistakes.push(Mistake::at(location, format!("route `{}`: every weight is 0", route.name)));
     }
     written.into_iter().map(|share| share.value).collect()
+}
+
+/// Stickiness needs somebody to stick and something to choose from; an experiment needs both, and names for them.
+fn check_experiment(route: &Route, mistakes: &mut Vec<Mistake>) {
+    if let Some(sticky) = &route.sticky {
+        if sticky.value == By::Route {
+            mistakes.push(Mistake::of(sticky, "`sticky: route` would send everybody to the same upstream"));
+        }
+        if route.upstreams.len() < 2 {
+            let message =
+                format!("route `{}`: `sticky` needs several `upstreams` to choose from", route.name);
+            mistakes.push(Mistake::of(sticky, message));
+        }
+    }
+    let mut variants = HashSet::new();
+    for share in &route.upstreams {
+        match (&route.experiment, &share.value.variant) {
+            (None, Some(variant)) => {
+                let message =
+                    format!("route `{}`: variant `{variant}` is of no `experiment`: name one", route.name);
+                mistakes.push(Mistake::of(share, message));
+            }
+            (Some(_), None) => {
+                let message =
+                    format!("route `{}`: each upstream of an experiment is a `variant`", route.name);
+                mistakes.push(Mistake::of(share, message));
+            }
+            (Some(_), Some(variant)) if !variants.insert(variant) => {
+                mistakes.push(Mistake::of(share, format!("two variants are named `{variant}`")));
+            }
+            (Some(_), Some(variant)) => {
+                if name_mistake(variant).is_some() {
+                    let message = format!("variant `{variant}`: {NAME}");
+                    mistakes.push(Mistake::of(share, message));
+                }
+            }
+            (None, None) => {}
+        }
+    }
+    if let Some(experiment) = &route.experiment {
+        if name_mistake(&experiment.value).is_some() {
+            mistakes.push(Mistake::of(experiment, format!("experiment `{}`: {NAME}", experiment.value)));
+        }
+        if route.sticky.is_none() {
+            let message = format!(
+                "experiment `{}` needs `sticky`: whose requests see the same variant",
+                experiment.value
+            );
+            mistakes.push(Mistake::of(experiment, message));
+        }
+    }
+}
+
+const NAME: &str = "use lower-case letters, digits, '-' and '_', at most 64";
+
+/// The fields that tell of it.
+fn deprecation(told: &At<Deprecated>, mistakes: &mut Vec<Mistake>) -> Vec<(&'static str, String)> {
+    let Deprecated { since, sunset, link } = &told.value;
+    let mut fields = vec![("deprecation", format!("@{}", since.ms().div_euclid(1_000)))];
+    if let Some(sunset) = sunset {
+        if sunset < since {
+            mistakes.push(Mistake::of(
+                told,
+                "`sunset` comes before `since`: a route goes after it is deprecated",
+            ));
+        }
+        fields.push(("sunset", sunset.http_date()));
+    }
+    if let Some(link) = link {
+        let plain = |byte: u8| (b'!'..=b'~').contains(&byte) && !b"<>\"".contains(&byte);
+        if !link.starts_with("https://") || !link.bytes().all(plain) {
+            mistakes.push(Mistake::of(told, format!("`{link}` is not an `https:` address")));
+        }
+        fields.push(("link", format!("<{link}>; rel=\"deprecation\"; type=\"text/html\"")));
+    }
+    fields
 }
 
 fn mirror(document: &Document, route: &Route, mistakes: &mut Vec<Mistake>) -> Option<Mirror> {

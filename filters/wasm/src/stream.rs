@@ -31,6 +31,9 @@ pub enum Flow {
 /// The field by which Envoy's routes are told apart: the policy's own matcher has chosen one.
 pub const ROUTE_FIELD: &str = "x-torana-route";
 
+/// The field by which a route's upstreams are told apart, where it has several: the position in their order.
+pub const SHARE_FIELD: &str = "x-torana-share";
+
 /// The field that tells Envoy that the module has refused the request, and worded the refusal.
 pub const REFUSED_FIELD: &str = "x-torana-refused";
 
@@ -333,6 +336,12 @@ impl Stream {
         }
         if let (Some(_), Some(field)) = (&self.received.certificate, &plugin.certificate_field) {
             envoy.set_request_field(field, None);
+        }
+        if rule.upstreams.len() > 1 {
+            let Some((position, _)) = admission.share(&plugin.policy) else {
+                return self.refuse(&Failure::UpstreamUnreachable.into(), envoy);
+            };
+            envoy.set_request_field(SHARE_FIELD, Some(&position.to_string()));
         }
         envoy.set_request_field(ROUTE_FIELD, Some(&rule.name));
         self.phase = Phase::Admitted;

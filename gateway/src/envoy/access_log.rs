@@ -15,6 +15,7 @@ pub(super) fn json_lines() -> Value {
                 "traceparent": "%REQ(TRACEPARENT)%",
                 "method": "%REQ(:METHOD)%",
                 "route": "%ROUTE_NAME%",
+                "experiment": "%REQ(X-TORANA-EXPERIMENT)%",
                 "status": "%RESPONSE_CODE%",
                 "flags": "%RESPONSE_FLAGS%",
                 "details": "%RESPONSE_CODE_DETAILS%",

@@ -215,7 +215,7 @@ pub(super) fn route_config(routes: Vec<Value>) -> Value {
         "name": "torana",
         // What Envoy adds is told nobody; nor is what is behind it.
         "response_headers_to_remove": HIDDEN_FROM_CLIENTS,
-        "request_headers_to_remove": [super::ROUTE_FIELD, super::PEER_FIELD, super::CERTIFICATE_FIELD],
+        "request_headers_to_remove": [super::ROUTE_FIELD, super::SHARE_FIELD, super::PEER_FIELD, super::CERTIFICATE_FIELD],
         "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": routes, "require_tls": "NONE" }],
         "max_direct_response_body_size_bytes": routes::NO_ROUTE_BYTES,
     })

@@ -29,6 +29,8 @@ pub struct Options {
 const STATE_CLUSTER: &str = "torana_state";
 /// The field by which routes are told apart. The module sets it; nobody else can, and no upstream sees it.
 const ROUTE_FIELD: &str = "x-torana-route";
+/// The field by which a route's upstreams are told apart; as the one above.
+const SHARE_FIELD: &str = "x-torana-share";
 /// The field by which the module's refusals are told from Envoy's own answers.
 const REFUSED_FIELD: &str = "x-torana-refused";
 /// The field in which Envoy tells the module who is at the other end. It sets it on every request that does not come

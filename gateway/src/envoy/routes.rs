@@ -3,28 +3,25 @@
 use filters::policy::RouteRule;
 use serde_json::{Value, json};
 
-use super::{MIRROR_FIELD, ROUTE_FIELD, Source, listener, ms};
+use super::{MIRROR_FIELD, ROUTE_FIELD, SHARE_FIELD, Source, listener, ms};
 
 /// Envoy's answer to what no route serves is never seen: the module has answered before.
 pub(super) const NO_ROUTE_BYTES: u32 = 4_096;
 
 impl Source {
     pub(super) fn routes(&self) -> anyhow::Result<Value> {
-        let routes = self.policy.rules().iter().map(|rule| self.route(rule)).collect::<anyhow::Result<_>>();
-        Ok(listener::route_config(routes?))
+        let mut routes = Vec::new();
+        for rule in self.policy.rules() {
+            for (position, share) in rule.upstreams.iter().enumerate() {
+                routes.push(self.route(rule, position, &self.cluster(&share.upstream)?)?);
+            }
+        }
+        Ok(listener::route_config(routes))
     }
 
-    fn route(&self, rule: &RouteRule) -> anyhow::Result<Value> {
-        let mut action = match rule.upstreams.as_slice() {
-            [only] => json!({ "cluster": self.cluster(&only.upstream)? }),
-            several => {
-                let mut shares = Vec::new();
-                for share in several {
-                    shares.push(json!({ "name": self.cluster(&share.upstream)?, "weight": share.weight }));
-                }
-                json!({ "weighted_clusters": { "clusters": shares } })
-            }
-        };
+    /// The way of a rule to one of its upstreams. Of several the module has chosen one.
+    fn route(&self, rule: &RouteRule, position: usize, cluster: &str) -> anyhow::Result<Value> {
+        let mut action = json!({ "cluster": cluster });
         action["timeout"] = json!(ms(rule.timeout_ms));
         // A connection that could not be made has carried nothing; nothing else is ever sent twice.
         action["retry_policy"] = json!({ "retry_on": "connect-failure", "num_retries": 2 });
@@ -47,12 +44,13 @@ impl Source {
                 }],
             }]);
         }
+        let mut fields = vec![json!({ "name": ROUTE_FIELD, "string_match": { "exact": rule.name } })];
+        if rule.upstreams.len() > 1 {
+            fields.push(json!({ "name": SHARE_FIELD, "string_match": { "exact": position.to_string() } }));
+        }
         Ok(json!({
             "name": rule.name,
-            "match": {
-                "prefix": "/",
-                "headers": [{ "name": ROUTE_FIELD, "string_match": { "exact": rule.name } }],
-            },
+            "match": { "prefix": "/", "headers": fields },
             "route": action,
         }))
     }

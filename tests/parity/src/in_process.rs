@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::anyhow;
-use filters::admission::{Admission, Draw, HIDDEN_FROM_CLIENTS};
+use filters::admission::{Admission, Draw, HIDDEN_FROM_CLIENTS, JOINED};
 use filters::chain::Refused;
 use filters::crypto::{Local, Verify};
 use filters::filter::{Host, Refusal, Request};
@@ -124,10 +124,12 @@ impl<'k> InProcess<'k> {
         let kept = request.headers.iter().filter(|(name, _)| !gone(name));
         let new = set.iter().map(|(name, value)| (*name, value.as_bytes()));
         let fields = kept.chain(new).map(|(name, value)| (name.to_owned(), value.to_vec())).collect();
-        let served_by = match admission.rule(&self.policy).map(|rule| rule.upstreams.as_slice()) {
-            Some([only]) => Some(only.upstream.clone()),
-            Some(_) | None => None,
-        };
+        // Who serves by chance is not compared.
+        let sticks = admission
+            .rule(&self.policy)
+            .is_some_and(|rule| rule.upstreams.len() == 1 || rule.sticky.is_some());
+        let share = admission.share(&self.policy).filter(|_| sticks);
+        let served_by = share.map(|(_, share)| share.upstream.clone());
         let upstream = served_by.clone().unwrap_or_default();
         let target = match (path, request.query) {
             (None, _) => sent.target.clone(),
@@ -155,7 +157,10 @@ impl<'k> InProcess<'k> {
         let (fields, _) = admission.problem(refusal);
         let fields = fields.into_iter().map(|(name, value)| (name.to_owned(), value.into_bytes())).collect();
         Outcome {
-            verdict: format!("{} {}", refusal.status, refusal.code),
+            verdict: match refusal.refuses() {
+                true => format!("{} {}", refusal.status, refusal.code),
+                false => format!("{} -", refusal.status),
+            },
             upstream: None,
             served_by: None,
             answer: told_answer(&self.dressed(admission, fields)),
@@ -166,7 +171,7 @@ impl<'k> InProcess<'k> {
     /// An answer's own fields, and in place of some of them those of every answer.
     fn dressed(&self, admission: &Admission, mut fields: Fields) -> Fields {
         for (name, value) in admission.answer_fields(&self.policy) {
-            fields.retain(|(given, _)| *given != name);
+            fields.retain(|(given, _)| JOINED.contains(&given.as_str()) || *given != name);
             fields.push((name.into_owned(), value.into_bytes()));
         }
         fields

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use filters::admission::JOINED;
 use filters::chain::Refused;
 use filters::failure::Failure;
 use filters::filter::Headers;
@@ -124,14 +125,15 @@ impl Stream {
     fn dress(&self, envoy: &dyn Envoy) {
         let Some(admission) = &self.admission else { return };
         let ours = admission.answer_fields(&self.plugin.policy);
-        if ours.len() <= FEW {
+        let joined = |name: &str| JOINED.contains(&name);
+        if ours.len() <= FEW && !ours.iter().any(|(name, _)| joined(name)) {
             for (name, value) in &ours {
                 envoy.set_answer_field(name, value);
             }
             return;
         }
         let told = envoy.answer_fields();
-        let kept = told.iter().filter(|(name, _)| !ours.iter().any(|(own, _)| own == name));
+        let kept = told.iter().filter(|(name, _)| joined(name) || !ours.iter().any(|(own, _)| own == name));
         let kept = kept.map(|(name, value)| (name.as_str(), value.as_slice()));
         envoy.set_answer_fields(
             kept.chain(ours.iter().map(|(name, value)| (&**name, value.as_bytes()))).collect(),
