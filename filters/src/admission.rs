@@ -241,12 +241,9 @@ fn find(policy: &Policy, request: &Request<'_>) -> Result<usize, Refused> {
             return Err(Refusal::new(400, "host_ambiguous", "Name the host, once.").into());
         }
     }
-    let upgrades = |value: &[u8]| {
-        value.split(|byte| *byte == b',').any(|word| word.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
-    };
-    if request.headers.all("upgrade").next().is_some() && request.headers.all("connection").any(upgrades) {
-        let detail = "No other protocol is spoken here. Send the request without Upgrade.";
-        return Err(Refusal::new(400, "upgrade_unsupported", detail).into());
+    let upgrade = Upgrade::asked(request);
+    if upgrade == Upgrade::Other {
+        return Err(upgrade_unsupported());
     }
     if !shape::unambiguous(request.path) {
         let detail = "Send the path plainly: no empty or dot segments, no encoded characters, no parameters.";
@@ -256,6 +253,7 @@ fn find(policy: &Policy, request: &Request<'_>) -> Result<usize, Refused> {
         let detail = "Ask for one version, in X-API-Version or in the media type that you accept.";
         Refusal::new(400, "version_ambiguous", detail)
     })?;
+    let unasked = |rule: &RouteRule| upgrade == Upgrade::WebSocket && rule.websocket.is_none();
     if let Some(method) = cors::preflight(request.method, &request.headers)
         && let Match::Route(position) = policy.route(method, request.path, version)
         && policy.rules().get(position).is_some_and(|rule| rule.chain.names().any(|name| name == "cors"))
@@ -263,6 +261,7 @@ fn find(policy: &Policy, request: &Request<'_>) -> Result<usize, Refused> {
         return Ok(position);
     }
     match policy.route(request.method, request.path, version) {
+        Match::Route(rule) if policy.rules().get(rule).is_some_and(unasked) => Err(upgrade_unsupported()),
         Match::Route(rule) => Ok(rule),
         Match::NotFound => Err(not_found()),
         Match::VersionUnknown(versions) => {
@@ -274,6 +273,42 @@ fn find(policy: &Policy, request: &Request<'_>) -> Result<usize, Refused> {
             Err(refusal.header("allow", methods.join(", ")).into())
         }
     }
+}
+
+/// Another protocol that the client would go on with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Upgrade {
+    None,
+    WebSocket,
+    Other,
+}
+
+impl Upgrade {
+    fn asked(request: &Request<'_>) -> Self {
+        let upgrades = |value: &[u8]| {
+            value.split(|byte| *byte == b',').any(|word| word.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
+        };
+        let headers = &request.headers;
+        if headers.all("upgrade").next().is_none() || !headers.all("connection").any(upgrades) {
+            return Self::None;
+        }
+        let to = headers.one("upgrade").ok().flatten().unwrap_or_default();
+        // With a body it would not be told what of it is the other protocol's.
+        let has_body = headers.all("transfer-encoding").next().is_some()
+            || headers.all("content-length").any(|length| length != b"0");
+        let is_one = to.eq_ignore_ascii_case("websocket") && request.method == "GET" && !has_body;
+        if is_one { Self::WebSocket } else { Self::Other }
+    }
+}
+
+/// Whether the request asks for a WebSocket: it has no body, and what follows its header is not HTTP.
+pub fn asks_for_websocket(request: &Request<'_>) -> bool {
+    Upgrade::asked(request) == Upgrade::WebSocket
+}
+
+fn upgrade_unsupported() -> Refused {
+    let detail = "No other protocol is spoken here. Send the request without Upgrade.";
+    Refusal::new(400, "upgrade_unsupported", detail).into()
 }
 
 fn not_found() -> Refused {

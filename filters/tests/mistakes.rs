@@ -467,6 +467,35 @@ fn requests_are_shared_out_as_it_can_be_meant() {
     }
 }
 
+/// What cannot be on a WebSocket.
+#[test]
+fn websockets_are_let_through_as_it_can_be_meant() {
+    for (settings, expected) in [
+        ("methods: [GET], websocket: {}", ""),
+        ("methods: [GET], websocket: { idle_timeout_ms: 1000, most_s: 60 }", ""),
+        (
+            "methods: [GET], websocket: { most_s: 100000 }",
+            "route `it`: of `websocket`, `idle_timeout_ms` is at least 1",
+        ),
+        ("methods: [GET], websocket: { idle_timeout_ms: 0 }", "`most_s` between 1 and 86400"),
+        (
+            "methods: [GET, POST], websocket: {}",
+            "WebSockets are asked for with GET, and `methods` is another",
+        ),
+        ("methods: [GET], websocket: {}, mirror: { upstream: txn-core }", "a WebSocket cannot be copied"),
+        (
+            "methods: [GET], websocket: {}, filters: { signing: { to_upstream: { key: acme-1 } } }",
+            "what passes on a WebSocket cannot be signed or verified",
+        ),
+    ] {
+        let begin = GOOD.split("routes:").next().unwrap();
+        let policy =
+            format!("{begin}routes:\n  - {{ name: it, path: /it, upstream: txn-core, {settings} }}\n");
+        let told = read(&policy).err().unwrap_or_default();
+        assert!(told.contains(expected) && told.is_empty() == expected.is_empty(), "{settings}: {told}");
+    }
+}
+
 /// What the filter `cors` wants of its settings.
 #[test]
 fn pages_of_other_origins_are_named() {

@@ -46,6 +46,7 @@ impl ProxyHttp for Door {
             fields: UpstreamFields::default(),
             upstream: None,
             address: None,
+            websocket: None,
             copy: None,
             place: None,
             _in_flight: InFlight::enter(&edge.metrics().in_flight),
@@ -77,7 +78,18 @@ impl ProxyHttp for Door {
         });
         let answered = match edge.admit(session, exchange, self.request_timeout).await {
             Ok(body) if edge.reads_answer(exchange) => edge.carry(session, exchange, body).await,
-            Ok(_) => return Ok(false),
+            Ok(_) => {
+                if let Some(websocket) = exchange.websocket {
+                    let idle = Duration::from_millis(websocket.idle_timeout_ms);
+                    session.set_write_timeout(Some(idle));
+                    // The client may listen for as long as the upstream has something to say.
+                    session.set_read_timeout(None);
+                    if let Some(connection) = Connection::of(session.digest()) {
+                        connection.clock.ends_within(Duration::from_secs(websocket.most_s));
+                    }
+                }
+                return Ok(false);
+            }
             Err(refused) => Err(refused),
         };
         match answered {

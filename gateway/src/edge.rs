@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use certs::Watch;
-use filters::admission::{Admission, HIDDEN_FROM_CLIENTS, JOINED};
+use filters::admission::{Admission, HIDDEN_FROM_CLIENTS, JOINED, asks_for_websocket};
 use filters::chain::Refused;
 use filters::failure::Failure;
 use filters::filter::{Host, Refusal};
@@ -18,7 +18,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::*;
 use pingora::protocols::Digest;
 use pingora::proxy::Session;
-use pingora::upstreams::peer::HttpPeer;
+use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 
 use crate::client_keys::ClientKeys;
 use crate::exchange::Exchange;
@@ -104,7 +104,11 @@ impl Edge {
     /// The upstream's next address for this request; `None` when no address serves.
     pub(crate) fn peer(&self, exchange: &mut Exchange) -> Option<HttpPeer> {
         let timeout = Duration::from_millis(self.rule(exchange)?.timeout_ms);
-        let (position, peer) = exchange.upstream.as_ref()?.peer(timeout)?;
+        let (position, mut peer) = exchange.upstream.as_ref()?.peer(timeout)?;
+        if let Some(websocket) = exchange.websocket {
+            peer.options.read_timeout = Some(Duration::from_millis(websocket.idle_timeout_ms));
+            peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::default();
+        }
         exchange.address = Some(position);
         Some(peer)
     }
@@ -171,9 +175,15 @@ impl Edge {
             return Err(Failure::Malformed.into());
         };
         self.head(session.req_header(), &sender, admission).await?;
-        let body = match tokio::time::timeout(time, read_body(session)).await {
-            Ok(body) => body?,
-            Err(_) => return Err(Failure::RequestTimeout.into()),
+        let asked = asks_for_websocket(&request(session.req_header(), &sender));
+        exchange.websocket = admission.rule(&self.policy).filter(|_| asked).and_then(|rule| rule.websocket);
+        let body = match exchange.websocket {
+            // What follows is not its body.
+            Some(_) => Bytes::new(),
+            None => match tokio::time::timeout(time, read_body(session)).await {
+                Ok(body) => body?,
+                Err(_) => return Err(Failure::RequestTimeout.into()),
+            },
         };
         admission.body(&self.policy, &request(session.req_header(), &sender), &body, &Now(self))?;
         // A place in the upstream's bulkhead comes before anything is spent in shared state.

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use filters::admission::Admission;
+use filters::policy::WebSocket;
 use filters::upstream::UpstreamFields;
 use http::header::HOST;
 use pingora::http::RequestHeader;
@@ -30,6 +31,8 @@ pub(crate) struct Exchange {
     pub(crate) upstream: Option<Arc<Upstream>>,
     /// The position of the address that was tried last.
     pub(crate) address: Option<usize>,
+    /// The bounds of the WebSocket that it asks for.
+    pub(crate) websocket: Option<WebSocket>,
     /// The body of a request that is to be copied.
     pub(crate) copy: Option<Bytes>,
     /// Our place in the upstream's bulkhead.

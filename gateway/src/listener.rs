@@ -5,7 +5,7 @@
 
 use std::any::Any;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -25,7 +25,7 @@ use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
 use rustls::server::ResolvesServerCert;
 use rustls::sign::SingleCertAndKey;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
@@ -261,7 +261,7 @@ struct Handshakes;
 #[async_trait]
 impl TlsAccept for Handshakes {
     async fn handshake_complete_callback(&self, tls: &TlsRef) -> Option<Arc<dyn Any + Send + Sync>> {
-        let clock = Clock(Mutex::new(Waiting { requests: 0, since: Instant::now(), first: true }));
+        let clock = Clock::start();
         // The verifier has accepted it, or the handshake would not be complete.
         let certificate = tls.peer_certificate_der().map(|der| Arc::new(Certificate::new(der)));
         Some(Arc::new(Connection { clock, certificate }))
@@ -290,7 +290,11 @@ impl Connection {
 /// For how long a connection has been without a request. A client that sends its header byte by byte never
 /// gets to be one with a request, however long it takes.
 #[derive(Debug)]
-pub(crate) struct Clock(Mutex<Waiting>);
+pub(crate) struct Clock {
+    waiting: Mutex<Waiting>,
+    /// It is to end sooner than whoever waits for that knows.
+    hastened: Notify,
+}
 
 #[derive(Debug)]
 struct Waiting {
@@ -298,19 +302,36 @@ struct Waiting {
     requests: u32,
     since: Instant,
     first: bool,
+    /// When it ends, whatever it does.
+    ends_at: Option<Instant>,
 }
 
 impl Clock {
+    fn start() -> Self {
+        let waiting = Waiting { requests: 0, since: Instant::now(), first: true, ends_at: None };
+        Self { waiting: Mutex::new(waiting), hastened: Notify::new() }
+    }
+
+    /// The connection must not be there any longer than this.
+    pub(crate) fn ends_within(&self, time: Duration) {
+        self.waiting().ends_at = Some(Instant::now() + time);
+        self.hastened.notify_one();
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A request's header has arrived whole.
     pub(crate) fn request_begins(&self) {
-        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting();
         waiting.requests += 1;
         waiting.first = false;
     }
 
     /// A request has been answered.
     pub(crate) fn request_ends(&self) {
-        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting();
         waiting.requests = waiting.requests.saturating_sub(1);
         waiting.since = Instant::now();
     }
@@ -319,17 +340,40 @@ impl Clock {
     async fn ran_out(&self, first: Duration, idle: Duration) {
         loop {
             let left = {
-                let waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+                let waiting = self.waiting();
                 let limit = if waiting.first { first } else { idle };
-                match waiting.requests {
+                let left = match waiting.requests {
                     0 => limit.saturating_sub(waiting.since.elapsed()),
                     _ => limit,
-                }
+                };
+                let end = waiting.ends_at.map(|at| at.saturating_duration_since(Instant::now()));
+                end.map_or(left, |end| end.min(left))
             };
             if left.is_zero() {
                 return;
             }
-            tokio::time::sleep(left).await;
+            tokio::select! {
+                () = tokio::time::sleep(left) => {}
+                () = self.hastened.notified() => {}
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever waits for it learns of an end that was set while he waited.
+    #[tokio::test]
+    async fn a_connection_can_be_given_an_end() {
+        let clock = Arc::new(Clock::start());
+        clock.request_begins();
+        let waiting = Arc::clone(&clock);
+        let hour = Duration::from_secs(3_600);
+        let ran_out = tokio::spawn(async move { waiting.ran_out(hour, hour).await });
+        tokio::task::yield_now().await;
+        clock.ends_within(Duration::from_millis(1));
+        timeout(Duration::from_secs(60), ran_out).await.unwrap().unwrap();
     }
 }

@@ -527,7 +527,10 @@ pub struct Route {
     pub deprecated: Option<At<Deprecated>>,
     /// Sends a copy of each request to another upstream, whose answer nobody hears.
     pub mirror: Option<At<Mirror>>,
-    /// Milliseconds the upstream may take for the whole answer.
+    /// Lets WebSockets (RFC 6455) through, over HTTP/1.1: the filters decide on the request that asks for one, and what
+    /// then passes is between client and upstream. Absent: whoever asks for another protocol is refused.
+    pub websocket: Option<At<WebSocket>>,
+    /// Milliseconds the upstream may take for the whole answer; of a WebSocket, `websocket` says how long it may be.
     #[serde(default = "ms::<5_000>")]
     pub timeout_ms: u64,
     /// What this route requires on top of what every route does.
@@ -536,6 +539,22 @@ pub struct Route {
     /// Filters of every route that this one does without, in so many words.
     #[serde(default)]
     pub except: Vec<At<String>>,
+}
+
+/// Bounds of a WebSocket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct WebSocket {
+    /// Milliseconds that may pass without a word from the upstream, its answer included. Have it ping more often.
+    pub idle_timeout_ms: u64,
+    /// Seconds after which it is closed, whatever passes: whoever opened it must show again who he is.
+    pub most_s: u64,
+}
+
+impl Default for WebSocket {
+    fn default() -> Self {
+        Self { idle_timeout_ms: 60_000, most_s: 3_600 }
+    }
 }
 
 /// An upstream's share of a route's requests.

@@ -11,7 +11,7 @@ use super::mistake::{Mistake, nearest};
 use super::routing::{Match, Paths};
 use super::syntax::{self, Location};
 use super::warning::warnings;
-use super::{Reference, Secret, Shared, Upstream};
+use super::{Reference, Secret, Shared, Upstream, WebSocket};
 use crate::FilterSet;
 use crate::chain::Chain;
 use crate::client_cert::Claim;
@@ -47,6 +47,8 @@ pub struct RouteRule {
     /// The path that the upstream gets in place of the client's.
     pub rewrite: Option<String>,
     pub timeout_ms: u64,
+    /// Whether WebSockets pass, and their bounds.
+    pub websocket: Option<WebSocket>,
     pub chain: Chain,
     /// Filters of every route that this one does without.
     pub except: Vec<String>,
@@ -371,6 +373,9 @@ fn rules(document: &Document, keyring: &Arc<Keyring>, mistakes: &mut Vec<Mistake
                 mistakes.push(Mistake::at(place(filter), message));
             }
         }
+        if let Some(websocket) = &route.websocket {
+            check_websocket(websocket, route, &filters, mistakes);
+        }
         match filters.build(&site) {
             Ok(filters) => rules.push(RouteRule {
                 name: route.name.clone(),
@@ -381,6 +386,7 @@ fn rules(document: &Document, keyring: &Arc<Keyring>, mistakes: &mut Vec<Mistake
                 mirror,
                 rewrite: route.rewrite.as_ref().map(|rewrite| rewrite.value.clone()),
                 timeout_ms: route.timeout_ms,
+                websocket: route.websocket.as_ref().map(|websocket| websocket.value),
                 chain: Chain::new(filters),
                 except: except.into_iter().map(str::to_owned).collect(),
             }),
@@ -420,6 +426,31 @@ fn shares(document: &Document, route: &Route, location: Location, mistakes: &mut
         mistakes.push(Mistake::at(location, format!("route `{}`: every weight is 0", route.name)));
     }
     written.into_iter().map(|share| share.value).collect()
+}
+
+fn check_websocket(
+    websocket: &At<WebSocket>,
+    route: &Route,
+    filters: &FilterSet,
+    mistakes: &mut Vec<Mistake>,
+) {
+    const MOST_S: u64 = 86_400;
+    let mut wrong = |message: &str| {
+        mistakes.push(Mistake::of(websocket, format!("route `{}`: {message}", route.name)));
+    };
+    let WebSocket { idle_timeout_ms, most_s } = websocket.value;
+    if idle_timeout_ms == 0 || most_s == 0 || most_s > MOST_S {
+        wrong("of `websocket`, `idle_timeout_ms` is at least 1, and `most_s` between 1 and 86400");
+    }
+    if route.methods != ["GET"] {
+        wrong("WebSockets are asked for with GET, and `methods` is another: write `methods: [GET]`");
+    }
+    if route.mirror.is_some() {
+        wrong("a WebSocket cannot be copied: drop `mirror` or `websocket`");
+    }
+    if filters.signing.is_some() {
+        wrong("what passes on a WebSocket cannot be signed or verified: drop `signing` or `websocket`");
+    }
 }
 
 /// Stickiness needs somebody to stick and something to choose from; an experiment needs both, and names for them.

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use filters::admission::Admission;
+use filters::admission::{Admission, asks_for_websocket};
 use filters::certificate::Certificate;
 use filters::chain::Refused;
 use filters::failure::Failure;
@@ -162,7 +162,8 @@ impl Stream {
         let traceparent =
             self.received.request(peer).headers.one("traceparent").ok().flatten().map(str::to_owned);
         self.admission = Some(Admission::new(peer, traceparent.as_deref(), draw));
-        if whole {
+        // What follows the header of a WebSocket is no body, and does not come before the answer.
+        if whole || asks_for_websocket(&self.received.request(peer)) {
             self.body = Some(Vec::new());
         }
         self.now_ms = envoy.now_ms();

@@ -116,6 +116,11 @@ impl Source {
             Some(_) => ("SANITIZE_SET", json!({ "cert": true })),
             None => ("SANITIZE", json!({})),
         };
+        // The module refuses those that the policy does not let through.
+        let upgrades = match self.policy.rules().iter().any(|rule| rule.websocket.is_some()) {
+            true => json!([{ "upgrade_type": "websocket" }]),
+            false => json!([]),
+        };
         Ok(json!({
             "name": "envoy.filters.network.http_connection_manager",
             "typed_config": {
@@ -167,6 +172,7 @@ impl Source {
                 "stream_idle_timeout": ms(self.longest_route_ms().saturating_add(listener.request_timeout_ms)),
                 "delayed_close_timeout": "1s",
                 "drain_timeout": "5s",
+                "upgrade_configs": upgrades,
                 "local_reply_config": local_reply::problems(),
             },
         }))

@@ -1,6 +1,6 @@
 //! Routes: who serves what the module has let in, how long it may take, and who gets a copy.
 
-use filters::policy::RouteRule;
+use filters::policy::{RouteRule, WebSocket};
 use serde_json::{Value, json};
 
 use super::{MIRROR_FIELD, ROUTE_FIELD, SHARE_FIELD, Source, listener, ms};
@@ -23,6 +23,12 @@ impl Source {
     fn route(&self, rule: &RouteRule, position: usize, cluster: &str) -> anyhow::Result<Value> {
         let mut action = json!({ "cluster": cluster });
         action["timeout"] = json!(ms(rule.timeout_ms));
+        if let Some(WebSocket { idle_timeout_ms, most_s }) = rule.websocket {
+            // Of the answer that opens it and of what passes then alike.
+            action["timeout"] = json!("0s");
+            action["idle_timeout"] = json!(ms(idle_timeout_ms));
+            action["max_stream_duration"] = json!({ "max_stream_duration": format!("{most_s}s") });
+        }
         // A connection that could not be made has carried nothing; nothing else is ever sent twice.
         action["retry_policy"] = json!({ "retry_on": "connect-failure", "num_retries": 2 });
         if let Some(path) = &rule.rewrite {
