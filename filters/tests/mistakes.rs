@@ -467,6 +467,29 @@ fn requests_are_shared_out_as_it_can_be_meant() {
     }
 }
 
+/// What is never sent twice.
+#[test]
+fn only_what_is_safe_is_repeated() {
+    for (settings, expected) in [
+        ("methods: [GET, HEAD], retries: 3", ""),
+        ("methods: [POST], retries: 0", ""),
+        ("methods: [GET], retries: 4", "route `it`: `retries` is at most 3"),
+        (
+            "methods: [GET, POST], retries: 1",
+            "route `it`: `retries` would repeat POST, which may change something twice",
+        ),
+        ("methods: [DELETE], retries: 1", "`retries` would repeat DELETE"),
+    ] {
+        let begin = GOOD.split("routes:").next().unwrap();
+        let policy =
+            format!("{begin}routes:\n  - {{ name: it, path: /it, upstream: txn-core, {settings} }}\n");
+        let told = read(&policy).err().unwrap_or_default();
+        assert!(told.contains(expected) && told.is_empty() == expected.is_empty(), "{settings}: {told}");
+    }
+    let told = read(&GOOD.replace("addresses:", "retry_budget_percent: 101\n    addresses:")).unwrap_err();
+    assert!(told.contains("upstream `txn-core`: `retry_budget_percent` is at most 100"), "{told}");
+}
+
 /// What cannot be on a WebSocket.
 #[test]
 fn websockets_are_let_through_as_it_can_be_meant() {

@@ -20,6 +20,7 @@ use crate::exchange::{Exchange, InFlight};
 use crate::gate::Gate;
 use crate::listener::Connection;
 use crate::message::{Sender, request, target};
+use crate::whole::TRIES;
 
 /// A listener's way into the edge.
 #[derive(Debug)]
@@ -47,6 +48,8 @@ impl ProxyHttp for Door {
             upstream: None,
             address: None,
             websocket: None,
+            unconnected: 0,
+            repeats: Vec::new(),
             copy: None,
             place: None,
             _in_flight: InFlight::enter(&edge.metrics().in_flight),
@@ -118,7 +121,8 @@ impl ProxyHttp for Door {
         let edge = Arc::clone(&exchange.edge);
         edge.believes(exchange, digest).map_err(|mut error| {
             edge.failed(exchange);
-            error.set_retry(true);
+            exchange.unconnected += 1;
+            error.set_retry(exchange.unconnected < TRIES);
             error
         })
     }
@@ -155,7 +159,37 @@ impl ProxyHttp for Door {
         mut error: Box<Error>,
     ) -> Box<Error> {
         Arc::clone(&exchange.edge).failed(exchange);
-        error.set_retry(true);
+        exchange.unconnected += 1;
+        error.set_retry(exchange.unconnected < TRIES);
+        error
+    }
+
+    /// The connection had stood: the request may have arrived. It is sent again if it can do no harm: when the policy lets
+    /// it, or when the connection was an old one, which the upstream may have closed just then.
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        exchange: &mut Exchange,
+        reused: bool,
+    ) -> Box<Error> {
+        use pingora::ErrorType::{ConnectionClosed, ReadError, WriteError};
+        let is_safe = matches!(session.req_header().method.as_str(), "GET" | "HEAD" | "OPTIONS");
+        let is_whole = !session.as_ref().retry_buffer_truncated() && session.response_written().is_none();
+        let broke = matches!(error.esource(), pingora::ErrorSource::Upstream)
+            && matches!(error.etype(), ConnectionClosed | ReadError | WriteError);
+        if !is_safe || !is_whole || exchange.websocket.is_some() {
+            error.set_retry(false);
+            return error;
+        }
+        error.retry.decide_reuse(reused);
+        if broke && !error.retry() {
+            let edge = Arc::clone(&exchange.edge);
+            // The same address may take the next one: what failed is said of it all the same.
+            edge.failed(exchange);
+            error.set_retry(edge.repeats(exchange));
+        }
         error
     }
 

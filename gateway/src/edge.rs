@@ -122,6 +122,16 @@ impl Edge {
         }
     }
 
+    /// Whether a request may be sent again that may have arrived: it is safe, the policy says so, and few are.
+    pub(crate) fn repeats(&self, exchange: &mut Exchange) -> bool {
+        let most = self.rule(exchange).map_or(0, |rule| rule.retries);
+        let upstream = exchange.upstream.as_ref().filter(|_| exchange.repeats.len() < most as usize);
+        let Some(repeat) = upstream.and_then(|upstream| upstream.repeat()) else { return false };
+        exchange.repeats.push(repeat);
+        self.metrics().repeats.inc();
+        true
+    }
+
     /// Whether the request may go out on a connection that has been made for it, for what the revocation lists say.
     pub(crate) fn believes(&self, exchange: &Exchange, digest: Option<&Digest>) -> Answered<()> {
         match (&exchange.upstream, exchange.address) {

@@ -14,7 +14,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::edge::Edge;
 use crate::message::target;
-use crate::upstream::Upstream;
+use crate::upstream::{Repeat, Upstream};
 
 #[derive(Debug)]
 pub(crate) struct Exchange {
@@ -37,6 +37,10 @@ pub(crate) struct Exchange {
     pub(crate) copy: Option<Bytes>,
     /// Our place in the upstream's bulkhead.
     pub(crate) place: Option<OwnedSemaphorePermit>,
+    /// Connections for it that could not be made.
+    pub(crate) unconnected: u32,
+    /// Its repeats.
+    pub(crate) repeats: Vec<Repeat>,
     /// Counted until dropped.
     pub(crate) _in_flight: InFlight,
 }

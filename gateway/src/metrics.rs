@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
 };
 
 /// The gateway's metrics. Labels are the policy's own names and standard codes: their number is bounded.
@@ -20,6 +21,7 @@ pub(crate) struct Metrics {
     pub(crate) redis_seconds: Histogram,
     pub(crate) redis_batches: IntCounterVec,
     pub(crate) ejections: IntCounterVec,
+    pub(crate) repeats: IntCounter,
     pub(crate) healthy: IntGaugeVec,
     pub(crate) copies: IntCounterVec,
     pub(crate) jwks_fetches: IntCounterVec,
@@ -75,6 +77,10 @@ impl Metrics {
                 ),
                 &["address"],
             )?,
+            repeats: IntCounter::new(
+                "gateway_repeats_total",
+                "Requests sent again after their connection broke",
+            )?,
             healthy: IntGaugeVec::new(
                 Opts::new("gateway_upstream_healthy", "1 while probes find that the address serves"),
                 &["upstream", "address"],
@@ -123,6 +129,7 @@ impl Metrics {
             Box::new(metrics.redis_seconds.clone()),
             Box::new(metrics.redis_batches.clone()),
             Box::new(metrics.ejections.clone()),
+            Box::new(metrics.repeats.clone()),
             Box::new(metrics.healthy.clone()),
             Box::new(metrics.copies.clone()),
             Box::new(metrics.jwks_fetches.clone()),

@@ -35,8 +35,9 @@ pub fn run(file: &Path, loaded: Loaded, options: Options) -> anyhow::Result<()> 
         // The drain below ends the process as soon as nothing is in flight, at the latest then.
         grace_period_seconds: Some(options.drain_s + 1),
         graceful_shutdown_timeout_seconds: Some(1),
-        // A payment is never sent twice by the edge; `Edge` allows only what never reached an upstream.
-        max_retries: 2,
+        // Tries, the first included. What is tried again the door decides: what never reached an upstream, and what is
+        // safe.
+        max_retries: 4,
         upstream_keepalive_pool_size: 1_024,
         ..ServerConf::default()
     };

@@ -21,8 +21,8 @@ use crate::exchange::Exchange;
 use crate::message::{Sender, request};
 use crate::upstream::HOP;
 
-/// Addresses that are tried before the upstream counts as unreachable; as many as Envoy tries.
-const TRIES: usize = 3;
+/// Connections that are tried before the upstream counts as unreachable; as many as Envoy tries.
+pub(crate) const TRIES: u32 = 3;
 
 /// Connections of our own to upstreams, kept for reuse as Pingora's are.
 pub(crate) struct Connections(Connector);

@@ -4,7 +4,10 @@
 
 mod running;
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::io::AsyncReadExt as _;
 
 use self::running::{Gateway, Recorder, TLS, free_port, pki, serve, until};
 
@@ -162,4 +165,80 @@ routes:
     until("probes find it unhealthy", async || status().await == 503).await;
     u.health.store(200, Ordering::Relaxed);
     until("probes find it healthy again", async || status().await == 200).await;
+}
+
+/// An upstream that takes requests, and hangs up before it answers.
+async fn hangs_up(folder: &std::path::Path) -> (u16, Arc<AtomicUsize>) {
+    let pem = |name: &str| folder.join(name);
+    let identity = certs::Identity::load(&pem("txn-core.pem"), &pem("txn-core.key")).unwrap();
+    let clients = certs::ClientAuth::Required(certs::Trust::load(&pem("internal-ca.pem")).unwrap());
+    let tls = certs::server_config(&identity, clients, certs::Versions::Tls13Only, &[b"http/1.1"]).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let taken = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&taken);
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let Ok(mut stream) = tokio_rustls::TlsAcceptor::from(Arc::clone(&tls)).accept(stream).await
+            else {
+                continue;
+            };
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                match stream.read_u8().await {
+                    Ok(byte) => head.push(byte),
+                    Err(_) => break,
+                }
+            }
+            count.fetch_add(usize::from(!head.is_empty()), Ordering::Relaxed);
+        }
+    });
+    (port, taken)
+}
+
+/// What is safe is sent again, as often as the policy says and as the budget lets it; nothing else is.
+#[tokio::test]
+async fn what_is_safe_is_repeated_within_the_budget() {
+    let folder = tempfile::tempdir().unwrap();
+    pki(folder.path());
+    let good = Recorder::start(folder.path(), "good").await;
+    let (bad, taken) = hangs_up(folder.path()).await;
+    let policy = format!(
+        r#"
+upstreams:
+  both: {{ addresses: ["127.0.0.1:{bad}", "127.0.0.1:{}"], tls: {TLS}, outlier: {{ failures: 0 }} }}
+  bad: {{ addresses: ["127.0.0.1:{bad}"], tls: {TLS}, outlier: {{ failures: 0 }} }}
+routes:
+  - {{ name: once, methods: [GET, POST], path: /once, upstream: both }}
+  - {{ name: again, methods: [GET], path: /again, upstream: both, retries: 1 }}
+  - {{ name: vain, methods: [GET], path: /vain, upstream: bad, retries: 2 }}
+"#,
+        good.port
+    );
+    let gateway = serve(folder.path(), &policy).await;
+    let failed = (502, "upstream_failed".to_owned());
+    for _ in 0..4 {
+        assert_eq!(gateway.get("/again", &[]).await, (200, "good".to_owned()));
+    }
+    let (before, repeats) = (taken.load(Ordering::Relaxed), gateway.metric("gateway_repeats_total").await);
+    assert!(before >= 2 && repeats == before as f64, "{before} were cut off, {repeats} repeated");
+
+    assert_eq!(gateway.get("/vain", &[]).await, failed);
+    assert_eq!(taken.load(Ordering::Relaxed), before + 3, "sent, and sent again twice");
+
+    let (mut answered, mut cut_off) = (0, 0);
+    for _ in 0..4 {
+        for request in [
+            gateway.http.get(format!("{}/once", gateway.url)),
+            gateway.http.post(format!("{}/once", gateway.url)),
+        ] {
+            match request.send().await.unwrap().status().as_u16() {
+                200 => answered += 1,
+                502 => cut_off += 1,
+                other => panic!("{other}"),
+            }
+        }
+    }
+    assert_eq!((answered, cut_off), (4, 4), "each address in turn, and nothing is repeated");
 }

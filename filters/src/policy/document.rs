@@ -216,6 +216,10 @@ pub struct Upstream {
     /// Most requests in flight; more are refused at once with 503.
     #[serde(default = "n::<1_024>")]
     pub max_in_flight: u32,
+    /// Most repeats under way at once, in percent of the requests in flight there, 3 at least: so that repeats do not
+    /// bury an upstream that fails. 0 to 100.
+    #[serde(default = "n::<20>")]
+    pub retry_budget_percent: u32,
     /// Probes that find an address that does not serve before a request does; absent: none.
     pub health: Option<Health>,
     /// When an address that fails requests is left out for a while.
@@ -533,6 +537,11 @@ pub struct Route {
     /// Milliseconds the upstream may take for the whole answer; of a WebSocket, `websocket` says how long it may be.
     #[serde(default = "ms::<5_000>")]
     pub timeout_ms: u64,
+    /// Times that a request is sent again, to the next address, when its connection broke before an answer began; at most
+    /// 3, and only where all `methods` are safe (RFC 9110 section 9.2.1): what may have moved money is never repeated.
+    /// A request of which nothing was sent is no repeat, and needs none of this.
+    #[serde(default)]
+    pub retries: u32,
     /// What this route requires on top of what every route does.
     #[serde(default)]
     pub filters: At<FilterSet>,

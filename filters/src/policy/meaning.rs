@@ -47,6 +47,8 @@ pub struct RouteRule {
     /// The path that the upstream gets in place of the client's.
     pub rewrite: Option<String>,
     pub timeout_ms: u64,
+    /// Times that a request may be sent again.
+    pub retries: u32,
     /// Whether WebSockets pass, and their bounds.
     pub websocket: Option<WebSocket>,
     pub chain: Chain,
@@ -180,6 +182,10 @@ fn check_upstreams(document: &Document, mistakes: &mut Vec<Mistake>) {
         }
         if upstream.tls.server_name.value.trim().is_empty() {
             mistakes.push(Mistake::at(upstream.tls.server_name.location, NO_SERVER_NAME));
+        }
+        if upstream.retry_budget_percent > 100 {
+            let message = format!("upstream `{name}`: `retry_budget_percent` is at most 100");
+            mistakes.push(Mistake::at(*location, message));
         }
         if let Some(health) = &upstream.health {
             if !health.path.starts_with('/') {
@@ -373,6 +379,7 @@ fn rules(document: &Document, keyring: &Arc<Keyring>, mistakes: &mut Vec<Mistake
                 mistakes.push(Mistake::at(place(filter), message));
             }
         }
+        check_retries(route, *location, mistakes);
         if let Some(websocket) = &route.websocket {
             check_websocket(websocket, route, &filters, mistakes);
         }
@@ -386,6 +393,7 @@ fn rules(document: &Document, keyring: &Arc<Keyring>, mistakes: &mut Vec<Mistake
                 mirror,
                 rewrite: route.rewrite.as_ref().map(|rewrite| rewrite.value.clone()),
                 timeout_ms: route.timeout_ms,
+                retries: route.retries,
                 websocket: route.websocket.as_ref().map(|websocket| websocket.value),
                 chain: Chain::new(filters),
                 except: except.into_iter().map(str::to_owned).collect(),
@@ -426,6 +434,20 @@ fn shares(document: &Document, route: &Route, location: Location, mistakes: &mut
         mistakes.push(Mistake::at(location, format!("route `{}`: every weight is 0", route.name)));
     }
     written.into_iter().map(|share| share.value).collect()
+}
+
+fn check_retries(route: &Route, location: Location, mistakes: &mut Vec<Mistake>) {
+    const MOST: u32 = 3;
+    let mut wrong =
+        |message: String| mistakes.push(Mistake::at(location, format!("route `{}`: {message}", route.name)));
+    if route.retries > MOST {
+        wrong(format!("`retries` is at most {MOST}"));
+    }
+    let unsafe_one =
+        route.methods.iter().find(|method| !matches!(method.as_str(), "GET" | "HEAD" | "OPTIONS"));
+    if let (1.., Some(method)) = (route.retries, unsafe_one) {
+        wrong(format!("`retries` would repeat {method}, which may change something twice"));
+    }
 }
 
 fn check_websocket(

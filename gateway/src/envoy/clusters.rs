@@ -7,6 +7,7 @@ use filters::policy::{At, StaleCrl, StateService, Upstream, UpstreamTls};
 use serde_json::{Value, json};
 
 use super::{STATE_CLUSTER, Source, ms, socket};
+use crate::upstream::LEAST_REPEATS;
 
 /// A connection to an upstream takes no new request after so long. Envoy keeps those that were made with a certificate
 /// before: this is how soon nobody shows that any more, and it can be revoked. `certs` waits for it.
@@ -49,7 +50,11 @@ impl Source {
             "transport_socket": self.upstream_tls(&upstream.tls)?,
             "typed_extension_protocol_options": http1(upstream.idle_timeout_ms),
             "circuit_breakers": { "thresholds": [{
-                "max_connections": most, "max_pending_requests": most, "max_requests": most, "max_retries": 16,
+                "max_connections": most, "max_pending_requests": most, "max_requests": most,
+                "retry_budget": {
+                    "budget_percent": { "value": upstream.retry_budget_percent },
+                    "min_retry_concurrency": LEAST_REPEATS,
+                },
             }] },
             // When every address is left out, requests are refused rather than sent to one that fails.
             "common_lb_config": { "healthy_panic_threshold": { "value": 0 } },

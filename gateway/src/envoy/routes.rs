@@ -29,8 +29,12 @@ impl Source {
             action["idle_timeout"] = json!(ms(idle_timeout_ms));
             action["max_stream_duration"] = json!({ "max_stream_duration": format!("{most_s}s") });
         }
-        // A connection that could not be made has carried nothing; nothing else is ever sent twice.
-        action["retry_policy"] = json!({ "retry_on": "connect-failure", "num_retries": 2 });
+        // A connection that could not be made has carried nothing; of what it has carried nothing is sent twice that is
+        // not safe.
+        action["retry_policy"] = match rule.retries {
+            0 => json!({ "retry_on": "connect-failure", "num_retries": 2 }),
+            times => json!({ "retry_on": "connect-failure,reset", "num_retries": times.max(2) }),
+        };
         if let Some(path) = &rule.rewrite {
             // All of the path, whatever it is, and nothing of the query.
             action["regex_rewrite"] =

@@ -37,6 +37,8 @@ pub(crate) struct Upstream {
     max_in_flight: u32,
     in_flight: Arc<Semaphore>,
     copies: Arc<Semaphore>,
+    repeats: Arc<AtomicUsize>,
+    retry_budget_percent: u32,
     pub(crate) health: Option<Health>,
     outlier: Outlier,
     began: Instant,
@@ -49,6 +51,19 @@ struct Address {
     way: Live<Way>,
     /// What probes and copies are addressed to.
     authority: String,
+}
+
+/// Repeats that are always allowed at once: a share of few requests would be none.
+pub(crate) const LEAST_REPEATS: usize = 3;
+
+/// A request that is sent again, counted until dropped.
+#[derive(Debug)]
+pub(crate) struct Repeat(Arc<AtomicUsize>);
+
+impl Drop for Repeat {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// How an address is connected to, with the certificates of one moment.
@@ -96,6 +111,8 @@ impl Upstream {
                 |before| Arc::clone(&before.in_flight),
             ),
             copies: before.map_or_else(mirror::room, |before| Arc::clone(&before.copies)),
+            repeats: before.map(|before| Arc::clone(&before.repeats)).unwrap_or_default(),
+            retry_budget_percent: settings.retry_budget_percent,
             health: settings.health.clone(),
             outlier: settings.outlier,
             began: before.map_or_else(Instant::now, |before| before.began),
@@ -105,6 +122,16 @@ impl Upstream {
     /// A place among the requests in flight; `None` when all are taken. It is held until dropped.
     pub(crate) fn enter(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.in_flight).try_acquire_owned().ok()
+    }
+
+    /// Leave to send a request again, unless too many of those in flight are repeats. It lasts until dropped.
+    pub(crate) fn repeat(&self) -> Option<Repeat> {
+        let most = self.max_in_flight as usize;
+        let in_flight = most.saturating_sub(self.in_flight.available_permits());
+        let budget = (in_flight * self.retry_budget_percent as usize / 100).max(LEAST_REPEATS);
+        let repeat = Repeat(Arc::clone(&self.repeats));
+        // Counted first: of two who ask at once none overlooks the other.
+        (repeat.0.fetch_add(1, Ordering::Relaxed) < budget).then_some(repeat)
     }
 
     /// Whether any address is believed to serve.
