@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use crate::file::{self, Content};
-use crate::pki::Purpose;
+use crate::pki::{Purpose, files};
 use crate::set::{Bytes, Subject};
 use crate::tls::provider;
 use crate::{CertError, Facts, San, Set, Trust, inspect};
@@ -78,6 +78,22 @@ impl Identity {
 
     pub fn key(&self) -> &PrivateKeyDer<'static> {
         &self.key
+    }
+
+    /// The chain as PEM, for processes that want files.
+    pub fn chain_pem(&self) -> String {
+        self.chain().iter().map(|der| files::pem("CERTIFICATE", der)).collect()
+    }
+
+    /// The key likewise.
+    pub fn key_pem(&self) -> Zeroizing<String> {
+        let label = match &*self.key {
+            PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",
+            PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
+            // There is no other kind that could be loaded.
+            _ => "PRIVATE KEY",
+        };
+        Zeroizing::new(files::pem(label, self.key.secret_der()))
     }
 
     /// Both as `rustls` signs with them.

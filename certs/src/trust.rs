@@ -1,3 +1,4 @@
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -87,6 +88,28 @@ impl Trust {
     /// The revocation lists, DER.
     pub fn lists(&self) -> impl Iterator<Item = &[u8]> {
         self.crls.iter().map(|crl| crl.der.as_ref())
+    }
+
+    /// The same lists as PEM, for processes that want files.
+    pub fn lists_pem(&self) -> String {
+        self.lists().map(|der| files::pem("X509 CRL", der)).collect()
+    }
+
+    /// A mark of who is let in. It is another one when a CA went or came, somebody else is revoked, or a list went stale
+    /// that must not be; lists that were signed anew and say the same leave it.
+    pub fn mark(&self, now: OffsetDateTime) -> u64 {
+        let mut cas: Vec<&[u8]> = self.ders.iter().map(|der| der.as_ref()).collect();
+        cas.sort_unstable();
+        let mut lists: Vec<(Option<&[u8]>, Vec<&str>)> = Vec::new();
+        for crl in &self.crls {
+            let mut serials: Vec<&str> = crl.revoked.iter().map(AsRef::as_ref).collect();
+            serials.sort_unstable();
+            lists.push((crl.signer.as_ref().map(|der| der.as_ref()), serials));
+        }
+        lists.sort_unstable();
+        let mut hasher = DefaultHasher::new();
+        (cas, lists, self.stale == StaleCrl::Refuse && self.is_stale(now)).hash(&mut hasher);
+        hasher.finish()
     }
 
     /// Whether a certificate may not be believed for what the lists say: for TLS libraries that look at none, and tell

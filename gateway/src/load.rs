@@ -12,6 +12,7 @@ use certs::{
 };
 use filters::policy::{
     At, ClientCertificates, Document, Listener, Mistake, Policy, Reference, RouteRule, Secret, StaleCrl,
+    UpstreamTls,
 };
 use zeroize::Zeroizing;
 
@@ -41,7 +42,11 @@ pub(crate) struct UpstreamFiles {
 
 /// Reads a policy and everything it refers to. Changes nothing, connects to nothing.
 pub fn load(path: &Path) -> Result<Loaded, Vec<Mistake>> {
-    let PolicyFile { folder, policy, .. } = read(path)?;
+    load_file(read(path)?)
+}
+
+/// The rest of [`load`].
+pub(crate) fn load_file(PolicyFile { folder, policy, .. }: PolicyFile) -> Result<Loaded, Vec<Mistake>> {
     let watch = Watch::new("gateway");
     let mut files = Files { watch: &watch, folder: &folder, mistakes: Vec::new() };
     let listeners =
@@ -56,6 +61,17 @@ pub fn load(path: &Path) -> Result<Loaded, Vec<Mistake>> {
     }
 }
 
+impl Loaded {
+    /// What Envoy shows and believes when it asks the state service, where that has TLS. The gateway asks none.
+    pub(crate) fn state_client(&self) -> Result<Option<UpstreamFiles>, Vec<Mistake>> {
+        let service = self.policy.document().state.service.as_ref();
+        let Some(tls) = service.and_then(|service| service.value.tls.as_ref()) else { return Ok(None) };
+        let mut files = Files { watch: &self.watch, folder: &self.folder, mistakes: Vec::new() };
+        let client = files.upstream("state/client", &tls.client);
+        if files.mistakes.is_empty() { Ok(client) } else { Err(files.mistakes) }
+    }
+}
+
 /// A policy with its secrets, and nothing else that it refers to.
 pub(crate) struct PolicyFile {
     pub(crate) text: String,
@@ -67,6 +83,11 @@ pub(crate) struct PolicyFile {
 pub(crate) fn read(path: &Path) -> Result<PolicyFile, Vec<Mistake>> {
     let folder = path.parent().map(Path::to_path_buf).unwrap_or_default();
     let text = std::fs::read_to_string(path).map_err(|why| vec![Mistake::whole(why.to_string())])?;
+    read_text(text, folder)
+}
+
+/// The same, from a policy's text.
+pub(crate) fn read_text(text: String, folder: PathBuf) -> Result<PolicyFile, Vec<Mistake>> {
     let policy = Policy::read(&text, &|reference| secret(&folder, reference).map(Secret::new))?;
     Ok(PolicyFile { text, folder, policy })
 }
@@ -173,16 +194,19 @@ impl Files<'_> {
     fn upstreams(&mut self, document: &Document) -> BTreeMap<String, UpstreamFiles> {
         let mut upstreams = BTreeMap::new();
         for (name, At { value: upstream, .. }) in &document.upstreams {
-            let tls = &upstream.tls;
-            let trust = self.trust(format!("upstream/{name}/ca"), &tls.ca, tls.crl.as_ref(), tls.stale_crl);
-            let issuer = trust.clone().map_or(Issuer::Any, Issuer::AsBefore);
-            let must = Must { purpose: Purpose::Client, names: Vec::new(), issuer };
-            let identity = self.identity(format!("upstream/{name}"), (&tls.certificate, &tls.key), must);
-            if let (Some(identity), Some(trust)) = (identity, trust) {
-                upstreams.insert(name.clone(), UpstreamFiles { identity, trust });
+            if let Some(files) = self.upstream(&format!("upstream/{name}"), &upstream.tls) {
+                upstreams.insert(name.clone(), files);
             }
         }
         upstreams
+    }
+
+    fn upstream(&mut self, name: &str, tls: &UpstreamTls) -> Option<UpstreamFiles> {
+        let trust = self.trust(format!("{name}/ca"), &tls.ca, tls.crl.as_ref(), tls.stale_crl);
+        let issuer = trust.clone().map_or(Issuer::Any, Issuer::AsBefore);
+        let must = Must { purpose: Purpose::Client, names: Vec::new(), issuer };
+        let identity = self.identity(name.to_owned(), (&tls.certificate, &tls.key), must);
+        Some(UpstreamFiles { identity: identity?, trust: trust? })
     }
 
     fn identity(

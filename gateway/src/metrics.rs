@@ -112,7 +112,26 @@ impl Metrics {
 
     /// Tells of certificates too.
     pub(crate) fn tell_of(&self, watch: &Arc<certs::Watch>) -> Result<(), prometheus::Error> {
-        self.registry.register(Box::new(certs::metrics::Metrics::new(Arc::clone(watch))?))
+        let watch = Arc::clone(watch);
+        self.tell_of_all(move || vec![Arc::clone(&watch)])
+    }
+
+    /// Whether what Envoy is handed is what was accepted last; told by who hands it.
+    pub(crate) fn envoy_handed(&self) -> Result<IntGauge, prometheus::Error> {
+        let gauge = IntGauge::new(
+            "gateway_envoy_handed",
+            "1 while Envoy has been handed all that was accepted for it",
+        )?;
+        self.registry.register(Box::new(gauge.clone()))?;
+        Ok(gauge)
+    }
+
+    /// Of those of watches that come and go.
+    pub(crate) fn tell_of_all(
+        &self,
+        watches: impl Fn() -> Vec<Arc<certs::Watch>> + Send + Sync + 'static,
+    ) -> Result<(), prometheus::Error> {
+        self.registry.register(Box::new(certs::metrics::Metrics::of(watches)?))
     }
 
     /// The Prometheus text format, version 0.0.4.

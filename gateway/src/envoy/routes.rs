@@ -10,7 +10,8 @@ pub(super) const NO_ROUTE_BYTES: u32 = 4_096;
 
 impl Source {
     pub(super) fn routes(&self) -> anyhow::Result<Value> {
-        let routes = self.policy.rules().iter().map(|rule| self.route(rule)).collect::<anyhow::Result<_>>();
+        let routes =
+            self.loaded.policy.rules().iter().map(|rule| self.route(rule)).collect::<anyhow::Result<_>>();
         Ok(listener::route_config(routes?))
     }
 
