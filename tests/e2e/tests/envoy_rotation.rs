@@ -9,9 +9,8 @@ use std::sync::Arc;
 use certs::pki::{Authority, Leaf};
 use certs::{Facts, Identity, Trust, Versions, client_config, inspect_pem};
 use e2e::command::certs;
-use e2e::load::{self, Target, ask};
+use e2e::load::{self, Load, Target, ask};
 use e2e::options;
-use e2e::traffic::Traffic;
 use serde_json::json;
 use stack::{Binaries, Edge, Service, Stack};
 use tokio::io::AsyncReadExt as _;
@@ -115,38 +114,49 @@ async fn names_choose_certificates() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Ten rotations of what the edge serves and ten of what it shows its upstream: no request fails, and whoever connects
-/// sees the new certificate within a second.
+/// Ten rotations of what the edge serves and ten of what it shows its upstream: no request fails, no connection is
+/// dropped, and whoever connects sees the new certificate within a second.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_rotations_fail_no_request() -> anyhow::Result<()> {
     let (binaries, stack) = start("envoy-rotation").await?;
     let envoy = stack.envoy_bootstrap().unwrap();
-    let traffic = Traffic::start(&stack)?;
-    let mut slowest_ms = 0;
-    for rotation in 0..ROTATIONS {
+    let mut load = Load::of_questions(&stack).await?;
+    let mut rounds = Vec::new();
+    for _ in 0..ROTATIONS {
+        let began = Instant::now();
         let rotate =
             ["rotate", "pki/edge.pem", "--ca", "pki/edge-ca.pem", "--envoy", envoy.to_str().unwrap()];
         let said = certs(&binaries, stack.dir(), rotate).await?.fine()?;
         assert_eq!(said["users"].as_array().unwrap().len(), 1, "{said:#}");
-        slowest_ms = slowest_ms.max(said["waited_ms"].as_u64().unwrap());
-        assert!(slowest_ms < WITHIN_MS, "rotation {rotation}: {said:#}");
+        let serial = said["serial_hex"].as_str().unwrap().to_owned();
+        rounds.push((began, said["waited_ms"].as_u64().unwrap(), serial));
         let renew = ["renew", "pki/gateway.pem", "--ca", "pki/internal-ca.pem"];
         certs(&binaries, stack.dir(), renew).await?.fine()?;
-        let before = traffic.answered();
-        while traffic.answered() < before + 100 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        load.check()?;
+        // Until there are new connections from after the second that is promised.
+        tokio::time::sleep((began + Duration::from_millis(WITHIN_MS + 500)).duration_since(Instant::now()))
+            .await;
     }
     // Done when no connection is left that was made with an earlier certificate.
     let wait = ["wait", "pki/gateway.pem", "--envoy", envoy.to_str().unwrap()];
     let said = certs(&binaries, stack.dir(), wait).await?.fine()?;
     eprintln!("upstream connections of earlier certificates were gone after {}", said["waited_ms"]);
-    let sent = traffic.end().await;
-    assert!(sent.failed.is_empty(), "{} of {}: {:?}", sent.failed.len(), sent.answered, &sent.failed[..1]);
+    let sent = load.stop().await?;
+    let slowest_ms = rounds.iter().map(|(_, waited_ms, _)| *waited_ms).max().unwrap();
     eprintln!(
-        "{} answered, {} a second; the slowest rotation took {slowest_ms} ms",
-        sent.answered, sent.per_s
+        "{} answered, {:.0} a second, {} new connections; the slowest rotation took {slowest_ms} ms",
+        sent.answered,
+        sent.per_s,
+        sent.shown.len()
     );
+    assert_eq!(sent.closed, 0, "connections were drained");
+    for (index, (began, _, serial)) in rounds.iter().enumerate() {
+        let (from, end) =
+            (*began + Duration::from_millis(WITHIN_MS), rounds.get(index + 1).map(|next| next.0));
+        let later: Vec<_> = sent.shown.iter().filter(|shown| shown.is_within(from, end)).collect();
+        assert!(!later.is_empty(), "rotation {index}: nobody connected");
+        assert!(later.iter().all(|shown| shown.serial_hex == *serial), "rotation {index}: {later:?}");
+    }
 
     // A pair is handed over in one moment, so that Envoy never finds a half of one.
     let url =

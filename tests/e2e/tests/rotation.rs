@@ -13,15 +13,13 @@ use certs::pki::crl::{self, Reason};
 use certs::pki::{Authority, Leaf};
 use certs::report::Report;
 use certs::{Identity, Trust, Versions, client_config};
-use e2e::load::{Load, Outcome, Target, ask, shown};
-use e2e::{calls, options, pay, start};
+use e2e::load::{Load, Outcome, PER_S, Target, ask, shown};
+use e2e::{calls, options, start};
 use serde_json::json;
-use stack::{Edge, Payment, Service, Stack};
+use stack::{Edge, Service, Stack};
 use time::ext::NumericalDuration as _;
 use tokio::io::AsyncReadExt as _;
 
-/// Requests a second that are aimed for; a machine that has others to serve reaches less.
-const PER_S: u32 = 500;
 const ROTATIONS: usize = 10;
 /// What the least machine that others use too must reach with a development build.
 const LEAST_PER_S: f64 = 100.0;
@@ -38,20 +36,7 @@ async fn the_edge_and_its_upstream_are_renewed_under_load() -> anyhow::Result<()
         return Ok(());
     }
     let stack = start(options).await?;
-    let alice = stack.alice()?;
-    let (id, _) = pay(&stack, alice, &Payment::new("alice@torana", "bob@torana", "1.00")).await?;
-    let request = format!(
-        "GET /v1/transactions/{id} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {}\r\n\r\n",
-        alice.token
-    );
-    let trust = Trust::load(&pki(&stack).join("edge-ca.pem"))?;
-    let port = port(stack.edge_url())?;
-    let load = Load::start(PER_S, move || {
-        // Of its own for each connection: none is resumed, all are shown a certificate.
-        let tls = Arc::new(client_config(&trust, None, Versions::Tls12And13)?);
-        Ok(Target { port, tls, request: request.clone() })
-    });
-    let mut load = load.await?;
+    let mut load = Load::of_questions(&stack).await?;
 
     let mut rounds = Vec::new();
     for _ in 0..ROTATIONS {
@@ -73,11 +58,11 @@ async fn the_edge_and_its_upstream_are_renewed_under_load() -> anyhow::Result<()
     for (index, (serial, written, first)) in rounds.iter().enumerate() {
         slowest = slowest.max(first.duration_since(*written));
         let end = rounds.get(index + 1).map(|(_, written, _)| *written);
-        let later = |begun: &Instant| begun > first && end.is_none_or(|end| *begun < end);
-        let shown: Vec<_> = outcome.shown.iter().filter(|(begun, _)| later(begun)).collect();
-        assert!(!shown.is_empty(), "round {index}: nobody connected");
-        assert!(shown.iter().all(|(_, shown)| shown == serial), "round {index}: {shown:?}");
+        let later: Vec<_> = outcome.shown.iter().filter(|shown| shown.is_within(*first, end)).collect();
+        assert!(!later.is_empty(), "round {index}: nobody connected");
+        assert!(later.iter().all(|shown| shown.serial_hex == *serial), "round {index}: {later:?}");
     }
+    assert_eq!(outcome.closed, 0, "no connection was closed");
     tell("edge", &outcome, slowest);
     for (service, sets) in [(Service::Edge, 2), (Service::TxnCore, 1)] {
         let report = report(&stack, service).await?;
@@ -367,7 +352,7 @@ async fn until<T>(what: &str, mut so: impl AsyncFnMut() -> anyhow::Result<Option
 }
 
 fn tell(what: &str, outcome: &Outcome, slowest: Duration) {
-    let Outcome { answered, per_s, shown } = outcome;
+    let Outcome { answered, per_s, closed: _, shown } = outcome;
     eprintln!(
         "{what}: {answered} requests, {per_s:.0} a second, {} new connections, none failed; a new certificate was \
          shown at the latest after {slowest:?}",
