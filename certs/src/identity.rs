@@ -41,6 +41,16 @@ pub struct Must {
     /// Names that it must bear; none given: those of the one before it. A wildcard bears what it covers.
     pub names: Vec<String>,
     pub issuer: Issuer,
+    pub reader: Reader,
+}
+
+/// Who is to use the private key: not everybody can use every kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reader {
+    /// This process, or another with the same library.
+    Ours,
+    /// No Ed25519.
+    Envoy,
 }
 
 /// Where an identity must come from.
@@ -117,6 +127,11 @@ impl Identity {
         let mut identity = Identity::check(chain.named(), key.named(), now)?;
         let path = &chain.path;
         identity.serves_as(path, must.purpose)?;
+        let is_ed25519 = identity.certified.key.algorithm() == rustls::SignatureAlgorithm::ED25519;
+        match must.reader {
+            Reader::Envoy if is_ed25519 => return Err(CertError::NotForEnvoy { path: key.path.clone() }),
+            Reader::Envoy | Reader::Ours => {}
+        }
         let required = if must.names.is_empty() {
             before.map(|before| before.facts.sans.clone()).unwrap_or_default()
         } else {

@@ -28,7 +28,7 @@ mod watch;
 
 pub use crl::StaleCrl;
 pub use error::CertError;
-pub use identity::{Identity, IdentityFiles, Issuer, Must};
+pub use identity::{Identity, IdentityFiles, Issuer, Must, Reader};
 pub use inspect::{Facts, KeyFacts, San, inspect_key_pem, inspect_pem};
 pub use live::{Live, Versioned};
 pub use server::{Certificates, Clients, Guest, Named, ServerTls, Serving};

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use certs::pki::files::Pair;
 use certs::pki::{Authority, Leaf, Purpose};
-use certs::{CertError, IdentityFiles, Issuer, Must, Watch};
+use certs::{CertError, IdentityFiles, Issuer, Must, Reader, Watch};
 use nix::unistd::{Uid, geteuid, seteuid};
 
 const NOBODY: u32 = 65_534;
@@ -29,7 +29,8 @@ async fn permission_denied_changes_nothing_and_is_told() {
     ca.issue(&Leaf::new("svc", &["svc.test"])).unwrap().write(&dir.path().join("roots"), "svc").unwrap();
     mode("roots", 0o777);
     let watch = Watch::new("test");
-    let must = Must { purpose: Purpose::Server, names: Vec::new(), issuer: Issuer::Any };
+    let must =
+        Must { purpose: Purpose::Server, names: Vec::new(), issuer: Issuer::Any, reader: Reader::Ours };
     let identity = watch.identity("svc".into(), IdentityFiles { certificate, key }, must).unwrap();
     let serial = identity.current().facts().serial_hex.clone();
 

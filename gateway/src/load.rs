@@ -8,7 +8,8 @@ use std::sync::Arc;
 use certs::file::Content;
 use certs::pki::Purpose;
 use certs::{
-    Certificates, Clients, Identity, IdentityFiles, Issuer, Must, Named, Set, Trust, TrustFiles, Watch,
+    Certificates, Clients, Identity, IdentityFiles, Issuer, Must, Named, Reader, Set, Trust, TrustFiles,
+    Watch,
 };
 use filters::policy::{
     At, ClientCertificates, Document, Listener, Mistake, Policy, Reference, RouteRule, Secret, StaleCrl,
@@ -42,13 +43,16 @@ pub(crate) struct UpstreamFiles {
 
 /// Reads a policy and everything it refers to. Changes nothing, connects to nothing.
 pub fn load(path: &Path) -> Result<Loaded, Vec<Mistake>> {
-    load_file(read(path)?)
+    load_file(read(path)?, Reader::Ours)
 }
 
-/// The rest of [`load`].
-pub(crate) fn load_file(PolicyFile { folder, policy, .. }: PolicyFile) -> Result<Loaded, Vec<Mistake>> {
+/// The rest of [`load`], for whoever is to use the certificates.
+pub(crate) fn load_file(
+    PolicyFile { folder, policy, .. }: PolicyFile,
+    reader: Reader,
+) -> Result<Loaded, Vec<Mistake>> {
     let watch = Watch::new("gateway");
-    let mut files = Files { watch: &watch, folder: &folder, mistakes: Vec::new() };
+    let mut files = Files { watch: &watch, folder: &folder, reader, mistakes: Vec::new() };
     let listeners =
         policy.document().listeners.iter().filter_map(|listener| files.listener(&listener.value)).collect();
     let upstreams = files.upstreams(policy.document());
@@ -66,7 +70,8 @@ impl Loaded {
     pub(crate) fn state_client(&self) -> Result<Option<UpstreamFiles>, Vec<Mistake>> {
         let service = self.policy.document().state.service.as_ref();
         let Some(tls) = service.and_then(|service| service.value.tls.as_ref()) else { return Ok(None) };
-        let mut files = Files { watch: &self.watch, folder: &self.folder, mistakes: Vec::new() };
+        let mut files =
+            Files { watch: &self.watch, folder: &self.folder, reader: Reader::Envoy, mistakes: Vec::new() };
         let client = files.upstream("state/client", &tls.client);
         if files.mistakes.is_empty() { Ok(client) } else { Err(files.mistakes) }
     }
@@ -154,6 +159,7 @@ pub(crate) fn less_line_break(mut bytes: Zeroizing<Vec<u8>>) -> Zeroizing<Vec<u8
 struct Files<'l> {
     watch: &'l Watch,
     folder: &'l Path,
+    reader: Reader,
     mistakes: Vec<Mistake>,
 }
 
@@ -170,7 +176,7 @@ impl Files<'_> {
             None => Some(Clients::Off),
             Some(settings) => self.clients(name, settings),
         };
-        let must = Must { purpose: Purpose::Server, names: Vec::new(), issuer: issuer? };
+        let must = Must { purpose: Purpose::Server, names: Vec::new(), issuer: issuer?, reader: self.reader };
         let default = self.identity(format!("listener/{name}"), (&tls.certificate, &tls.key), must.clone());
         let mut others = Vec::new();
         for (position, named) in tls.certificates.iter().enumerate() {
@@ -204,7 +210,7 @@ impl Files<'_> {
     fn upstream(&mut self, name: &str, tls: &UpstreamTls) -> Option<UpstreamFiles> {
         let trust = self.trust(format!("{name}/ca"), &tls.ca, tls.crl.as_ref(), tls.stale_crl);
         let issuer = trust.clone().map_or(Issuer::Any, Issuer::AsBefore);
-        let must = Must { purpose: Purpose::Client, names: Vec::new(), issuer };
+        let must = Must { purpose: Purpose::Client, names: Vec::new(), issuer, reader: self.reader };
         let identity = self.identity(name.to_owned(), (&tls.certificate, &tls.key), must);
         Some(UpstreamFiles { identity: identity?, trust: trust? })
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use certs::pki::crl::{self, Reason};
-use certs::pki::{Authority, Leaf};
+use certs::pki::{Authority, KeyAlgorithm, Leaf};
 use serde_json::Value;
 use time::Duration;
 
@@ -166,7 +166,14 @@ async fn what_is_accepted_is_handed_over_and_told() {
         assert!(told.contains(&serial.into()), "{name}: {told:?}");
     }
 
-    // What is refused is not.
+    // What Envoy could not use is refused, and what the gateway would refuse.
+    let (before, ca) = (house.copied_serial("upstream-u"), house.authority("internal-ca"));
+    let leaf = Leaf::new("gateway.torana.internal", &["gateway.torana.internal"]);
+    let issued = ca.issue(&Leaf { key: KeyAlgorithm::Ed25519, ..leaf }).unwrap();
+    issued.write(house.dir.path(), "gateway").unwrap();
+    let line = r#"cert_reload_failures_total{name="upstream/u",reason="not_for_envoy"}"#;
+    until("it is refused", async || house.metric(line).await == Some(1.0)).await;
+    assert_eq!(house.copied_serial("upstream-u"), before);
     let before = house.copied_serial("listener-edge");
     std::fs::write(house.at("edge.key"), std::fs::read(house.at("gateway.key")).unwrap()).unwrap();
     let line = r#"cert_reload_failures_total{name="listener/edge",reason="key_mismatch"}"#;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use arc_swap::ArcSwapOption;
 use certs::report::Report;
-use certs::{Client, Set, Trust, Watch};
+use certs::{Client, Reader, Set, Trust, Watch};
 use filters::policy::{At, Document};
 use prometheus::IntGauge;
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,8 @@ use super::{CLUSTERS, Folder, LISTENERS};
 use crate::load::{self, Loaded, UpstreamFiles};
 use crate::metrics::Metrics;
 
+/// How long a command that configures Envoy may hold this up, before it is trouble.
+const LOCKED_FOR: Duration = Duration::from_secs(2);
 /// Between two looks. What Envoy is handed changes within two of them.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -127,12 +129,13 @@ impl Handed {
         following.watch.look(now);
         let version = Some(following.secrets.version(now));
         if version != progress.handed {
-            let _alone = folder.lock(Duration::ZERO)?;
+            let _alone = folder.lock(LOCKED_FOR)?;
             // Another policy was written meanwhile: its files are handed over at the next look.
             if stamp(&folder.given()) != policy {
                 return Ok(());
             }
-            following.hand_over(&folder, now)?;
+            following.copy(&folder)?;
+            following.mark(&folder, now)?;
             progress.handed = version;
         }
         let report = following.report();
@@ -149,7 +152,7 @@ impl Following {
     fn of(Given { folder, policy }: &Given) -> anyhow::Result<Self> {
         let wrong = |mistakes: Vec<_>| anyhow::anyhow!(load::told(&mistakes, Path::new("Envoy's policy")));
         let read = load::read_text(policy.clone(), folder.clone()).map_err(wrong)?;
-        let loaded = load::load_file(read).map_err(wrong)?;
+        let loaded = load::load_file(read, Reader::Envoy).map_err(wrong)?;
         let state = loaded.state_client().map_err(wrong)?;
         Ok(Self::new(&loaded, state.as_ref()))
     }
@@ -174,8 +177,8 @@ impl Following {
         Self { watch, secrets }
     }
 
-    /// Puts what was accepted last into the copy, and has those drained who are no longer believed.
-    pub(super) fn hand_over(&self, folder: &Folder, now: OffsetDateTime) -> anyhow::Result<()> {
+    /// Puts what was accepted last into the copy.
+    pub(super) fn copy(&self, folder: &Folder) -> anyhow::Result<()> {
         let is_named = |file: &str| {
             let secret = Path::new(file).with_extension("json");
             folder.secrets().join(secret).exists()
@@ -183,10 +186,10 @@ impl Following {
         if Served::of(&folder.0).put(&self.secrets.files(), is_named)? {
             tracing::info!(folder = %folder.0.display(), "new files are handed to Envoy");
         }
-        self.mark(folder, now)
+        Ok(())
     }
 
-    /// Marks listeners and clusters with whom they believe now.
+    /// Marks listeners and clusters with whom they believe now: those that change are drained.
     fn mark(&self, folder: &Folder, now: OffsetDateTime) -> anyhow::Result<()> {
         for file in [CLUSTERS, LISTENERS] {
             let text = super::read(&folder.0, file);

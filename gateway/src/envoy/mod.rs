@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use certs::Reader;
 use certs::report::Report;
 use filters::compiled::{Compiled, Secret};
 use filters::policy::{Document, Policy, Reference};
@@ -119,7 +120,7 @@ pub fn folder(file: &Path, options: &Options, out: &Path) -> anyhow::Result<Vec<
     let text = |value: &Value| format!("{value:#}\n");
     let mut written = Vec::new();
     // Before Envoy hears of them.
-    following.hand_over(&place, source.now)?;
+    following.copy(&place)?;
     std::fs::create_dir_all(&folder_of_secrets).with_context(|| folder_of_secrets.display().to_string())?;
     for (name, secret) in &following.secrets.documents(&Served::of(&out)) {
         written.push(write(&folder_of_secrets, &format!("{name}.json"), &text(secret))?);
@@ -259,7 +260,7 @@ impl Source {
         // Envoy may be started anywhere, so what the policy names must be found from anywhere.
         let read = load::read(&std::path::absolute(file)?).map_err(mistaken)?;
         let text = read.text.clone();
-        let loaded = load::load_file(read).map_err(mistaken)?;
+        let loaded = load::load_file(read, Reader::Envoy).map_err(mistaken)?;
         let state = loaded.state_client().map_err(mistaken)?;
         let document = loaded.policy.document();
         anyhow::ensure!(

@@ -192,7 +192,7 @@ fn merge(value: &mut Value, more: Value) {
 #[cfg(test)]
 mod tests {
     use certs::pki::Purpose;
-    use certs::{IdentityFiles, Issuer, Must, StaleCrl, TrustFiles, Watch};
+    use certs::{IdentityFiles, Issuer, Must, Reader, StaleCrl, TrustFiles, Watch};
 
     use super::*;
 
@@ -207,7 +207,8 @@ mod tests {
         certs::pki::init(dir.path(), false).unwrap();
         let (watch, at) = (Watch::new("test"), |name: &str| dir.path().join(name));
         let files = IdentityFiles { certificate: at("edge.pem"), key: at("edge.key") };
-        let must = Must { purpose: Purpose::Server, names: Vec::new(), issuer: Issuer::Any };
+        let must =
+            Must { purpose: Purpose::Server, names: Vec::new(), issuer: Issuer::Any, reader: Reader::Envoy };
         let own = watch.identity("listener/a.b".into(), files, must).unwrap();
         let crl = Some(at("partner-ca.crl"));
         let files = TrustFiles { ca: at("partner-ca.pem"), crl, stale: StaleCrl::Refuse };
