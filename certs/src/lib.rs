@@ -16,6 +16,7 @@ mod identity;
 mod inspect;
 mod live;
 pub mod metrics;
+mod nobody;
 pub mod pki;
 pub mod report;
 pub mod serve;
