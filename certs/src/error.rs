@@ -39,6 +39,9 @@ pub enum CertError {
     #[error("the private key in {} cannot be used: {reason}; use ECDSA P-256, Ed25519 or RSA of 2048 bits or more", path.display())]
     BadKey { path: PathBuf, reason: String },
 
+    #[error("the private key in {} is of a kind that Envoy cannot use, Ed25519; issue the certificate with ECDSA P-256 or RSA", path.display())]
+    NotForEnvoy { path: PathBuf },
+
     #[error("the private key in {} does not belong to the first certificate in {}; deploy the two files that were issued together", key.display(), certificate.display())]
     KeyMismatch { certificate: PathBuf, key: PathBuf },
 
@@ -111,6 +114,7 @@ impl CertError {
             CertError::EncryptedKey { .. } => "encrypted_key",
             CertError::BadCertificate { .. } => "bad_certificate",
             CertError::BadKey { .. } => "bad_key",
+            CertError::NotForEnvoy { .. } => "not_for_envoy",
             CertError::KeyMismatch { .. } => "key_mismatch",
             CertError::LeafIsCa { .. } => "leaf_is_ca",
             CertError::BrokenChain { .. } => "broken_chain",

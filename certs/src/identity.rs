@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use crate::file::{self, Content};
-use crate::pki::Purpose;
+use crate::pki::{Purpose, files};
 use crate::set::{Bytes, Subject};
 use crate::tls::provider;
 use crate::{CertError, Facts, San, Set, Trust, inspect};
@@ -41,6 +41,16 @@ pub struct Must {
     /// Names that it must bear; none given: those of the one before it. A wildcard bears what it covers.
     pub names: Vec<String>,
     pub issuer: Issuer,
+    pub reader: Reader,
+}
+
+/// Who is to use the private key: not everybody can use every kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reader {
+    /// This process, or another with the same library.
+    Ours,
+    /// No Ed25519.
+    Envoy,
 }
 
 /// Where an identity must come from.
@@ -80,6 +90,22 @@ impl Identity {
         &self.key
     }
 
+    /// The chain as PEM, for processes that want files.
+    pub fn chain_pem(&self) -> String {
+        self.chain().iter().map(|der| files::pem("CERTIFICATE", der)).collect()
+    }
+
+    /// The key likewise.
+    pub fn key_pem(&self) -> Zeroizing<String> {
+        let label = match &*self.key {
+            PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",
+            PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
+            // There is no other kind that could be loaded.
+            _ => "PRIVATE KEY",
+        };
+        Zeroizing::new(files::pem(label, self.key.secret_der()))
+    }
+
     /// Both as `rustls` signs with them.
     pub fn certified(&self) -> Arc<CertifiedKey> {
         Arc::clone(&self.certified)
@@ -101,6 +127,11 @@ impl Identity {
         let mut identity = Identity::check(chain.named(), key.named(), now)?;
         let path = &chain.path;
         identity.serves_as(path, must.purpose)?;
+        let is_ed25519 = identity.certified.key.algorithm() == rustls::SignatureAlgorithm::ED25519;
+        match must.reader {
+            Reader::Envoy if is_ed25519 => return Err(CertError::NotForEnvoy { path: key.path.clone() }),
+            Reader::Envoy | Reader::Ours => {}
+        }
         let required = if must.names.is_empty() {
             before.map(|before| before.facts.sans.clone()).unwrap_or_default()
         } else {

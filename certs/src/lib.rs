@@ -16,6 +16,7 @@ mod identity;
 mod inspect;
 mod live;
 pub mod metrics;
+mod nobody;
 pub mod pki;
 pub mod report;
 pub mod serve;
@@ -28,7 +29,7 @@ mod watch;
 
 pub use crl::StaleCrl;
 pub use error::CertError;
-pub use identity::{Identity, IdentityFiles, Issuer, Must};
+pub use identity::{Identity, IdentityFiles, Issuer, Must, Reader};
 pub use inspect::{Facts, KeyFacts, San, inspect_key_pem, inspect_pem};
 pub use live::{Live, Versioned};
 pub use server::{Certificates, Clients, Guest, Named, ServerTls, Serving};

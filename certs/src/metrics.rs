@@ -16,11 +16,11 @@ use crate::report::KeyKind;
 /// `cert_reload_failures_total{name,reason}`. Names are those of sets of files; kinds are `certificate`, `ca`, `crl`
 /// and `key`. What has expired has negative seconds.
 pub struct Metrics {
-    watch: Box<Current>,
+    watches: Box<Watches>,
     descriptions: Vec<Desc>,
 }
 
-type Current = dyn Fn() -> Arc<Watch> + Send + Sync;
+type Watches = dyn Fn() -> Vec<Arc<Watch>> + Send + Sync;
 
 /// Made anew each time: what is no longer in use is no longer told of.
 struct Families {
@@ -34,17 +34,20 @@ impl Metrics {
     /// # Errors
     /// Never, as long as the names are well-formed.
     pub fn new(watch: Arc<Watch>) -> Result<Metrics, prometheus::Error> {
-        Metrics::of(move || Arc::clone(&watch))
+        Metrics::of(move || vec![Arc::clone(&watch)])
     }
 
-    /// Of the watch that is the right one when it is asked.
+    /// Of a process whose watches come and go: they are asked for each time. No two have sets of one name.
     ///
     /// # Errors
-    /// As [`new`](Self::new).
-    pub fn of(watch: impl Fn() -> Arc<Watch> + Send + Sync + 'static) -> Result<Metrics, prometheus::Error> {
+    /// As of [`Metrics::new`].
+    pub fn of(
+        watches: impl Fn() -> Vec<Arc<Watch>> + Send + Sync + 'static,
+    ) -> Result<Metrics, prometheus::Error> {
         let Families { expiry, last_reload, refused, failures } = Families::new()?;
         let descriptions = [expiry.desc(), last_reload.desc(), refused.desc(), failures.desc()].concat();
-        Ok(Metrics { watch: Box::new(watch), descriptions: descriptions.into_iter().cloned().collect() })
+        let descriptions = descriptions.into_iter().cloned().collect();
+        Ok(Metrics { watches: Box::new(watches), descriptions })
     }
 }
 
@@ -61,9 +64,10 @@ impl Collector for Metrics {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        Families::new()
-            .map(|families| families.of(&(self.watch)(), OffsetDateTime::now_utc()))
-            .unwrap_or_default()
+        let Ok(families) = Families::new() else { return Vec::new() };
+        let now = OffsetDateTime::now_utc();
+        (self.watches)().iter().for_each(|watch| families.tell(watch, now));
+        families.collect()
     }
 }
 
@@ -87,7 +91,7 @@ impl Families {
         })
     }
 
-    fn of(self, watch: &Watch, now: OffsetDateTime) -> Vec<MetricFamily> {
+    fn tell(&self, watch: &Watch, now: OffsetDateTime) {
         for set in watch.sets() {
             for (kind, at) in set.expiries() {
                 self.expiry.with_label_values(&[set.name(), kind]).set((at - now).as_seconds_f64());
@@ -110,6 +114,9 @@ impl Families {
             let name = format!("{kind}/{}/{}", key.owner, key.id);
             self.expiry.with_label_values(&[name.as_str(), "key"]).set((at - now).as_seconds_f64());
         }
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
         [self.expiry.collect(), self.last_reload.collect(), self.refused.collect(), self.failures.collect()]
             .concat()
     }
@@ -117,6 +124,6 @@ impl Families {
 
 impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Metrics").field("watch", &(self.watch)()).finish_non_exhaustive()
+        f.debug_struct("Metrics").field("watches", &(self.watches)()).finish_non_exhaustive()
     }
 }

@@ -74,7 +74,8 @@ impl Named {
 }
 
 impl Clients {
-    pub(crate) fn trust(&self) -> Option<&Set<Trust>> {
+    /// Whose certificates are believed, if any are asked for.
+    pub fn trust(&self) -> Option<&Set<Trust>> {
         match self {
             Clients::Off => None,
             Clients::Optional(trust) | Clients::Required(trust) => Some(trust),

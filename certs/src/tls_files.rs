@@ -6,8 +6,8 @@ use serde::Deserialize;
 use crate::client::ClientLimits;
 use crate::pki::Purpose;
 use crate::{
-    CertError, Certificates, Client, Clients, Identity, IdentityFiles, Issuer, Live, Must, ServerTls, Set,
-    StaleCrl, Trust, TrustFiles, Versions, Watch, client_config,
+    CertError, Certificates, Client, Clients, Identity, IdentityFiles, Issuer, Live, Must, Reader, ServerTls,
+    Set, StaleCrl, Trust, TrustFiles, Versions, Watch, client_config,
 };
 
 /// Where a service finds its identity and whom it trusts; part of every service's configuration.
@@ -62,7 +62,12 @@ impl TlsFiles {
     pub fn watch(&self, watch: &Watch, name: &str, purpose: Purpose) -> Result<LiveTls, CertError> {
         let files = TrustFiles { ca: self.ca.clone(), crl: self.crl.clone(), stale: self.stale_crl };
         let trust = watch.trust(format!("{name}/ca"), files)?;
-        let must = Must { purpose, names: Vec::new(), issuer: Issuer::AsBefore(trust.clone()) };
+        let must = Must {
+            purpose,
+            names: Vec::new(),
+            issuer: Issuer::AsBefore(trust.clone()),
+            reader: Reader::Ours,
+        };
         let files = IdentityFiles { certificate: self.certificate.clone(), key: self.key.clone() };
         Ok(LiveTls { identity: watch.identity(name.to_owned(), files, must)?, trust })
     }

@@ -1,17 +1,19 @@
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::danger::ServerCertVerifier;
 use rustls::server::WebPkiClientVerifier;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
+use rustls_pki_types::{CertificateDer, UnixTime};
 use time::OffsetDateTime;
 
 use crate::crl::{self, Crl};
 use crate::file::{self, Content};
 use crate::identity::valid_at;
+use crate::nobody::Nobody;
 use crate::pki::files;
 use crate::set::{Bytes, Subject};
 use crate::tls::provider;
@@ -87,6 +89,28 @@ impl Trust {
     /// The revocation lists, DER.
     pub fn lists(&self) -> impl Iterator<Item = &[u8]> {
         self.crls.iter().map(|crl| crl.der.as_ref())
+    }
+
+    /// The same lists as PEM, for processes that want files.
+    pub fn lists_pem(&self) -> String {
+        self.lists().map(|der| files::pem("X509 CRL", der)).collect()
+    }
+
+    /// A mark of who is let in. It is another one when a CA went or came, somebody else is revoked, or a list went stale
+    /// that must not be; lists that were signed anew and say the same leave it.
+    pub fn mark(&self, now: OffsetDateTime) -> u64 {
+        let mut cas: Vec<&[u8]> = self.ders.iter().map(|der| der.as_ref()).collect();
+        cas.sort_unstable();
+        let mut lists: Vec<(Option<&[u8]>, Vec<&str>)> = Vec::new();
+        for crl in &self.crls {
+            let mut serials: Vec<&str> = crl.revoked.iter().map(AsRef::as_ref).collect();
+            serials.sort_unstable();
+            lists.push((crl.signer.as_ref().map(|der| der.as_ref()), serials));
+        }
+        lists.sort_unstable();
+        let mut hasher = DefaultHasher::new();
+        (cas, lists, self.stale == StaleCrl::Refuse && self.is_stale(now)).hash(&mut hasher);
+        hasher.finish()
     }
 
     /// Whether a certificate may not be believed for what the lists say: for TLS libraries that look at none, and tell
@@ -263,90 +287,6 @@ fn refuse_older(path: &Path, crls: &[Crl], before: Option<&Trust>) -> Result<(),
 pub enum Anonymous {
     Allowed,
     Refused,
-}
-
-/// Believes nobody: every CA has expired.
-#[derive(Debug)]
-struct Nobody {
-    anonymous: Anonymous,
-}
-
-const UNKNOWN: rustls::Error = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
-
-impl ClientCertVerifier for Nobody {
-    fn client_auth_mandatory(&self) -> bool {
-        self.anonymous == Anonymous::Refused
-    }
-
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        _leaf: &CertificateDer<'_>,
-        _rest: &[CertificateDer<'_>],
-        _now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        Err(UNKNOWN)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(UNKNOWN)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(UNKNOWN)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
-    }
-}
-
-impl ServerCertVerifier for Nobody {
-    fn verify_server_cert(
-        &self,
-        _leaf: &CertificateDer<'_>,
-        _rest: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Err(UNKNOWN)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(UNKNOWN)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(UNKNOWN)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
-    }
 }
 
 impl Subject for Trust {

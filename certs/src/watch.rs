@@ -171,8 +171,8 @@ impl Watch {
         }
     }
 
-    /// One look at everything.
-    pub(crate) fn look(&self, now: OffsetDateTime) {
+    /// One look at everything, for who does not [`run`](Self::run) it.
+    pub fn look(&self, now: OffsetDateTime) {
         let sets = lock(&self.sets).clone();
         sets.iter().for_each(|set| set.look(now));
         let serving = |watch: &Watch| -> Vec<u64> {

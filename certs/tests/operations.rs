@@ -262,7 +262,18 @@ async fn a_root_is_replaced_in_steps_that_are_proven() {
         "{said:#}"
     );
 
-    // Somebody keeps the old root: the step stays open, goes nowhere else, and is repeated.
+    // `finish` dies between its two files: the pairs before are kept, and the new key is in place.
+    for file in ["internal-ca.pem", "internal-ca.key"] {
+        std::fs::hard_link(pki.file(file), pki.file(&format!("{file}.previous"))).unwrap();
+    }
+    std::fs::copy(pki.file("internal-ca.next.key"), pki.file("new")).unwrap();
+    std::fs::rename(pki.file("new"), pki.file("internal-ca.key")).unwrap();
+    for other in ["begin", "move", "status"] {
+        let (status, _, why) = step(other, &everybody).await;
+        assert!(status == 2 && why.contains("`certs rollover finish` died"), "{other}: {why}");
+    }
+
+    // Repeated. Somebody keeps the old root: the step stays open, goes nowhere else, and is repeated.
     let late =
         [everybody.as_slice(), &[Fake::new(pki.path(), "gateway", Files::ReadOnce).start().await]].concat();
     let (status, said, why) = step("finish", &late).await;

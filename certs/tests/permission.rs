@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "test code: a failure here is a failed test")]
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use certs::pki::files::Pair;
 use certs::pki::{Authority, Leaf, Purpose};
-use certs::{IdentityFiles, Issuer, Must, Watch};
+use certs::{CertError, IdentityFiles, Issuer, Must, Reader, Watch};
 use nix::unistd::{Uid, geteuid, seteuid};
 
 const NOBODY: u32 = 65_534;
@@ -22,8 +24,13 @@ async fn permission_denied_changes_nothing_and_is_told() {
     let issue = || ca.issue(&Leaf::new("svc", &["svc.test"])).unwrap().write(dir.path(), "svc").unwrap();
     let [certificate, key] = issue();
     mode("", 0o755);
+    // Anybody may put files in there, and root's stay root's.
+    std::fs::create_dir(dir.path().join("roots")).unwrap();
+    ca.issue(&Leaf::new("svc", &["svc.test"])).unwrap().write(&dir.path().join("roots"), "svc").unwrap();
+    mode("roots", 0o777);
     let watch = Watch::new("test");
-    let must = Must { purpose: Purpose::Server, names: Vec::new(), issuer: Issuer::Any };
+    let must =
+        Must { purpose: Purpose::Server, names: Vec::new(), issuer: Issuer::Any, reader: Reader::Ours };
     let identity = watch.identity("svc".into(), IdentityFiles { certificate, key }, must).unwrap();
     let serial = identity.current().facts().serial_hex.clone();
 
@@ -31,6 +38,7 @@ async fn permission_denied_changes_nothing_and_is_told() {
     mode("svc.key", 0o000);
     if geteuid().is_root() {
         seteuid(Uid::from_raw(NOBODY)).unwrap();
+        what_cannot_be_given_back_is_not_replaced(&dir.path().join("roots"), &ca);
     }
     let running = tokio::spawn(Arc::clone(&watch).run());
     let told = tokio::time::timeout(Duration::from_secs(10), async {
@@ -50,4 +58,15 @@ async fn permission_denied_changes_nothing_and_is_told() {
         // Back, to clear up.
         seteuid(Uid::from_raw(0)).unwrap();
     }
+}
+
+/// A new pair belongs to whom the one before did, or nothing is changed: its readers might not be able to read it.
+fn what_cannot_be_given_back_is_not_replaced(folder: &Path, ca: &Authority) {
+    let pair = Pair::beside(&folder.join("svc.pem"));
+    let before = std::fs::read(&pair.certificate).unwrap();
+    let refused = pair.replace(&ca.issue(&Leaf::new("svc", &["svc.test"])).unwrap()).unwrap_err();
+    assert!(matches!(refused, CertError::NotOwned { user: 0, .. }), "{refused}");
+    assert!(refused.to_string().contains("nothing was changed"), "{refused}");
+    assert_eq!(std::fs::read(&pair.certificate).unwrap(), before);
+    assert_eq!(std::fs::read_dir(folder).unwrap().count(), 2, "nothing is left behind");
 }

@@ -17,8 +17,8 @@ use certs::client::ClientLimits;
 use certs::pki::crl::{self, Reason};
 use certs::pki::{Authority, Leaf, Purpose};
 use certs::{
-    Certificates, Clients, Facts, IdentityFiles, Issuer, Live, Must, Named, ServerTls, StaleCrl, TlsFiles,
-    Trust, Versions, Watch, client_config,
+    Certificates, Clients, Facts, IdentityFiles, Issuer, Live, Must, Named, Reader, ServerTls, StaleCrl,
+    TlsFiles, Trust, Versions, Watch, client_config,
 };
 use pki::{Server, get_url, listen};
 use rustls_pki_types::ServerName;
@@ -230,7 +230,8 @@ async fn a_name_has_its_certificate_and_every_other_the_default() {
     let identity = |name: &str, names: &[&str]| {
         let issued = house.ca.issue(&Leaf::new(name, names)).unwrap();
         let [certificate, key] = issued.write(house.dir(), name).unwrap();
-        let must = Must { purpose: Purpose::Server, names: Vec::new(), issuer: Issuer::Any };
+        let must =
+            Must { purpose: Purpose::Server, names: Vec::new(), issuer: Issuer::Any, reader: Reader::Ours };
         watch.identity(name.into(), IdentityFiles { certificate, key }, must).unwrap()
     };
     let certificates = Certificates {

@@ -8,10 +8,12 @@ use std::sync::Arc;
 use certs::file::Content;
 use certs::pki::Purpose;
 use certs::{
-    Certificates, Clients, Identity, IdentityFiles, Issuer, Must, Named, Set, Trust, TrustFiles, Watch,
+    Certificates, Clients, Identity, IdentityFiles, Issuer, Must, Named, Reader, Set, Trust, TrustFiles,
+    Watch,
 };
 use filters::policy::{
     At, ClientCertificates, Document, Listener, Mistake, Policy, Reference, RouteRule, Secret, StaleCrl,
+    UpstreamTls,
 };
 use zeroize::Zeroizing;
 
@@ -43,10 +45,17 @@ pub(crate) struct UpstreamFiles {
 
 /// Reads a policy and everything it refers to. Changes nothing, connects to nothing.
 pub fn load(path: &Path) -> Result<Loaded, Vec<Mistake>> {
-    let PolicyFile { text, folder, policy } = read(path)?;
+    load_file(read(path)?, Reader::Ours)
+}
+
+/// The rest of [`load`], for whoever is to use the certificates.
+pub(crate) fn load_file(
+    PolicyFile { text, folder, policy }: PolicyFile,
+    reader: Reader,
+) -> Result<Loaded, Vec<Mistake>> {
     let version = version(&text);
     let watch = Watch::new("gateway");
-    let mut files = Files { watch: &watch, folder: &folder, mistakes: Vec::new() };
+    let mut files = Files { watch: &watch, folder: &folder, reader, mistakes: Vec::new() };
     let listeners =
         policy.document().listeners.iter().filter_map(|listener| files.listener(&listener.value)).collect();
     let upstreams = files.upstreams(policy.document());
@@ -56,6 +65,18 @@ pub fn load(path: &Path) -> Result<Loaded, Vec<Mistake>> {
     } else {
         mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
         Err(mistakes)
+    }
+}
+
+impl Loaded {
+    /// What Envoy shows and believes when it asks the state service, where that has TLS. The gateway asks none.
+    pub(crate) fn state_client(&self) -> Result<Option<UpstreamFiles>, Vec<Mistake>> {
+        let service = self.policy.document().state.service.as_ref();
+        let Some(tls) = service.and_then(|service| service.value.tls.as_ref()) else { return Ok(None) };
+        let mut files =
+            Files { watch: &self.watch, folder: &self.folder, reader: Reader::Envoy, mistakes: Vec::new() };
+        let client = files.upstream("state/client", &tls.client);
+        if files.mistakes.is_empty() { Ok(client) } else { Err(files.mistakes) }
     }
 }
 
@@ -70,6 +91,11 @@ pub(crate) struct PolicyFile {
 pub(crate) fn read(path: &Path) -> Result<PolicyFile, Vec<Mistake>> {
     let folder = path.parent().map(Path::to_path_buf).unwrap_or_default();
     let text = std::fs::read_to_string(path).map_err(|why| vec![Mistake::whole(why.to_string())])?;
+    read_text(text, folder)
+}
+
+/// The same, from a policy's text.
+pub(crate) fn read_text(text: String, folder: PathBuf) -> Result<PolicyFile, Vec<Mistake>> {
     let policy = Policy::read(&text, &|reference| secret(&folder, reference).map(Secret::new))?;
     Ok(PolicyFile { text, folder, policy })
 }
@@ -141,6 +167,7 @@ pub(crate) fn less_line_break(mut bytes: Zeroizing<Vec<u8>>) -> Zeroizing<Vec<u8
 struct Files<'l> {
     watch: &'l Watch,
     folder: &'l Path,
+    reader: Reader,
     mistakes: Vec<Mistake>,
 }
 
@@ -157,7 +184,7 @@ impl Files<'_> {
             None => Some(Clients::Off),
             Some(settings) => self.clients(name, settings),
         };
-        let must = Must { purpose: Purpose::Server, names: Vec::new(), issuer: issuer? };
+        let must = Must { purpose: Purpose::Server, names: Vec::new(), issuer: issuer?, reader: self.reader };
         let default = self.identity(format!("listener/{name}"), (&tls.certificate, &tls.key), must.clone());
         let mut others = Vec::new();
         for (position, named) in tls.certificates.iter().enumerate() {
@@ -181,16 +208,19 @@ impl Files<'_> {
     fn upstreams(&mut self, document: &Document) -> BTreeMap<String, UpstreamFiles> {
         let mut upstreams = BTreeMap::new();
         for (name, At { value: upstream, .. }) in &document.upstreams {
-            let tls = &upstream.tls;
-            let trust = self.trust(format!("upstream/{name}/ca"), &tls.ca, tls.crl.as_ref(), tls.stale_crl);
-            let issuer = trust.clone().map_or(Issuer::Any, Issuer::AsBefore);
-            let must = Must { purpose: Purpose::Client, names: Vec::new(), issuer };
-            let identity = self.identity(format!("upstream/{name}"), (&tls.certificate, &tls.key), must);
-            if let (Some(identity), Some(trust)) = (identity, trust) {
-                upstreams.insert(name.clone(), UpstreamFiles { identity, trust });
+            if let Some(files) = self.upstream(&format!("upstream/{name}"), &upstream.tls) {
+                upstreams.insert(name.clone(), files);
             }
         }
         upstreams
+    }
+
+    fn upstream(&mut self, name: &str, tls: &UpstreamTls) -> Option<UpstreamFiles> {
+        let trust = self.trust(format!("{name}/ca"), &tls.ca, tls.crl.as_ref(), tls.stale_crl);
+        let issuer = trust.clone().map_or(Issuer::Any, Issuer::AsBefore);
+        let must = Must { purpose: Purpose::Client, names: Vec::new(), issuer, reader: self.reader };
+        let identity = self.identity(name.to_owned(), (&tls.certificate, &tls.key), must);
+        Some(UpstreamFiles { identity: identity?, trust: trust? })
     }
 
     fn identity(

@@ -55,14 +55,21 @@ enum Command {
     /// mutual TLS. There also are /health, /readiness (503 while an issuer's keys are missing) and /metrics.
     ///
     /// What it remembers is gone when it ends: requests that were signed before it started are then refused.
+    ///
+    /// With --envoy it also keeps what Envoy serves up to date: it follows certificates, keys, CAs and revocation lists
+    /// as the gateway does, and hands on what it has accepted; whatever it refuses changes nothing, is logged and is
+    /// counted. /metrics and /certificates tell of it. While it is away Envoy keeps what it has.
     State {
         /// The policy file.
         policy: PathBuf,
+        /// The folder that `gateway envoy --out` writes.
+        #[arg(long, value_name = "FOLDER")]
+        envoy: Option<PathBuf>,
     },
     /// Print a whole Envoy configuration that enforces the policy: listeners, routes, clusters and the module.
     ///
     ///   gateway envoy edge.yaml --module /etc/envoy/torana.wasm --out /etc/envoy/torana
-    ///   gateway state edge.yaml &
+    ///   gateway state edge.yaml --envoy /etc/envoy/torana &
     ///   envoy -c /etc/envoy/torana/envoy.json
     ///
     /// Without --out it is one document, for a look or a try: its certificates are read when Envoy starts, and never
@@ -77,9 +84,10 @@ enum Command {
         /// The module, where Envoy will find it; `filters/wasm/build` makes it.
         #[arg(long, default_value = "/etc/envoy/torana.wasm")]
         module: PathBuf,
-        /// Write envoy.json, listeners.json, clusters.json and secrets/ into this folder instead, readable by their
-        /// owner alone. Writing them again changes the policy of an Envoy that runs on them, without a dropped
-        /// connection; certificates, keys and CAs are followed without that.
+        /// Write envoy.json, listeners.json, clusters.json, secrets/ and served/, a copy of certificates, keys and CAs,
+        /// into this folder instead, readable by their owner alone. Writing them again changes the policy of an Envoy
+        /// that runs on them, without a dropped connection; `gateway state --envoy` has certificates, keys and CAs
+        /// followed without that.
         #[arg(long)]
         out: Option<PathBuf>,
     },
@@ -132,7 +140,7 @@ fn main() -> ExitCode {
     certs::install_crypto_provider();
     match Arguments::parse().command {
         Command::Serve { policy, threads, drain_s } => serve(&policy, threads, drain_s),
-        Command::State { policy } => state(&policy),
+        Command::State { policy, envoy } => state(&policy, envoy.as_deref()),
         Command::Envoy { policy, module, out } => envoy(&policy, module, out.as_deref()),
         Command::Check { policy } => check(&policy),
         Command::Explain { policy, request, from, certificate, at } => {
@@ -148,11 +156,11 @@ fn serve(policy: &Path, threads: usize, drain_s: u64) -> ExitCode {
     logged(policy, |loaded| server::run(policy, loaded, options))
 }
 
-fn state(policy: &Path) -> ExitCode {
+fn state(policy: &Path, envoy: Option<&Path>) -> ExitCode {
     log_as_json();
     logged(policy, |loaded| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        runtime.block_on(state_service::run(loaded, gateway::stop_signal()))
+        runtime.block_on(state_service::run(loaded, envoy, gateway::stop_signal()))
     })
 }
 

@@ -144,12 +144,28 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Tells of certificates too, of those that are followed when it is asked.
-    pub(crate) fn tell_of(
+    /// Tells of certificates too.
+    pub(crate) fn tell_of(&self, watch: &Arc<certs::Watch>) -> Result<(), prometheus::Error> {
+        let watch = Arc::clone(watch);
+        self.tell_of_all(move || vec![Arc::clone(&watch)])
+    }
+
+    /// Whether what Envoy is handed is what was accepted last; told by who hands it.
+    pub(crate) fn envoy_handed(&self) -> Result<IntGauge, prometheus::Error> {
+        let gauge = IntGauge::new(
+            "gateway_envoy_handed",
+            "1 while Envoy has been handed all that was accepted for it",
+        )?;
+        self.registry.register(Box::new(gauge.clone()))?;
+        Ok(gauge)
+    }
+
+    /// Of those of watches that come and go.
+    pub(crate) fn tell_of_all(
         &self,
-        watch: impl Fn() -> Arc<certs::Watch> + Send + Sync + 'static,
+        watches: impl Fn() -> Vec<Arc<certs::Watch>> + Send + Sync + 'static,
     ) -> Result<(), prometheus::Error> {
-        self.registry.register(Box::new(certs::metrics::Metrics::of(watch)?))
+        self.registry.register(Box::new(certs::metrics::Metrics::of(watches)?))
     }
 
     /// The Prometheus text format, version 0.0.4.

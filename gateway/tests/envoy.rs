@@ -191,3 +191,61 @@ fn what_cannot_be_made_is_told() {
     assert!(text(&made.stderr).contains("edge.yaml:1:1: unknown field `listners`"), "{}", text(&made.stderr));
     assert!(!gateway(folder.path(), &["envoy", "nothing.yaml"]).status.success());
 }
+
+/// Envoy can start before the state service does: its copy is there. What the gateway would refuse is not copied.
+#[test]
+fn the_first_copy_is_of_what_was_accepted() {
+    let folder = folder(&policy("address: \"127.0.0.1:23\""));
+    let at = |name: &str| folder.path().join(name);
+    let make = || gateway(folder.path(), &["envoy", "edge.yaml", "--out", "out"]);
+    let copied = || {
+        let mut copied = std::collections::BTreeMap::new();
+        for entry in std::fs::read_dir(at("out/served/now")).unwrap() {
+            let path = entry.unwrap().path();
+            let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode, 0o600, "{}", path.display());
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            let (set, mark) = name.split_once('~').unwrap();
+            let ending = mark.split_once('.').unwrap().1;
+            copied.insert(format!("{set}.{ending}"), std::fs::read(&path).unwrap());
+        }
+        copied
+    };
+    assert!(make().status.success());
+    let before = copied();
+    let names: Vec<&str> = before.keys().map(String::as_str).collect();
+    let (own, peers) = (["key", "pem"], ["pem"]);
+    let expected = [
+        ("listener-phones", own.as_slice()),
+        ("listener-phones-clients", &peers),
+        ("upstream-u", &own),
+        ("upstream-u-ca", &peers),
+        ("upstream-v", &own),
+        ("upstream-v-ca", &peers),
+    ];
+    let mut expected: Vec<String> = expected
+        .iter()
+        .flat_map(|(set, endings)| endings.iter().map(move |ending| format!("{set}.{ending}")))
+        .collect();
+    expected.sort_unstable();
+    assert_eq!(names, expected);
+    for (copy, file) in [
+        ("listener-phones.pem", "edge.pem"),
+        ("upstream-u.pem", "gateway.pem"),
+        ("listener-phones-clients.pem", "partner-ca.pem"),
+    ] {
+        let facts = |pem: &[u8]| certs::inspect_pem(pem).unwrap();
+        assert_eq!(facts(&before[copy]), facts(&std::fs::read(at(file)).unwrap()), "{copy}");
+    }
+    let mode = |name: &str| std::fs::metadata(at(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode("out/served"), mode("out/served/now"), mode("out/gateway")), (0o700, 0o700, 0o700));
+
+    let good = std::fs::read(at("edge.key")).unwrap();
+    std::fs::write(at("edge.key"), std::fs::read(at("gateway.key")).unwrap()).unwrap();
+    let refused = make();
+    assert!(!refused.status.success());
+    assert!(text(&refused.stderr).contains("does not belong to"), "{}", text(&refused.stderr));
+    assert_eq!(copied(), before, "nothing was copied");
+    std::fs::write(at("edge.key"), good).unwrap();
+    assert!(make().status.success());
+}

@@ -14,6 +14,9 @@ use time::Duration;
 
 use self::running::{Gateway, Recorder, TLS, client, pki, revoke, serve, serve_on, until};
 
+/// The public key of RFC 7517 appendix A.1.
+const JWKS: &str = r#"{"keys":[{"kty":"EC","crv":"P-256","kid":"k1","alg":"ES256","x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}"#;
+
 fn policy(upstream: &Recorder) -> String {
     format!(
         r#"
@@ -111,6 +114,58 @@ async fn an_upstream_whose_certificate_is_revoked_gets_no_request() {
         }
         assert_eq!(upstream.seen(), before, "{filters}");
     }
+}
+
+/// Keys of an issuer whose certificate is revoked are not believed: by a gateway that runs, from the next fetch on, and
+/// by one that starts, which is never ready.
+#[tokio::test]
+async fn an_issuer_whose_certificate_is_revoked_is_not_asked_for_keys() {
+    let folder = tempfile::tempdir().unwrap();
+    pki(folder.path());
+    let at = |name: &str| folder.path().join(name);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let identity = certs::Identity::load(&at("issuer.pem"), &at("issuer.key")).unwrap();
+    let tls =
+        certs::server_config(&identity, certs::ClientAuth::Off, certs::Versions::Tls13Only, &[]).unwrap();
+    let app = axum::Router::new().route("/jwks", axum::routing::get(async || JWKS));
+    tokio::spawn(certs::serve::serve(
+        listener,
+        tls,
+        app,
+        certs::serve::Limits::default(),
+        std::future::pending(),
+    ));
+    let upstream = Recorder::start(folder.path(), "u").await;
+    let policy = format!(
+        r#"{}
+issuers:
+  main:
+    issuer: "https://i"
+    audiences: [a]
+    algorithms: [ES256]
+    jwks: {{ url: "https://localhost:{port}/jwks", ca: "file:internal-ca.pem", crl: "file:internal-ca.crl", refresh_s: 1 }}
+"#,
+        policy(&upstream)
+    );
+    let fetched =
+        |outcome: &str| format!(r#"gateway_jwks_fetches_total{{issuer="main",outcome="{outcome}"}}"#);
+    let running = serve(folder.path(), &policy).await;
+    until("it has keys", async || running.metric(&fetched("ok")).await > 0.0).await;
+    assert_eq!(running.metric(&fetched("error")).await, 0.0);
+
+    revoke(folder.path(), "internal-ca", "issuer");
+    until("the issuer is not believed", async || running.metric(&fetched("error")).await >= 2.0).await;
+    let before = running.metric(&fetched("ok")).await;
+    let fresh = serve(folder.path(), &policy).await;
+    until("it has tried", async || fresh.metric(&fetched("error")).await >= 2.0).await;
+    assert_eq!(fresh.metric(&fetched("ok")).await, 0.0);
+    assert_eq!(running.metric(&fetched("ok")).await, before, "nor later");
+    let ready = async |gateway: &Gateway| {
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        http.get(format!("{}/readiness", gateway.admin)).send().await.unwrap().status().as_u16()
+    };
+    assert_eq!((ready(&running).await, ready(&fresh).await), (200, 503), "the last good keys serve on");
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use anyhow::{Context as _, ensure};
 use certs::pki::files::{self, Pair, Readable};
 use certs::pki::{Authority, Issued, crl};
 use certs::report::Report;
-use certs::{Facts, inspect_key_pem, inspect_pem};
+use certs::{CertError, Facts, inspect_key_pem, inspect_pem};
 use clap::{Args, Subcommand};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -120,8 +120,8 @@ impl Rollover {
 impl Steps {
     async fn begin(&self) -> anyhow::Result<Rolled> {
         let reports = self.reports().await?;
-        Pair { certificate: self.ca.ca.clone(), key: self.ca.key() }.must_be_ours()?;
-        let old = self.ca.load()?;
+        self.files().must_be_ours()?;
+        let old = self.root()?;
         if let Some(nobody) = self.nobody(&reports) {
             return self.refuse(vec![nobody], "nobody can prove it");
         }
@@ -166,6 +166,10 @@ impl Steps {
 
     async fn finish(&self) -> anyhow::Result<Rolled> {
         let reports = self.reports().await?;
+        if self.finish_died() {
+            // Both files as they were, and once more.
+            self.files().restore()?;
+        }
         if let Some(old) = self.dropped()? {
             return self.drop_old(&reports, &old, &self.new_root()?).await;
         }
@@ -187,7 +191,7 @@ impl Steps {
         others.retain(|pem| pem != new.certificate_pem());
         let certificate_pem = new.certificate_pem().to_owned() + &others.concat();
         let issued = Issued { certificate_pem, key_pem: new.key_pem() };
-        Pair { certificate: self.ca.ca.clone(), key: self.ca.key() }.replace(&issued)?;
+        self.files().replace(&issued)?;
         self.drop_old(&reports, &old, &new).await
     }
 
@@ -213,7 +217,7 @@ impl Steps {
 
     /// The old root, when `finish` has put the new one in its place already and did not prove it.
     fn dropped(&self) -> anyhow::Result<Option<Authority>> {
-        let (now, new) = (self.ca.load()?, self.new_root()?);
+        let (now, new) = (self.root()?, self.new_root()?);
         if now.facts().serial_hex != new.facts().serial_hex {
             return Ok(None);
         }
@@ -225,7 +229,7 @@ impl Steps {
     fn both_roots(&self) -> anyhow::Result<(Authority, Authority)> {
         let new = self.new_root()?;
         ensure!(self.dropped()?.is_none(), "the old root is dropped already: repeat `certs rollover finish`");
-        Ok((self.ca.load()?, new))
+        Ok((self.root()?, new))
     }
 
     /// The roots of the CA's file but one, PEM, in their order.
@@ -239,7 +243,7 @@ impl Steps {
 
     async fn status(&self) -> anyhow::Result<Rolled> {
         let reports = self.reports().await?;
-        let old = self.ca.load()?;
+        let old = self.root()?;
         let (mut parts, mut left) = (Vec::new(), Vec::new());
         if self.stage() == Stage::Both {
             let (new, dropped) = (self.new_root()?, self.dropped()?);
@@ -305,6 +309,26 @@ impl Steps {
     async fn reports(&self) -> anyhow::Result<Vec<Report>> {
         let told = self.waiting.fleet.ask().await?.into_iter();
         told.map(|Told { report, .. }| report.map_err(anyhow::Error::msg)).collect()
+    }
+
+    fn files(&self) -> Pair {
+        Pair { certificate: self.ca.ca.clone(), key: self.ca.key() }
+    }
+
+    /// The root that stands first in its file.
+    fn root(&self) -> anyhow::Result<Authority> {
+        ensure!(
+            !self.finish_died(),
+            "`certs rollover finish` died between its two files: repeat it, nothing else can be done before"
+        );
+        Ok(self.ca.load()?)
+    }
+
+    /// Whether the new root's key is in place already, beside the old root: the two files are renamed one after the
+    /// other.
+    fn finish_died(&self) -> bool {
+        let of_new = || Authority::load(&self.next().certificate, &self.ca.key());
+        matches!(self.ca.load(), Err(CertError::KeyMismatch { .. })) && of_new().is_ok()
     }
 
     fn stage(&self) -> Stage {

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use zeroize::Zeroizing;
+
 use super::Issued;
 use crate::CertError;
 use crate::file::FORBIDDEN_OF_KEYS;
@@ -68,7 +70,7 @@ impl Pair {
             let previous = previous(path);
             let text = std::fs::read_to_string(&previous);
             let text = text.map_err(|source| CertError::Unreadable { path: previous, source })?;
-            texts.push(Prepared::new(path, &zeroize::Zeroizing::new(text), readable)?);
+            texts.push(Prepared::new(path, &Zeroizing::new(text), readable)?);
         }
         for prepared in &texts {
             keep(prepared.path)?;
@@ -157,8 +159,12 @@ impl Drop for Prepared<'_> {
 
 /// One PEM section (RFC 7468).
 pub fn pem(label: &str, der: &[u8]) -> String {
-    let base64 = STANDARD.encode(der);
-    let mut text = format!("-----BEGIN {label}-----\n");
+    // Of a key nothing may stay behind, here or where a text that grows has been.
+    let base64 = Zeroizing::new(STANDARD.encode(der));
+    let mut text = String::with_capacity(base64.len() + base64.len() / 64 + 2 * label.len() + 40);
+    text += "-----BEGIN ";
+    text += label;
+    text += "-----\n";
     let mut rest = base64.as_str();
     while !rest.is_empty() {
         let (line, after) = rest.split_at(rest.len().min(64));
@@ -166,7 +172,10 @@ pub fn pem(label: &str, der: &[u8]) -> String {
         text.push('\n');
         rest = after;
     }
-    text + "-----END " + label + "-----\n"
+    text += "-----END ";
+    text += label;
+    text += "-----\n";
+    text
 }
 
 fn with_ending(path: &Path, ending: &str) -> PathBuf {

@@ -8,7 +8,7 @@ use time::ext::NumericalDuration as _;
 use super::*;
 use crate::pki::crl::{self, Reason};
 use crate::pki::{Authority, Issued, Leaf, Purpose};
-use crate::{Issuer, StaleCrl};
+use crate::{Issuer, Reader, StaleCrl};
 
 const NAMES: [&str; 2] = ["svc.test", "127.0.0.1"];
 
@@ -34,8 +34,12 @@ impl House {
         let files = TrustFiles { ca: at("ca.pem"), crl: Some(at("ca.crl")), stale: StaleCrl::Refuse };
         let trust = watch.trust("svc/ca".into(), files).unwrap();
         let files = IdentityFiles { certificate: at("svc.pem"), key: at("svc.key") };
-        let must =
-            Must { purpose: Purpose::Server, names: Vec::new(), issuer: Issuer::AsBefore(trust.clone()) };
+        let must = Must {
+            purpose: Purpose::Server,
+            names: Vec::new(),
+            issuer: Issuer::AsBefore(trust.clone()),
+            reader: Reader::Ours,
+        };
         let identity = watch.identity("svc".into(), files, must).unwrap();
         House { dir, ca, watch, trust, identity, now: OffsetDateTime::now_utc() }
     }
@@ -262,7 +266,8 @@ fn the_swap_of_a_link_as_kubernetes_does_it() {
         symlink(format!("..data/{name}"), volume.join(name)).unwrap();
     }
     let files = IdentityFiles { certificate: volume.join("tls.pem"), key: volume.join("tls.key") };
-    let must = Must { purpose: Purpose::Server, names: Vec::new(), issuer: Issuer::Any };
+    let must =
+        Must { purpose: Purpose::Server, names: Vec::new(), issuer: Issuer::Any, reader: Reader::Ours };
     house.identity = house.watch.identity("volume".into(), files, must).unwrap();
     for round in 2..5_u64 {
         let before = house.serial();

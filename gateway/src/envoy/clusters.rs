@@ -6,8 +6,10 @@ use anyhow::Context as _;
 use filters::policy::{At, StaleCrl, StateService, Upstream, UpstreamTls};
 use serde_json::{Value, json};
 
+use super::handed::metadata;
 use super::{STATE_CLUSTER, Source, ms, socket};
 use crate::upstream::LEAST_REPEATS;
+use crate::load::UpstreamFiles;
 
 /// A connection to an upstream takes no new request after so long. Envoy keeps those that were made with a certificate
 /// before: this is how soon nobody shows that any more, and it can be revoked. `certs` waits for it.
@@ -15,13 +17,20 @@ const LONGEST_CONNECTION_MS: u64 = 5_000;
 
 impl Source {
     pub(super) fn clusters(&self) -> anyhow::Result<Vec<Value>> {
-        let document = self.policy.document();
+        let document = self.document();
         let mut clusters = Vec::new();
         for (name, At { value, .. }) in &document.upstreams {
-            clusters.push(self.upstream(name, &self.cluster(name)?, value)?);
+            let mut cluster = self.upstream(name, &self.cluster(name)?, value)?;
+            // No part of its name, which stays when somebody is revoked.
+            cluster["metadata"] = metadata(&self.files(name)?.trust, self.now);
+            clusters.push(cluster);
         }
         if let Some(At { value, .. }) = &document.state.service {
-            clusters.push(self.state(value)?);
+            let mut cluster = self.state(value)?;
+            if let Some(files) = &self.state {
+                cluster["metadata"] = metadata(&files.trust, self.now);
+            }
+            clusters.push(cluster);
         }
         Ok(clusters)
     }
@@ -29,11 +38,18 @@ impl Source {
     /// What Envoy calls an upstream: its name, and a mark of what it is. A connection that still serves by the policy
     /// before finds that policy's upstream, or none, and never another one under the same name.
     pub(super) fn cluster(&self, name: &str) -> anyhow::Result<String> {
-        let upstream =
-            self.policy.upstream(name).context("the policy names an upstream that it does not have")?;
+        let upstream = self
+            .loaded
+            .policy
+            .upstream(name)
+            .context("the policy names an upstream that it does not have")?;
         let mut hasher = DefaultHasher::new();
         self.upstream(name, "", upstream)?.to_string().hash(&mut hasher);
         Ok(format!("{name}~{:016x}", hasher.finish()))
+    }
+
+    fn files(&self, name: &str) -> anyhow::Result<&UpstreamFiles> {
+        self.loaded.upstreams.get(name).context("an upstream's files were not loaded")
     }
 
     fn upstream(&self, name: &str, cluster: &str, upstream: &Upstream) -> anyhow::Result<Value> {
@@ -47,7 +63,7 @@ impl Source {
             "lb_policy": "ROUND_ROBIN",
             "connect_timeout": ms(upstream.connect_timeout_ms),
             "load_assignment": { "cluster_name": cluster, "endpoints": [{ "lb_endpoints": endpoints }] },
-            "transport_socket": self.upstream_tls(&upstream.tls)?,
+            "transport_socket": self.upstream_tls(&upstream.tls, self.files(name)?)?,
             "typed_extension_protocol_options": http1(upstream.idle_timeout_ms),
             "circuit_breakers": { "thresholds": [{
                 "max_connections": most, "max_pending_requests": most, "max_requests": most,
@@ -89,37 +105,31 @@ impl Source {
     }
 
     /// Mutual TLS, with the upstream's name in its certificate to the letter.
-    fn upstream_tls(&self, tls: &UpstreamTls) -> anyhow::Result<Value> {
+    fn upstream_tls(&self, tls: &UpstreamTls, files: &UpstreamFiles) -> anyhow::Result<Value> {
         let name = &tls.server_name.value;
         anyhow::ensure!(
             tls.crl.is_none() || tls.stale_crl == StaleCrl::Refuse,
             "`{name}`: Envoy believes no list that is past its time: `stale_crl: allow` is for the gateway",
         );
-        let mut peers = json!({ "trusted_ca": self.file(&tls.ca)? });
-        if let Some(crl) = &tls.crl {
-            peers["crl"] = self.file(crl)?;
-        }
         let san_type = if name.parse::<std::net::IpAddr>().is_ok() { "IP_ADDRESS" } else { "DNS" };
-        peers["match_typed_subject_alt_names"] =
-            json!([{ "san_type": san_type, "matcher": { "exact": name } }]);
+        let called = json!({
+            "match_typed_subject_alt_names": [{ "san_type": san_type, "matcher": { "exact": name } }],
+        });
+        let mut common = json!({
+            // As a client Envoy would stop at 1.2.
+            "tls_params": {
+                "tls_minimum_protocol_version": "TLSv1_2",
+                "tls_maximum_protocol_version": "TLSv1_3",
+            },
+            "alpn_protocols": ["http/1.1"],
+        });
+        self.delivery.fill(&mut common, &[&files.identity], Some((&files.trust, called)));
         Ok(json!({
             "name": "envoy.transport_sockets.tls",
             "typed_config": {
                 "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
                 "sni": name,
-                "common_tls_context": {
-                    // As a client Envoy would stop at 1.2.
-                    "tls_params": {
-                        "tls_minimum_protocol_version": "TLSv1_2",
-                        "tls_maximum_protocol_version": "TLSv1_3",
-                    },
-                    "alpn_protocols": ["http/1.1"],
-                    "tls_certificates": [{
-                        "certificate_chain": self.file(&tls.certificate)?,
-                        "private_key": self.file(&tls.key)?,
-                    }],
-                    "validation_context": peers,
-                },
+                "common_tls_context": common,
             },
         }))
     }
@@ -128,7 +138,7 @@ impl Source {
         const IDLE_MS: u64 = 20_000;
         const MOST: u32 = 1_024;
         let address = match (&service.socket, service.address) {
-            (Some(path), _) => json!({ "pipe": { "path": self.folder.join(path) } }),
+            (Some(path), _) => json!({ "pipe": { "path": self.loaded.folder.join(path) } }),
             (None, Some(address)) => socket(address),
             (None, None) => anyhow::bail!("the state service has neither `address` nor `socket`"),
         };
@@ -145,8 +155,8 @@ impl Source {
                 "max_connections": MOST, "max_pending_requests": MOST, "max_requests": MOST,
             }] },
         });
-        if let Some(tls) = &service.tls {
-            cluster["transport_socket"] = self.upstream_tls(&tls.client)?;
+        if let (Some(tls), Some(files)) = (&service.tls, &self.state) {
+            cluster["transport_socket"] = self.upstream_tls(&tls.client, files)?;
         }
         Ok(cluster)
     }

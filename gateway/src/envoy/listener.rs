@@ -1,14 +1,14 @@
 //! Listeners: TLS, the bounds on connections and requests, and the module.
 
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-
-use anyhow::Context as _;
+use certs::{Certificates, Clients};
 use filters::admission::HIDDEN_FROM_CLIENTS;
-use filters::policy::{At, Listener, Reference, StaleCrl};
+use filters::policy::{At, Listener, StaleCrl};
 use filters::shape;
 use serde_json::{Value, json};
 
+use super::handed::metadata;
 use super::{Source, access_log, local_reply, ms, routes, socket};
+use crate::load::ListenerFiles;
 
 /// What Envoy holds of a request's body. More than the module does, so that the module answers first.
 const BUFFER_BYTES: usize = 4 * shape::Config::MOST_BODY_BYTES;
@@ -18,12 +18,13 @@ const MOST_HEADERS: u32 = 256;
 
 impl Source {
     pub(super) fn listeners(&self) -> anyhow::Result<Vec<Value>> {
-        self.policy.document().listeners.iter().map(|At { value, .. }| self.listener(value)).collect()
+        let listeners = self.document().listeners.iter().zip(&self.loaded.listeners);
+        listeners.map(|(At { value, .. }, files)| self.listener(value, files)).collect()
     }
 
-    fn listener(&self, listener: &Listener) -> anyhow::Result<Value> {
+    fn listener(&self, listener: &Listener, files: &ListenerFiles) -> anyhow::Result<Value> {
         Ok(json!({
-            "metadata": { "filter_metadata": { "torana": { "revoked": self.revoked(listener)? } } },
+            "metadata": files.clients.trust().map_or(json!({}), |trust| metadata(trust, self.now)),
             "name": listener.name,
             "address": socket(listener.address),
             "per_connection_buffer_limit_bytes": BUFFER_BYTES,
@@ -36,65 +37,39 @@ impl Source {
             "listener_filters_timeout": ms(listener.handshake_timeout_ms),
             "filter_chains": [{
                 "transport_socket_connect_timeout": ms(listener.handshake_timeout_ms),
-                "transport_socket": self.downstream_tls(listener)?,
+                "transport_socket": self.downstream_tls(listener, files)?,
                 "filters": [self.connection_limit(listener), self.http(listener)?],
             }],
         }))
     }
 
-    /// A mark of what is revoked. Envoy asks a list at handshakes only; a listener that differs from the one before
-    /// has the connections of that one drained.
-    fn revoked(&self, listener: &Listener) -> anyhow::Result<String> {
-        let clients = listener.tls.client_certificates.as_ref();
-        let Some(Reference::File(path)) =
-            clients.and_then(|clients| clients.crl.as_ref()).map(|crl| &crl.value)
-        else {
-            return Ok(String::new());
-        };
-        let path = self.folder.join(path);
-        let list = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let mut hasher = DefaultHasher::new();
-        list.hash(&mut hasher);
-        Ok(format!("{:016x}", hasher.finish()))
-    }
-
-    fn downstream_tls(&self, listener: &Listener) -> anyhow::Result<Value> {
-        let tls = &listener.tls;
+    fn downstream_tls(&self, listener: &Listener, files: &ListenerFiles) -> anyhow::Result<Value> {
         // The first is for those who ask for a name that none bears.
-        let pairs = std::iter::once((&tls.certificate, &tls.key))
-            .chain(tls.certificates.iter().map(|named| (&named.certificate, &named.key)));
-        let certificates: Vec<Value> = pairs
-            .map(|(certificate, key)| {
-                Ok(json!({ "certificate_chain": self.file(certificate)?, "private_key": self.file(key)? }))
-            })
-            .collect::<anyhow::Result<_>>()?;
+        let Certificates { default, others } = &files.certificates;
+        let own: Vec<_> =
+            std::iter::once(default).chain(others.iter().map(|named| &named.identity)).collect();
         let mut common = json!({
             "tls_params": { "tls_minimum_protocol_version": "TLSv1_2" },
             "alpn_protocols": ["h2", "http/1.1"],
-            "tls_certificates": certificates,
         });
-        let mut required = false;
-        if let Some(clients) = &tls.client_certificates {
+        if let Some(clients) = &listener.tls.client_certificates {
             anyhow::ensure!(
                 clients.crl.is_none() || clients.stale_crl == StaleCrl::Refuse,
                 "listener {}: Envoy believes no list that is past its time: `stale_crl: allow` is for the gateway",
                 listener.name
             );
-            common["validation_context"] = json!({ "trusted_ca": self.file(&clients.ca)? });
-            if let Some(crl) = &clients.crl {
-                common["validation_context"]["crl"] = self.file(crl)?;
-            }
-            required = clients.required;
         }
+        let peers = files.clients.trust();
+        self.delivery.fill(&mut common, &own, peers.map(|trust| (trust, json!({}))));
         Ok(json!({
             "name": "envoy.transport_sockets.tls",
             "typed_config": {
                 "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
                 "common_tls_context": common,
-                "require_client_certificate": required,
+                "require_client_certificate": matches!(files.clients, Clients::Required(_)),
                 // A resumed session skips the verifier: a client that lost its CA would keep coming in.
-                "disable_stateless_session_resumption": listener.tls.client_certificates.is_some(),
-                "disable_stateful_session_resumption": listener.tls.client_certificates.is_some(),
+                "disable_stateless_session_resumption": peers.is_some(),
+                "disable_stateful_session_resumption": peers.is_some(),
             },
         }))
     }
@@ -117,7 +92,7 @@ impl Source {
             None => ("SANITIZE", json!({})),
         };
         // The module refuses those that the policy does not let through.
-        let upgrades = match self.policy.rules().iter().any(|rule| rule.websocket.is_some()) {
+        let upgrades = match self.loaded.policy.rules().iter().any(|rule| rule.websocket.is_some()) {
             true => json!([{ "upgrade_type": "websocket" }]),
             false => json!([]),
         };
@@ -179,7 +154,7 @@ impl Source {
     }
 
     fn longest_route_ms(&self) -> u64 {
-        self.policy.rules().iter().map(|rule| rule.timeout_ms).max().unwrap_or_default()
+        self.loaded.policy.rules().iter().map(|rule| rule.timeout_ms).max().unwrap_or_default()
     }
 
     /// The module. When it dies its requests are refused, and it is started again; it is never left out.

@@ -6,17 +6,28 @@
 
 mod access_log;
 mod clusters;
+pub(crate) mod handed;
 mod listener;
 mod local_reply;
 mod routes;
 mod secrets;
+mod served;
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use certs::Reader;
+use certs::report::Report;
 use filters::compiled::{Compiled, Secret};
-use filters::policy::{At, Document, Policy, Reference};
+use filters::policy::{Document, Policy, Reference};
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+
+use self::handed::{Following, Given};
+use self::secrets::Delivery;
+use self::served::Served;
+use crate::load::{self, Loaded, UpstreamFiles};
 
 /// What the configuration is made of besides the policy.
 #[derive(Clone, Debug)]
@@ -38,6 +49,10 @@ const REFUSED_FIELD: &str = "x-torana-refused";
 const PEER_FIELD: &str = "x-envoy-external-address";
 /// The field in which Envoy tells the module the client's certificate; whatever a client sends in it goes.
 const CERTIFICATE_FIELD: &str = "x-forwarded-client-cert";
+const LISTENERS: &str = "listeners.json";
+const CLUSTERS: &str = "clusters.json";
+/// How long the state service may hold up who writes a configuration.
+const LOCKED_FOR: Duration = Duration::from_secs(10);
 /// Tells an upstream that a request is a copy.
 const MIRROR_FIELD: &str = "x-torana-mirror";
 
@@ -47,8 +62,8 @@ const MIRROR_FIELD: &str = "x-torana-mirror";
 /// # Errors
 /// When the policy cannot be read, or has no `state.service`: all mistakes, one a line.
 pub fn bootstrap(file: &Path, options: &Options) -> anyhow::Result<String> {
-    let source = Source::read(file, options)?;
-    let document = source.policy.document();
+    let source = Source::read(file, options, Delivery::Files)?;
+    let document = source.document();
     let listeners = source.listeners()?;
     let clusters = source.clusters()?;
     let whole = json!({
@@ -62,16 +77,18 @@ pub fn bootstrap(file: &Path, options: &Options) -> anyhow::Result<String> {
 }
 
 /// The same in files: listeners and clusters, which Envoy watches, so that rewriting them changes the policy of a
-/// running Envoy without a dropped connection; and a secret for each certificate and each set of CAs, whose PEM files
-/// Envoy watches, so that replacing them rotates certificates without this being run again.
+/// running Envoy without a dropped connection; a secret for each certificate and each set of CAs; and a copy of their
+/// files, which the state service keeps up to date, and Envoy watches.
 ///
 /// # Errors
 /// As of [`bootstrap`], and when a file cannot be written.
 pub fn folder(file: &Path, options: &Options, out: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let source = Source::read(file, options)?;
-    let document = source.policy.document();
     std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
     let out = std::path::absolute(out)?;
+    let place = Folder(out.clone());
+    let _alone = place.lock(LOCKED_FOR)?;
+    let source = Source::read(file, options, Delivery::Secrets(place.secrets()))?;
+    let document = source.document();
     let typed = |kind: &str, resources: Vec<Value>| {
         let resources: Vec<Value> = resources
             .into_iter()
@@ -91,30 +108,28 @@ pub fn folder(file: &Path, options: &Options, out: &Path) -> anyhow::Result<Vec<
     let bootstrap = json!({
         "node": { "id": "torana", "cluster": "torana-edge" },
         "admin": { "address": socket(document.admin.address) },
-        "dynamic_resources": { "lds_config": watched("listeners.json"), "cds_config": watched("clusters.json") },
+        "dynamic_resources": { "lds_config": watched(LISTENERS), "cds_config": watched(CLUSTERS) },
         "overload_manager": overload(document),
         "application_log_config": access_log::of_envoy(),
     });
     // Clusters before listeners: a listener must find the clusters that it names. Those of the listeners before stay
     // for as long as connections may serve by them.
-    let (mut clusters, mut listeners) = (source.clusters()?, source.listeners()?);
-    let folder_of_secrets = out.join("secrets");
-    let mut secrets = secrets::Secrets::new();
-    clusters
-        .iter_mut()
-        .chain(&mut listeners)
-        .for_each(|resource| secrets::take(resource, &folder_of_secrets, &mut secrets));
-    let before = ["clusters.json", "listeners.json"].map(|name| read(&out, name));
+    let (mut clusters, listeners) = (source.clusters()?, source.listeners()?);
+    let following = Following::new(&source.loaded, source.state.as_ref());
+    let folder_of_secrets = place.secrets();
+    let before = [CLUSTERS, LISTENERS].map(|name| read(&out, name));
     clusters.extend(retired(&out, &clusters));
     let text = |value: &Value| format!("{value:#}\n");
     let mut written = Vec::new();
+    // Before Envoy hears of them.
+    following.copy(&place)?;
     std::fs::create_dir_all(&folder_of_secrets).with_context(|| folder_of_secrets.display().to_string())?;
-    for (name, secret) in &secrets {
+    for (name, secret) in &following.secrets.documents(&Served::of(&out)) {
         written.push(write(&folder_of_secrets, &format!("{name}.json"), &text(secret))?);
     }
     let files = [
-        ("clusters.json", text(&typed("cluster.v3.Cluster", clusters))),
-        ("listeners.json", text(&typed("listener.v3.Listener", listeners))),
+        (CLUSTERS, text(&typed("cluster.v3.Cluster", clusters))),
+        (LISTENERS, text(&typed("listener.v3.Listener", listeners))),
         ("envoy.json", text(&bootstrap)),
     ];
     for (name, text) in &files {
@@ -130,7 +145,61 @@ pub fn folder(file: &Path, options: &Options, out: &Path) -> anyhow::Result<Vec<
             std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
         }
     }
+    place.tell(&following.report())?;
+    // Last: the state service follows it from now on.
+    place.give(&Given { folder: source.loaded.folder, policy: source.text })?;
     Ok(written)
+}
+
+/// The folder of a configuration, with what the gateway keeps there for itself and for `certs` in `gateway/`.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn secrets(&self) -> PathBuf {
+        self.0.join("secrets")
+    }
+
+    fn own(&self) -> PathBuf {
+        self.0.join("gateway")
+    }
+
+    /// The policy that Envoy was given.
+    fn given(&self) -> PathBuf {
+        self.own().join("policy.json")
+    }
+
+    fn read_given(&self) -> anyhow::Result<Given> {
+        let path = self.given();
+        let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        serde_json::from_slice(&text).with_context(|| path.display().to_string())
+    }
+
+    fn give(&self, given: &Given) -> anyhow::Result<()> {
+        write(&self.own(), "policy.json", &serde_json::to_string(given)?).map(drop)
+    }
+
+    /// Writes down what Envoy has been handed.
+    fn tell(&self, report: &Report) -> anyhow::Result<()> {
+        write(&self.own(), "report.json", &serde_json::to_string_pretty(report)?).map(drop)
+    }
+
+    /// Two processes write here: a command that configures Envoy, and the state service.
+    fn lock(&self, within: Duration) -> anyhow::Result<std::fs::File> {
+        served::private(&self.own())?;
+        let path = self.own().join("lock");
+        let file = std::fs::File::options().create(true).truncate(false).write(true).open(&path);
+        let file = file.with_context(|| path.display().to_string())?;
+        let began = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(std::fs::TryLockError::WouldBlock) if began.elapsed() < within => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err(error) => return Err(error).with_context(|| path.display().to_string()),
+            }
+        }
+    }
 }
 
 /// A file as it was written here before; nothing when it was not.
@@ -141,8 +210,8 @@ fn read(out: &Path, name: &str) -> String {
 /// The clusters of the policy that is about to be replaced which the new one does not have: those that the listeners
 /// of now name. Nothing when there are none, or what is there was not written here.
 fn retired(out: &Path, new: &[Value]) -> Vec<Value> {
-    let listeners = read(out, "listeners.json");
-    let clusters: Value = serde_json::from_str(&read(out, "clusters.json")).unwrap_or_default();
+    let listeners = read(out, LISTENERS);
+    let clusters: Value = serde_json::from_str(&read(out, CLUSTERS)).unwrap_or_default();
     let name = |cluster: &Value| cluster["name"].as_str().map(str::to_owned);
     let known: Vec<String> = new.iter().filter_map(name).collect();
     let all = clusters["resources"].as_array().cloned().unwrap_or_default();
@@ -170,25 +239,31 @@ fn write(folder: &Path, name: &str, text: &str) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// A policy and where its files are.
+/// A policy and everything that it names.
 struct Source {
-    policy: Policy,
+    text: String,
+    loaded: Loaded,
+    /// What Envoy shows the state service and believes of it; none where that has no TLS.
+    state: Option<UpstreamFiles>,
+    /// How Envoy gets certificates and CAs.
+    delivery: Delivery,
     /// The document as the module reads it.
     compiled: Compiled,
     /// Variables that Envoy passes on to the module.
     variables: Vec<String>,
-    folder: PathBuf,
     module: PathBuf,
+    now: OffsetDateTime,
 }
 
 impl Source {
-    fn read(file: &Path, options: &Options) -> anyhow::Result<Self> {
+    fn read(file: &Path, options: &Options, delivery: Delivery) -> anyhow::Result<Self> {
         let name = file.to_string_lossy();
-        let mistaken =
-            |mistakes: Vec<filters::policy::Mistake>| anyhow::anyhow!(crate::load::told(&mistakes, file));
-        let text = std::fs::read_to_string(file).with_context(|| name.to_string())?;
+        let mistaken = |mistakes: Vec<filters::policy::Mistake>| anyhow::anyhow!(load::told(&mistakes, file));
         // Envoy may be started anywhere, so what the policy names must be found from anywhere.
-        let loaded = crate::load::load(&std::path::absolute(file)?).map_err(mistaken)?;
+        let read = load::read(&std::path::absolute(file)?).map_err(mistaken)?;
+        let text = read.text.clone();
+        let loaded = load::load_file(read, Reader::Envoy).map_err(mistaken)?;
+        let state = loaded.state_client().map_err(mistaken)?;
         let document = loaded.policy.document();
         anyhow::ensure!(
             document.state.service.is_some(),
@@ -208,7 +283,7 @@ impl Source {
                 // Told while Envoy runs, and again when it changes; and the configuration is no secret.
                 Reference::File(_) if tells_secrets => Secret::Service,
                 Reference::File(_) => {
-                    let bytes = crate::load::secret(&loaded.folder, reference).map_err(anyhow::Error::msg)?;
+                    let bytes = load::secret(&loaded.folder, reference).map_err(anyhow::Error::msg)?;
                     Secret::inline(&bytes)
                 }
             };
@@ -225,14 +300,12 @@ impl Source {
             certificate_field: Some(CERTIFICATE_FIELD.to_owned()),
         };
         let module = std::path::absolute(&options.module)?;
-        Ok(Self { compiled, variables, folder: loaded.folder, policy: loaded.policy, module })
+        let now = OffsetDateTime::now_utc();
+        Ok(Self { text, loaded, state, delivery, compiled, variables, module, now })
     }
 
-    fn file(&self, reference: &At<Reference>) -> anyhow::Result<Value> {
-        match &reference.value {
-            Reference::File(path) => Ok(json!({ "filename": self.folder.join(path) })),
-            Reference::Env(name) => anyhow::bail!("env:{name}: certificates and keys are files"),
-        }
+    fn document(&self) -> &Document {
+        self.loaded.policy.document()
     }
 }
 
@@ -241,7 +314,7 @@ impl Source {
 /// # Errors
 /// When the policy cannot be read.
 pub fn holds_secrets(file: &Path, options: &Options) -> anyhow::Result<bool> {
-    let source = Source::read(file, options)?;
+    let source = Source::read(file, options, Delivery::Files)?;
     Ok(source.compiled.secrets.values().any(|secret| matches!(secret, Secret::Inline(_))))
 }
 

@@ -11,7 +11,7 @@ pub(super) const NO_ROUTE_BYTES: u32 = 4_096;
 impl Source {
     pub(super) fn routes(&self) -> anyhow::Result<Value> {
         let mut routes = Vec::new();
-        for rule in self.policy.rules() {
+        for rule in self.loaded.policy.rules() {
             for (position, share) in rule.upstreams.iter().enumerate() {
                 routes.push(self.route(rule, position, &self.cluster(&share.upstream)?)?);
             }

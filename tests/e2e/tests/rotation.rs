@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,15 +13,13 @@ use certs::pki::crl::{self, Reason};
 use certs::pki::{Authority, Leaf};
 use certs::report::Report;
 use certs::{Identity, Trust, Versions, client_config};
-use e2e::load::{Load, Outcome, Target, ask, shown};
-use e2e::{calls, options, pay, start};
+use e2e::load::{Load, Outcome, PER_S, Target, ask, shown};
+use e2e::{calls, options, start};
 use serde_json::json;
-use stack::{Edge, Payment, Service, Stack};
+use stack::{Edge, Service, Stack};
 use time::ext::NumericalDuration as _;
 use tokio::io::AsyncReadExt as _;
 
-/// Requests a second that are aimed for; a machine that has others to serve reaches less.
-const PER_S: u32 = 500;
 const ROTATIONS: usize = 10;
 /// What the least machine that others use too must reach with a development build.
 const LEAST_PER_S: f64 = 100.0;
@@ -36,20 +36,7 @@ async fn the_edge_and_its_upstream_are_renewed_under_load() -> anyhow::Result<()
         return Ok(());
     }
     let stack = start(options).await?;
-    let alice = stack.alice()?;
-    let (id, _) = pay(&stack, alice, &Payment::new("alice@torana", "bob@torana", "1.00")).await?;
-    let request = format!(
-        "GET /v1/transactions/{id} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {}\r\n\r\n",
-        alice.token
-    );
-    let trust = Trust::load(&pki(&stack).join("edge-ca.pem"))?;
-    let port = port(stack.edge_url())?;
-    let load = Load::start(PER_S, move || {
-        // Of its own for each connection: none is resumed, all are shown a certificate.
-        let tls = Arc::new(client_config(&trust, None, Versions::Tls12And13)?);
-        Ok(Target { port, tls, request: request.clone() })
-    });
-    let mut load = load.await?;
+    let mut load = Load::of_questions(&stack).await?;
 
     let mut rounds = Vec::new();
     for _ in 0..ROTATIONS {
@@ -71,11 +58,11 @@ async fn the_edge_and_its_upstream_are_renewed_under_load() -> anyhow::Result<()
     for (index, (serial, written, first)) in rounds.iter().enumerate() {
         slowest = slowest.max(first.duration_since(*written));
         let end = rounds.get(index + 1).map(|(_, written, _)| *written);
-        let later = |begun: &Instant| begun > first && end.is_none_or(|end| *begun < end);
-        let shown: Vec<_> = outcome.shown.iter().filter(|(begun, _)| later(begun)).collect();
-        assert!(!shown.is_empty(), "round {index}: nobody connected");
-        assert!(shown.iter().all(|(_, shown)| shown == serial), "round {index}: {shown:?}");
+        let later: Vec<_> = outcome.shown.iter().filter(|shown| shown.is_within(*first, end)).collect();
+        assert!(!later.is_empty(), "round {index}: nobody connected");
+        assert!(later.iter().all(|shown| shown.serial_hex == *serial), "round {index}: {later:?}");
     }
+    assert_eq!(outcome.closed, 0, "no connection was closed");
     tell("edge", &outcome, slowest);
     for (service, sets) in [(Service::Edge, 2), (Service::TxnCore, 1)] {
         let report = report(&stack, service).await?;
@@ -182,74 +169,114 @@ async fn a_revoked_client_is_refused_by_the_edge_and_cut_off() -> anyhow::Result
 
 /// A bad day: what an operator's mistakes put beside a running edge.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bad_files_change_nothing_at_the_edge_and_are_counted() -> anyhow::Result<()> {
-    let options = options("rotation-bad-files")?;
-    if options.edge == Edge::Envoy {
-        return Ok(());
-    }
-    let stack = start(options).await?;
-    let (certificate, key) = (pki(&stack).join("edge.pem"), pki(&stack).join("edge.key"));
-    let kept = (std::fs::read(&certificate)?, std::fs::read(&key)?);
+async fn bad_files_change_nothing_at_the_gateway_and_are_counted() -> anyhow::Result<()> {
+    bad_files(Edge::Gateway, Service::Edge, "rotation-bad-files").await
+}
+
+/// The state service refuses them, and Envoy is handed nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_files_change_nothing_at_envoy_and_are_counted() -> anyhow::Result<()> {
+    bad_files(Edge::Envoy, Service::State, "rotation-bad-files-envoy").await
+}
+
+/// `follows` is who follows the files of `edge`.
+async fn bad_files(edge: Edge, follows: Service, folder: &str) -> anyhow::Result<()> {
+    let stack = start(options(folder)?.edge(edge)).await?;
+    let at = |name: &str| pki(&stack).join(name);
+    let (certificate, key, list) = (at("edge.pem"), at("edge.key"), at("partner-ca.crl"));
+    let files = [&certificate, &key, &list];
+    let kept = files.map(std::fs::read);
+    let kept = kept.into_iter().collect::<Result<Vec<_>, _>>()?;
     let (serial, _) = serial_of(&certificate)?;
     let ca = authority(&stack, "edge-ca")?;
-    let like = || -> anyhow::Result<Leaf> {
-        let names = ["edge.torana.test", "localhost", "127.0.0.1", "::1"];
-        Ok(Leaf::new("edge.torana.test", &names))
-    };
+    let like = || Leaf::new("edge.torana.test", &["edge.torana.test", "localhost", "127.0.0.1", "::1"]);
     let now = time::OffsetDateTime::now_utc();
-    let put = |leaf: &Leaf| ca.issue(leaf).and_then(|issued| issued.write(&pki(&stack), "edge")).map(drop);
+    let put =
+        |leaf: &Leaf| Ok(ca.issue(leaf).and_then(|issued| issued.write(&pki(&stack), "edge")).map(drop)?);
+    let half = |index: usize| kept[index][..kept[index].len() / 2].to_vec();
     type Spoil<'s> = Box<dyn Fn() -> anyhow::Result<()> + 's>;
-    let cases: [(&str, Spoil<'_>); 8] = [
-        ("key_mismatch", Box::new(|| Ok(std::fs::write(&certificate, ca.issue(&like()?)?.certificate_pem)?))),
-        ("bad_pem", Box::new(|| Ok(std::fs::write(&certificate, &kept.0[..kept.0.len() / 2])?))),
+    // The set, the reason, and what is done.
+    let cases: [(&str, &str, Spoil<'_>); 12] = [
         (
-            "expired",
-            Box::new(|| Ok(put(&Leaf { not_before: now - 9.days(), not_after: now - 1.days(), ..like()? })?)),
+            "public",
+            "key_mismatch",
+            Box::new(|| Ok(std::fs::write(&certificate, ca.issue(&like())?.certificate_pem)?)),
         ),
-        ("not_yet_valid", Box::new(|| Ok(put(&Leaf { not_before: now + 1.hours(), ..like()? })?))),
-        ("name_missing", Box::new(|| Ok(put(&Leaf::new("edge.torana.test", &["edge.torana.test"]))?))),
-        ("no_certificate", Box::new(|| Ok(std::fs::write(&certificate, "")?))),
+        ("public", "bad_pem", Box::new(|| Ok(std::fs::write(&certificate, half(0))?))),
         (
+            "public",
+            "expired",
+            Box::new(|| put(&Leaf { not_before: now - 9.days(), not_after: now - 1.days(), ..like() })),
+        ),
+        ("public", "not_yet_valid", Box::new(|| put(&Leaf { not_before: now + 1.hours(), ..like() }))),
+        ("public", "name_missing", Box::new(|| put(&Leaf::new("edge.torana.test", &["edge.torana.test"])))),
+        ("public", "no_certificate", Box::new(|| Ok(std::fs::write(&certificate, "")?))),
+        (
+            "public",
             "not_a_file",
             Box::new(|| {
                 std::fs::remove_file(&certificate)?;
                 Ok(std::fs::create_dir(&certificate)?)
             }),
         ),
-        ("too_large", Box::new(|| Ok(std::fs::File::create(&certificate)?.set_len(1 << 30)?))),
+        ("public", "too_large", Box::new(|| Ok(std::fs::File::create(&certificate)?.set_len(1 << 30)?))),
+        // Whoever runs as root is refused nothing, so the file is not there instead.
+        ("public", "unreadable", Box::new(|| Ok(std::fs::remove_file(&key)?))),
+        (
+            "public",
+            "loose_key",
+            Box::new(|| Ok(std::fs::set_permissions(&key, Permissions::from_mode(0o644))?)),
+        ),
+        ("public/clients", "bad_pem", Box::new(|| Ok(std::fs::write(&list, half(2))?))),
+        (
+            "public/clients",
+            "bad_crl",
+            // Of a CA that signs no clients here.
+            Box::new(|| Ok(std::fs::copy(at("internal-ca.crl"), &list).map(drop)?)),
+        ),
     ];
-    let trust = Trust::load(&pki(&stack).join("edge-ca.pem"))?;
-    let edge = Target {
-        port: port(stack.edge_url())?,
-        tls: Arc::new(client_config(&trust, None, Versions::Tls12And13)?),
-        request: String::new(),
+    let trust = Trust::load(&at("edge-ca.pem"))?;
+    let target = |identity: Option<&Identity>| -> anyhow::Result<Target> {
+        let tls = Arc::new(client_config(&trust, identity, Versions::Tls12And13)?);
+        let request = "GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n".to_owned();
+        Ok(Target { port: port(stack.edge_url())?, tls, request })
     };
-    for (reason, spoil) in cases {
+    let partner = Identity::load(&at("partner.pem"), &at("partner.key"))?;
+    let (edge, partner) = (target(None)?, target(Some(&partner))?);
+    for (set, reason, spoil) in cases {
         spoil()?;
-        let line = format!(r#"cert_reload_failures_total{{name="listener/public",reason="{reason}"}} 1"#);
-        until(reason, async || Ok(metrics(&stack, Service::Edge).await?.contains(&line).then_some(())))
-            .await?;
+        let line = format!(r#"cert_reload_failures_total{{name="listener/{set}",reason="{reason}"}} 1"#);
+        until(reason, async || Ok(metrics(&stack, follows).await?.contains(&line).then_some(()))).await?;
         assert_eq!(shown(&edge.connect().await?)?.serial_hex, serial, "{reason}");
-        let report = report(&stack, Service::Edge).await?;
-        let failure = report.listeners[0].reloads.last_failure.clone().context("no failure is told")?;
-        assert!(failure.reason.contains("edge.pem"), "{reason}: {failure:?}");
-        let log = std::fs::read_to_string(stack.dir().join("logs/edge.log"))?;
+        ask(&mut partner.connect().await?, &partner.request).await.context(reason)?;
+        let report = report(&stack, follows).await?;
+        let failure = public(&report)?.reloads.last_failure.clone().context("no failure is told")?;
+        let named =
+            ["edge.pem", "edge.key", "partner-ca.crl"].iter().any(|file| failure.reason.contains(file));
+        assert!(named, "{reason}: {failure:?}");
+        let log = std::fs::read_to_string(stack.dir().join(format!("logs/{}.log", follows.name())))?;
         let told = log.lines().rfind(|line| line.contains("new files are refused"));
-        assert!(told.is_some_and(|line| line.contains("listener/public")), "{reason}: {told:?}");
+        assert!(told.is_some_and(|line| line.contains(&format!("\"listener/{set}\""))), "{reason}: {told:?}");
 
         if certificate.is_dir() {
             std::fs::remove_dir(&certificate)?;
         }
-        std::fs::write(&certificate, &kept.0)?;
-        std::fs::write(&key, &kept.1)?;
+        for (file, bytes) in files.into_iter().zip(&kept) {
+            std::fs::write(file, bytes)?;
+        }
+        std::fs::set_permissions(&key, Permissions::from_mode(0o600))?;
         until("the old files are back", async || {
-            let report = self::report(&stack, Service::Edge).await?;
-            Ok(report.listeners[0].reloads.last_failure.is_none().then_some(()))
+            let report = self::report(&stack, follows).await?;
+            Ok(public(&report)?.reloads.last_failure.is_none().then_some(()))
         })
         .await?;
     }
     stack.stop().await;
     Ok(())
+}
+
+fn public(report: &Report) -> anyhow::Result<&certs::report::Listener> {
+    report.listeners.iter().find(|listener| listener.name == "public").context("no listener")
 }
 
 fn pki(stack: &Stack) -> PathBuf {
@@ -325,7 +352,7 @@ async fn until<T>(what: &str, mut so: impl AsyncFnMut() -> anyhow::Result<Option
 }
 
 fn tell(what: &str, outcome: &Outcome, slowest: Duration) {
-    let Outcome { answered, per_s, shown } = outcome;
+    let Outcome { answered, per_s, closed: _, shown } = outcome;
     eprintln!(
         "{what}: {answered} requests, {per_s:.0} a second, {} new connections, none failed; a new certificate was \
          shown at the latest after {slowest:?}",

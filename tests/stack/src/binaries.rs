@@ -66,7 +66,12 @@ impl Binaries {
             (Service::NpciSim, _) => on_config("npci-sim", "--config"),
             (Service::TxnCore, _) => on_config("txn-core", "--config"),
             (Service::NpciProxy, _) => on_config("npci-proxy", "--config"),
-            (Service::State, _) => on_config("gateway", "state"),
+            (Service::State, _) => {
+                // Envoy's configuration is written when Envoy is started, after this.
+                let mut command = on_config("gateway", "state");
+                command.arguments.extend(["--envoy".into(), envoy_folder(config).into()]);
+                command
+            }
             (Service::Edge, Edge::Gateway) => on_config("gateway", "serve"),
             (Service::Edge, Edge::Envoy) => {
                 let (envoy, module) = envoy()?;

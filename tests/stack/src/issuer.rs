@@ -14,7 +14,7 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use certs::Issuer::Any;
 use certs::pki::Purpose;
 use certs::serve::{Limits, serve};
-use certs::{Certificates, Clients, IdentityFiles, Must, ServerTls, Versions, Watch};
+use certs::{Certificates, Clients, IdentityFiles, Must, Reader, ServerTls, Versions, Watch};
 use filters::signature::message::{SigningKey, VerifyingKey};
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
@@ -64,7 +64,7 @@ impl Issuer {
 
         let watch = Watch::new("issuer");
         let files = IdentityFiles { certificate: pki.join("issuer.pem"), key: pki.join("issuer.key") };
-        let must = Must { purpose: Purpose::Server, names: Vec::new(), issuer: Any };
+        let must = Must { purpose: Purpose::Server, names: Vec::new(), issuer: Any, reader: Reader::Ours };
         let certificates = Certificates::one(watch.identity("tls".to_owned(), files, must)?);
         const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
         let tls = ServerTls::new(&watch, certificates.clone(), Clients::Off, Versions::Tls13Only, ALPN)?;
