@@ -8,12 +8,14 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 pub mod admission;
+pub mod calendar;
 pub mod certificate;
 pub mod chain;
 pub mod compiled;
 pub mod crypto;
 pub mod failure;
 pub mod filter;
+mod plan;
 pub mod policy;
 pub mod state;
 pub mod subject;
@@ -96,8 +98,10 @@ filters! {
     idempotency,
     jwt,
     signature,
+    tenant,
     nonce,
     rate_limit,
+    quota,
     concurrency,
     signing,
     headers,

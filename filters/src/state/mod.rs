@@ -8,7 +8,10 @@
 mod away;
 mod batch;
 mod memory;
+mod mode;
 mod trip;
+mod usage;
+mod volume;
 
 use std::borrow::Cow;
 
@@ -17,30 +20,68 @@ use serde::{Deserialize, Serialize};
 pub use away::{LimitsWhenAway, away};
 pub use batch::{Batch, Counted};
 pub use memory::{Full, Memory};
+pub use mode::Mode;
 pub use trip::{Begun, Ended, Trip, Unanswered};
+pub use usage::{Usage, UsageByTenant};
+pub use volume::Volume;
 
 /// One operation on shared state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Op {
     /// Takes `cost` from the allowance `key` (GCRA).
-    Take { key: String, rate: Rate, cost: u32 },
+    Take {
+        key: String,
+        rate: Rate,
+        cost: u32,
+        #[serde(default, skip_serializing_if = "Mode::enforces")]
+        mode: Mode,
+    },
+    /// Spends `cost` of the `most` that `key` has until `ends_ms`, milliseconds since the Unix epoch.
+    Spend {
+        key: String,
+        most: u64,
+        cost: u32,
+        ends_ms: u64,
+        #[serde(default, skip_serializing_if = "Mode::enforces")]
+        mode: Mode,
+    },
     /// Remembers `key` for `ttl_ms`; refused when it is remembered already, and when it was made, at `made_s`
     /// in Unix seconds, before the memory began: it may have been there before.
     Remember { key: String, ttl_ms: u64, made_s: i64 },
     /// Holds one of the `most` places of `key`, for `lease_ms` at most.
-    Hold { key: String, most: u32, lease_ms: u64 },
+    Hold {
+        key: String,
+        most: u32,
+        lease_ms: u64,
+        #[serde(default, skip_serializing_if = "Mode::enforces")]
+        mode: Mode,
+    },
     /// Gives a place back, unless its lease has ended. Never refused, and never undone by a refusal.
     Release { key: String, place: Place },
+    /// Adds to what a tenant has used of the day `key`: `usage` when the batch passes, and as many refused requests
+    /// when it does not. Never refused, and forgotten at `until_ms`, milliseconds since the Unix epoch.
+    Tally { key: String, tenant: String, usage: Usage, until_ms: u64 },
 }
 
 impl Op {
     pub fn key(&self) -> &str {
         match self {
             Self::Take { key, .. }
+            | Self::Spend { key, .. }
             | Self::Remember { key, .. }
             | Self::Hold { key, .. }
-            | Self::Release { key, .. } => key,
+            | Self::Release { key, .. }
+            | Self::Tally { key, .. } => key,
+        }
+    }
+
+    /// Whether a request may be refused for it.
+    pub fn binds(&self) -> bool {
+        match self {
+            Self::Take { mode, .. } | Self::Spend { mode, .. } | Self::Hold { mode, .. } => mode.enforces(),
+            Self::Remember { .. } => true,
+            Self::Release { .. } | Self::Tally { .. } => false,
         }
     }
 
@@ -149,6 +190,10 @@ pub enum Answer {
     Taken(Allowance),
     /// To [`Op::Take`]: nothing was taken.
     Exhausted { allowance: Allowance, retry_after_ms: u64 },
+    /// To [`Op::Spend`].
+    Spent(Volume),
+    /// To [`Op::Spend`]: nothing was spent.
+    Overspent(Volume),
     /// To [`Op::Remember`].
     Remembered,
     /// To [`Op::Remember`]: it was remembered before.
@@ -161,6 +206,12 @@ pub enum Answer {
     Busy { retry_after_ms: u64 },
     /// To [`Op::Release`].
     Released,
+    /// To [`Op::Tally`].
+    Tallied,
+    /// To what has [`Mode::Shadow`]: it would have refused, and nothing was taken, spent or held.
+    WouldRefuse,
+    /// To what refuses nobody: it could not be counted.
+    NotCounted,
     /// To anything: the state could not be asked.
     Away,
     /// To anything: it was not asked, for another operation of the request was refused before.
@@ -171,8 +222,16 @@ impl Answer {
     /// Whether the request cannot pass with this answer.
     pub fn refuses(&self) -> bool {
         match self {
-            Self::Taken(_) | Self::Remembered | Self::Held(_) | Self::Released => false,
+            Self::Taken(_)
+            | Self::Spent(_)
+            | Self::Remembered
+            | Self::Held(_)
+            | Self::Released
+            | Self::Tallied
+            | Self::WouldRefuse
+            | Self::NotCounted => false,
             Self::Exhausted { .. }
+            | Self::Overspent(_)
             | Self::Seen
             | Self::TooOld
             | Self::Busy { .. }
@@ -191,11 +250,13 @@ pub struct Allowance {
     pub reset_ms: u64,
 }
 
-/// A place that keeps one number a key until a time. Both are in microseconds since the Unix epoch.
+/// A place that keeps one number a key until a time, in microseconds since the Unix epoch; and what tenants use.
 pub trait Cells {
     /// The number kept under `key`, unless it has expired by `now_us`.
     fn get(&self, key: &str, now_us: u64) -> Option<u64>;
     fn put(&mut self, key: &str, value: u64, expires_us: u64);
+    /// Adds to what a tenant has used of a day.
+    fn tally(&mut self, day: &str, tenant: &str, usage: Usage, until_us: u64);
 
     /// Since when the cells remember, microseconds since the Unix epoch: 0 when they outlive this process.
     fn since_us(&self) -> u64 {
@@ -217,28 +278,60 @@ pub fn run(batch: &[Op], now_ms: u64, cells: &mut dyn Cells) -> Vec<Answer> {
         }
     }
     let judged: Vec<(Answer, Option<Write<'_>>)> = batch.iter().map(|op| judge(op, now_us, cells)).collect();
-    if !judged.iter().any(|(answer, _)| answer.refuses()) {
+    let refused = judged.iter().any(|(answer, _)| answer.refuses());
+    if !refused {
         for (_, write) in &judged {
-            if let Some(Write { key, value_us }) = write {
-                cells.put(key, *value_us, *value_us);
+            if let Some(Write { key, value, until_us }) = write {
+                cells.put(key, *value, *until_us);
+            }
+        }
+    }
+    for op in batch {
+        if let Op::Tally { key, tenant, usage, until_ms } = op {
+            let until_us = until_ms.saturating_mul(1_000);
+            if until_us > now_us {
+                cells.tally(key, tenant, if refused { usage.refused() } else { *usage }, until_us);
             }
         }
     }
     judged.into_iter().map(|(answer, _)| answer).collect()
 }
 
-/// What an operation keeps: every number kept is also the time at which it may be forgotten.
+/// What an operation keeps, and until when.
 struct Write<'k> {
     key: Cow<'k, str>,
-    value_us: u64,
+    value: u64,
+    until_us: u64,
 }
 
+impl<'k> Write<'k> {
+    /// A time, which may be forgotten once it has come.
+    fn time(key: Cow<'k, str>, value_us: u64) -> Self {
+        Self { key, value: value_us, until_us: value_us }
+    }
+}
+
+/// What is said to an operation, and what it keeps if nothing refuses. What would refuse in shadow keeps nothing.
 fn judge<'k>(op: &'k Op, now_us: u64, cells: &dyn Cells) -> (Answer, Option<Write<'k>>) {
+    match strictly(op, now_us, cells) {
+        (answer, _) if answer.refuses() && !op.binds() => (Answer::WouldRefuse, None),
+        judged => judged,
+    }
+}
+
+fn strictly<'k>(op: &'k Op, now_us: u64, cells: &dyn Cells) -> (Answer, Option<Write<'k>>) {
     let later = |ms: u64| now_us.saturating_add(ms.saturating_mul(1_000));
     match op {
-        Op::Take { key, rate, cost } => {
+        Op::Take { key, rate, cost, .. } => {
             let (answer, value_us) = take(cells.get(key, now_us), now_us, rate, *cost);
-            (answer, Some(Write { key: key.into(), value_us }))
+            (answer, Some(Write::time(key.into(), value_us)))
+        }
+        Op::Spend { key, most, cost, ends_ms, .. } => {
+            let until_us = volume::kept_until_us(*ends_ms);
+            let over = until_us <= now_us;
+            let spent = if over { None } else { cells.get(key, now_us) };
+            let (answer, value) = volume::spend(spent.unwrap_or(0), *most, *cost, *ends_ms, now_us);
+            (answer, (!over).then_some(Write { key: key.into(), value, until_us }))
         }
         Op::Remember { key, ttl_ms, made_s } => {
             // Whole seconds: what was made in the second of the beginning counts as after it.
@@ -248,13 +341,14 @@ fn judge<'k>(op: &'k Op, now_us: u64, cells: &dyn Cells) -> (Answer, Option<Writ
             } else if cells.get(key, now_us).is_some() {
                 (Answer::Seen, None)
             } else {
-                (Answer::Remembered, Some(Write { key: key.into(), value_us: later(*ttl_ms) }))
+                (Answer::Remembered, Some(Write::time(key.into(), later(*ttl_ms))))
             }
         }
-        Op::Hold { key, most, lease_ms } => {
+        Op::Hold { key, most, lease_ms, .. } => {
             hold(key, (*most).min(Op::MOST_PLACES), later(*lease_ms), now_us, cells)
         }
         Op::Release { .. } => (Answer::Released, None),
+        Op::Tally { .. } => (Answer::Tallied, None),
     }
 }
 
@@ -272,7 +366,7 @@ fn hold<'k>(
         match cells.get(&key, now_us) {
             None => {
                 let held = Answer::Held(Place { number, until_us });
-                return (held, Some(Write { key: key.into(), value_us: until_us }));
+                return (held, Some(Write::time(key.into(), until_us)));
             }
             Some(end_us) => first_end_us = first_end_us.min(end_us),
         }
@@ -315,7 +409,7 @@ mod tests {
     use super::*;
 
     #[derive(Default)]
-    struct Map(HashMap<String, (u64, u64)>);
+    struct Map(HashMap<String, (u64, u64)>, HashMap<(String, String), Usage>);
 
     impl Cells for Map {
         fn get(&self, key: &str, now_us: u64) -> Option<u64> {
@@ -323,6 +417,9 @@ mod tests {
         }
         fn put(&mut self, key: &str, value: u64, expires_us: u64) {
             self.0.insert(key.to_owned(), (value, expires_us));
+        }
+        fn tally(&mut self, day: &str, tenant: &str, usage: Usage, _until_us: u64) {
+            *self.1.entry((day.to_owned(), tenant.to_owned())).or_default() += usage;
         }
         fn since_us(&self) -> u64 {
             (T0 - 60_000) * 1_000
@@ -338,7 +435,7 @@ mod tests {
     }
 
     fn take_op(key: &str, rate: Rate, cost: u32) -> Op {
-        Op::Take { key: key.into(), rate, cost }
+        Op::Take { key: key.into(), rate, cost, mode: Mode::Enforce }
     }
 
     #[test]
@@ -398,7 +495,7 @@ mod tests {
     #[test]
     fn places_are_held_given_back_and_freed_by_their_lease() {
         let mut cells = Map::default();
-        let hold = [Op::Hold { key: "t".into(), most: 2, lease_ms: 1_000 }];
+        let hold = [Op::Hold { key: "t".into(), most: 2, lease_ms: 1_000, mode: Mode::Enforce }];
         let place = |number, at_ms: u64| Place { number, until_us: (T0 + at_ms + 1_000) * 1_000 };
         let release = |place| [Op::Release { key: "t".into(), place }];
         assert_eq!(run(&hold, T0, &mut cells), [Answer::Held(place(0, 0))]);
@@ -415,7 +512,7 @@ mod tests {
     #[test]
     fn a_release_counts_whatever_becomes_of_its_batch() {
         let mut cells = Map::default();
-        let hold = Op::Hold { key: "t".into(), most: 1, lease_ms: 1_000 };
+        let hold = Op::Hold { key: "t".into(), most: 1, lease_ms: 1_000, mode: Mode::Enforce };
         let [Answer::Held(place)] = run(std::slice::from_ref(&hold), T0, &mut cells)[..] else { panic!() };
         run(&[take_op("u", rate(1, 60_000, 1), 1)], T0, &mut cells);
         let batch = [Op::Release { key: "t".into(), place }, take_op("u", rate(1, 60_000, 1), 1)];
@@ -429,7 +526,7 @@ mod tests {
         let ops = [
             take_op("k", rate(10, 1_000, 3), 2),
             Op::Remember { key: "n".into(), ttl_ms: 5, made_s: -1 },
-            Op::Hold { key: "h".into(), most: 4, lease_ms: 6 },
+            Op::Hold { key: "h".into(), most: 4, lease_ms: 6, mode: Mode::Enforce },
             Op::Release { key: "h".into(), place },
         ];
         let text = serde_json::to_string(&ops).unwrap();
@@ -490,7 +587,7 @@ mod tests {
                         prop_assert!(allowance.remaining < cost || cost > burst);
                         prop_assert!(retry_after_ms > 0);
                         if cost <= burst {
-                            let mut later = Map(cells.0.clone());
+                            let mut later = Map(cells.0.clone(), HashMap::new());
                             let again = run(&[take_op("k", rate, cost)], now + retry_after_ms, &mut later);
                             prop_assert!(matches!(again[0], Answer::Taken(_)), "Retry-After lied");
                         }
