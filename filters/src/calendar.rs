@@ -5,7 +5,6 @@ use std::str::FromStr;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer};
-use time::Date;
 
 /// The calendar of one time zone, whose offset from UTC never changes: no day is longer than another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,8 +34,16 @@ pub struct Period {
 }
 
 const DAY_MS: u64 = 86_400_000;
-/// The Julian day of 1970-01-01.
-const EPOCH: i32 = 2_440_588;
+
+/// A day of the Gregorian calendar, from 1970 on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Date {
+    year: u64,
+    /// 1 to 12.
+    month: u64,
+    /// 1 to 31.
+    day: u64,
+}
 
 impl Calendar {
     /// India's, which has no summer time.
@@ -44,14 +51,17 @@ impl Calendar {
 
     /// The day or month in which a moment lies, milliseconds since the Unix epoch.
     pub fn period(self, per: Per, now_ms: u64) -> Period {
-        let date = date(self.day_of(now_ms));
+        let date = Date::after_epoch(now_ms.saturating_add_signed(self.offset_ms()) / DAY_MS);
         match per {
-            Per::Day => self.between(format!("{date}"), date, date.next_day()),
+            Per::Day => self.day(date),
             Per::Month => {
-                let first = date.replace_day(1).unwrap_or(date);
-                let days = first.month().length(first.year());
-                let next = first.checked_add(time::Duration::days(days.into()));
-                self.between(month_name(first), first, next)
+                let first = Date { day: 1, ..date };
+                let next = match date.month {
+                    12 => Date { year: date.year.saturating_add(1), month: 1, day: 1 },
+                    month => Date { month: month.saturating_add(1), ..first },
+                };
+                let name = format!("{:04}-{:02}", date.year, date.month);
+                Period { name, begins_ms: self.begins_ms(first), ends_ms: self.begins_ms(next) }
             }
         }
     }
@@ -59,42 +69,71 @@ impl Calendar {
     /// The days of a month, `2026-11` say; `None` when it is none.
     pub fn days_of(self, month: &str) -> Option<Vec<Period>> {
         let (year, number) = month.split_once('-')?;
-        let plain =
-            year.len() == 4 && number.len() == 2 && month.bytes().all(|b| b.is_ascii_digit() || b == b'-');
-        let number = time::Month::try_from(number.parse::<u8>().ok().filter(|_| plain)?).ok()?;
-        let year = year.parse().ok().filter(|year| *year >= 1970)?;
-        let days = (1..=number.length(year)).map(|day| {
-            let date = Date::from_calendar_date(year, number, day).ok()?;
-            Some(self.between(format!("{date}"), date, date.next_day()))
-        });
-        days.collect()
+        let digits = |text: &str, length| text.len() == length && text.bytes().all(|b| b.is_ascii_digit());
+        let (year, month) = match (digits(year, 4), digits(number, 2)) {
+            (true, true) => (year.parse().ok()?, number.parse().ok()?),
+            (_, _) => return None,
+        };
+        let first = Date { year, month, day: 1 };
+        if year < 1970 || !(1..=12).contains(&month) {
+            return None;
+        }
+        Some((1..=first.days_in_month()).map(|day| self.day(Date { day, ..first })).collect())
     }
 
     fn offset_ms(self) -> i64 {
         i64::from(self.offset_min) * 60_000
     }
 
-    /// Days since 1970-01-01 there.
-    fn day_of(self, now_ms: u64) -> u64 {
-        now_ms.saturating_add_signed(self.offset_ms()) / DAY_MS
+    fn day(self, date: Date) -> Period {
+        let begins_ms = self.begins_ms(date);
+        let name = format!("{:04}-{:02}-{:02}", date.year, date.month, date.day);
+        Period { name, begins_ms, ends_ms: begins_ms.saturating_add(DAY_MS) }
     }
 
-    fn between(self, name: String, first: Date, next: Option<Date>) -> Period {
-        let begins = |date: Date| {
-            let day = u64::try_from(date.to_julian_day().saturating_sub(EPOCH)).unwrap_or(0);
-            day.saturating_mul(DAY_MS).saturating_add_signed(self.offset_ms().saturating_neg())
-        };
-        Period { name, begins_ms: begins(first), ends_ms: next.map_or(u64::MAX, begins) }
+    fn begins_ms(self, date: Date) -> u64 {
+        date.days().saturating_mul(DAY_MS).saturating_add_signed(self.offset_ms().saturating_neg())
     }
 }
 
-fn month_name(date: Date) -> String {
-    format!("{:04}-{:02}", date.year(), u8::from(date.month()))
-}
+/// Counts years from March on, so that a leap day is a year's last; after Howard Hinnant's `days_from_civil`. A whole
+/// number of 400 years has always as many days.
+impl Date {
+    const DAYS_IN_400_YEARS: u64 = 146_097;
+    /// From 1 March of the year 0 to 1 January 1970.
+    const EPOCH: u64 = 719_468;
 
-fn date(days: u64) -> Date {
-    let julian = i32::try_from(days).ok().and_then(|days| days.checked_add(EPOCH));
-    julian.and_then(|julian| Date::from_julian_day(julian).ok()).unwrap_or(Date::MAX)
+    /// So many days after 1 January 1970.
+    fn after_epoch(days: u64) -> Self {
+        let days = days.saturating_add(Self::EPOCH);
+        let (centuries, day) = (days / Self::DAYS_IN_400_YEARS, days % Self::DAYS_IN_400_YEARS);
+        let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+        let day = day - (365 * year + year / 4 - year / 100);
+        let from_march = (5 * day + 2) / 153;
+        let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+        let year = centuries.saturating_mul(400) + year + u64::from(month <= 2);
+        Self { year, month, day: day - (153 * from_march + 2) / 5 + 1 }
+    }
+
+    /// Days since 1 January 1970; 0 before it.
+    fn days(self) -> u64 {
+        let year = self.year.saturating_sub(u64::from(self.month <= 2));
+        let from_march = if self.month > 2 { self.month - 3 } else { self.month + 9 };
+        let day = (153 * from_march + 2) / 5 + self.day.saturating_sub(1);
+        let within = year % 400;
+        let day = 365 * within + within / 4 - within / 100 + day;
+        (year / 400).saturating_mul(Self::DAYS_IN_400_YEARS).saturating_add(day).saturating_sub(Self::EPOCH)
+    }
+
+    fn days_in_month(self) -> u64 {
+        let leap =
+            self.year.is_multiple_of(4) && (!self.year.is_multiple_of(100) || self.year.is_multiple_of(400));
+        match self.month {
+            2 => 28 + u64::from(leap),
+            4 | 6 | 9 | 11 => 30,
+            _ => 31,
+        }
+    }
 }
 
 impl Period {
@@ -247,6 +286,21 @@ mod tests {
             for now_ms in [0, u64::MAX] {
                 let _ = (offset.period(Per::Day, now_ms), offset.period(Per::Month, now_ms).length_s());
             }
+        }
+    }
+
+    #[test]
+    fn days_and_dates_are_those_of_everybody() {
+        for days in (0..200_000).chain([719_468, 2_932_896]) {
+            let date = Date::after_epoch(days);
+            let theirs = time::Date::from_julian_day(i32::try_from(days).expect("small") + 2_440_588);
+            let theirs = theirs.expect("within all time");
+            let parts = (theirs.year() as u64, u64::from(u8::from(theirs.month())), u64::from(theirs.day()));
+            assert_eq!((date.year, date.month, date.day), parts, "{days} days");
+            assert_eq!(
+                (date.days(), date.days_in_month()),
+                (days, theirs.month().length(theirs.year()).into())
+            );
         }
     }
 

@@ -1,4 +1,4 @@
-//! Health, readiness, certificates and metrics, on an address of their own.
+//! Health, readiness, certificates, usage and metrics, on an address of their own.
 
 use std::sync::Arc;
 
@@ -8,6 +8,7 @@ use pingora::apps::http_app::ServeHttp;
 use pingora::protocols::http::ServerSession;
 
 use crate::edge::Edge;
+use crate::usage;
 
 #[derive(Debug)]
 pub(crate) struct Admin(pub(crate) Arc<Edge>);
@@ -27,10 +28,17 @@ impl ServeHttp for Admin {
                 Ok(report) => answer(StatusCode::OK, "application/json", report),
                 Err(error) => answer(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
             },
+            "/usage" => {
+                let query = session.req_header().uri.query();
+                match usage::told(&self.0.policy, &self.0.state(), query).await {
+                    Ok(told) => answer(StatusCode::OK, "application/json", told.to_string()),
+                    Err(untold) => answer(untold.status(), "text/plain", format!("{untold}\n")),
+                }
+            }
             _ => answer(
                 StatusCode::NOT_FOUND,
                 "text/plain",
-                "Here are /health, /readiness, /certificates and /metrics.\n".into(),
+                "Here are /health, /readiness, /certificates, /usage and /metrics.\n".into(),
             ),
         }
     }

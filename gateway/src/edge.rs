@@ -207,7 +207,11 @@ impl Edge {
         exchange.upstream = Some(Arc::clone(upstream));
         exchange.place = Some(upstream.enter().ok_or(Failure::UpstreamOverloaded)?);
         let answers = self.state.ask(admission.batch(&self.policy)).await;
-        admission.answered(&self.policy, answers)?;
+        let decided = admission.answered(&self.policy, answers);
+        for shadow in &admission.context().would_refuse {
+            self.metrics.would_refuse.with_label_values(&[shadow.filter, shadow.limit.as_str()]).inc();
+        }
+        decided?;
         exchange.fields =
             admission.forward(&self.policy, &request(session.req_header(), &sender), &Now(self))?;
         let mirror = admission.rule(&self.policy).and_then(|rule| rule.mirror.as_ref());

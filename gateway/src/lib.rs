@@ -21,6 +21,7 @@ pub mod server;
 mod state;
 pub mod state_service;
 mod upstream;
+mod usage;
 mod whole;
 
 /// Milliseconds since the Unix epoch.

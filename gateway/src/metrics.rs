@@ -13,6 +13,7 @@ pub(crate) struct Metrics {
     pub(crate) requests: IntCounterVec,
     pub(crate) duration: HistogramVec,
     pub(crate) refusals: IntCounterVec,
+    pub(crate) would_refuse: IntCounterVec,
     pub(crate) in_flight: IntGauge,
     pub(crate) state_entries: IntGauge,
     pub(crate) state_batches: IntCounterVec,
@@ -45,6 +46,13 @@ impl Metrics {
             refusals: IntCounterVec::new(
                 Opts::new("gateway_refusals_total", "Requests refused by the edge, by filter and code"),
                 &["filter", "code"],
+            )?,
+            would_refuse: IntCounterVec::new(
+                Opts::new(
+                    "gateway_would_refuse_total",
+                    "Requests that a limit with `mode: shadow` would have refused, by filter and limit",
+                ),
+                &["filter", "limit"],
             )?,
             in_flight: IntGauge::new("gateway_requests_in_flight", "Requests being answered")?,
             state_entries: IntGauge::new("gateway_state_entries", "Nonces and limits remembered in memory")?,
@@ -93,6 +101,7 @@ impl Metrics {
             Box::new(metrics.requests.clone()) as Box<dyn prometheus::core::Collector>,
             Box::new(metrics.duration.clone()),
             Box::new(metrics.refusals.clone()),
+            Box::new(metrics.would_refuse.clone()),
             Box::new(metrics.in_flight.clone()),
             Box::new(metrics.state_entries.clone()),
             Box::new(metrics.state_batches.clone()),

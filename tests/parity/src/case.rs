@@ -40,6 +40,13 @@ pub struct Case {
     /// began, `spki(acme)` for the pin of that certificate's key.
     #[serde(default)]
     pub clients: BTreeMap<String, Value>,
+    /// Tenants and plans as a policy has them. A case begins within the first minute of a day, and never lasts from
+    /// one into another unless it says so.
+    #[serde(default)]
+    pub tenants: BTreeMap<String, Value>,
+    #[serde(default)]
+    pub plans: BTreeMap<String, Value>,
+    pub default_plan: Option<String>,
     /// Filters of every route.
     #[serde(default)]
     pub everywhere: Value,

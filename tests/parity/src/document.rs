@@ -97,9 +97,20 @@ pub fn policy(
             "jwks": { "file": file("jwks.json") },
         } },
         "clients": clients,
+        "tenants": case.tenants,
+        "plans": case.plans,
+        "default_plan": case.default_plan,
+        "utc_offset": morning(epoch_ms),
         "filters": if case.everywhere.is_null() { json!({}) } else { case.everywhere.clone() },
         "routes": routes,
     }))
+}
+
+/// The offset of a place where a day has just begun.
+fn morning(epoch_ms: u64) -> String {
+    let minute = epoch_ms / 60_000 % 1_440;
+    let (sign, minutes) = if minute <= 840 { ('-', minute) } else { ('+', 1_440 - minute) };
+    format!("{sign}{:02}:{:02}", minutes / 60, minutes % 60)
 }
 
 /// What `at(60)` or `spki(acme)` stands for.
