@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
 /// The gateway's metrics. Labels are the policy's own names and standard codes: their number is bounded.
@@ -14,6 +14,7 @@ pub(crate) struct Metrics {
     pub(crate) duration: HistogramVec,
     pub(crate) refusals: IntCounterVec,
     pub(crate) would_refuse: IntCounterVec,
+    pub(crate) uncounted: IntCounter,
     pub(crate) in_flight: IntGauge,
     pub(crate) state_entries: IntGauge,
     pub(crate) state_batches: IntCounterVec,
@@ -53,6 +54,11 @@ impl Metrics {
                     "Requests that a limit with `mode: shadow` would have refused, by filter and limit",
                 ),
                 &["filter", "limit"],
+            )?,
+            uncounted: IntCounter::new(
+                "gateway_uncounted_total",
+                "Requests that are in no tenant's usage, or that a limit in shadow did not count: the shared state was \
+                 away or full",
             )?,
             in_flight: IntGauge::new("gateway_requests_in_flight", "Requests being answered")?,
             state_entries: IntGauge::new("gateway_state_entries", "Nonces and limits remembered in memory")?,
@@ -102,6 +108,7 @@ impl Metrics {
             Box::new(metrics.duration.clone()),
             Box::new(metrics.refusals.clone()),
             Box::new(metrics.would_refuse.clone()),
+            Box::new(metrics.uncounted.clone()),
             Box::new(metrics.in_flight.clone()),
             Box::new(metrics.state_entries.clone()),
             Box::new(metrics.state_batches.clone()),

@@ -221,6 +221,7 @@ routes:
         assert_eq!(again, (503, "state_unavailable".to_owned()));
     }
     assert_eq!(gateway.usage("").await.0, 503);
+    until("what is in no bill is told", async || gateway.metric("gateway_uncounted_total").await > 0.0).await;
     redis.resume().await.unwrap();
     until("signed requests pass again", async || signed().await.0 == 200).await;
     until("usage is told again", async || gateway.usage("").await.0 == 200).await;

@@ -294,7 +294,29 @@ pub fn run(batch: &[Op], now_ms: u64, cells: &mut dyn Cells) -> Vec<Answer> {
             }
         }
     }
-    judged.into_iter().map(|(answer, _)| answer).collect()
+    let answers = batch.iter().zip(judged).map(|(op, (answer, _))| match answer {
+        Answer::Taken(_) | Answer::Spent(_) if refused => untouched(op, now_us, cells).unwrap_or(answer),
+        answer => answer,
+    });
+    answers.collect()
+}
+
+/// What is left where nothing was taken after all.
+fn untouched(op: &Op, now_us: u64, cells: &dyn Cells) -> Option<Answer> {
+    match op {
+        Op::Take { key, rate, .. } => Some(take(cells.get(key, now_us), now_us, rate, 0).0),
+        Op::Spend { key, most, ends_ms, .. } => {
+            let spent = spent(key, *ends_ms, now_us, cells);
+            Some(volume::spend(spent, *most, 0, *ends_ms, now_us).0)
+        }
+        Op::Remember { .. } | Op::Hold { .. } | Op::Release { .. } | Op::Tally { .. } => None,
+    }
+}
+
+/// What is spent of a period that is not over for good.
+fn spent(key: &str, ends_ms: u64, now_us: u64, cells: &dyn Cells) -> u64 {
+    let over = volume::kept_until_us(ends_ms) <= now_us;
+    if over { 0 } else { cells.get(key, now_us).unwrap_or(0) }
 }
 
 /// What an operation keeps, and until when.
@@ -328,10 +350,9 @@ fn strictly<'k>(op: &'k Op, now_us: u64, cells: &dyn Cells) -> (Answer, Option<W
         }
         Op::Spend { key, most, cost, ends_ms, .. } => {
             let until_us = volume::kept_until_us(*ends_ms);
-            let over = until_us <= now_us;
-            let spent = if over { None } else { cells.get(key, now_us) };
-            let (answer, value) = volume::spend(spent.unwrap_or(0), *most, *cost, *ends_ms, now_us);
-            (answer, (!over).then_some(Write { key: key.into(), value, until_us }))
+            let spent = spent(key, *ends_ms, now_us, cells);
+            let (answer, value) = volume::spend(spent, *most, *cost, *ends_ms, now_us);
+            (answer, (until_us > now_us).then_some(Write { key: key.into(), value, until_us }))
         }
         Op::Remember { key, ttl_ms, made_s } => {
             // Whole seconds: what was made in the second of the beginning counts as after it.

@@ -66,6 +66,8 @@ fn a_refused_batch_writes_nothing() {
     let before = cells.0.clone();
     let answers = run(&batch("b"), T0, &mut cells);
     assert!(matches!(answers[2], Answer::Exhausted { .. }));
+    let Answer::Taken(left) = answers[1] else { panic!("{answers:?}") };
+    assert_eq!(left.remaining, wide.burst() - 1, "what is left after the first, for the second took nothing");
     assert_eq!(cells.0, before, "a nonce or an allowance was spent on a refused request");
     assert_eq!(run(&batch("b"), T0 + 60_000, &mut cells)[0], Answer::Remembered);
     assert_eq!(run(&batch("b"), T0 + 120_000, &mut cells)[0], Answer::Seen);

@@ -158,7 +158,13 @@ for n, operation in ipairs(operations) do
     refused = refused or REFUSES[answer[1]] or false
     answers[n] = answer
 end
-if not refused then
+if refused then
+    -- Nothing was taken after all: this much is left.
+    for n, operation in ipairs(operations) do
+        if answers[n][1] == 0 then answers[n] = take(operation.key, operation[1], operation[2], 0) end
+        if answers[n][1] == 8 then answers[n] = spend(operation.key, operation[1], 0, operation[3]) end
+    end
+else
     for _, cell in ipairs(writes) do
         redis.call('SET', cell[1], text(cell[2]), 'PX', text(ceil_ms(cell[3] - now) + SLACK_MS))
     end
