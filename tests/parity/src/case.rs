@@ -60,6 +60,8 @@ pub struct Case {
     /// The state service listens on a socket, and so tells secrets too.
     #[serde(default)]
     pub state_socket: bool,
+    /// The file with the address of a Redis that data planes share; absent: each has its own memory.
+    pub redis: Option<PathBuf>,
     /// How long the state service may take; absent: as long as any machine may need.
     pub state_timeout_ms: Option<u64>,
     /// Bounds of the state's memory.

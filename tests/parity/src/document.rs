@@ -83,6 +83,8 @@ pub fn policy(
         true => service["socket"] = json!("state.sock"),
         false => service["address"] = json!(places.state),
     }
+    let redis = case.redis.as_ref();
+    let redis = redis.map(|url| json!({ "url": format!("file:{}", url.display()), "timeout_ms": 5_000 }));
     Ok(json!({
         "listeners": [listener("v4", places.listeners[0]), listener("v6", places.listeners[1])],
         "admin": { "address": places.admin },
@@ -90,6 +92,7 @@ pub fn policy(
         "state": {
             "memory": { "max_entries": case.max_entries.unwrap_or(10_000) },
             "service": service,
+            "redis": redis,
         },
         "upstreams": { "u": upstream(places.upstreams[0]), "v": upstream(places.upstreams[1]) },
         "issuers": { "main": {
