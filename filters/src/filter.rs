@@ -280,6 +280,10 @@ pub struct Context {
     pub client: Option<Client>,
     /// Set by `jwt`.
     pub identity: Option<Identity>,
+    /// Set by `tenant`.
+    pub tenant: Option<Tenant>,
+    /// What limits in shadow would have refused the request for.
+    pub would_refuse: Vec<WouldRefuse>,
     /// Set by `signature` once the signature holds over everything the policy wants covered.
     pub signed: Option<Signed>,
     /// The idempotency key of the request line's header, set by `idempotency`.
@@ -300,6 +304,8 @@ impl Context {
             client_ip: peer,
             client: None,
             identity: None,
+            tenant: None,
+            would_refuse: Vec::new(),
             signed: None,
             idempotency_key: None,
             upstream: Vec::new(),
@@ -325,6 +331,18 @@ impl Context {
         self.upstream.push((name, value));
     }
 
+    /// A limit in shadow would have refused the request.
+    pub(crate) fn note_shadow(&mut self, filter: &'static str, limit: &str) {
+        self.would_refuse.push(WouldRefuse { filter, limit: limit.to_owned() });
+    }
+
+    /// The name of the sender's tenant: what `tenant` found, otherwise what the token or the client says.
+    pub fn tenant_name(&self) -> Option<&str> {
+        let found = self.tenant.as_ref().map(|tenant| &*tenant.name);
+        let told = || self.identity.as_ref()?.tenant.as_deref();
+        found.or_else(told).or_else(|| self.client.as_ref()?.tenant.as_deref())
+    }
+
     /// Adds an operation to the request's one batch for shared state.
     pub fn ask(&mut self, op: Op) {
         self.ask_of(Counted::Shared, op);
@@ -342,6 +360,28 @@ pub(crate) struct Asked {
     pub(crate) filter: usize,
     pub(crate) counted: Counted,
     pub(crate) op: Op,
+}
+
+/// The tenant of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tenant {
+    pub name: Arc<str>,
+    /// The plan whose limits hold for it; `None`: none does.
+    pub plan: Option<Arc<str>>,
+}
+
+/// What a request would have been refused for, did the limit not have `mode: shadow`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WouldRefuse {
+    pub filter: &'static str,
+    /// The limit's name.
+    pub limit: String,
+}
+
+impl std::fmt::Display for WouldRefuse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.filter, self.limit)
+    }
 }
 
 /// A client of the policy.

@@ -8,12 +8,14 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 pub mod admission;
+pub mod calendar;
 pub mod certificate;
 pub mod chain;
 pub mod compiled;
 pub mod crypto;
 pub mod failure;
 pub mod filter;
+mod plan;
 pub mod policy;
 mod sharing;
 pub mod state;
@@ -98,8 +100,10 @@ filters! {
     idempotency,
     jwt,
     signature,
+    tenant,
     nonce,
     rate_limit,
+    quota,
     concurrency,
     signing,
     headers,

@@ -6,16 +6,17 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::filter::Context;
+use crate::plan::Scope;
 
-/// Whose requests are counted together. `user` and `device` lie within their tenant.
+/// Whose requests are counted together. `user` and `device` lie within their tenant, and in a plan everything does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum By {
-    /// Everybody's on this route.
+    /// Everybody's on this route; in a plan, the tenant's on each route.
     Route,
     /// The client's address; of IPv6 the network of 64 bits, all of whose addresses one sender may have.
     Ip,
-    /// The token's, otherwise the client's.
+    /// The tenant that `tenant` found; without that filter the token's, otherwise the client's.
     Tenant,
     /// The client of the policy, known by its certificate or its signature.
     Client,
@@ -44,13 +45,27 @@ impl By {
 
 /// The key under which a request is counted; `None` when it does not say who sends it. `kind` keeps counters of
 /// different filters apart.
-pub(crate) fn counter_key(kind: &str, name: &str, by: By, route: &str, context: &Context) -> Option<String> {
+pub(crate) fn counter_key(
+    kind: &str,
+    name: &str,
+    by: By,
+    scope: Scope,
+    route: &str,
+    context: &Context,
+) -> Option<String> {
     let subject = subject(by, context)?;
-    let scope = match by {
+    let route = match by {
         By::Route => route,
         By::Ip | By::Tenant | By::Client | By::User | By::Device | By::Key => "",
     };
-    Some(format!("{kind}/{name}/{}/{scope}/{subject}", by.name()))
+    let within = match scope {
+        Scope::Route => String::new(),
+        Scope::Plan => {
+            let tenant = &context.tenant.as_ref()?.name;
+            format!("{}/{tenant}/", tenant.len())
+        }
+    };
+    Some(format!("{kind}/{}/{}/{route}/{within}{subject}", scope.counter(name), by.name()))
 }
 
 /// What is wrong with a limit's name, if anything.
@@ -62,7 +77,8 @@ pub(crate) fn name_mistake(name: &str) -> Option<String> {
 
 pub(crate) fn subject(by: By, context: &Context) -> Option<String> {
     let identity = context.identity.as_ref();
-    let tenant = || identity.map(|who| who.tenant.as_deref().unwrap_or(&who.issuer));
+    let found = context.tenant.as_ref().map(|tenant| &*tenant.name);
+    let tenant = || found.or_else(|| identity.map(|who| who.tenant.as_deref().unwrap_or(&who.issuer)));
     let within_tenant = |subject: &str| tenant().map(|tenant| format!("{}/{tenant}/{subject}", tenant.len()));
     match by {
         By::Route => Some(String::new()),

@@ -18,7 +18,9 @@ pub(crate) fn write(
     let admission = exchange.admission.as_ref();
     let context = admission.map(Admission::context);
     let identity = context.and_then(|context| context.identity.as_ref());
-    let tenant = identity.and_then(|who| who.tenant.as_deref());
+    let tenant = context.and_then(|context| context.tenant.as_ref());
+    let would_refuse = context.map(|context| context.would_refuse.as_slice()).unwrap_or_default();
+    let would_refuse: Vec<String> = would_refuse.iter().map(ToString::to_string).collect();
     let client = context.and_then(|context| context.client.as_ref());
     // Who was refused has seen no variant.
     let experiment = admission.filter(|_| exchange.upstream.is_some());
@@ -38,7 +40,9 @@ pub(crate) fn write(
         duration_ms = in_flight_ms,
         client_ip = context.map(|context| context.client_ip.to_string()),
         client = client.map(|client| &*client.name),
-        tenant = tenant.or(client.and_then(|client| client.tenant.as_deref())),
+        tenant = context.and_then(|context| context.tenant_name()),
+        plan = tenant.and_then(|tenant| tenant.plan.as_deref()),
+        would_refuse = (!would_refuse.is_empty()).then(|| would_refuse.join(" ")),
         subject = identity.map(|who| who.subject.as_str()),
     );
 }

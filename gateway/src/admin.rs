@@ -1,4 +1,4 @@
-//! Health, readiness, the policy that serves, certificates and metrics, on an address of their own.
+//! Health, readiness, the policy that serves, certificates, usage and metrics, on an address of their own.
 
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use pingora::protocols::http::ServerSession;
 
 use crate::gate::Gate;
 use crate::reload::Reload;
+use crate::usage;
 
 pub(crate) struct Admin {
     gate: Arc<Gate>,
@@ -32,10 +33,17 @@ impl ServeHttp for Admin {
                 Err(error) => answer(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
             },
             "/config" => answer(StatusCode::OK, "application/json", self.reload.report().to_string()),
+            "/usage" => {
+                let query = session.req_header().uri.query();
+                match usage::told(&self.gate.edge().policy, &self.gate.standing().state, query).await {
+                    Ok(told) => answer(StatusCode::OK, "application/json", told.to_string()),
+                    Err(untold) => answer(untold.status(), "text/plain", format!("{untold}\n")),
+                }
+            }
             _ => answer(
                 StatusCode::NOT_FOUND,
                 "text/plain",
-                "Here are /health, /readiness, /config, /certificates and /metrics.\n".into(),
+                "Here are /health, /readiness, /config, /certificates, /usage and /metrics.\n".into(),
             ),
         }
     }

@@ -13,6 +13,7 @@ use filters::failure::Failure;
 use filters::filter::{Host, Refusal};
 use filters::jwt::KeySet;
 use filters::policy::{Keyring, Policy, RouteRule};
+use filters::state::Answer;
 use pingora::Result as Answered;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::*;
@@ -205,7 +206,14 @@ impl Edge {
         exchange.upstream = Some(Arc::clone(upstream));
         exchange.place = Some(upstream.enter().ok_or(Failure::UpstreamOverloaded)?);
         let answers = self.standing.state.ask(admission.batch(&self.policy)).await;
-        admission.answered(&self.policy, answers)?;
+        if answers.as_ref().is_ok_and(|answers| answers.contains(&Answer::NotCounted)) {
+            self.metrics().uncounted.inc();
+        }
+        let decided = admission.answered(&self.policy, answers);
+        for shadow in &admission.context().would_refuse {
+            self.metrics().would_refuse.with_label_values(&[shadow.filter, shadow.limit.as_str()]).inc();
+        }
+        decided?;
         exchange.fields =
             admission.forward(&self.policy, &request(session.req_header(), &sender), &Now(self))?;
         let mirror = admission.rule(&self.policy).and_then(|rule| rule.mirror.as_ref());

@@ -184,7 +184,8 @@ pub async fn explain(file: &Path, written: &Written, around: &Around) -> anyhow:
     let file = file.display().to_string();
     let mut told = Told { file, policy: &policy, policy_text: &policy_text, text: String::new() };
     told.request(written, around);
-    told.decision(admission.rule(&policy), stage, &decided);
+    let plan = admission.context().tenant.as_ref().and_then(|tenant| tenant.plan.as_deref());
+    told.decision(admission.rule(&policy), plan, stage, &decided);
     told.learned(&admission);
     told.outcome(admission.rule(&policy), &decided);
     for note in notes {
@@ -244,7 +245,13 @@ impl Told<'_> {
         let _ = writeln!(self.text, "{} {} from {} at {at}", written.method, written.target, around.from);
     }
 
-    fn decision(&mut self, rule: Option<&RouteRule>, stage: Stage, decided: &Result<(), Refused>) {
+    fn decision(
+        &mut self,
+        rule: Option<&RouteRule>,
+        plan: Option<&str>,
+        stage: Stage,
+        decided: &Result<(), Refused>,
+    ) {
         let Some(rule) = rule else {
             let _ = writeln!(self.text, "no route");
             return;
@@ -264,7 +271,7 @@ impl Told<'_> {
                 (false, false, Stage::Body) => "not asked about the body",
             };
             asked &= !refuses;
-            let place = self.place_of_filter(rule, name);
+            let place = self.place_of_filter(rule, plan, name);
             let _ = writeln!(self.text, "  {name:<12} {says:<9}{place}");
         }
         for name in rule.except.iter().filter(|name| rule.chain.names().all(|used| used != *name)) {
@@ -277,7 +284,9 @@ impl Told<'_> {
         let mut facts = vec![("client address", Some(context.client_ip.to_string()))];
         let identity = context.identity.as_ref();
         facts.push(("subject", identity.map(|who| who.subject.to_string())));
-        facts.push(("tenant", identity.and_then(|who| who.tenant.as_deref().map(str::to_owned))));
+        facts.push(("tenant", context.tenant_name().map(str::to_owned)));
+        let plan = context.tenant.as_ref().and_then(|tenant| tenant.plan.as_deref());
+        facts.push(("plan", plan.map(str::to_owned)));
         facts.push(("client", context.client.as_ref().map(|client| client.name.to_string())));
         for (what, fact) in facts.into_iter().filter_map(|(what, fact)| Some((what, fact?))) {
             let _ = writeln!(self.text, "{what}: {fact}");
@@ -299,8 +308,8 @@ impl Told<'_> {
         }
     }
 
-    /// The route's own word on a filter, or else that of every route.
-    fn place_of_filter(&self, rule: &RouteRule, filter: &str) -> String {
+    /// The route's own word on a filter, or else that of every route, or else that of the tenant's plan.
+    fn place_of_filter(&self, rule: &RouteRule, plan: Option<&str>, filter: &str) -> String {
         let document = self.policy.document();
         let mut after = document.routes.iter().skip_while(|route| route.value.name != rule.name);
         let own = after.next().and_then(|route| {
@@ -313,7 +322,8 @@ impl Told<'_> {
             let end = sections.filter(|line| *line > begin).min().unwrap_or(u64::MAX);
             self.line_of(filter, begin, end)
         };
-        self.place(own.or_else(everywhere).unwrap_or(0))
+        let of_plan = || document.plans.get(plan?).map(At::line);
+        self.place(own.or_else(everywhere).or_else(of_plan).unwrap_or(0))
     }
 
     /// The first line from `begin` on, and before `end`, with this key in it.

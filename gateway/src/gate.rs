@@ -51,7 +51,7 @@ impl Gate {
         let (edge, listeners) = Edge::new(loaded, &standing, None)?;
         let gate = Arc::new(Self { standing, edge: ArcSwap::from_pointee(edge) });
         let told = Arc::clone(&gate);
-        gate.standing.metrics.tell_of_all(move || vec![told.edge().watch()])?;
+        gate.standing.metrics.tell_of(move || vec![told.edge().watch()])?;
         Ok((gate, listeners))
     }
 

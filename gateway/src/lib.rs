@@ -24,6 +24,7 @@ pub mod server;
 mod state;
 pub mod state_service;
 mod upstream;
+mod usage;
 mod whole;
 
 /// Milliseconds since the Unix epoch.

@@ -14,6 +14,8 @@ pub(crate) struct Metrics {
     pub(crate) requests: IntCounterVec,
     pub(crate) duration: HistogramVec,
     pub(crate) refusals: IntCounterVec,
+    pub(crate) would_refuse: IntCounterVec,
+    pub(crate) uncounted: IntCounter,
     pub(crate) in_flight: IntGauge,
     pub(crate) state_entries: IntGauge,
     pub(crate) state_batches: IntCounterVec,
@@ -51,6 +53,18 @@ impl Metrics {
             refusals: IntCounterVec::new(
                 Opts::new("gateway_refusals_total", "Requests refused by the edge, by filter and code"),
                 &["filter", "code"],
+            )?,
+            would_refuse: IntCounterVec::new(
+                Opts::new(
+                    "gateway_would_refuse_total",
+                    "Requests that a limit with `mode: shadow` would have refused, by filter and limit",
+                ),
+                &["filter", "limit"],
+            )?,
+            uncounted: IntCounter::new(
+                "gateway_uncounted_total",
+                "Requests that are in no tenant's usage, or that a limit in shadow did not count: the shared state was \
+                 away or full",
             )?,
             in_flight: IntGauge::new("gateway_requests_in_flight", "Requests being answered")?,
             state_entries: IntGauge::new("gateway_state_entries", "Nonces and limits remembered in memory")?,
@@ -122,6 +136,8 @@ impl Metrics {
             Box::new(metrics.requests.clone()) as Box<dyn prometheus::core::Collector>,
             Box::new(metrics.duration.clone()),
             Box::new(metrics.refusals.clone()),
+            Box::new(metrics.would_refuse.clone()),
+            Box::new(metrics.uncounted.clone()),
             Box::new(metrics.in_flight.clone()),
             Box::new(metrics.state_entries.clone()),
             Box::new(metrics.state_batches.clone()),
@@ -144,12 +160,6 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Tells of certificates too.
-    pub(crate) fn tell_of(&self, watch: &Arc<certs::Watch>) -> Result<(), prometheus::Error> {
-        let watch = Arc::clone(watch);
-        self.tell_of_all(move || vec![Arc::clone(&watch)])
-    }
-
     /// Whether what Envoy is handed is what was accepted last; told by who hands it.
     pub(crate) fn envoy_handed(&self) -> Result<IntGauge, prometheus::Error> {
         let gauge = IntGauge::new(
@@ -160,8 +170,8 @@ impl Metrics {
         Ok(gauge)
     }
 
-    /// Of those of watches that come and go.
-    pub(crate) fn tell_of_all(
+    /// Tells of certificates too, of all watches that there are when it is asked.
+    pub(crate) fn tell_of(
         &self,
         watches: impl Fn() -> Vec<Arc<certs::Watch>> + Send + Sync + 'static,
     ) -> Result<(), prometheus::Error> {

@@ -21,6 +21,9 @@ issuers:
     audiences: [upi]
     algorithms: [ES256]
     jwks: { file: "file:jwks.json" }
+tenants: { shop: { plan: small, hosts: [shop.test] } }
+plans:
+  small: { quota: [{ name: daily, by: tenant, per: day, most: 1 }] }
 filters:
   ip_access: { deny: [203.0.113.0/24] }
   shape: {}
@@ -36,6 +39,7 @@ routes:
       idempotency: {}
       jwt: { scopes: [pay] }
   - { name: open, methods: [GET, POST], path: /v1/open, upstream: core, except: [jwt], filters: { idempotency: {} } }
+  - { name: shop, methods: [GET], path: /v1/shop, upstream: core, except: [jwt], filters: { tenant: {} } }
 "#;
 
 const JWKS: &str = r#"{"keys":[{"kty":"EC","crv":"P-256","kid":"one","alg":"ES256",
@@ -71,10 +75,10 @@ fn each_request_is_told_filter_by_filter_with_the_line_that_decides() {
             &[][..],
             0,
             &[
-                "route open  [edge.yaml:28]",
-                "ip_access    passes     [edge.yaml:15]",
-                "shape        passes     [edge.yaml:16]",
-                "idempotency  passes     [edge.yaml:28]",
+                "route open  [edge.yaml:31]",
+                "ip_access    passes     [edge.yaml:18]",
+                "shape        passes     [edge.yaml:19]",
+                "idempotency  passes     [edge.yaml:31]",
                 "jwt          left out by `except` of the route",
                 "=> goes to core, within 5000 ms",
             ][..],
@@ -84,10 +88,10 @@ fn each_request_is_told_filter_by_filter_with_the_line_that_decides() {
             &[],
             1,
             &[
-                "route send  [edge.yaml:21]",
-                "idempotency  passes     [edge.yaml:26]",
-                "jwt          REFUSES    [edge.yaml:27]",
-                "headers      not asked  [edge.yaml:19]",
+                "route send  [edge.yaml:24]",
+                "idempotency  passes     [edge.yaml:29]",
+                "jwt          REFUSES    [edge.yaml:30]",
+                "headers      not asked  [edge.yaml:22]",
                 "=> 401 ",
             ],
         ),
@@ -97,7 +101,7 @@ fn each_request_is_told_filter_by_filter_with_the_line_that_decides() {
             1,
             &[
                 "from 203.0.113.9",
-                "ip_access    REFUSES    [edge.yaml:15]",
+                "ip_access    REFUSES    [edge.yaml:18]",
                 "shape        not asked",
                 "=> 403 ",
             ],
@@ -113,6 +117,24 @@ fn each_request_is_told_filter_by_filter_with_the_line_that_decides() {
             &[],
             1,
             &["shape        REFUSES", "idempotency  not asked about the body", "=> 400 "],
+        ),
+        (
+            "GET /v1/shop HTTP/1.1\nhost: shop.test\n\n",
+            &[],
+            0,
+            &[
+                "tenant       passes     [edge.yaml:32]",
+                "quota        passes     [edge.yaml:16]",
+                "tenant: shop",
+                "plan: small",
+                "=> goes to core",
+            ],
+        ),
+        (
+            "GET /v1/shop HTTP/1.1\nhost: a\n\n",
+            &[],
+            1,
+            &["tenant       REFUSES    [edge.yaml:32]", "=> 400 tenant_missing"],
         ),
         ("GET /elsewhere HTTP/1.1\nhost: a\n\n", &[], 1, &["no route", "=> 404 route_not_found"]),
         ("DELETE /v1/open HTTP/1.1\nhost: a\n\n", &[], 1, &["no route", "=> 405 method_not_allowed"]),
@@ -139,5 +161,5 @@ fn each_request_is_told_filter_by_filter_with_the_line_that_decides() {
     assert!(told.contains("note: issuer main: its keys cannot be had now"), "{told}");
     fs::write(folder.path().join("edge.yaml"), POLICY.replace("shape: {}", "shpe: {}")).unwrap();
     let (code, _, complained) = explain(folder.path(), send, &[]);
-    assert!(code == 1 && complained.contains("edge.yaml:16:3: unknown field `shpe`"), "{complained}");
+    assert!(code == 1 && complained.contains("edge.yaml:19:3: unknown field `shpe`"), "{complained}");
 }

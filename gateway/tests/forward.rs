@@ -6,9 +6,6 @@ mod running;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use filters::signature::{digest, message};
 
 use self::running::{Gateway, Recorder, SECRET, TLS, pki, serve};
 
@@ -89,41 +86,13 @@ async fn the_upstream_sees_the_edges_word_and_never_a_clients() {
 async fn a_partner_signs_with_its_own_key() {
     let folder = tempfile::tempdir().unwrap();
     let gateway = start(folder.path()).await;
-    let (url, http) = (&gateway.url, &gateway.http);
-    let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap();
-    let authority = url.trim_start_matches("https://").to_owned();
-    let send = async |secret: &str, keyid: &str, nonce: &str| {
-        let body = "{}";
-        let mut headers = vec![
-            ("content-type".to_owned(), "application/json".to_owned()),
-            ("content-digest".to_owned(), digest::content_digest(body.as_bytes())),
-        ];
-        let components = ["@method", "@path", "@query", "content-digest", "content-type"];
-        let mut params = message::Params::covering(&components).unwrap();
-        params.created = Some(now);
-        params.nonce = Some(nonce.to_owned());
-        params.keyid = Some(keyid.to_owned());
-        let key = message::SigningKey::hmac(secret.as_bytes()).unwrap();
-        let signed = message::Message::request("POST", "https", &authority, "/signed", None, &headers);
-        let fields = message::sign(&signed, "sig1", &params, &key).unwrap();
-        headers.push(("signature-input".to_owned(), fields.signature_input));
-        headers.push(("signature".to_owned(), fields.signature));
-        let mut request = http.post(format!("{url}/signed")).body(body);
-        for (name, value) in headers {
-            request = request.header(name, value);
-        }
-        let response = request.send().await.unwrap();
-        let status = response.status().as_u16();
-        let body: serde_json::Value = response.json().await.unwrap();
-        (status, body["code"].as_str().unwrap_or_default().to_owned())
-    };
     for (secret, keyid, nonce, expected) in [
         (SECRET, "acme-1", "nonce-0123456789-a", (200, "")),
         (SECRET, "acme-1", "nonce-0123456789-a", (401, "nonce_replayed")),
         (SECRET, "acme-2", "nonce-0123456789-b", (401, "signature_key_unknown")),
         ("another secret, also of 32 bytes", "acme-1", "nonce-0123456789-c", (401, "signature_invalid")),
     ] {
-        let (status, code) = send(secret, keyid, nonce).await;
+        let (status, code) = gateway.send_signed("/signed", (keyid, secret), nonce).await;
         assert_eq!((status, code.as_str()), expected, "{keyid} {nonce}");
     }
 }

@@ -202,6 +202,7 @@ async fn off_loopback_clients_show_who_they_are() {
         ("/v1/client-keys", 200, 403),
         ("/v1/keys", 200, 403),
         ("/certificates", 200, 403),
+        ("/usage", 200, 403),
         ("/health", 200, 200),
         ("/readiness", 200, 200),
         ("/metrics", 200, 200),

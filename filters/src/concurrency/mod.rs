@@ -6,15 +6,17 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict, state_unavailable};
-use crate::policy::{Settings, Shared, Site, Unusable};
-use crate::state::{Answer, Op};
-use crate::subject::{By, counter_key, name_mistake};
+use crate::plan::{self, Limits};
+use crate::policy::{Plan, Settings, Shared, Site, Unusable};
+use crate::state::{Answer, Mode, Op};
+use crate::subject::By;
 
 /// Limits on requests in flight; a request passes when every one of them has a place for it.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The limits.
+    #[serde(default)]
     pub limits: Vec<Limit>,
 }
 
@@ -32,14 +34,14 @@ pub struct Limit {
     /// Seconds after which a place is free again whatever became of its request; longer than any request takes.
     #[serde(default = "lease")]
     pub lease_s: u64,
+    /// Whether it holds already.
+    #[serde(default)]
+    pub mode: Mode,
 }
 
 fn lease() -> u64 {
     60
 }
-
-/// More would make a request's one batch unbounded.
-const MOST_LIMITS: usize = 8;
 
 impl Settings for Config {
     fn and(mut self, mut child: Self) -> Self {
@@ -58,32 +60,39 @@ impl Settings for Config {
     }
 
     fn build(self, site: &Site<'_>) -> Result<Box<dyn Filter>, Unusable> {
-        if self.limits.is_empty() || self.limits.len() > MOST_LIMITS {
-            return Err(Unusable::new(format!("`limits` needs one to {MOST_LIMITS} entries")));
-        }
-        for (position, limit) in self.limits.iter().enumerate() {
-            if let Some(mistake) = name_mistake(&limit.name) {
-                return Err(Unusable::new(mistake));
-            }
-            if self.limits.iter().take(position).any(|seen| seen.name == limit.name) {
-                return Err(Unusable::new(format!("two limits are named `{}`", limit.name)));
-            }
+        let make = |limit: &Limit| {
             if limit.most == 0 || limit.most > Op::MOST_PLACES {
-                let most = Op::MOST_PLACES;
-                return Err(Unusable::new(format!("limit `{}`: `most` is between 1 and {most}", limit.name)));
+                return Err(format!("`most` is between 1 and {}", Op::MOST_PLACES));
             }
             if !(1..=3_600).contains(&limit.lease_s) {
-                return Err(Unusable::new(format!("limit `{}`: `lease_s` is between 1 and 3600", limit.name)));
+                return Err("`lease_s` is between 1 and 3600".to_owned());
             }
+            Ok(limit.clone())
+        };
+        let limits = Limits::build("hold", "concurrency", &self.limits, of_plan, site, make)?;
+        if limits.is_empty() {
+            return Err(Unusable::new("`limits` needs one to 8 entries"));
         }
-        Ok(Box::new(Concurrency { route: site.route.to_owned(), limits: self.limits }))
+        Ok(Box::new(Concurrency { limits }))
     }
+}
+
+fn of_plan(plan: &Plan) -> &[Limit] {
+    &plan.concurrency
 }
 
 #[derive(Debug)]
 struct Concurrency {
-    route: String,
-    limits: Vec<Limit>,
+    limits: Limits<Limit>,
+}
+
+impl plan::Limit for Limit {
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn by(&self) -> By {
+        self.by
+    }
 }
 
 impl Filter for Concurrency {
@@ -92,13 +101,22 @@ impl Filter for Concurrency {
     }
 
     fn head(&self, _request: &Request<'_>, _host: &dyn Host, context: &mut Context) -> Verdict {
-        for limit in &self.limits {
-            let Some(key) = counter_key("hold", &limit.name, limit.by, &self.route, context) else {
-                let detail = "This service limits requests by who sends them, and the request does not say.";
-                return Verdict::refuse(403, "concurrency_subject_missing", detail);
-            };
-            context.ask(Op::Hold { key, most: limit.most, lease_ms: limit.lease_s.saturating_mul(1_000) });
+        let (mut ops, mut shadows) = (Vec::new(), Vec::new());
+        for applied in self.limits.of(context) {
+            let &Limit { most, lease_s, mode, .. } = applied.limit;
+            match (applied.key, mode) {
+                (Some(key), _) => {
+                    ops.push(Op::Hold { key, most, lease_ms: lease_s.saturating_mul(1_000), mode });
+                }
+                (None, Mode::Shadow) => shadows.push(applied.limit.name.clone()),
+                (None, Mode::Enforce) => {
+                    let detail = "This service limits requests by who sends them, and the request does not say.";
+                    return Verdict::refuse(403, "concurrency_subject_missing", detail);
+                }
+            }
         }
+        ops.into_iter().for_each(|op| context.ask(op));
+        shadows.iter().for_each(|name| context.note_shadow("concurrency", name));
         Verdict::Pass
     }
 
@@ -116,14 +134,24 @@ impl Filter for Concurrency {
             )
             .header("retry-after", "1")
             .into(),
-            Answer::NotAsked => Verdict::Pass,
+            Answer::NotAsked | Answer::NotCounted => Verdict::Pass,
+            Answer::WouldRefuse => {
+                if let Some(limit) = self.limits.find(op.key(), context) {
+                    let name = limit.name.clone();
+                    context.note_shadow("concurrency", &name);
+                }
+                Verdict::Pass
+            }
             Answer::Away
             | Answer::Taken(_)
             | Answer::Exhausted { .. }
+            | Answer::Spent(_)
+            | Answer::Overspent(_)
             | Answer::Remembered
             | Answer::Seen
             | Answer::TooOld
-            | Answer::Released => state_unavailable(),
+            | Answer::Released
+            | Answer::Tallied => state_unavailable(),
         }
     }
 }

@@ -111,7 +111,12 @@ impl Filter for Nonce {
             | Answer::Exhausted { .. }
             | Answer::Held(_)
             | Answer::Busy { .. }
-            | Answer::Released => state_unavailable(),
+            | Answer::Released
+            | Answer::Spent(_)
+            | Answer::Overspent(_)
+            | Answer::Tallied
+            | Answer::WouldRefuse
+            | Answer::NotCounted => state_unavailable(),
         }
     }
 }

@@ -11,7 +11,9 @@ use serde::Deserialize;
 use super::Reference;
 use super::secret::Encoding;
 use super::syntax::Location;
+use super::tenancy::{Plan, Tenant};
 use crate::FilterSet;
+use crate::calendar::Calendar;
 use crate::state::LimitsWhenAway;
 use crate::subject::By;
 use crate::validity::{Moment, Window};
@@ -72,6 +74,18 @@ pub struct Document {
     /// Partners and services that sign with keys of their own, by name.
     #[serde(default)]
     pub clients: BTreeMap<String, Client>,
+    /// Whose requests are served, by the name that tokens, clients and hosts tell.
+    #[serde(default)]
+    pub tenants: BTreeMap<String, At<Tenant>>,
+    /// What tenants may have, by name.
+    #[serde(default)]
+    pub plans: BTreeMap<String, At<Plan>>,
+    /// The plan of tenants that name none, and of tenants that are not in `tenants` but that a token or a client tells;
+    /// absent: those are refused.
+    pub default_plan: Option<At<String>>,
+    /// Where days and months begin, of quotas and of usage; absent: `+05:30`, India's. It never changes, for summer say.
+    #[serde(default)]
+    pub utc_offset: Calendar,
     /// Proxies in front of the edge whose `X-Forwarded-For` is believed, in CIDR notation.
     #[serde(default)]
     #[schemars(with = "Vec<String>")]

@@ -10,6 +10,7 @@ use super::keyring::{Keyring, window_warnings};
 use super::mistake::{Mistake, nearest};
 use super::routing::{Match, Paths};
 use super::syntax::{self, Location};
+use super::tenancy::{self, Plans, Tenancy};
 use super::warning::warnings;
 use super::{Reference, Secret, Shared, Upstream, WebSocket};
 use crate::FilterSet;
@@ -68,6 +69,7 @@ pub struct Site<'p> {
     ///
     /// [`Host::keyring`]: crate::filter::Host::keyring
     pub keyring: &'p Arc<Keyring>,
+    pub tenancy: Tenancy<'p>,
 }
 
 impl RouteRule {
@@ -99,12 +101,14 @@ impl Policy {
         check_issuers(&document, &mut mistakes);
         check_clients(&document, &mut mistakes);
         let keyring = Arc::new(Keyring::read_as_far_as_possible(&document.clients, secret, &mut mistakes));
-        let rules = rules(&document, &keyring, &mut mistakes);
-        let everywhere = everywhere(&document, &keyring, &mut mistakes);
+        let plans = check_tenancy(&document, &keyring, &mut mistakes);
+        let rules = rules(&document, plans, &keyring, &mut mistakes);
+        let everywhere = everywhere(&document, plans, &keyring, &mut mistakes);
         let paths = Paths::new(&document, &mut mistakes);
         check_state(&document, &mut mistakes);
         if mistakes.is_empty() {
-            let warnings = warnings(&document);
+            // A module has nobody to warn.
+            let warnings = if cfg!(target_family = "wasm") { Vec::new() } else { warnings(&document) };
             Ok(Self { document, rules, everywhere, paths, keyring, warnings })
         } else {
             mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
@@ -308,7 +312,12 @@ fn check_clients(document: &Document, mistakes: &mut Vec<Mistake>) {
     }
 }
 
-fn rules(document: &Document, keyring: &Arc<Keyring>, mistakes: &mut Vec<Mistake>) -> Vec<RouteRule> {
+fn rules(
+    document: &Document,
+    plans: &Plans,
+    keyring: &Arc<Keyring>,
+    mistakes: &mut Vec<Mistake>,
+) -> Vec<RouteRule> {
     if document.routes.is_empty() {
         mistakes.push(Mistake::whole("`routes` is empty: nothing could be called"));
     }
@@ -336,6 +345,7 @@ fn rules(document: &Document, keyring: &Arc<Keyring>, mistakes: &mut Vec<Mistake
         }
         let except = except(document, route, mistakes);
         let filters = document.filters.value.inherited(&route.filters.value, &except);
+        let filters = tenancy::with_plans(filters, plans, &except);
         if let (Some(mirror), Some(true)) =
             (&route.mirror, filters.signing.as_ref().map(|signing| signing.to_upstream.is_some()))
         {
@@ -351,6 +361,7 @@ fn rules(document: &Document, keyring: &Arc<Keyring>, mistakes: &mut Vec<Mistake
             trusted_proxies: &document.trusted_proxies,
             clients: &document.clients,
             keyring,
+            tenancy: Tenancy::of(document, plans, &filters, &except),
         };
         // A mistake lies where the filter is named: on the route if it names it, above otherwise.
         let place = |filter| match route.filters.value.has(filter) {
@@ -563,11 +574,30 @@ fn mirror(document: &Document, route: &Route, mistakes: &mut Vec<Mistake>) -> Op
     Some(mirror.value.clone())
 }
 
-/// The filters of every route, on no route at all.
-fn everywhere(document: &Document, keyring: &Arc<Keyring>, mistakes: &mut Vec<Mistake>) -> Chain {
+/// Tenants and plans, seen from no route at all.
+fn check_tenancy<'d>(
+    document: &'d Document,
+    keyring: &Arc<Keyring>,
+    mistakes: &mut Vec<Mistake>,
+) -> &'d Plans {
     let Document { issuers, clients, trusted_proxies, .. } = document;
-    let site = Site { route: "", issuers, trusted_proxies, clients, keyring };
-    let built = document.filters.value.clone().build(&site);
+    let tenancy = Tenancy::of(document, &document.plans, &FilterSet::default(), &[]);
+    let site = Site { route: "", issuers, trusted_proxies, clients, keyring, tenancy };
+    tenancy::check(document, &site, mistakes)
+}
+
+/// The filters of every route, on no route at all.
+fn everywhere(
+    document: &Document,
+    plans: &Plans,
+    keyring: &Arc<Keyring>,
+    mistakes: &mut Vec<Mistake>,
+) -> Chain {
+    let Document { issuers, clients, trusted_proxies, .. } = document;
+    let filters = tenancy::with_plans(document.filters.value.clone(), plans, &[]);
+    let tenancy = Tenancy::of(document, plans, &filters, &[]);
+    let site = Site { route: "", issuers, trusted_proxies, clients, keyring, tenancy };
+    let built = filters.build(&site);
     Chain::new(built.unwrap_or_else(|why| {
         mistakes.push(Mistake::at(document.filters.location, format!("every route: {why}")));
         Vec::new()

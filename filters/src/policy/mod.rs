@@ -11,6 +11,7 @@ mod reference;
 mod routing;
 mod secret;
 mod syntax;
+mod tenancy;
 mod warning;
 
 pub use document::{
@@ -24,6 +25,7 @@ pub use mistake::{Mistake, Unusable};
 pub use reference::{Reference, ReferenceError};
 pub use routing::{Match, version};
 pub use secret::{Encoding, Secret};
+pub use tenancy::{Plan, Tenancy, Tenant};
 
 use crate::filter::Filter;
 

@@ -2,6 +2,7 @@
 
 use super::document::{At, Document, Listener, Route};
 use super::mistake::Mistake;
+use super::tenancy;
 use crate::FilterSet;
 
 /// The fewest signed requests a second that the memory should hold the nonces of. Below this it is worth a
@@ -60,6 +61,7 @@ pub(super) fn warnings(document: &Document) -> Vec<Mistake> {
             }
         }
     }
+    warnings.extend(tenancy::warnings(document));
     warnings.extend(longest.and_then(|(seconds, route)| too_few_entries(document, seconds, route)));
     warnings.sort_by_key(|warning| (warning.line, warning.column));
     warnings

@@ -6,20 +6,28 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::filter::{Context, Filter, Host, Request, Verdict, state_unavailable};
-use crate::policy::{Settings, Shared, Site, Unusable};
-use crate::state::{Answer, Counted, Op, Rate};
-use crate::subject::{By, counter_key, name_mistake};
+use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict, state_unavailable};
+use crate::plan::{self, Limits};
+use crate::policy::{Plan, Settings, Shared, Site, Unusable};
+use crate::state::{Answer, Counted, Mode, Op, Rate};
+use crate::subject::By;
 
 /// Limits that all hold at once.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The limits; a request passes when it is within every one of them.
+    #[serde(default)]
     pub limits: Vec<Limit>,
-    /// What one request of this route takes from each limit.
+    /// What one request of this route takes from each limit, and from each quota.
     #[serde(default = "one")]
     pub cost: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { limits: Vec::new(), cost: one() }
+    }
 }
 
 fn one() -> u32 {
@@ -45,6 +53,9 @@ pub struct Limit {
     /// Where it is counted.
     #[serde(default)]
     pub counted: Counted,
+    /// Whether it holds already.
+    #[serde(default)]
+    pub mode: Mode,
 }
 
 impl Settings for Config {
@@ -71,41 +82,37 @@ impl Settings for Config {
     }
 
     fn build(self, site: &Site<'_>) -> Result<Box<dyn Filter>, Unusable> {
-        if self.limits.is_empty() || self.limits.len() > MOST_LIMITS {
-            return Err(Unusable::new(format!("`limits` needs one to {MOST_LIMITS} entries")));
-        }
-        let mut limits = Vec::new();
-        for limit in self.limits {
-            if let Some(mistake) = name_mistake(&limit.name) {
-                return Err(Unusable::new(mistake));
-            }
-            if limits.iter().any(|seen: &Built| seen.name == limit.name) {
-                return Err(Unusable::new(format!("two limits are named `{}`", limit.name)));
-            }
-            let per_ms = limit.per_s.saturating_mul(1_000);
+        let cost = self.cost;
+        let make = |limit: &Limit| {
             let burst = limit.burst.unwrap_or(limit.requests);
-            let rate = Rate::new(limit.requests, per_ms, burst)
-                .map_err(|why| Unusable::new(format!("limit `{}`: {why}", limit.name)))?;
-            if self.cost == 0 || self.cost > burst {
-                return Err(Unusable::new(format!(
-                    "`cost` is between 1 and the burst of every limit; that of `{}` is {burst}",
-                    limit.name
-                )));
+            let per_ms = limit.per_s.saturating_mul(1_000);
+            let rate = Rate::new(limit.requests, per_ms, burst).map_err(|why| why.to_string())?;
+            if cost == 0 || cost > burst {
+                return Err(format!("`cost` is between 1 and the burst of every limit; here that is {burst}"));
             }
-            limits.push(Built { name: limit.name, by: limit.by, rate, counted: limit.counted });
+            let Limit { name, by, counted, mode, .. } = limit.clone();
+            Ok(Built { name, by, rate, counted, mode })
+        };
+        let limits = Limits::build("take", "rate_limit", &self.limits, of_plan, site, make)?;
+        if cost == 0 {
+            return Err(Unusable::new("`cost` is at least 1"));
         }
-        Ok(Box::new(RateLimit { route: site.route.to_owned(), cost: self.cost, limits }))
+        // Without limits the settings may still say what a request costs.
+        if limits.is_empty() && !(cost > 1 && site.tenancy.cost_counts) {
+            return Err(Unusable::new("`limits` needs one to 8 entries"));
+        }
+        Ok(Box::new(RateLimit { cost, limits }))
     }
 }
 
-/// More would make a request's one batch unbounded.
-const MOST_LIMITS: usize = 8;
+fn of_plan(plan: &Plan) -> &[Limit] {
+    &plan.rate_limit
+}
 
 #[derive(Debug)]
 struct RateLimit {
-    route: String,
     cost: u32,
-    limits: Vec<Built>,
+    limits: Limits<Built>,
 }
 
 #[derive(Debug)]
@@ -114,6 +121,25 @@ struct Built {
     by: By,
     rate: Rate,
     counted: Counted,
+    mode: Mode,
+}
+
+impl plan::Limit for Limit {
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn by(&self) -> By {
+        self.by
+    }
+}
+
+impl plan::Limit for Built {
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn by(&self) -> By {
+        self.by
+    }
 }
 
 impl Filter for RateLimit {
@@ -122,13 +148,20 @@ impl Filter for RateLimit {
     }
 
     fn head(&self, _request: &Request<'_>, _host: &dyn Host, context: &mut Context) -> Verdict {
-        for limit in &self.limits {
-            let Some(key) = counter_key("take", &limit.name, limit.by, &self.route, context) else {
-                let detail = "This service limits requests by who sends them, and the request does not say.";
-                return Verdict::refuse(403, "rate_limit_subject_missing", detail);
-            };
-            context.ask_of(limit.counted, Op::Take { key, rate: limit.rate, cost: self.cost });
+        let (mut ops, mut shadows) = (Vec::new(), Vec::new());
+        for applied in self.limits.of(context) {
+            let &Built { rate, counted, mode, .. } = applied.limit;
+            match (applied.key, mode) {
+                (Some(key), _) => ops.push((counted, Op::Take { key, rate, cost: self.cost, mode })),
+                (None, Mode::Shadow) => shadows.push(applied.limit.name.clone()),
+                (None, Mode::Enforce) => {
+                    let detail = "This service limits requests by who sends them, and the request does not say.";
+                    return Verdict::refuse(403, "rate_limit_subject_missing", detail);
+                }
+            }
         }
+        ops.into_iter().for_each(|(counted, op)| context.ask_of(counted, op));
+        shadows.iter().for_each(|name| context.note_shadow("rate_limit", name));
         Verdict::Pass
     }
 
@@ -136,30 +169,38 @@ impl Filter for RateLimit {
         let (allowance, retry_after_ms) = match answer {
             Answer::Taken(allowance) => (allowance, None),
             Answer::Exhausted { allowance, retry_after_ms } => (allowance, Some(*retry_after_ms)),
-            Answer::NotAsked => return Verdict::Pass,
+            Answer::NotAsked | Answer::NotCounted => return Verdict::Pass,
+            Answer::WouldRefuse => {
+                if let Some(limit) = self.limits.find(op.key(), context) {
+                    let name = limit.name.clone();
+                    context.note_shadow("rate_limit", &name);
+                }
+                return Verdict::Pass;
+            }
             // The state is away and the policy has no limits without it, or this is no answer to what was
             // asked: fail closed.
             Answer::Away
+            | Answer::Spent(_)
+            | Answer::Overspent(_)
             | Answer::Remembered
             | Answer::Seen
             | Answer::TooOld
             | Answer::Held(_)
             | Answer::Busy { .. }
-            | Answer::Released => return state_unavailable(),
+            | Answer::Released
+            | Answer::Tallied => return state_unavailable(),
         };
-        let Some(limit) = self.limits.iter().find(|limit| op.key().starts_with(&format!("take/{}/", limit.name)))
-        else {
-            return Verdict::Pass;
-        };
-        let window_s = limit.rate.per_ms() / 1_000;
-        let name = &limit.name;
-        let policy = format!("\"{name}\";q={};w={window_s}", limit.rate.requests());
-        let state = format!("\"{name}\";r={};t={}", allowance.remaining, allowance.reset_ms.div_ceil(1_000));
-        append(&mut context.answer, "ratelimit-policy", &policy);
-        append(&mut context.answer, "ratelimit", &state);
+        let Some(limit) = self.limits.find(op.key(), context) else { return Verdict::Pass };
+        let name = limit.name.clone();
+        if limit.mode.enforces() {
+            let window_s = limit.rate.per_ms() / 1_000;
+            let policy = format!("\"{name}\";q={};w={window_s}", limit.rate.requests());
+            let left = allowance.remaining;
+            advertise(context, &policy, &format!("\"{name}\";r={left};t={}", allowance.reset_ms.div_ceil(1_000)));
+        }
         match retry_after_ms {
             None => Verdict::Pass,
-            Some(ms) => crate::filter::Refusal::new(
+            Some(ms) => Refusal::new(
                 429,
                 "rate_limited",
                 format!("Too many requests: the limit `{name}` is reached. Wait as Retry-After says."),
@@ -168,6 +209,12 @@ impl Filter for RateLimit {
             .into(),
         }
     }
+}
+
+/// Tells the client of a limit that holds: what it lets pass, and what is left of that.
+pub(crate) fn advertise(context: &mut Context, policy: &str, state: &str) {
+    append(&mut context.answer, "ratelimit-policy", policy);
+    append(&mut context.answer, "ratelimit", state);
 }
 
 /// One field with a list of members, as structured fields want it (RFC 8941 section 3.1).

@@ -375,6 +375,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::policy::Tenancy;
     use crate::jwt::KeySet;
 
     struct Clock(u64);
@@ -397,7 +398,7 @@ mod tests {
         let (issuers, clients) = (BTreeMap::new(), BTreeMap::new());
         let keyring = Arc::new(keyring);
         let (issuers, clients, keyring) = (&issuers, &clients, &keyring);
-        config.build(&Site { route: "r", issuers, trusted_proxies: &[], clients, keyring })
+        config.build(&Site { route: "r", issuers, trusted_proxies: &[], clients, keyring, tenancy: Tenancy::none() })
     }
 
     #[test]

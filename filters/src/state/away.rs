@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Answer, Full, Memory, Op};
+use super::{Answer, Memory, Op};
 
 /// What becomes of limits while shared state is away. Nonces are always refused then.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -19,10 +19,21 @@ pub enum LimitsWhenAway {
 /// Answers a batch without the shared state. What must be remembered for certain cannot be, so a batch that
 /// remembers is refused as a whole; limits are counted in `local`, if the policy lets them.
 pub fn away(batch: &[Op], limits: LimitsWhenAway, now_ms: u64, local: &mut Memory) -> Vec<Answer> {
-    let all_away = || vec![Answer::Away; batch.len()];
+    let all_away = || {
+        let answer = |op: &Op| if op.binds() { Answer::Away } else { Answer::NotCounted };
+        batch.iter().map(answer).collect::<Vec<_>>()
+    };
     let certain = batch.iter().any(|op| matches!(op, Op::Remember { .. }));
     match limits {
-        LimitsWhenAway::Local if !certain => local.run(batch, now_ms).unwrap_or_else(|Full| all_away()),
+        LimitsWhenAway::Local if !certain => {
+            // What tenants use is counted in one place or not at all: nobody is billed twice.
+            let counts = |op: &&Op| !matches!(op, Op::Tally { .. });
+            let limits: Vec<Op> = batch.iter().filter(counts).cloned().collect();
+            let Ok(answers) = local.run(&limits, now_ms) else { return all_away() };
+            let mut answers = answers.into_iter();
+            let answer = |op| if counts(&op) { answers.next() } else { Some(Answer::NotCounted) };
+            batch.iter().map(answer).collect::<Option<_>>().unwrap_or_else(all_away)
+        }
         LimitsWhenAway::Local | LimitsWhenAway::Refuse => all_away(),
     }
 }
@@ -30,12 +41,12 @@ pub fn away(batch: &[Op], limits: LimitsWhenAway, now_ms: u64, local: &mut Memor
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::Rate;
+    use crate::state::{Mode, Rate, Usage};
 
     const T0: u64 = 1_700_000_000_000;
 
     fn take() -> Op {
-        Op::Take { key: "k".into(), rate: Rate::new(1, 60_000, 1).unwrap(), cost: 1 }
+        Op::Take { key: "k".into(), rate: Rate::new(1, 60_000, 1).unwrap(), cost: 1, mode: Mode::Enforce }
     }
 
     #[test]
@@ -57,6 +68,29 @@ mod tests {
     }
 
     #[test]
+    fn what_only_observes_refuses_nobody() {
+        let shadow =
+            Op::Take { key: "s".into(), rate: Rate::new(1, 60_000, 1).unwrap(), cost: 1, mode: Mode::Shadow };
+        let tally = Op::Tally {
+            key: "d".into(),
+            tenant: "t".into(),
+            usage: Usage::of_request(1),
+            until_ms: u64::MAX,
+        };
+        let batch = [shadow, tally];
+        let mut local = Memory::new(10, 0);
+        let refuse = away(&batch, LimitsWhenAway::Refuse, T0, &mut local);
+        assert_eq!(refuse, [Answer::NotCounted, Answer::NotCounted]);
+        let first = away(&batch, LimitsWhenAway::Local, T0, &mut local);
+        assert!(matches!(first[..], [Answer::Taken(_), Answer::NotCounted]), "{first:?}");
+        assert_eq!(
+            away(&batch, LimitsWhenAway::Local, T0, &mut local),
+            [Answer::WouldRefuse, Answer::NotCounted]
+        );
+        assert_eq!(local.len(), 1, "usage is not counted here");
+    }
+
+    #[test]
     fn the_local_limit_limits_and_is_bounded() {
         let mut local = Memory::new(1, 0);
         assert!(matches!(away(&[take()], LimitsWhenAway::Local, T0, &mut local)[..], [Answer::Taken(_)]));
@@ -64,7 +98,12 @@ mod tests {
             away(&[take()], LimitsWhenAway::Local, T0, &mut local)[..],
             [Answer::Exhausted { .. }]
         ));
-        let other = Op::Take { key: "other".into(), rate: Rate::new(1, 60_000, 1).unwrap(), cost: 1 };
+        let other = Op::Take {
+            key: "other".into(),
+            rate: Rate::new(1, 60_000, 1).unwrap(),
+            cost: 1,
+            mode: Mode::Enforce,
+        };
         assert_eq!(away(&[other], LimitsWhenAway::Local, T0, &mut local), [Answer::Away]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Answer, Cells, Op, run};
+use super::{Answer, Cells, Op, Usage, UsageByTenant, run};
 
 /// A bounded store of expiring cells. When it is full of cells that are still needed it refuses new ones:
 /// to forget a nonce early would let it be replayed.
@@ -24,25 +24,47 @@ impl Memory {
         Self { max_entries, cells }
     }
 
-    /// Runs a batch as a whole or not at all.
+    /// Runs a batch as a whole or not at all. What refuses nobody is left out when there is no room for it.
     pub fn run(&mut self, batch: &[Op], now_ms: u64) -> Result<Vec<Answer>, Full> {
-        let cells = &mut self.cells;
-        cells.forget_expired(now_ms.saturating_mul(1_000));
+        self.cells.forget_expired(now_ms.saturating_mul(1_000));
+        if self.has_room(batch.iter()) {
+            return Ok(run(batch, now_ms, &mut self.cells));
+        }
+        let needed = |op: &&Op| op.binds() || matches!(op, Op::Release { .. });
+        let most_needed: Vec<Op> = batch.iter().filter(needed).cloned().collect();
+        if !self.has_room(most_needed.iter()) || most_needed.len() == batch.len() {
+            return Err(Full);
+        }
+        let mut answers = run(&most_needed, now_ms, &mut self.cells).into_iter();
+        let answered = |op: &Op| if needed(&op) { answers.next() } else { Some(Answer::NotCounted) };
+        batch.iter().map(answered).collect::<Option<_>>().ok_or(Full)
+    }
+
+    fn has_room<'o>(&self, ops: impl Iterator<Item = &'o Op>) -> bool {
+        let cells = &self.cells;
         let is_new = |op: &&Op| match op {
-            Op::Take { key, .. } | Op::Remember { key, .. } => !cells.by_key.contains_key(key),
+            Op::Take { key, .. } | Op::Spend { key, .. } | Op::Remember { key, .. } => {
+                !cells.by_key.contains_key(key)
+            }
             // Which of its places it takes shows later; each may be new.
             Op::Hold { .. } => true,
             Op::Release { .. } => false,
+            Op::Tally { key, tenant, .. } => {
+                cells.usage.get(key).is_none_or(|day| !day.by_tenant.contains_key(tenant))
+            }
         };
-        if cells.by_key.len() + batch.iter().filter(is_new).count() > self.max_entries {
-            return Err(Full);
-        }
-        Ok(run(batch, now_ms, cells))
+        self.len() + ops.filter(is_new).count() <= self.max_entries
     }
 
     /// Things remembered, those not yet swept away included.
     pub fn len(&self) -> usize {
-        self.cells.by_key.len()
+        let usage: usize = self.cells.usage.values().map(|day| day.by_tenant.len()).sum();
+        self.cells.by_key.len() + usage
+    }
+
+    /// What each tenant has used of a day, by the key of the day's [`Op::Tally`].
+    pub fn usage(&self, day: &str) -> UsageByTenant {
+        self.cells.usage.get(day).map(|day| day.by_tenant.clone()).unwrap_or_default()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -55,7 +77,15 @@ struct Expiring {
     by_key: HashMap<String, Cell>,
     /// Keys by the second in which they are next looked at; each key stands in exactly one of them.
     due: BTreeMap<u64, Vec<String>>,
+    /// What tenants use, by day.
+    usage: BTreeMap<String, Day>,
     since_us: u64,
+}
+
+#[derive(Debug)]
+struct Day {
+    by_tenant: UsageByTenant,
+    until_us: u64,
 }
 
 #[derive(Debug)]
@@ -69,6 +99,9 @@ const MOST_FORGOTTEN: usize = 256;
 
 impl Expiring {
     fn forget_expired(&mut self, now_us: u64) {
+        if self.usage.values().any(|day| day.until_us <= now_us) {
+            self.usage.retain(|_, day| day.until_us > now_us);
+        }
         let mut left = MOST_FORGOTTEN;
         while left > 0 {
             let Some(mut second) = self.due.first_entry() else { return };
@@ -108,6 +141,20 @@ impl Cells for Expiring {
         }
     }
 
+    fn tally(&mut self, day: &str, tenant: &str, usage: Usage, until_us: u64) {
+        let day = match self.usage.get_mut(day) {
+            Some(day) => day,
+            None => {
+                let new = Day { by_tenant: UsageByTenant::new(), until_us };
+                self.usage.entry(day.to_owned()).or_insert(new)
+            }
+        };
+        match day.by_tenant.get_mut(tenant) {
+            Some(used) => *used += usage,
+            None => drop(day.by_tenant.insert(tenant.to_owned(), usage)),
+        }
+    }
+
     fn since_us(&self) -> u64 {
         self.since_us
     }
@@ -116,7 +163,7 @@ impl Cells for Expiring {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::Rate;
+    use crate::state::{Mode, Rate};
 
     const T0: u64 = 1_700_000_000_000;
 
@@ -136,11 +183,36 @@ mod tests {
     }
 
     #[test]
+    fn what_a_tenant_uses_is_counted_as_its_batch_ends_and_refuses_nobody() {
+        let mut memory = Memory::new(2, 0);
+        let tally = |tenant: &str| Op::Tally {
+            key: "usage/d".into(),
+            tenant: tenant.into(),
+            usage: Usage::of_request(3),
+            until_ms: T0 + 10_000,
+        };
+        let [nonce] = remember("n", 60_000);
+        assert_eq!(
+            memory.run(&[nonce.clone(), tally("a")], T0),
+            Ok(vec![Answer::Remembered, Answer::Tallied])
+        );
+        assert_eq!(memory.run(&[nonce.clone(), tally("a")], T0), Ok(vec![Answer::Seen, Answer::Tallied]));
+        // There is no room for another tenant, and nobody is refused for that.
+        assert_eq!(memory.run(&[tally("b")], T0), Ok(vec![Answer::NotCounted]));
+        assert_eq!(memory.run(&[nonce, tally("b")], T0), Ok(vec![Answer::Seen, Answer::NotCounted]));
+        let used = Usage { requests: 1, cost: 3, refused: 1 };
+        assert_eq!(memory.usage("usage/d"), UsageByTenant::from([("a".to_owned(), used)]));
+        assert_eq!((memory.len(), memory.usage("usage/e").len()), (2, 0));
+        assert_eq!(memory.run(&[tally("a")], T0 + 10_000), Ok(vec![Answer::Tallied]), "the day is forgotten");
+        assert_eq!((memory.len(), memory.usage("usage/d").len()), (1, 0));
+    }
+
+    #[test]
     fn keys_that_are_used_again_are_kept_once_and_forgotten_at_last() {
         let mut memory = Memory::new(10, 0);
         let rate = Rate::new(10, 1_000, 10).unwrap();
         for step in 0..1_000 {
-            let op = Op::Take { key: "k".into(), rate, cost: 1 };
+            let op = Op::Take { key: "k".into(), rate, cost: 1, mode: Mode::Enforce };
             memory.run(&[op], T0 + step * 100).unwrap();
         }
         let places: usize = memory.cells.due.values().map(Vec::len).sum();

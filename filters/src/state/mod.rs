@@ -8,7 +8,10 @@
 mod away;
 mod batch;
 mod memory;
+mod mode;
 mod trip;
+mod usage;
+mod volume;
 
 use std::borrow::Cow;
 
@@ -17,30 +20,68 @@ use serde::{Deserialize, Serialize};
 pub use away::{LimitsWhenAway, away};
 pub use batch::{Batch, Counted};
 pub use memory::{Full, Memory};
+pub use mode::Mode;
 pub use trip::{Begun, Ended, Trip, Unanswered};
+pub use usage::{Usage, UsageByTenant};
+pub use volume::Volume;
 
 /// One operation on shared state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Op {
     /// Takes `cost` from the allowance `key` (GCRA).
-    Take { key: String, rate: Rate, cost: u32 },
+    Take {
+        key: String,
+        rate: Rate,
+        cost: u32,
+        #[serde(default, skip_serializing_if = "Mode::enforces")]
+        mode: Mode,
+    },
+    /// Spends `cost` of the `most` that `key` has until `ends_ms`, milliseconds since the Unix epoch.
+    Spend {
+        key: String,
+        most: u64,
+        cost: u32,
+        ends_ms: u64,
+        #[serde(default, skip_serializing_if = "Mode::enforces")]
+        mode: Mode,
+    },
     /// Remembers `key` for `ttl_ms`; refused when it is remembered already, and when it was made, at `made_s`
     /// in Unix seconds, before the memory began: it may have been there before.
     Remember { key: String, ttl_ms: u64, made_s: i64 },
     /// Holds one of the `most` places of `key`, for `lease_ms` at most.
-    Hold { key: String, most: u32, lease_ms: u64 },
+    Hold {
+        key: String,
+        most: u32,
+        lease_ms: u64,
+        #[serde(default, skip_serializing_if = "Mode::enforces")]
+        mode: Mode,
+    },
     /// Gives a place back, unless its lease has ended. Never refused, and never undone by a refusal.
     Release { key: String, place: Place },
+    /// Adds to what a tenant has used of the day `key`: `usage` when the batch passes, and as many refused requests
+    /// when it does not. Never refused, and forgotten at `until_ms`, milliseconds since the Unix epoch.
+    Tally { key: String, tenant: String, usage: Usage, until_ms: u64 },
 }
 
 impl Op {
     pub fn key(&self) -> &str {
         match self {
             Self::Take { key, .. }
+            | Self::Spend { key, .. }
             | Self::Remember { key, .. }
             | Self::Hold { key, .. }
-            | Self::Release { key, .. } => key,
+            | Self::Release { key, .. }
+            | Self::Tally { key, .. } => key,
+        }
+    }
+
+    /// Whether a request may be refused for it.
+    pub fn binds(&self) -> bool {
+        match self {
+            Self::Take { mode, .. } | Self::Spend { mode, .. } | Self::Hold { mode, .. } => mode.enforces(),
+            Self::Remember { .. } => true,
+            Self::Release { .. } | Self::Tally { .. } => false,
         }
     }
 
@@ -149,6 +190,10 @@ pub enum Answer {
     Taken(Allowance),
     /// To [`Op::Take`]: nothing was taken.
     Exhausted { allowance: Allowance, retry_after_ms: u64 },
+    /// To [`Op::Spend`].
+    Spent(Volume),
+    /// To [`Op::Spend`]: nothing was spent.
+    Overspent(Volume),
     /// To [`Op::Remember`].
     Remembered,
     /// To [`Op::Remember`]: it was remembered before.
@@ -161,6 +206,12 @@ pub enum Answer {
     Busy { retry_after_ms: u64 },
     /// To [`Op::Release`].
     Released,
+    /// To [`Op::Tally`].
+    Tallied,
+    /// To what has [`Mode::Shadow`]: it would have refused, and nothing was taken, spent or held.
+    WouldRefuse,
+    /// To what refuses nobody: it could not be counted.
+    NotCounted,
     /// To anything: the state could not be asked.
     Away,
     /// To anything: it was not asked, for another operation of the request was refused before.
@@ -171,8 +222,16 @@ impl Answer {
     /// Whether the request cannot pass with this answer.
     pub fn refuses(&self) -> bool {
         match self {
-            Self::Taken(_) | Self::Remembered | Self::Held(_) | Self::Released => false,
+            Self::Taken(_)
+            | Self::Spent(_)
+            | Self::Remembered
+            | Self::Held(_)
+            | Self::Released
+            | Self::Tallied
+            | Self::WouldRefuse
+            | Self::NotCounted => false,
             Self::Exhausted { .. }
+            | Self::Overspent(_)
             | Self::Seen
             | Self::TooOld
             | Self::Busy { .. }
@@ -191,11 +250,13 @@ pub struct Allowance {
     pub reset_ms: u64,
 }
 
-/// A place that keeps one number a key until a time. Both are in microseconds since the Unix epoch.
+/// A place that keeps one number a key until a time, in microseconds since the Unix epoch; and what tenants use.
 pub trait Cells {
     /// The number kept under `key`, unless it has expired by `now_us`.
     fn get(&self, key: &str, now_us: u64) -> Option<u64>;
     fn put(&mut self, key: &str, value: u64, expires_us: u64);
+    /// Adds to what a tenant has used of a day.
+    fn tally(&mut self, day: &str, tenant: &str, usage: Usage, until_us: u64);
 
     /// Since when the cells remember, microseconds since the Unix epoch: 0 when they outlive this process.
     fn since_us(&self) -> u64 {
@@ -217,28 +278,81 @@ pub fn run(batch: &[Op], now_ms: u64, cells: &mut dyn Cells) -> Vec<Answer> {
         }
     }
     let judged: Vec<(Answer, Option<Write<'_>>)> = batch.iter().map(|op| judge(op, now_us, cells)).collect();
-    if !judged.iter().any(|(answer, _)| answer.refuses()) {
+    let refused = judged.iter().any(|(answer, _)| answer.refuses());
+    if !refused {
         for (_, write) in &judged {
-            if let Some(Write { key, value_us }) = write {
-                cells.put(key, *value_us, *value_us);
+            if let Some(Write { key, value, until_us }) = write {
+                cells.put(key, *value, *until_us);
             }
         }
     }
-    judged.into_iter().map(|(answer, _)| answer).collect()
+    for op in batch {
+        if let Op::Tally { key, tenant, usage, until_ms } = op {
+            let until_us = until_ms.saturating_mul(1_000);
+            if until_us > now_us {
+                cells.tally(key, tenant, if refused { usage.refused() } else { *usage }, until_us);
+            }
+        }
+    }
+    let answers = batch.iter().zip(judged).map(|(op, (answer, _))| match answer {
+        Answer::Taken(_) | Answer::Spent(_) if refused => untouched(op, now_us, cells).unwrap_or(answer),
+        answer => answer,
+    });
+    answers.collect()
 }
 
-/// What an operation keeps: every number kept is also the time at which it may be forgotten.
+/// What is left where nothing was taken after all.
+fn untouched(op: &Op, now_us: u64, cells: &dyn Cells) -> Option<Answer> {
+    match op {
+        Op::Take { key, rate, .. } => Some(take(cells.get(key, now_us), now_us, rate, 0).0),
+        Op::Spend { key, most, ends_ms, .. } => {
+            let spent = spent(key, *ends_ms, now_us, cells);
+            Some(volume::spend(spent, *most, 0, *ends_ms, now_us).0)
+        }
+        Op::Remember { .. } | Op::Hold { .. } | Op::Release { .. } | Op::Tally { .. } => None,
+    }
+}
+
+/// What is spent of a period that is not over for good.
+fn spent(key: &str, ends_ms: u64, now_us: u64, cells: &dyn Cells) -> u64 {
+    let over = volume::kept_until_us(ends_ms) <= now_us;
+    if over { 0 } else { cells.get(key, now_us).unwrap_or(0) }
+}
+
+/// What an operation keeps, and until when.
 struct Write<'k> {
     key: Cow<'k, str>,
-    value_us: u64,
+    value: u64,
+    until_us: u64,
 }
 
+impl<'k> Write<'k> {
+    /// A time, which may be forgotten once it has come.
+    fn time(key: Cow<'k, str>, value_us: u64) -> Self {
+        Self { key, value: value_us, until_us: value_us }
+    }
+}
+
+/// What is said to an operation, and what it keeps if nothing refuses. What would refuse in shadow keeps nothing.
 fn judge<'k>(op: &'k Op, now_us: u64, cells: &dyn Cells) -> (Answer, Option<Write<'k>>) {
+    match strictly(op, now_us, cells) {
+        (answer, _) if answer.refuses() && !op.binds() => (Answer::WouldRefuse, None),
+        judged => judged,
+    }
+}
+
+fn strictly<'k>(op: &'k Op, now_us: u64, cells: &dyn Cells) -> (Answer, Option<Write<'k>>) {
     let later = |ms: u64| now_us.saturating_add(ms.saturating_mul(1_000));
     match op {
-        Op::Take { key, rate, cost } => {
+        Op::Take { key, rate, cost, .. } => {
             let (answer, value_us) = take(cells.get(key, now_us), now_us, rate, *cost);
-            (answer, Some(Write { key: key.into(), value_us }))
+            (answer, Some(Write::time(key.into(), value_us)))
+        }
+        Op::Spend { key, most, cost, ends_ms, .. } => {
+            let until_us = volume::kept_until_us(*ends_ms);
+            let spent = spent(key, *ends_ms, now_us, cells);
+            let (answer, value) = volume::spend(spent, *most, *cost, *ends_ms, now_us);
+            (answer, (until_us > now_us).then_some(Write { key: key.into(), value, until_us }))
         }
         Op::Remember { key, ttl_ms, made_s } => {
             // Whole seconds: what was made in the second of the beginning counts as after it.
@@ -248,13 +362,14 @@ fn judge<'k>(op: &'k Op, now_us: u64, cells: &dyn Cells) -> (Answer, Option<Writ
             } else if cells.get(key, now_us).is_some() {
                 (Answer::Seen, None)
             } else {
-                (Answer::Remembered, Some(Write { key: key.into(), value_us: later(*ttl_ms) }))
+                (Answer::Remembered, Some(Write::time(key.into(), later(*ttl_ms))))
             }
         }
-        Op::Hold { key, most, lease_ms } => {
+        Op::Hold { key, most, lease_ms, .. } => {
             hold(key, (*most).min(Op::MOST_PLACES), later(*lease_ms), now_us, cells)
         }
         Op::Release { .. } => (Answer::Released, None),
+        Op::Tally { .. } => (Answer::Tallied, None),
     }
 }
 
@@ -272,7 +387,7 @@ fn hold<'k>(
         match cells.get(&key, now_us) {
             None => {
                 let held = Answer::Held(Place { number, until_us });
-                return (held, Some(Write { key: key.into(), value_us: until_us }));
+                return (held, Some(Write::time(key.into(), until_us)));
             }
             Some(end_us) => first_end_us = first_end_us.min(end_us),
         }
@@ -307,208 +422,4 @@ fn take(tat_us: Option<u64>, now_us: u64, rate: &Rate, cost: u32) -> (Answer, u6
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashMap;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[derive(Default)]
-    struct Map(HashMap<String, (u64, u64)>);
-
-    impl Cells for Map {
-        fn get(&self, key: &str, now_us: u64) -> Option<u64> {
-            self.0.get(key).filter(|(_, expires)| *expires > now_us).map(|(value, _)| *value)
-        }
-        fn put(&mut self, key: &str, value: u64, expires_us: u64) {
-            self.0.insert(key.to_owned(), (value, expires_us));
-        }
-        fn since_us(&self) -> u64 {
-            (T0 - 60_000) * 1_000
-        }
-    }
-
-    const MADE_S: i64 = (T0 / 1_000) as i64;
-
-    const T0: u64 = 1_700_000_000_000;
-
-    fn rate(requests: u32, per_ms: u64, burst: u32) -> Rate {
-        Rate::new(requests, per_ms, burst).unwrap()
-    }
-
-    fn take_op(key: &str, rate: Rate, cost: u32) -> Op {
-        Op::Take { key: key.into(), rate, cost }
-    }
-
-    #[test]
-    fn a_burst_passes_then_one_each_interval() {
-        let mut cells = Map::default();
-        let op = [take_op("u", rate(10, 1_000, 3), 1)];
-        let mut left = Vec::new();
-        for _ in 0..3 {
-            match run(&op, T0, &mut cells)[0] {
-                Answer::Taken(a) => left.push(a.remaining),
-                other => panic!("{other:?}"),
-            }
-        }
-        assert_eq!(left, [2, 1, 0]);
-        let expected =
-            Answer::Exhausted { allowance: Allowance { remaining: 0, reset_ms: 300 }, retry_after_ms: 100 };
-        assert_eq!(run(&op, T0, &mut cells), [expected]);
-        assert!(matches!(run(&op, T0 + 100, &mut cells)[0], Answer::Taken(_)));
-        assert!(matches!(run(&op, T0 + 100, &mut cells)[0], Answer::Exhausted { .. }));
-    }
-
-    #[test]
-    fn a_refused_batch_writes_nothing() {
-        let mut cells = Map::default();
-        let wide = rate(100, 1_000, 100);
-        let narrow = rate(1, 60_000, 1);
-        let nonce = |n: &str| Op::Remember { key: format!("nonce/{n}"), ttl_ms: 600_000, made_s: MADE_S };
-        let batch = |n: &str| [nonce(n), take_op("tenant", wide, 1), take_op("user", narrow, 1)];
-        assert!(run(&batch("a"), T0, &mut cells).iter().all(|a| !a.refuses()));
-        let before = cells.0.clone();
-        let answers = run(&batch("b"), T0, &mut cells);
-        assert!(matches!(answers[2], Answer::Exhausted { .. }));
-        assert_eq!(cells.0, before, "a nonce or an allowance was spent on a refused request");
-        assert_eq!(run(&batch("b"), T0 + 60_000, &mut cells)[0], Answer::Remembered);
-        assert_eq!(run(&batch("b"), T0 + 120_000, &mut cells)[0], Answer::Seen);
-    }
-
-    #[test]
-    fn what_is_remembered_is_forgotten_after_its_time() {
-        let mut cells = Map::default();
-        let op = [Op::Remember { key: "n".into(), ttl_ms: 1_000, made_s: MADE_S }];
-        for (at, expected) in [(0, Answer::Remembered), (999, Answer::Seen), (1_000, Answer::Remembered)] {
-            assert_eq!(run(&op, T0 + at, &mut cells), [expected], "at {at} ms");
-        }
-    }
-
-    #[test]
-    fn what_is_older_than_the_memory_is_refused() {
-        for (made_s, expected) in
-            [(MADE_S - 61, Answer::TooOld), (MADE_S - 60, Answer::Remembered), (MADE_S, Answer::Remembered)]
-        {
-            let op = [Op::Remember { key: "n".into(), ttl_ms: 1_000, made_s }];
-            assert_eq!(run(&op, T0, &mut Map::default()), [expected], "made at {made_s}");
-        }
-    }
-
-    #[test]
-    fn places_are_held_given_back_and_freed_by_their_lease() {
-        let mut cells = Map::default();
-        let hold = [Op::Hold { key: "t".into(), most: 2, lease_ms: 1_000 }];
-        let place = |number, at_ms: u64| Place { number, until_us: (T0 + at_ms + 1_000) * 1_000 };
-        let release = |place| [Op::Release { key: "t".into(), place }];
-        assert_eq!(run(&hold, T0, &mut cells), [Answer::Held(place(0, 0))]);
-        assert_eq!(run(&hold, T0 + 400, &mut cells), [Answer::Held(place(1, 400))]);
-        assert_eq!(run(&hold, T0 + 400, &mut cells), [Answer::Busy { retry_after_ms: 600 }]);
-        assert_eq!(run(&release(place(1, 400)), T0 + 500, &mut cells), [Answer::Released]);
-        assert_eq!(run(&hold, T0 + 500, &mut cells), [Answer::Held(place(1, 500))]);
-        // A place that was given back already, or whose lease has ended, is somebody else's by now.
-        assert_eq!(run(&release(place(1, 400)), T0 + 500, &mut cells), [Answer::Released]);
-        assert_eq!(run(&hold, T0 + 500, &mut cells), [Answer::Busy { retry_after_ms: 500 }]);
-        assert_eq!(run(&hold, T0 + 1_000, &mut cells), [Answer::Held(place(0, 1_000))]);
-    }
-
-    #[test]
-    fn a_release_counts_whatever_becomes_of_its_batch() {
-        let mut cells = Map::default();
-        let hold = Op::Hold { key: "t".into(), most: 1, lease_ms: 1_000 };
-        let [Answer::Held(place)] = run(std::slice::from_ref(&hold), T0, &mut cells)[..] else { panic!() };
-        run(&[take_op("u", rate(1, 60_000, 1), 1)], T0, &mut cells);
-        let batch = [Op::Release { key: "t".into(), place }, take_op("u", rate(1, 60_000, 1), 1)];
-        assert!(matches!(run(&batch, T0, &mut cells)[..], [Answer::Released, Answer::Exhausted { .. }]));
-        assert!(matches!(run(&[hold], T0, &mut cells)[..], [Answer::Held(_)]));
-    }
-
-    #[test]
-    fn operations_and_answers_travel_as_json() {
-        let place = Place { number: 3, until_us: 9 };
-        let ops = [
-            take_op("k", rate(10, 1_000, 3), 2),
-            Op::Remember { key: "n".into(), ttl_ms: 5, made_s: -1 },
-            Op::Hold { key: "h".into(), most: 4, lease_ms: 6 },
-            Op::Release { key: "h".into(), place },
-        ];
-        let text = serde_json::to_string(&ops).unwrap();
-        assert_eq!(
-            text,
-            r#"[{"take":{"key":"k","rate":{"requests":10,"per_ms":1000,"burst":3},"cost":2}},{"remember":{"key":"n","ttl_ms":5,"made_s":-1}},{"hold":{"key":"h","most":4,"lease_ms":6}},{"release":{"key":"h","place":{"number":3,"until_us":9}}}]"#
-        );
-        assert_eq!(serde_json::from_str::<Vec<Op>>(&text).unwrap(), ops);
-        let answers = [
-            Answer::Taken(Allowance { remaining: 1, reset_ms: 2 }),
-            Answer::Exhausted { allowance: Allowance { remaining: 0, reset_ms: 2 }, retry_after_ms: 3 },
-            Answer::Remembered,
-            Answer::Held(place),
-        ];
-        let text = serde_json::to_string(&answers).unwrap();
-        assert_eq!(
-            text,
-            r#"[{"taken":{"remaining":1,"reset_ms":2}},{"exhausted":{"allowance":{"remaining":0,"reset_ms":2},"retry_after_ms":3}},"remembered",{"held":{"number":3,"until_us":9}}]"#
-        );
-        assert_eq!(serde_json::from_str::<Vec<Answer>>(&text).unwrap(), answers);
-        let impossible = r#"{"take":{"key":"k","rate":{"requests":0,"per_ms":1,"burst":1},"cost":1}}"#;
-        assert!(serde_json::from_str::<Op>(impossible).is_err(), "a rate is checked on its way in");
-    }
-
-    #[test]
-    fn rates_outside_the_arithmetic_are_refused() {
-        for (requests, per_ms, burst, ok) in [
-            (1, 1_000, 1, true),
-            (1_000_000, 1_000, 1_000_000, true),
-            (0, 1_000, 1, false),
-            (1_000_001, 60_000, 1, false),
-            (1, 0, 1, false),
-            (1, Rate::MAX_PER_MS + 1, 1, false),
-            (1_000_000, 999, 1, false),
-            (1, 1_000, 0, false),
-        ] {
-            assert_eq!(Rate::new(requests, per_ms, burst).is_ok(), ok, "{requests}/{per_ms}/{burst}");
-        }
-    }
-
-    proptest! {
-        /// In any window, no more than the burst and the window's share may pass.
-        #[test]
-        fn never_more_than_the_limit(
-            requests in 1u32..1_000, per_ms in 1u64..100_000, burst in 1u32..50,
-            steps in prop::collection::vec((0u64..5_000, 1u32..4), 1..200),
-        ) {
-            prop_assume!(per_ms * 1_000 >= u64::from(requests));
-            let rate = rate(requests, per_ms, burst);
-            let mut cells = Map::default();
-            let mut now = T0;
-            let mut passed = 0u64;
-            for (wait, cost) in steps {
-                now += wait;
-                match run(&[take_op("k", rate, cost)], now, &mut cells)[0] {
-                    Answer::Taken(_) => passed += u64::from(cost),
-                    Answer::Exhausted { retry_after_ms, allowance } => {
-                        prop_assert!(allowance.remaining < cost || cost > burst);
-                        prop_assert!(retry_after_ms > 0);
-                        if cost <= burst {
-                            let mut later = Map(cells.0.clone());
-                            let again = run(&[take_op("k", rate, cost)], now + retry_after_ms, &mut later);
-                            prop_assert!(matches!(again[0], Answer::Taken(_)), "Retry-After lied");
-                        }
-                    }
-                    other => prop_assert!(false, "{other:?}"),
-                }
-                let share = (now - T0) * u64::from(requests) / per_ms;
-                prop_assert!(passed <= u64::from(burst) + share + 1, "{passed} passed by {}", now - T0);
-            }
-        }
-
-        #[test]
-        fn no_input_overflows(tat in any::<Option<u64>>(), now in any::<u64>(), cost in any::<u32>(),
-            requests in 1u32..=Rate::MAX_REQUESTS, per_ms in 1u64..=Rate::MAX_PER_MS, burst in 1u32..=Rate::MAX_REQUESTS,
-        ) {
-            if let Ok(rate) = Rate::new(requests, per_ms, burst) {
-                let _ = take(tat, now, &rate, cost);
-            }
-        }
-    }
-}
+mod tests;

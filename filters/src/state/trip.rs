@@ -76,7 +76,8 @@ impl Trip {
             Ok(None) | Err(Unanswered::Away) => {
                 (Ok(away(&self.shared, limits, now_ms, local)), self.released)
             }
-            Err(Unanswered::Full) => (Err(Full), self.released),
+            Err(Unanswered::Full) if self.shared.iter().any(Op::binds) => (Err(Full), self.released),
+            Err(Unanswered::Full) => (Ok(vec![Answer::NotCounted; self.shared.len()]), self.released),
         };
         let answers = shared.and_then(|shared| self.batch.join(self.here, shared).ok_or(Full));
         Ended { answers, untold }
@@ -97,9 +98,12 @@ impl Trip {
 fn fits(op: &Op, answer: &Answer) -> bool {
     match answer {
         Answer::Taken(_) | Answer::Exhausted { .. } => matches!(op, Op::Take { .. }),
+        Answer::Spent(_) | Answer::Overspent(_) => matches!(op, Op::Spend { .. }),
         Answer::Remembered | Answer::Seen | Answer::TooOld => matches!(op, Op::Remember { .. }),
         Answer::Held(_) | Answer::Busy { .. } => matches!(op, Op::Hold { .. }),
         Answer::Released => matches!(op, Op::Release { .. }),
+        Answer::Tallied => matches!(op, Op::Tally { .. }),
+        Answer::WouldRefuse | Answer::NotCounted => !op.binds() && !matches!(op, Op::Release { .. }),
         Answer::Away | Answer::NotAsked => false,
     }
 }
@@ -107,12 +111,12 @@ fn fits(op: &Op, answer: &Answer) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::{Allowance, Place, Rate};
+    use crate::state::{Allowance, Mode, Place, Rate, Usage};
 
     const T0: u64 = 1_700_000_000_000;
 
     fn take(key: &str) -> Op {
-        Op::Take { key: key.into(), rate: Rate::new(1, 60_000, 1).unwrap(), cost: 1 }
+        Op::Take { key: key.into(), rate: Rate::new(1, 60_000, 1).unwrap(), cost: 1, mode: Mode::Enforce }
     }
 
     fn nonce() -> Op {
@@ -169,6 +173,22 @@ mod tests {
         let mut local = Memory::new(10, 0);
         let Begun::Asking(trip) = begin(&[(nonce(), Counted::Shared)], &mut local) else { panic!() };
         assert_eq!(trip.end(Err(Unanswered::Full), LimitsWhenAway::Local, T0, &mut local).answers, Err(Full));
+        // What refuses nobody does not refuse for want of room either.
+        let tally =
+            Op::Tally { key: "d".into(), tenant: "t".into(), usage: Usage::of_request(1), until_ms: T0 };
+        let Begun::Asking(trip) = begin(&[(tally, Counted::Shared)], &mut local) else { panic!() };
+        let ended = trip.end(Err(Unanswered::Full), LimitsWhenAway::Local, T0, &mut local);
+        assert_eq!(ended.answers, Ok(vec![Answer::NotCounted]));
+    }
+
+    #[test]
+    fn only_what_refuses_nobody_may_be_answered_so() {
+        let take = |mode| Op::Take { key: "a".into(), rate: Rate::new(1, 60_000, 1).unwrap(), cost: 1, mode };
+        for (op, fine) in [(take(Mode::Shadow), true), (take(Mode::Enforce), false), (nonce(), false)] {
+            for said in [Answer::WouldRefuse, Answer::NotCounted] {
+                assert_eq!(fits(&op, &said), fine, "{op:?} {said:?}");
+            }
+        }
     }
 
     #[test]

@@ -50,6 +50,15 @@ pub trait Envoy {
     /// Remembers it.
     fn share(&self, name: &str, value: &[u8]);
 
+    /// A counter of Envoy's own, which is the same whenever it is asked for; `None`: there is none.
+    fn counter(&self, name: &str) -> Option<u32>;
+
+    /// Counts one.
+    fn count(&self, counter: u32);
+
+    /// Keeps a word about the request, for Envoy's access log.
+    fn note(&self, name: &str, value: &str);
+
     /// Has the worker's housekeeping done soon, rather than with its usual next tick.
     fn tick_soon(&self);
 

@@ -27,6 +27,9 @@ pub struct Fake {
     pub unreachable: Cell<bool>,
     pub no_randomness: Cell<bool>,
     pub shared: RefCell<BTreeMap<String, Vec<u8>>>,
+    /// Every counter that was asked for, by name, and what it counts.
+    pub counters: RefCell<Vec<(String, u32)>>,
+    pub notes: RefCell<Vec<(String, String)>>,
 }
 
 impl Fake {
@@ -100,6 +103,17 @@ impl Envoy for Fake {
     }
     fn share(&self, name: &str, value: &[u8]) {
         self.shared.borrow_mut().insert(name.to_owned(), value.to_vec());
+    }
+    fn counter(&self, name: &str) -> Option<u32> {
+        let mut counters = self.counters.borrow_mut();
+        counters.push((name.to_owned(), 0));
+        u32::try_from(counters.len()).ok()
+    }
+    fn count(&self, counter: u32) {
+        self.counters.borrow_mut()[usize::try_from(counter).unwrap() - 1].1 += 1;
+    }
+    fn note(&self, name: &str, value: &str) {
+        self.notes.borrow_mut().push((name.to_owned(), value.to_owned()));
     }
     fn tick_soon(&self) {}
     fn warn(&self, _message: &str) {}

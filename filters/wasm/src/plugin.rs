@@ -1,12 +1,13 @@
 //! One configuration of the module: a policy, and what a worker keeps for it between requests.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use filters::admission::Draw;
 use filters::compiled::Compiled;
 use filters::crypto::Verify;
-use filters::filter::Host;
+use filters::filter::{Host, WouldRefuse};
 use filters::jwt::KeySet;
 use filters::policy::{Keyring, Policy};
 use filters::state::{LimitsWhenAway, Memory, Op};
@@ -39,17 +40,21 @@ pub struct Plugin {
     random: RefCell<Vec<u8>>,
     /// Places that requests have left and that the shared state does not know of yet.
     releases: RefCell<Vec<Op>>,
+    /// Counters of what limits in shadow would have refused, by filter and limit: their number is the policy's.
+    would_refuse: RefCell<HashMap<String, u32>>,
 }
 
 /// The configuration cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unusable(pub String);
 
+/// Under which name Envoy's access log finds what limits in shadow would have refused.
+pub const WOULD_REFUSE: &str = "torana_would_refuse";
 /// Most limits that a worker counts at once.
 const MOST_LOCAL: usize = 50_000;
 /// Most places that wait to be given back. Beyond it their leases give them back.
 const MOST_RELEASES: usize = 1_000;
-/// Most that go with one batch: the state service takes 64 operations, of which a request has at most 24.
+/// Most that go with one batch: the state service takes 64 operations, of which a request has at most 26.
 const MOST_RELEASES_AT_ONCE: usize = 32;
 /// Bytes of randomness that a request takes.
 const DRAW_BYTES: usize = 40;
@@ -85,6 +90,7 @@ impl Plugin {
             certificates: Certificates::default(),
             random: RefCell::default(),
             releases: RefCell::default(),
+            would_refuse: RefCell::default(),
             policy,
         })
     }
@@ -180,6 +186,27 @@ impl Plugin {
             body,
             timeout_ms: self.timeout_ms,
         })
+    }
+
+    /// Tells what limits in shadow would have refused: in a counter each, and in Envoy's access log.
+    pub fn note_shadows(&self, would_refuse: &[WouldRefuse], envoy: &dyn Envoy) {
+        if would_refuse.is_empty() {
+            return;
+        }
+        let mut counters = self.would_refuse.borrow_mut();
+        for shadow in would_refuse {
+            let name = shadow.to_string();
+            let known = counters.get(&name).copied();
+            let Some(counter) = known.or_else(|| {
+                envoy.counter(&format!("torana_would_refuse.{}.{}", shadow.filter, shadow.limit))
+            }) else {
+                continue;
+            };
+            envoy.count(counter);
+            counters.insert(name, counter);
+        }
+        let all: Vec<String> = would_refuse.iter().map(ToString::to_string).collect();
+        envoy.note(WOULD_REFUSE, &all.join(" "));
     }
 
     /// Keeps places that a request has left, to be told with the next batch, or soon without one.

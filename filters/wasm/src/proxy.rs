@@ -8,7 +8,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
-use proxy_wasm::types::{Action, BufferType, ContextType, LogLevel, MapType, Status};
+use proxy_wasm::types::{Action, BufferType, ContextType, LogLevel, MapType, MetricType, Status};
 
 use crate::envoy::{Answered, Call, Envoy, MOST_ANSWER_BYTES};
 use crate::plugin::Plugin;
@@ -251,6 +251,18 @@ impl Envoy for Host {
 
     fn share(&self, name: &str, value: &[u8]) {
         let _ = hostcalls::set_shared_data(name, Some(value), None);
+    }
+
+    fn counter(&self, name: &str) -> Option<u32> {
+        hostcalls::define_metric(MetricType::Counter, name).ok()
+    }
+
+    fn count(&self, counter: u32) {
+        let _ = hostcalls::increment_metric(counter, 1);
+    }
+
+    fn note(&self, name: &str, value: &str) {
+        let _ = hostcalls::set_property(vec![name], Some(value.as_bytes()));
     }
 
     fn tick_soon(&self) {

@@ -283,6 +283,7 @@ impl Stream {
         }
         let batch = admission.batch(&plugin.policy);
         if batch.is_empty() {
+            plugin.note_shadows(&admission.context().would_refuse, envoy);
             return self.admit(envoy);
         }
         let begun = Trip::begin(batch, now_ms, &mut plugin.local.borrow_mut());
@@ -306,7 +307,9 @@ impl Stream {
         let Some(admission) = &mut self.admission else {
             return self.refuse(&Failure::StateUnavailable.into(), envoy);
         };
-        match admission.answered(&self.plugin.policy, answers) {
+        let decided = admission.answered(&self.plugin.policy, answers);
+        self.plugin.note_shadows(&admission.context().would_refuse, envoy);
+        match decided {
             Ok(()) => self.admit(envoy),
             Err(refused) => self.refuse(&refused, envoy),
         }

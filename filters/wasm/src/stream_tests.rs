@@ -466,3 +466,23 @@ proptest! {
         let _ = Plugin::new(compiled.to_string().as_bytes(), &env, &envoy);
     }
 }
+
+/// What a limit in shadow would have refused is counted in one counter, and noted for the access log; the request goes on.
+#[test]
+fn shadows_are_counted_and_noted() {
+    let mut filters = limit("here");
+    filters["rate_limit"]["limits"][0]["mode"] = json!("shadow");
+    let plugin = plugin(&filters, &fake("GET", "/x"));
+    let envoy = fake("GET", "/x");
+    for expected in [0, 1, 2] {
+        let mut stream = Stream::new(Rc::clone(&plugin));
+        assert_eq!(stream.header(true, &envoy), Flow::Continue);
+        stream.ended(&envoy);
+        let counters = envoy.counters.borrow().clone();
+        let counted: u32 = counters.iter().map(|(_, count)| count).sum();
+        assert_eq!((counted, counters.len()), (expected, usize::from(expected > 0).min(1)), "{counters:?}");
+    }
+    assert_eq!(envoy.counters.borrow()[0].0, "torana_would_refuse.rate_limit.each");
+    let noted = ("torana_would_refuse".to_owned(), "rate_limit/each".to_owned());
+    assert_eq!(*envoy.notes.borrow(), [noted.clone(), noted]);
+}

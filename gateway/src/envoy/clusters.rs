@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::handed::metadata;
 use super::{STATE_CLUSTER, Source, ms, socket};
-use crate::upstream::LEAST_REPEATS;
 use crate::load::UpstreamFiles;
+use crate::upstream::LEAST_REPEATS;
 
 /// A connection to an upstream takes no new request after so long. Envoy keeps those that were made with a certificate
 /// before: this is how soon nobody shows that any more, and it can be revoked. `certs` waits for it.

@@ -3,8 +3,10 @@
 -- microseconds since 1970 and stay below 2^53, so that Lua's doubles are exact.
 --
 -- KEYS: where the memory's beginning is kept, then one for each operation.
--- ARGV: the time, empty for Redis's own; then for each operation its kind and two to three numbers:
---   take interval burst cost | remember ttl made_s | hold most lease | release place until
+-- ARGV: the time, empty for Redis's own; then for each operation its kind and what belongs to it:
+--   take interval burst cost shadow | spend most cost ends shadow | remember ttl made_s | hold most lease shadow
+--   release place until | tally tenant requests cost refused until
+-- `shadow` is 1 for what only would refuse.
 -- Answers a list for each operation: a code (see `answer` in redis.rs) and its numbers.
 
 local now = tonumber(ARGV[1])
@@ -34,8 +36,8 @@ end
 local SLACK_MS = 5000
 
 local writes = {}
-local function write(key, value)
-    writes[#writes + 1] = { key, value }
+local function write(key, value, until_us)
+    writes[#writes + 1] = { key, value, until_us or value }
 end
 
 -- When the memory began: with its first batch, and anew whenever Redis has lost it.
@@ -67,6 +69,22 @@ local function take(key, interval, burst, cost)
     return { 1, remaining, reset, ceil_ms(earliest - now) }
 end
 
+-- A number that says how much, not when: kept for an hour after its period, for edges whose clocks are behind.
+local KEPT_MS = 3600000
+local function spend(key, most, cost, ends_ms)
+    local until_us = (ends_ms + KEPT_MS) * 1000
+    local over = until_us <= now
+    local spent = not over and tonumber(redis.call('GET', key) or 0) or 0
+    local renews_ms = ends_ms - now / 1000
+    if renews_ms < 0 then renews_ms = 0 end
+    local after = spent + cost
+    if after > most then
+        return { 9, spent < most and most - spent or 0, renews_ms }
+    end
+    if not over then write(key, after, until_us) end
+    return { 8, most - after, renews_ms }
+end
+
 local function remember(key, ttl, made_s)
     if made_s < (since - since % 1000000) / 1000000 then return { 4 } end
     if live(redis.call('GET', key)) then return { 3 } end
@@ -96,15 +114,17 @@ local function hold(key, most, lease)
     return { 6, ceil_ms(first_end - now) }
 end
 
+-- What follows each kind; the tenant of a tally is text.
+local FOLLOW = { take = 4, spend = 4, remember = 2, hold = 3, release = 2, tally = 5 }
 local operations = {}
 local at, number = 2, 2
 while at <= #ARGV do
     local kind = ARGV[at]
-    local numbers = kind == 'take' and 3 or 2
     local operation = { kind = kind, key = KEYS[number] }
-    for n = 1, numbers do operation[n] = tonumber(ARGV[at + n]) end
+    for n = 1, FOLLOW[kind] do operation[n] = tonumber(ARGV[at + n]) end
+    if kind == 'tally' then operation.tenant = ARGV[at + 1] end
     operations[#operations + 1] = operation
-    at, number = at + numbers + 1, number + 1
+    at, number = at + FOLLOW[kind] + 1, number + 1
 end
 
 -- Given back whatever becomes of the rest.
@@ -115,25 +135,49 @@ for _, operation in ipairs(operations) do
     end
 end
 
-local REFUSES = { [1] = true, [3] = true, [4] = true, [6] = true }
+local REFUSES = { [1] = true, [3] = true, [4] = true, [6] = true, [9] = true }
+local SHADOW = { take = 4, spend = 4, hold = 3 }
 local answers, refused = {}, false
 for n, operation in ipairs(operations) do
     local answer
     if operation.kind == 'take' then
         answer = take(operation.key, operation[1], operation[2], operation[3])
+    elseif operation.kind == 'spend' then
+        answer = spend(operation.key, operation[1], operation[2], operation[3])
     elseif operation.kind == 'remember' then
         answer = remember(operation.key, operation[1], operation[2])
     elseif operation.kind == 'hold' then
         answer = hold(operation.key, operation[1], operation[2])
+    elseif operation.kind == 'tally' then
+        answer = { 11 }
     else
         answer = { 7 }
     end
+    local shadow = SHADOW[operation.kind]
+    if REFUSES[answer[1]] and shadow and operation[shadow] == 1 then answer = { 10 } end
     refused = refused or REFUSES[answer[1]] or false
     answers[n] = answer
 end
-if not refused then
+if refused then
+    -- Nothing was taken after all: this much is left.
+    for n, operation in ipairs(operations) do
+        if answers[n][1] == 0 then answers[n] = take(operation.key, operation[1], operation[2], 0) end
+        if answers[n][1] == 8 then answers[n] = spend(operation.key, operation[1], 0, operation[3]) end
+    end
+else
     for _, cell in ipairs(writes) do
-        redis.call('SET', cell[1], text(cell[2]), 'PX', text(ceil_ms(cell[2] - now) + SLACK_MS))
+        redis.call('SET', cell[1], text(cell[2]), 'PX', text(ceil_ms(cell[3] - now) + SLACK_MS))
+    end
+end
+-- Counted whatever becomes of the rest: of a tenant's day its requests, their cost, and what was refused.
+for _, operation in ipairs(operations) do
+    if operation.kind == 'tally' and operation[5] * 1000 > now then
+        local requests, cost, refusals = operation[2], operation[3], operation[4]
+        if refused then requests, cost, refusals = 0, 0, requests + refusals end
+        for mark, add in pairs({ r = requests, c = cost, x = refusals }) do
+            if add > 0 then redis.call('HINCRBY', operation.key, mark .. operation.tenant, text(add)) end
+        end
+        redis.call('PEXPIRE', operation.key, text(ceil_ms(operation[5] * 1000 - now) + SLACK_MS))
     end
 end
 return answers

@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use certs::Watch;
 use filters::policy::State as Settings;
-use filters::state::{Answer, Batch, Begun, Full, LimitsWhenAway, Memory, Op, Trip, Unanswered};
+use filters::state::{
+    Answer, Batch, Begun, Full, LimitsWhenAway, Memory, Op, Trip, Unanswered, UsageByTenant,
+};
 
 use self::redis::Redis;
 use crate::metrics::Metrics;
@@ -92,6 +94,23 @@ impl State {
         } else if self.run(&held).await.is_err() {
             tracing::debug!("places were not given back; their leases will");
         }
+    }
+
+    /// What tenants have used of days, by the keys of their tallies: of the whole edge with Redis, otherwise of this
+    /// process since it began.
+    pub(crate) async fn usage(&self, days: &[String]) -> Result<Vec<UsageByTenant>, Unanswered> {
+        match &self.redis {
+            Some(redis) => redis.usage(days).await,
+            None => {
+                let memory = self.memory();
+                Ok(days.iter().map(|day| memory.usage(day)).collect())
+            }
+        }
+    }
+
+    /// Whether what is remembered is the whole edge's.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.redis.is_some()
     }
 
     /// Things remembered in this process.

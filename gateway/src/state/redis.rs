@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use certs::{Live, TrustFiles, Watch};
 use filters::policy::Redis as Settings;
-use filters::state::{Allowance, Answer, Op, Place, Unanswered};
+use filters::state::{Allowance, Answer, Mode, Op, Place, Unanswered, Usage, UsageByTenant, Volume};
 use prometheus::{Histogram, IntCounterVec, IntGauge};
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{
@@ -21,6 +21,8 @@ use crate::metrics::Metrics;
 
 /// Batches that may wait for their answers at once; more count as away.
 const MOST_IN_FLIGHT: usize = 4_096;
+/// Who asks what tenants have used waits longer than a request does.
+const USAGE_WITHIN: Duration = Duration::from_secs(5);
 /// Between two tries to connect.
 const RECONNECT: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
 
@@ -143,17 +145,26 @@ impl Redis {
         call.arg(now_us.map(|now| now.to_string()).unwrap_or_default());
         for op in ops {
             match op {
-                Op::Take { rate, cost, .. } => {
-                    call.arg("take").arg(rate.interval_us()).arg(rate.burst()).arg(*cost);
+                Op::Take { rate, cost, mode, .. } => {
+                    call.arg("take").arg(rate.interval_us()).arg(rate.burst()).arg(*cost).arg(shadow(*mode));
+                }
+                Op::Spend { most, cost, ends_ms, mode, .. } => {
+                    let most = (*most).min(Volume::MOST);
+                    call.arg("spend").arg(most).arg(*cost).arg(*ends_ms).arg(shadow(*mode));
                 }
                 Op::Remember { ttl_ms, made_s, .. } => {
                     call.arg("remember").arg(us(*ttl_ms)).arg(*made_s);
                 }
-                Op::Hold { most, lease_ms, .. } => {
-                    call.arg("hold").arg((*most).min(Op::MOST_PLACES)).arg(us(*lease_ms));
+                Op::Hold { most, lease_ms, mode, .. } => {
+                    let most = (*most).min(Op::MOST_PLACES);
+                    call.arg("hold").arg(most).arg(us(*lease_ms)).arg(shadow(*mode));
                 }
                 Op::Release { place, .. } => {
                     call.arg("release").arg(place.number).arg(place.until_us);
+                }
+                Op::Tally { tenant, usage, until_ms, .. } => {
+                    call.arg("tally").arg(tenant).arg(usage.requests).arg(usage.cost).arg(usage.refused);
+                    call.arg(*until_ms);
                 }
             }
         }
@@ -172,6 +183,20 @@ impl Redis {
                 "the script answered something else",
             ))
         })
+    }
+
+    /// What every edge's tenants have used of days, by the keys of their tallies.
+    pub(super) async fn usage(&self, days: &[String]) -> Result<Vec<UsageByTenant>, Unanswered> {
+        let mut asked = redis::pipe();
+        for day in days {
+            asked.cmd("HGETALL").arg(format!("{}{day}", self.prefix));
+        }
+        let mut connection = self.connection().map_err(|_| Unanswered::Away)?;
+        let told = asked.query_async::<Vec<Vec<(String, u64)>>>(&mut connection);
+        match tokio::time::timeout(USAGE_WITHIN, told).await {
+            Ok(Ok(days)) => Ok(days.iter().map(|fields| used(fields)).collect()),
+            Ok(Err(_)) | Err(_) => Err(Unanswered::Away),
+        }
     }
 
     /// Redis does not know the script: it is new, or was started again, and then it may have come back with a past in
@@ -209,8 +234,31 @@ impl Redis {
     }
 }
 
+fn shadow(mode: Mode) -> u8 {
+    match mode {
+        Mode::Enforce => 0,
+        Mode::Shadow => 1,
+    }
+}
+
 fn us(ms: u64) -> u64 {
     ms.saturating_mul(1_000)
+}
+
+/// What the script has counted of a day: under a mark and the tenant's name.
+fn used(fields: &[(String, u64)]) -> UsageByTenant {
+    let mut by_tenant = UsageByTenant::new();
+    for (field, number) in fields {
+        let Some((mark, tenant)) = field.split_at_checked(1) else { continue };
+        let used = by_tenant.entry(tenant.to_owned()).or_default();
+        *used += match mark {
+            "r" => Usage { requests: *number, ..Usage::default() },
+            "c" => Usage { cost: *number, ..Usage::default() },
+            "x" => Usage { refused: *number, ..Usage::default() },
+            _ => Usage::default(),
+        };
+    }
+    by_tenant
 }
 
 /// What the script's numbers mean.
@@ -233,6 +281,12 @@ fn answer(numbers: &[i64]) -> Option<Answer> {
         }
         [6, retry_after_ms] => Answer::Busy { retry_after_ms: number(retry_after_ms)? },
         [7] => Answer::Released,
+        [8, left, renews_ms] => Answer::Spent(Volume { left: number(left)?, renews_ms: number(renews_ms)? }),
+        [9, left, renews_ms] => {
+            Answer::Overspent(Volume { left: number(left)?, renews_ms: number(renews_ms)? })
+        }
+        [10] => Answer::WouldRefuse,
+        [11] => Answer::Tallied,
         _ => return None,
     })
 }

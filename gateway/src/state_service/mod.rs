@@ -14,7 +14,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -22,7 +22,7 @@ use axum::{Json, Router};
 use certs::pki::Purpose;
 use certs::serve::{Limits, PeerCertificate};
 use certs::{TlsFiles, Versions, Watch};
-use filters::policy::{At, StateService, StateTls};
+use filters::policy::{At, Policy, StateService, StateTls};
 use filters::state::{Op, Unanswered};
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -41,6 +41,7 @@ const MOST_BYTES: usize = 64 * 1024;
 
 #[derive(Debug)]
 struct Service {
+    policy: Policy,
     state: Arc<Remembered>,
     keys: Arc<KeyStore>,
     /// `None`: whoever asks is not known, and is told no secret.
@@ -71,7 +72,7 @@ pub async fn run(
     let metrics = Metrics::new()?;
     let handed = envoy.map(|folder| Handed::new(folder, &metrics)).transpose()?.map(Arc::new);
     let (own, of_envoy) = (Arc::clone(&watch), handed.clone());
-    metrics.tell_of_all(move || {
+    metrics.tell_of(move || {
         let of_envoy = of_envoy.as_ref().and_then(|handed| handed.watch());
         std::iter::once(Arc::clone(&own)).chain(of_envoy).collect()
     })?;
@@ -91,7 +92,8 @@ pub async fn run(
     let handing = handed.clone().map(|handed| tokio::spawn(handed.run()));
     let allowed_clients = settings.tls.as_ref().map(|tls| tls.allowed_clients.value.clone());
     let life = rand::random();
-    let service = Service { state, keys, client_keys, allowed_clients, life, metrics, watch, handed };
+    let policy = loaded.policy;
+    let service = Service { policy, state, keys, client_keys, allowed_clients, life, metrics, watch, handed };
     let app = app(Arc::new(service));
     let limits = Limits::default();
     match place {
@@ -164,6 +166,7 @@ fn app(service: Arc<Service>) -> Router {
         .route("/v1/client-keys", get(client_keys))
         .route("/v1/keys/refresh", post(refresh_keys).layer(DefaultBodyLimit::max(1_024)))
         .route("/certificates", get(certificates))
+        .route("/usage", get(usage))
         .route_layer(from_fn_with_state(Arc::clone(&service), only_allowed_clients))
         .route("/health", get(|| async { Json(json!({ "status": "up" })) }))
         .route("/readiness", get(readiness))
@@ -255,6 +258,14 @@ async fn metrics(State(service): State<Arc<Service>>) -> Response {
     let entries = service.state.entries();
     service.metrics.state_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], service.metrics.text()).into_response()
+}
+
+/// What tenants have used, as the gateway's admin address tells it.
+async fn usage(State(service): State<Arc<Service>>, uri: Uri) -> Response {
+    match crate::usage::told(&service.policy, &service.state, uri.query()).await {
+        Ok(told) => Json(told).into_response(),
+        Err(untold) => (untold.status(), format!("{untold}\n")).into_response(),
+    }
 }
 
 async fn certificates(State(service): State<Arc<Service>>) -> Response {

@@ -4,15 +4,16 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::extract::Request;
 use axum::response::IntoResponse;
 use axum::{Json, Router};
 use certs::serve::PeerCertificate;
+use filters::signature::{digest, message};
 use tokio::net::TcpListener;
 
 pub const SECRET: &str = "a partner's secret of 32 bytes!!";
@@ -145,7 +146,7 @@ admin: {{ address: "127.0.0.1:{admin}" }}
         .args(["serve", "edge.yaml"])
         .current_dir(folder)
         .env("ACME_SECRET", SECRET)
-        .stdout(Stdio::null())
+        .stdout(std::fs::File::create(folder.join("gateway.log")).unwrap())
         .spawn()
         .unwrap();
     let http = client(folder, None);
@@ -196,6 +197,42 @@ impl Gateway {
     pub async fn admin(&self, path: &str) -> serde_json::Value {
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         http.get(format!("{}{path}", self.admin)).send().await.unwrap().json().await.unwrap()
+    }
+
+    /// Posts a body that is signed with a client's key, `(keyid, secret)`; status, and the code of the refusal.
+    pub async fn send_signed(&self, path: &str, key: (&str, &str), nonce: &str) -> (u16, String) {
+        let (keyid, secret) = key;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let authority = self.url.trim_start_matches("https://");
+        let body = "{}";
+        let mut headers = vec![
+            ("content-type".to_owned(), "application/json".to_owned()),
+            ("content-digest".to_owned(), digest::content_digest(body.as_bytes())),
+        ];
+        let components = ["@method", "@path", "@query", "content-digest", "content-type"];
+        let mut params = message::Params::covering(&components).unwrap();
+        params.created = Some(i64::try_from(now).unwrap());
+        params.nonce = Some(nonce.to_owned());
+        params.keyid = Some(keyid.to_owned());
+        let key = message::SigningKey::hmac(secret.as_bytes()).unwrap();
+        let signed = message::Message::request("POST", "https", authority, path, None, &headers);
+        let fields = message::sign(&signed, "sig1", &params, &key).unwrap();
+        headers.push(("signature-input".to_owned(), fields.signature_input));
+        headers.push(("signature".to_owned(), fields.signature));
+        let request = self.http.post(format!("{}{path}", self.url)).body(body);
+        let request = headers.into_iter().fold(request, |request, (name, value)| request.header(name, value));
+        let answer = request.send().await.unwrap();
+        let status = answer.status().as_u16();
+        let body: serde_json::Value = answer.json().await.unwrap();
+        (status, body["code"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// What `/usage` tells.
+    pub async fn usage(&self, query: &str) -> (u16, serde_json::Value) {
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let answer = http.get(format!("{}/usage{query}", self.admin)).send().await.unwrap();
+        let (status, text) = (answer.status().as_u16(), answer.text().await.unwrap());
+        (status, serde_json::from_str(&text).unwrap_or_default())
     }
 
     /// The value of a line of the metrics, 0 when it is not there.

@@ -42,7 +42,7 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let limit = |name: &str, by: &str| json!([{ "name": name, "by": by, "requests": 10 * arguments.rate, "per_s": 1 }]);
     let options = Options::new(&dir)
         .engines(Engines::Fleet)
-        .set(Service::Edge, "/filters/rate_limit/limits", limit("tenant", "tenant"))
+        .set(Service::Edge, "/plans/app/rate_limit", limit("tenant", "tenant"))
         .set(Service::Edge, "/routes/0/filters/rate_limit/limits", limit("payments", "user"));
     let stack = Arc::new(Stack::start(&binaries, options).await?);
 

@@ -40,6 +40,13 @@ pub struct Case {
     /// began, `spki(acme)` for the pin of that certificate's key.
     #[serde(default)]
     pub clients: BTreeMap<String, Value>,
+    /// Tenants and plans as a policy has them. A case begins within the first minute of a day, and never lasts from
+    /// one into another unless it says so.
+    #[serde(default)]
+    pub tenants: BTreeMap<String, Value>,
+    #[serde(default)]
+    pub plans: BTreeMap<String, Value>,
+    pub default_plan: Option<String>,
     /// Filters of every route.
     #[serde(default)]
     pub everywhere: Value,
@@ -53,6 +60,8 @@ pub struct Case {
     /// The state service listens on a socket, and so tells secrets too.
     #[serde(default)]
     pub state_socket: bool,
+    /// The file with the address of a Redis that data planes share; absent: each has its own memory.
+    pub redis: Option<PathBuf>,
     /// How long the state service may take; absent: as long as any machine may need.
     pub state_timeout_ms: Option<u64>,
     /// Bounds of the state's memory.

@@ -83,6 +83,8 @@ pub fn policy(
         true => service["socket"] = json!("state.sock"),
         false => service["address"] = json!(places.state),
     }
+    let redis = case.redis.as_ref();
+    let redis = redis.map(|url| json!({ "url": format!("file:{}", url.display()), "timeout_ms": 5_000 }));
     Ok(json!({
         "listeners": [listener("v4", places.listeners[0]), listener("v6", places.listeners[1])],
         "admin": { "address": places.admin },
@@ -90,6 +92,7 @@ pub fn policy(
         "state": {
             "memory": { "max_entries": case.max_entries.unwrap_or(10_000) },
             "service": service,
+            "redis": redis,
         },
         "upstreams": { "u": upstream(places.upstreams[0]), "v": upstream(places.upstreams[1]) },
         "issuers": { "main": {
@@ -97,9 +100,20 @@ pub fn policy(
             "jwks": { "file": file("jwks.json") },
         } },
         "clients": clients,
+        "tenants": case.tenants,
+        "plans": case.plans,
+        "default_plan": case.default_plan,
+        "utc_offset": morning(epoch_ms),
         "filters": if case.everywhere.is_null() { json!({}) } else { case.everywhere.clone() },
         "routes": routes,
     }))
+}
+
+/// The offset of a place where a day has just begun.
+fn morning(epoch_ms: u64) -> String {
+    let minute = epoch_ms / 60_000 % 1_440;
+    let (sign, minutes) = if minute <= 840 { ('-', minute) } else { ('+', 1_440 - minute) };
+    format!("{sign}{:02}:{:02}", minutes / 60, minutes % 60)
 }
 
 /// What `at(60)` or `spki(acme)` stands for.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use filters::policy::State as Settings;
 use filters::policy::{At, Reference};
-use filters::state::{Batch, Cells, Counted, LimitsWhenAway, Memory, Rate, run};
+use filters::state::{Batch, Cells, Counted, LimitsWhenAway, Memory, Mode, Rate, UsageByTenant, run};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -38,17 +38,34 @@ fn redis(url: &str, prefix: &str) -> Redis {
 }
 
 fn take(key: &str, requests: u32, per_ms: u64, burst: u32, cost: u32) -> Op {
-    Op::Take { key: key.into(), rate: Rate::new(requests, per_ms, burst).unwrap(), cost }
+    let rate = Rate::new(requests, per_ms, burst).unwrap();
+    Op::Take { key: key.into(), rate, cost, mode: Mode::Enforce }
 }
 
 /// A batch in the making: its keys are few, so that they meet, and distinct within a batch. A release gives back a
 /// place that was held before, or one that never was.
 #[derive(Clone, Debug)]
 enum Step {
-    Take { key: u8, rate: usize, cost: u32 },
+    Take { key: u8, rate: usize, cost: u32, mode: Mode },
+    Spend { key: u8, most: u64, cost: u32, ends_ms: u64, mode: Mode },
     Remember { key: u8, ttl_ms: u64, age_s: i64 },
-    Hold { key: u8, most: u32, lease_ms: u64 },
+    Hold { key: u8, most: u32, lease_ms: u64, mode: Mode },
     Release { held: usize },
+    Tally { day: u8, tenant: u8, cost: u32 },
+}
+
+/// Days of tallies.
+const DAYS: [&str; 2] = ["usage/1", "usage/2"];
+
+fn mode() -> impl Strategy<Value = Mode> {
+    prop_oneof![2 => Just(Mode::Enforce), 1 => Just(Mode::Shadow)]
+}
+
+/// From [`T0_MS`] on: the ends of periods, some of which lie in the past of most batches.
+fn ends_ms() -> impl Strategy<Value = u64> {
+    let soon = prop_oneof![Just(0), Just(1_000), Just(5_000), 1..100_000u64];
+    // An hour after its end a period is over for good.
+    prop_oneof![2 => soon, 1 => Just(200_000_000)].prop_map(|later| T0_MS + later)
 }
 
 const RATES: [(u32, u64, u32); 6] = [
@@ -85,9 +102,22 @@ fn batches(later: impl Strategy<Value = i64>) -> impl Strategy<Value = Batches> 
 fn step() -> impl Strategy<Value = Step> {
     let rate = prop_oneof![2 => 0..2usize, 1 => 0..RATES.len()];
     prop_oneof![
-        (0..2u8, rate, 1..3u32).prop_map(|(key, rate, cost)| Step::Take { key, rate, cost }),
+        (0..2u8, rate, 1..3u32, mode()).prop_map(|(key, rate, cost, mode)| Step::Take {
+            key,
+            rate,
+            cost,
+            mode
+        }),
+        (0..2u8, 0..6u64, 1..4u32, ends_ms(), mode())
+            .prop_map(|(key, most, cost, ends_ms, mode)| Step::Spend { key, most, cost, ends_ms, mode }),
+        (0..2u8, 0..3u8, 0..4u32).prop_map(|(day, tenant, cost)| Step::Tally { day, tenant, cost }),
         (0..3u8, span_ms(), 0..4i64).prop_map(|(key, ttl_ms, age_s)| Step::Remember { key, ttl_ms, age_s }),
-        (0..2u8, 0..4u32, span_ms()).prop_map(|(key, most, lease_ms)| Step::Hold { key, most, lease_ms }),
+        (0..2u8, 0..4u32, span_ms(), mode()).prop_map(|(key, most, lease_ms, mode)| Step::Hold {
+            key,
+            most,
+            lease_ms,
+            mode
+        }),
         (0..4usize).prop_map(|held| Step::Release { held }),
     ]
 }
@@ -96,15 +126,27 @@ fn ops(steps: &[Step], now_ms: u64, held: &[Op]) -> Vec<Op> {
     let mut ops: Vec<Op> = Vec::new();
     for step in steps {
         let op = match *step {
-            Step::Take { key, rate, cost } => {
+            Step::Take { key, rate, cost, mode } => {
                 let (requests, per_ms, burst) = RATES[rate];
-                take(&format!("t{key}/{rate}"), requests, per_ms, burst, cost.min(burst))
+                let rate_of = Rate::new(requests, per_ms, burst).unwrap();
+                Op::Take { key: format!("t{key}/{rate}"), rate: rate_of, cost: cost.min(burst), mode }
             }
+            Step::Spend { key, most, cost, ends_ms, mode } => {
+                Op::Spend { key: format!("s{key}@{ends_ms}"), most, cost, ends_ms, mode }
+            }
+            Step::Tally { day, tenant, cost } => Op::Tally {
+                key: DAYS[usize::from(day)].into(),
+                tenant: format!("tenant {tenant}"),
+                usage: Usage::of_request(cost),
+                until_ms: T0_MS + 10_000_000_000,
+            },
             Step::Remember { key, ttl_ms, age_s } => {
                 let made_s = i64::try_from(now_ms / 1_000).unwrap() - age_s;
                 Op::Remember { key: format!("n{key}"), ttl_ms, made_s }
             }
-            Step::Hold { key, most, lease_ms } => Op::Hold { key: format!("h{key}"), most, lease_ms },
+            Step::Hold { key, most, lease_ms, mode } => {
+                Op::Hold { key: format!("h{key}"), most, lease_ms, mode }
+            }
             Step::Release { held: at } => match held.get(at) {
                 Some(release) => release.clone(),
                 None => Op::Release { key: "h0".into(), place: Place { number: 0, until_us: 1 } },
@@ -119,10 +161,7 @@ fn ops(steps: &[Step], now_ms: u64, held: &[Op]) -> Vec<Op> {
 
 /// Asks one Redis, and for each run of batches what `expected` makes, the same at the same times. What it makes began to
 /// remember at [`T0_MS`].
-fn answers_are<E: FnMut(&[Op], u64) -> Vec<Answer>>(
-    later: impl Strategy<Value = i64>,
-    expected: impl Fn() -> E,
-) {
+fn answers_are<P: Arithmetic>(later: impl Strategy<Value = i64>, expected: impl Fn() -> P) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let dir = tempfile::tempdir().unwrap();
     // Ends with this function: a static would leave it behind.
@@ -139,7 +178,13 @@ fn answers_are<E: FnMut(&[Op], u64) -> Vec<Answer>>(
     held.unwrap();
 }
 
-async fn compare(redis: &Redis, batches: Batches, mut expected: impl FnMut(&[Op], u64) -> Vec<Answer>) {
+/// What Redis is held to.
+trait Arithmetic {
+    fn answers(&mut self, ops: &[Op], now_ms: u64) -> Vec<Answer>;
+    fn used(&self, day: &str) -> UsageByTenant;
+}
+
+async fn compare(redis: &Redis, batches: Batches, mut expected: impl Arithmetic) {
     // The script is there, and the memory begins when the other one does.
     redis.ask(&[], None).await.unwrap();
     let mut set = redis::cmd("SET");
@@ -151,7 +196,7 @@ async fn compare(redis: &Redis, batches: Batches, mut expected: impl FnMut(&[Op]
         now_ms = now_ms.saturating_add_signed(later_ms).max(T0_MS);
         let ops = ops(&steps, now_ms, &held);
         let answers = redis.ask(&ops, Some(now_ms * 1_000)).await.unwrap();
-        assert_eq!(answers, expected(&ops, now_ms), "{ops:?} at {} ms", now_ms - T0_MS);
+        assert_eq!(answers, expected.answers(&ops, now_ms), "{ops:?} at {} ms", now_ms - T0_MS);
         for (op, answer) in ops.iter().zip(&answers) {
             if let Answer::Held(place) = answer
                 && !answers.iter().any(Answer::refuses)
@@ -160,11 +205,22 @@ async fn compare(redis: &Redis, batches: Batches, mut expected: impl FnMut(&[Op]
             }
         }
     }
+    let used = redis.usage(&DAYS.map(str::to_owned)).await.unwrap();
+    assert_eq!(used, DAYS.map(|day| expected.used(day)), "what tenants have used");
+}
+
+impl Arithmetic for Memory {
+    fn answers(&mut self, ops: &[Op], now_ms: u64) -> Vec<Answer> {
+        self.run(ops, now_ms).unwrap()
+    }
+    fn used(&self, day: &str) -> UsageByTenant {
+        self.usage(day)
+    }
 }
 
 /// Forgets nothing, so that a clock may step back.
 #[derive(Default)]
-struct Everything(HashMap<String, (u64, u64)>);
+struct Everything(HashMap<String, (u64, u64)>, HashMap<String, UsageByTenant>);
 
 impl Cells for Everything {
     fn get(&self, key: &str, now_us: u64) -> Option<u64> {
@@ -173,25 +229,31 @@ impl Cells for Everything {
     fn put(&mut self, key: &str, value: u64, expires_us: u64) {
         self.0.insert(key.to_owned(), (value, expires_us));
     }
+    fn tally(&mut self, day: &str, tenant: &str, usage: Usage, _until_us: u64) {
+        *self.1.entry(day.to_owned()).or_default().entry(tenant.to_owned()).or_default() += usage;
+    }
     fn since_us(&self) -> u64 {
         T0_MS * 1_000
     }
 }
 
+impl Arithmetic for Everything {
+    fn answers(&mut self, ops: &[Op], now_ms: u64) -> Vec<Answer> {
+        run(ops, now_ms, self)
+    }
+    fn used(&self, day: &str) -> UsageByTenant {
+        self.1.get(day).cloned().unwrap_or_default()
+    }
+}
+
 #[test]
 fn redis_and_memory_answer_alike() {
-    answers_are(later_ms(), || {
-        let mut memory = Memory::new(10_000, T0_MS);
-        move |ops, now_ms| memory.run(ops, now_ms).unwrap()
-    });
+    answers_are(later_ms(), || Memory::new(10_000, T0_MS));
 }
 
 #[test]
 fn redis_does_the_arithmetic_whatever_the_clock() {
-    answers_are(unsteady_ms(), || {
-        let mut cells = Everything::default();
-        move |ops, now_ms| run(ops, now_ms, &mut cells)
-    });
+    answers_are(unsteady_ms(), Everything::default);
 }
 
 fn batch(ops: &[Op]) -> Batch {
@@ -227,7 +289,32 @@ async fn edges_share_what_they_remember() {
     }
     assert_eq!(taken, 5);
 
-    let hold = Op::Hold { key: "places".into(), most: 1, lease_ms: 60_000 };
+    let spend = Op::Spend {
+        key: "quota@day".into(),
+        most: 7,
+        cost: 2,
+        ends_ms: crate::now_ms() + 60_000,
+        mode: Mode::Enforce,
+    };
+    let usage = Usage::of_request(2);
+    let tally = Op::Tally {
+        key: "usage/day".into(),
+        tenant: "acme".into(),
+        usage,
+        until_ms: crate::now_ms() + 60_000,
+    };
+    for turn in 0..10 {
+        let answers = edges[turn % 2].ask(batch(&[tally.clone(), spend.clone()])).await.unwrap();
+        assert_eq!(answers[1].refuses(), turn > 2, "{turn}: {answers:?}");
+    }
+    for edge in &edges {
+        let used = Usage { requests: 3, cost: 6, refused: 7 };
+        let days = ["usage/day".to_owned(), "usage/none".to_owned()];
+        let expected = vec![UsageByTenant::from([("acme".to_owned(), used)]), UsageByTenant::new()];
+        assert_eq!(edge.usage(&days).await, Ok(expected));
+    }
+
+    let hold = Op::Hold { key: "places".into(), most: 1, lease_ms: 60_000, mode: Mode::Enforce };
     let held = edges[0].ask(batch(std::slice::from_ref(&hold))).await.unwrap();
     let Answer::Held(place) = held[0] else { panic!("{held:?}") };
     assert!(matches!(

@@ -1,0 +1,107 @@
+//! What operators of Envoy learn of tenants: what they have used, and what limits in shadow would have refused.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use parity::case::Named;
+use parity::mint::{Sent, Times};
+use parity::plane::{Kind, Plane, Programs};
+use parity::world::World;
+use serde_json::{Value, json};
+
+/// The third request is refused.
+const CASE: &str = r#"
+name: told
+tenants: { acme: { plan: gold, hosts: [edge.test] } }
+plans:
+  gold:
+    rate_limit: [{ name: new, by: tenant, requests: 1, per_s: 36000, burst: 2, mode: shadow }]
+    quota: [{ name: monthly, by: tenant, per: month, most: 5 }]
+routes:
+  - { name: r, methods: [GET], path: /told, upstream: u, filters: { tenant: {}, rate_limit: { cost: 2 } } }
+requests:
+  - { target: /told, verdict: pass }
+"#;
+
+fn programs() -> Programs {
+    let test = std::env::current_exe().unwrap();
+    let profile = test.parent().unwrap().parent().unwrap();
+    Programs::find(profile.join("gateway"), profile.parent().unwrap(), &Kind::ALL).unwrap()
+}
+
+/// What `/usage` says of every tenant.
+async fn usage(at: SocketAddr) -> Value {
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let told = http.get(format!("http://{at}/usage")).send().await.unwrap().text().await.unwrap();
+    serde_json::from_str::<Value>(&told).unwrap()["tenants"].clone()
+}
+
+/// A gateway and an Envoy on one Redis are one edge to a tenant, as two gateways are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_data_planes_share_what_a_tenant_has() {
+    certs::install_crypto_provider();
+    let world = World::new().await.unwrap();
+    let folders = Kind::ALL.map(|kind| world.case_folder(kind.name()).unwrap());
+    let redis = engines::Redis::start(&folders[0].join("redis")).await.unwrap();
+    let mut named = Named::parse(CASE).unwrap();
+    let url = folders[0].join("redis.url");
+    certs::file::write_secret(&url, &redis.url()).unwrap();
+    named.case.redis = Some(url);
+    let [gateway, envoy] = &folders;
+    let gateway = Plane::start(&world, &programs(), Kind::Gateway, &named, gateway).await.unwrap();
+    let envoy = Plane::start(&world, &programs(), Kind::Envoy, &named, envoy).await.unwrap();
+    let times = Times::new(world.epoch_ms, 0).unwrap();
+    let sent = Sent::new(&named.case.requests[0], &world.keys, times).unwrap();
+    let turns = [&gateway, &envoy, &gateway, &envoy, &envoy];
+    for (plane, expected) in turns.into_iter().zip(["pass", "pass", "429", "429", "429"]) {
+        plane.at(world.epoch_ms).unwrap();
+        let verdict = plane.decide(&sent, None).await.unwrap().verdict;
+        assert!(verdict.starts_with(expected), "{verdict}, not {expected}");
+    }
+    let used = json!({ "requests": 2, "cost": 4, "refused": 3 });
+    let expected = json!({ "acme": { "plan": "gold", "month": used, "day": used } });
+    assert_eq!(usage(gateway.admin()).await, expected);
+    assert_eq!(usage(envoy.state_address()).await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn usage_and_shadows_are_told() {
+    certs::install_crypto_provider();
+    let world = World::new().await.unwrap();
+    let programs = programs();
+    let named = Named::parse(CASE).unwrap();
+    let folder = world.case_folder("told").unwrap();
+    let plane = Plane::start(&world, &programs, Kind::Envoy, &named, &folder).await.unwrap();
+    plane.at(world.epoch_ms).unwrap();
+    let times = Times::new(world.epoch_ms, 0).unwrap();
+    let sent = Sent::new(&named.case.requests[0], &world.keys, times).unwrap();
+    for expected in ["pass", "pass", "429 quota_exceeded"] {
+        assert_eq!(plane.decide(&sent, None).await.unwrap().verdict, expected);
+    }
+
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let get = async |url: String| http.get(url).send().await.unwrap().text().await.unwrap();
+    let used = json!({ "requests": 2, "cost": 4, "refused": 1 });
+    let told = usage(plane.state_address()).await;
+    assert_eq!(told, json!({ "acme": { "plan": "gold", "month": used, "day": used } }));
+
+    let stats = get(format!("http://{}/stats?filter=torana_would_refuse", plane.admin())).await;
+    assert!(stats.contains("torana_would_refuse.rate_limit.new: 2\n"), "{stats}");
+
+    // Envoy writes its log now and then.
+    let mut told = Vec::new();
+    for _ in 0..600 {
+        let log = std::fs::read_to_string(folder.join("log")).unwrap();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let lines = lines.filter(|line| line["target"] == "access" && !line["status"].is_null());
+        told = lines.map(|line| line["would_refuse"].as_str().unwrap_or_default().to_owned()).collect();
+        told.retain(|would_refuse: &String| !would_refuse.is_empty());
+        if told.len() == 2 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(told, ["rate_limit/new", "rate_limit/new"]);
+}
