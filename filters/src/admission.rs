@@ -168,10 +168,10 @@ impl Admission {
         remove.sort_unstable();
         remove.dedup();
         let mut set = vec![
-            ("x-request-id", self.request_id.clone()),
-            ("traceparent", self.trace.to_string()),
-            ("x-forwarded-for", self.context.client_ip.to_string()),
-            ("x-forwarded-proto", "https".to_owned()),
+            ("x-request-id".into(), self.request_id.clone()),
+            ("traceparent".into(), self.trace.to_string()),
+            ("x-forwarded-for".into(), self.context.client_ip.to_string()),
+            ("x-forwarded-proto".into(), "https".to_owned()),
         ];
         set.extend(self.context.upstream.iter().cloned());
         UpstreamFields { remove, set, path: None }
@@ -194,7 +194,7 @@ impl Admission {
 }
 
 /// Fields that have done their work at the edge: what the upstream needs of the token is in fields of ours.
-const HIDDEN: [&str; 2] = ["authorization", "expect"];
+const HIDDEN: [&str; 3] = ["authorization", "expect", "x-api-key"];
 
 /// Fields of an answer that tell what is behind the edge, and that no client needs.
 pub const HIDDEN_FROM_CLIENTS: [&str; 1] = ["server"];

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::certificate::Certificate;
 use crate::crypto::{Local, Verify, VerifyingKey, equal};
 use crate::failure::Failure;
-use crate::jwt::KeySet;
+use crate::jwt::{KeySet, Revocations};
 use crate::policy::Keyring;
 use crate::state::{Answer, Counted, Op};
 use crate::upstream::{Outgoing, UpstreamAnswer};
@@ -91,6 +91,11 @@ pub trait Host {
 
     /// The clients' keys as they are now; `None`: they are those that the policy was read with.
     fn keyring(&self) -> Option<Arc<Keyring>> {
+        None
+    }
+
+    /// The tokens that are no longer believed; `None`: nobody can revoke any here.
+    fn revocations(&self) -> Option<&Revocations> {
         None
     }
 
@@ -275,7 +280,7 @@ pub struct Context {
     /// The idempotency key of the request line's header, set by `idempotency`.
     pub idempotency_key: Option<String>,
     /// Fields to set on the request to the upstream. Only the edge may set them: a client's own are removed.
-    pub upstream: Vec<(&'static str, String)>,
+    pub upstream: Vec<(Cow<'static, str>, String)>,
     /// Fields to add to the answer, whatever it is.
     pub answer: Vec<(&'static str, String)>,
     /// What to give back to shared state when the request leaves.
@@ -310,7 +315,8 @@ impl Context {
     }
 
     /// Sets a field on the request to the upstream, in place of any of that name.
-    pub(crate) fn tell(&mut self, name: &'static str, value: String) {
+    pub(crate) fn tell(&mut self, name: impl Into<Cow<'static, str>>, value: String) {
+        let name = name.into();
         self.upstream.retain(|(told, _)| *told != name);
         self.upstream.push((name, value));
     }

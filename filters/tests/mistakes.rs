@@ -342,7 +342,7 @@ fn client_certificates_that_cannot_be_meant() {
         ),
         (good, "{ client_cert: { mode: off, clients: [bank] } }", true, "`clients` needs `mode: required`"),
         (good, "{ client_cert: { mode: sometimes } }", true, "unknown variant `sometimes`"),
-        ("", "{}", true, "client `bank` needs `hmac_keys` or `certificates`"),
+        ("", "{}", true, "client `bank` needs `hmac_keys` or `certificates` or `api_keys`"),
         ("{}", "{}", true, "p.yaml:12:26: client `bank`: a certificate is known by"),
         ("{ dns: '*.bank.test' }", "{}", true, "`*.bank.test` is not a DNS name"),
         ("{ spki_sha256: AAAA }", "{}", true, "in base64, as `certs show` prints it"),
@@ -424,4 +424,86 @@ fn keys_whose_times_cannot_be_meant() {
         soon.len() == 1 && soon[0].starts_with("p.yaml:12:29: client `acme`: its last key, `acme-1`, ends"),
         "{soon:?}"
     );
+}
+
+/// A client with API keys, and a route that asks for one.
+#[test]
+fn api_keys_that_cannot_be_meant() {
+    const HASH: &str = "7f83b1657ff1fc53b92dc18148a1d65dfc2d4b1fa3d677284addd200126d9069";
+    const OTHER: &str = "185f8db32271fe25f561a6fc938b2e264306ec304eda518007d1764826381969";
+    const NOTHING: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    let key = |id: &str, sha256: &str| format!("{{ id: {id}, sha256: {sha256} }}");
+    let both = |one: &str, other: &str| format!("{one}, {other}");
+    for (keys, filters, expected) in [
+        (key("k1", HASH), "{ api_key: {} }", ""),
+        (both(&key("k1", HASH), &key("k2", OTHER)), "{ api_key: { clients: [bank] } }", ""),
+        (
+            key("k1", HASH),
+            "{ api_key: { clients: [bonk] } }",
+            "there is no client `bonk` that has `api_keys`",
+        ),
+        (
+            key("k1", HASH),
+            "{ api_key: { clients: [acme] } }",
+            "there is no client `acme` that has `api_keys`",
+        ),
+        (key("k1", "hunter2"), "{}", "p.yaml:12:22: client `bank`: API key `k1`: `sha256` is 64 lower-case"),
+        (key("k1", &HASH.to_uppercase()), "{}", "`sha256` is 64 lower-case hexadecimal digits"),
+        (key("k1", NOTHING), "{}", "`sha256` is the hash of nothing"),
+        (both(&key("k1", HASH), &key("k1", OTHER)), "{}", "its `id` is empty or used twice"),
+        (both(&key("k1", HASH), &key("k2", HASH)), "{}", "its `sha256` is that of another key"),
+        (format!("{{ id: k, sha256: {HASH}, key: torana_x }}"), "{}", "unknown field `key`"),
+        (
+            format!(
+                "{{ id: k, sha256: {HASH}, not_before: 2026-01-02T00:00:00Z, not_after: 2026-01-01T00:00:00Z }}"
+            ),
+            "{}",
+            "`not_after` lies before `not_before`",
+        ),
+    ] {
+        let text = GOOD.replace("clients:\n", &format!("clients:\n  bank: {{ api_keys: [{keys}] }}\n"));
+        match read(&format!("{text}    filters: {filters}\n")) {
+            Ok(_) => assert_eq!(expected, "", "accepted: {keys} {filters}"),
+            Err(told) => assert!(!expected.is_empty() && told.contains(expected), "{keys} {filters}: {told}"),
+        }
+    }
+    let nobody = format!("{GOOD}    filters: {{ api_key: {{}} }}\n");
+    assert!(read(&nobody).unwrap_err().contains("no client of the policy has `api_keys`"));
+    let known =
+        GOOD.replace("clients:\n", &format!("clients:\n  bank: {{ api_keys: [{}] }}\n", key("k", HASH)));
+    let policy = read(&format!("{known}    filters: {{ api_key: {{}} }}\n")).unwrap();
+    assert!(policy.warnings().is_empty(), "an API key says who calls: {:?}", policy.warnings());
+}
+
+/// What the filter `jwt` wants of the claims that it asks for.
+#[test]
+fn claims_that_cannot_be_meant() {
+    let issuer = "issuers:\n  dev: { issuer: 'https://i', audiences: [a], algorithms: [ES256], jwks: { file: 'file:j' } }\n";
+    let accepted = |everywhere: &str, route: &str| {
+        let text = GOOD.replace("  shape: {}", &format!("  jwt: {everywhere}"));
+        read(&format!("{text}    filters: {{ jwt: {route} }}\n{issuer}"))
+    };
+    for (everywhere, route, expected) in [
+        ("{}", "{ claims: { kyc: full, level: 2, verified: true, amr: [otp, hwk] } }", ""),
+        ("{}", "{ claims_to_headers: { x-torana-claim-kyc: kyc } }", ""),
+        ("{ claims: { kyc: [full, min] } }", "{ claims: { kyc: full } }", ""),
+        (
+            "{ claims: { kyc: min } }",
+            "{ claims: { kyc: full } }",
+            "`claims`: no value of `kyc` is accepted, so nobody could pass",
+        ),
+        ("{}", "{ claims: { kyc: [] } }", "no value of `kyc` is accepted"),
+        ("{}", "{ claims_to_headers: { x-kyc: kyc } }", "`x-kyc` is not a field of the edge's own"),
+        ("{}", "{ claims_to_headers: { x-torana-tenant: kyc } }", "write `x-torana-claim-` and lower-case"),
+        ("{}", "{ claims_to_headers: { X-Torana-Claim-Kyc: kyc } }", "is not a field of the edge's own"),
+        ("{}", "{ claims_to_headers: { x-torana-claim-: kyc } }", "is not a field of the edge's own"),
+        ("{}", "{ claim: { kyc: full } }", "did you mean `claims`?"),
+    ] {
+        match accepted(everywhere, route) {
+            Ok(_) => assert_eq!(expected, "", "accepted: {everywhere} {route}"),
+            Err(told) => {
+                assert!(!expected.is_empty() && told.contains(expected), "{everywhere} {route}: {told}");
+            }
+        }
+    }
 }

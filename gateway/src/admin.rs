@@ -1,13 +1,15 @@
 //! Health, readiness, certificates and metrics, on an address of their own.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use http::{Response, StatusCode, header};
+use http::{Method, Response, StatusCode, header};
 use pingora::apps::http_app::ServeHttp;
 use pingora::protocols::http::ServerSession;
 
 use crate::edge::Edge;
+use crate::revoke::{self, Fields};
 
 #[derive(Debug)]
 pub(crate) struct Admin(pub(crate) Arc<Edge>);
@@ -21,16 +23,18 @@ impl ServeHttp for Admin {
             "/metrics" => {
                 let metrics = self.0.metrics();
                 metrics.state_entries.set(self.0.state_entries() as i64);
+                metrics.tell_revocations(&self.0.state());
                 answer(StatusCode::OK, "text/plain; version=0.0.4", metrics.text())
             }
             "/certificates" => match serde_json::to_string(&self.0.watch().report()) {
                 Ok(report) => answer(StatusCode::OK, "application/json", report),
                 Err(error) => answer(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
             },
+            "/revocations" => self.revocations(session).await,
             _ => answer(
                 StatusCode::NOT_FOUND,
                 "text/plain",
-                "Here are /health, /readiness, /certificates and /metrics.\n".into(),
+                "Here are /health, /readiness, /certificates, /revocations and /metrics.\n".into(),
             ),
         }
     }
@@ -47,9 +51,47 @@ impl Admin {
         answer(
             status,
             "application/json",
-            serde_json::json!({ "status": word, "missing": missing }).to_string(),
+            serde_json::json!({
+                "status": word, "missing": missing, "revocations_age_s": self.0.state().revocations_age_s(),
+            })
+            .to_string(),
         )
     }
+
+    async fn revocations(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
+        let header = session.req_header();
+        let field = |name| header.headers.get(name).map(|value| value.as_bytes().to_vec());
+        let (authorization, content_type) = (field(header::AUTHORIZATION), field(header::CONTENT_TYPE));
+        let method = header.method.clone();
+        let fields =
+            Fields { authorization: authorization.as_deref(), content_type: content_type.as_deref() };
+        let (state, operators) = (self.0.state(), self.0.operators());
+        let (status, told) = match method {
+            Method::GET => revoke::list(&state, operators, fields),
+            Method::POST => match tokio::time::timeout(BODY_WITHIN, body(session)).await {
+                Ok(Some(body)) => revoke::revoke(&state, operators, fields, &body).await,
+                Ok(None) | Err(_) => {
+                    revoke::problem(StatusCode::BAD_REQUEST, "body", "send the whole of a short body")
+                }
+            },
+            _ => revoke::problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "GET or POST"),
+        };
+        answer(status, "application/json", told.to_string())
+    }
+}
+
+const BODY_WITHIN: Duration = Duration::from_secs(5);
+
+/// The whole body; `None` when it breaks off or is too long.
+async fn body(session: &mut ServerSession) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    while let Some(chunk) = session.read_request_body().await.ok()? {
+        if body.len() + chunk.len() > revoke::MOST_BYTES {
+            return None;
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Some(body)
 }
 
 fn answer(status: StatusCode, content_type: &'static str, body: String) -> Response<Vec<u8>> {

@@ -12,7 +12,7 @@ use filters::admission::{Admission, HIDDEN_FROM_CLIENTS};
 use filters::chain::Refused;
 use filters::failure::Failure;
 use filters::filter::{Host, Refusal};
-use filters::jwt::KeySet;
+use filters::jwt::{KeySet, Revocations};
 use filters::policy::{Keyring, Policy, RouteRule};
 use pingora::Result as Answered;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -28,6 +28,7 @@ use crate::load::{ListenerFiles, Loaded};
 use crate::message::{Sender, drain, is_small, read_body, request, target};
 use crate::metrics::Metrics;
 use crate::now_ms;
+use crate::revoke::Operators;
 use crate::state::State;
 use crate::upstream::Upstream;
 use crate::upstream::mirror::{self, Copy};
@@ -41,6 +42,7 @@ pub(crate) struct Edge {
     keys: Arc<KeyStore>,
     client_keys: ClientKeys,
     state: Arc<State>,
+    operators: Operators,
     metrics: Metrics,
     draining: AtomicBool,
     pub(crate) connections: Connections,
@@ -65,6 +67,7 @@ impl Edge {
             }
         }
         let state = Arc::new(State::new(&document.state, &loaded.folder, &metrics, &watch)?);
+        let operators = Operators::new(document, &loaded.folder, document.admin.address.ip().is_loopback())?;
         let draining = AtomicBool::new(false);
         let connections = Connections::new();
         let edge = Self {
@@ -72,6 +75,7 @@ impl Edge {
             keys,
             client_keys,
             state,
+            operators,
             metrics,
             draining,
             connections,
@@ -92,6 +96,11 @@ impl Edge {
 
     pub(crate) fn state(&self) -> Arc<State> {
         Arc::clone(&self.state)
+    }
+
+    /// Who may revoke tokens.
+    pub(crate) fn operators(&self) -> &Operators {
+        &self.operators
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {
@@ -120,7 +129,8 @@ impl Edge {
         let keys = self.keys.missing().into_iter().map(|issuer| format!("keys of issuer {issuer}"));
         let draining = self.is_draining().then(|| "draining".to_owned());
         let state = (!self.state.is_known()).then(|| "first word of the shared state".to_owned());
-        keys.chain(state).chain(draining).collect()
+        let revoked = (!self.state.revoked().list().is_known()).then(|| "list of what is revoked".to_owned());
+        keys.chain(state).chain(revoked).chain(draining).collect()
     }
 
     /// The upstream's next address for this request; `None` when no address serves.
@@ -308,5 +318,9 @@ impl Host for Now<'_> {
 
     fn keyring(&self) -> Option<Arc<Keyring>> {
         Some(self.0.client_keys.current())
+    }
+
+    fn revocations(&self) -> Option<&Revocations> {
+        Some(self.0.state.revoked().list())
     }
 }

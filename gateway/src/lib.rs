@@ -6,6 +6,7 @@
 
 mod access_log;
 mod admin;
+pub mod api_key;
 mod client_keys;
 mod door;
 mod edge;
@@ -17,6 +18,7 @@ mod listener;
 pub mod load;
 mod message;
 mod metrics;
+pub mod revoke;
 pub mod server;
 mod state;
 pub mod state_service;

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
+
+use crate::state::State;
 
 /// The gateway's metrics. Labels are the policy's own names and standard codes: their number is bounded.
 #[derive(Clone, Debug)]
@@ -24,6 +26,9 @@ pub(crate) struct Metrics {
     pub(crate) copies: IntCounterVec,
     pub(crate) jwks_fetches: IntCounterVec,
     pub(crate) jwks_keys: IntGaugeVec,
+    pub(crate) revocations: IntGauge,
+    pub(crate) revocations_age_seconds: Gauge,
+    pub(crate) revocation_pulls: IntCounterVec,
 }
 
 impl Metrics {
@@ -87,6 +92,18 @@ impl Metrics {
                 Opts::new("gateway_jwks_keys", "Keys held of an issuer"),
                 &["issuer"],
             )?,
+            revocations: IntGauge::new("gateway_revocations", "Tokens, sessions, devices and users revoked")?,
+            revocations_age_seconds: Gauge::new(
+                "gateway_revocations_age_seconds",
+                "Since the list of what is revoked was last known to be whole; -1: it never was",
+            )?,
+            revocation_pulls: IntCounterVec::new(
+                Opts::new(
+                    "gateway_revocation_pulls_total",
+                    "Times that the list of what is revoked was asked for, of Redis or by Envoy's workers, by outcome",
+                ),
+                &["outcome"],
+            )?,
             registry,
         };
         for collector in [
@@ -104,10 +121,19 @@ impl Metrics {
             Box::new(metrics.copies.clone()),
             Box::new(metrics.jwks_fetches.clone()),
             Box::new(metrics.jwks_keys.clone()),
+            Box::new(metrics.revocations.clone()),
+            Box::new(metrics.revocations_age_seconds.clone()),
+            Box::new(metrics.revocation_pulls.clone()),
         ] {
             metrics.registry.register(collector)?;
         }
         Ok(metrics)
+    }
+
+    /// Tells what is revoked.
+    pub(crate) fn tell_revocations(&self, state: &State) {
+        self.revocations.set(i64::try_from(state.revoked().list().len()).unwrap_or(i64::MAX));
+        self.revocations_age_seconds.set(state.revocations_age_s().unwrap_or(-1.0));
     }
 
     /// Tells of certificates too.

@@ -80,7 +80,7 @@ mod tests {
                 algorithm: Algorithm::EdDSA,
                 key: VerifyingKey::ed25519(&[1; 32]).expect("a key"),
             },
-            claims: Claims::parse(payload, "dev").expect("claims"),
+            claims: Claims::parse(payload, "dev", &[]).expect("claims"),
         })
     }
 

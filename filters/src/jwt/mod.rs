@@ -4,13 +4,17 @@
 //! An issuer's algorithms are pinned by the policy and a key is for one algorithm, so nothing in a token can
 //! choose how it is verified. Keys come from the host, which keeps them fresh.
 
+mod asked;
 mod cache;
 mod claims;
 mod keys;
+pub mod revocation;
 mod token;
 
+pub use asked::{Accepted, Scalar};
 pub use claims::{Claims, Expected};
 pub use keys::{Key, KeySet, KeySetError, thumbprint, verifying_key};
+pub use revocation::{Revocation, Revocations};
 pub use token::{Token, TokenError};
 
 use std::collections::BTreeMap;
@@ -19,6 +23,7 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use self::asked::Asked;
 use self::cache::{Cache, Verified};
 use crate::certificate::Certificate;
 use crate::filter::{Binding, Context, Filter, Host, Refusal, Request, Verdict};
@@ -32,6 +37,12 @@ pub struct Config {
     pub issuers: Option<Vec<String>>,
     /// Scopes that the token must all have.
     pub scopes: Vec<String>,
+    /// Claims that the token must have, each with one of the values here: `{ kyc: full, amr: [otp, hwk] }`. Of a claim
+    /// that is a list one value is enough.
+    pub claims: BTreeMap<String, Accepted>,
+    /// Claims that the upstream is told, by the field that tells them: `{ x-torana-claim-kyc: kyc }`. A list is told with
+    /// commas; a claim that no field can tell makes the token malformed, one that is not there is not told.
+    pub claims_to_headers: BTreeMap<String, String>,
     /// What every token must be bound to; absent: nothing. A certificate that a token is bound to must be shown in any
     /// case. That its sender holds a key that it is bound to (`cnf.jwk`) is proven by `signature` alone, with `signer:
     /// device` or `either`: without that, it is as good as a bearer's. One that is bound by other means is refused.
@@ -60,7 +71,15 @@ impl Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { issuers: None, scopes: Vec::new(), bound_to: None, max_length: 4096, cache_entries: 4_000 }
+        Self {
+            issuers: None,
+            scopes: Vec::new(),
+            claims: BTreeMap::new(),
+            claims_to_headers: BTreeMap::new(),
+            bound_to: None,
+            max_length: 4096,
+            cache_entries: 4_000,
+        }
     }
 }
 
@@ -76,9 +95,21 @@ impl Settings for Config {
         scopes.extend(child.scopes);
         scopes.sort();
         scopes.dedup();
+        let mut claims = self.claims;
+        for (name, accepted) in child.claims {
+            let both = match claims.remove(&name) {
+                Some(parents) => parents.and(accepted),
+                None => accepted,
+            };
+            claims.insert(name, both);
+        }
+        let mut claims_to_headers = self.claims_to_headers;
+        claims_to_headers.extend(child.claims_to_headers);
         Self {
             issuers,
             scopes,
+            claims,
+            claims_to_headers,
             bound_to: child.bound_to.or(self.bound_to),
             max_length: self.max_length.min(child.max_length),
             cache_entries: self.cache_entries.min(child.cache_entries),
@@ -116,8 +147,9 @@ impl Settings for Config {
             return Err(Unusable::new("no issuer is left whose tokens could pass"));
         }
         let cache = Cache::new(self.cache_entries);
+        let asked = Asked::new(self.claims, self.claims_to_headers)?;
         let Self { scopes, bound_to, max_length, .. } = self;
-        Ok(Box::new(Jwt { issuers, cache, scopes, bound_to, max_length }))
+        Ok(Box::new(Jwt { issuers, cache, scopes, asked, bound_to, max_length }))
     }
 }
 
@@ -127,6 +159,7 @@ struct Jwt {
     issuers: BTreeMap<String, Trusted>,
     cache: Cache,
     scopes: Vec<String>,
+    asked: Asked,
     bound_to: Option<BoundTo>,
     max_length: usize,
 }
@@ -166,6 +199,16 @@ impl Filter for Jwt {
                 .header("www-authenticate", challenge)
                 .into();
         }
+        if let Some(missing) = self.asked.missing(&verified.claims) {
+            let detail = format!("The token's claim `{missing}` is not what is needed here.");
+            return Refusal::new(403, "claim_missing", detail)
+                .header("www-authenticate", "Bearer error=\"insufficient_scope\"")
+                .into();
+        }
+        match self.asked.told(&verified.claims) {
+            Ok(fields) => fields.into_iter().for_each(|(name, value)| context.tell(name, value)),
+            Err(why) => return refused(why).into(),
+        }
         context.tell("x-torana-subject", identity.subject.clone());
         if let Some(tenant) = &identity.tenant {
             context.tell("x-torana-tenant", tenant.clone());
@@ -184,6 +227,10 @@ impl Filter for Jwt {
 impl Jwt {
     /// The token, verified now or a moment ago, and checked against the time and the audience.
     fn verify(&self, text: &str, host: &dyn Host) -> Result<Arc<Verified>, Refusal> {
+        if host.revocations().is_some_and(|list| !list.is_known()) {
+            let detail = "Whether an access token has been revoked is not known yet. Try again shortly.";
+            return Err(Refusal::new(503, "token_revocations_unavailable", detail).header("retry-after", "1"));
+        }
         if text.len() > self.max_length {
             return Err(refused(TokenError::Malformed));
         }
@@ -201,7 +248,10 @@ impl Jwt {
             now_ms: host.now_ms(),
         };
         verified.claims.check(&expected).map_err(refused)?;
-        Ok(verified)
+        match host.revocations().is_some_and(|list| list.revokes(&verified.claims, host.now_ms())) {
+            true => Err(refused(TokenError::Revoked)),
+            false => Ok(verified),
+        }
     }
 
     /// Whether the connection proves what the token is bound to, as far as a connection can; and whether the token is
@@ -247,7 +297,7 @@ impl Jwt {
             return Err(refusal);
         };
         let payload = token.verify(key, host.verifier()).map_err(refused)?;
-        let claims = Claims::parse(payload, &trusted.name).map_err(refused)?;
+        let claims = Claims::parse(payload, &trusted.name, &self.asked.names).map_err(refused)?;
         Ok((trusted, Arc::new(Verified { key: key.clone(), claims })))
     }
 }
@@ -284,6 +334,7 @@ fn refused(error: TokenError) -> Refusal {
         TokenError::NotYetValid => {
             ("token_not_yet_valid", "The access token is not valid yet. Check your clock.")
         }
+        TokenError::Revoked => ("token_revoked", "The access token has been revoked. Log in again."),
         TokenError::CertificateMissing => (
             "token_certificate_missing",
             "The access token is bound to a certificate. Connect with that certificate.",

@@ -117,6 +117,8 @@ pub enum TokenError {
     Expired,
     #[error("not valid yet")]
     NotYetValid,
+    #[error("revoked")]
+    Revoked,
     #[error("bound to a certificate, and none is shown")]
     CertificateMissing,
     #[error("bound to another certificate")]

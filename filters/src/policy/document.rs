@@ -188,6 +188,9 @@ pub enum StaleCrl {
 pub struct Admin {
     #[schemars(with = "String")]
     pub address: SocketAddr,
+    /// What who revokes tokens here must send, `Authorization: Bearer SECRET` (`POST /revocations`); at least 32 bytes.
+    /// Absent: on loopback anybody may, elsewhere nobody.
+    pub revocation_secret: Option<At<Reference>>,
 }
 
 /// A service behind the edge.
@@ -345,6 +348,30 @@ pub struct Client {
     /// The certificates that are its own: one that fits any of these.
     #[serde(default)]
     pub certificates: Vec<At<CertificateNames>>,
+    /// API keys that it sends, for the filter `api_key`. Several at a time let one take over from another.
+    #[serde(default)]
+    pub api_keys: Vec<At<ApiKey>>,
+}
+
+/// An API key, as `gateway api-key new` makes it: the policy has its hash alone. Outside its times it counts for nothing.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ApiKey {
+    /// Its name among people; unique among all clients.
+    pub id: String,
+    /// The SHA-256 of the key, 64 lower-case hexadecimal digits.
+    pub sha256: String,
+    /// From when it counts; absent: always.
+    pub not_before: Option<Moment>,
+    /// Until when it counts; absent: for ever.
+    pub not_after: Option<Moment>,
+}
+
+impl ApiKey {
+    /// When it counts.
+    pub fn window(&self) -> Window {
+        Window { not_before: self.not_before, not_after: self.not_after }
+    }
 }
 
 /// What a client's certificate is known by; of several, all must be in it. Names are compared whole: a wildcard fits

@@ -13,6 +13,7 @@ use super::syntax::{self, Location};
 use super::warning::warnings;
 use super::{Reference, Secret, Shared, Upstream};
 use crate::FilterSet;
+use crate::api_key;
 use crate::chain::Chain;
 use crate::client_cert::Claim;
 
@@ -86,6 +87,7 @@ impl Policy {
         check_upstreams(&document, &mut mistakes);
         check_issuers(&document, &mut mistakes);
         check_clients(&document, &mut mistakes);
+        check_api_keys(&document, &mut mistakes);
         let keyring = Arc::new(Keyring::read_as_far_as_possible(&document.clients, secret, &mut mistakes));
         let rules = rules(&document, &keyring, &mut mistakes);
         let everywhere = everywhere(&document, &keyring, &mut mistakes);
@@ -271,9 +273,11 @@ fn check_issuers(document: &Document, mistakes: &mut Vec<Mistake>) {
 fn check_clients(document: &Document, mistakes: &mut Vec<Mistake>) {
     let mut claimed: Vec<(Claim, &str)> = Vec::new();
     for (name, client) in &document.clients {
-        if client.hmac_keys.is_empty() && client.hmac_key_file.is_none() && client.certificates.is_empty() {
-            let message =
-                format!("client `{name}` needs `hmac_keys` or `certificates`: it could never be known");
+        let signs = !client.hmac_keys.is_empty() || client.hmac_key_file.is_some();
+        if !signs && client.certificates.is_empty() && client.api_keys.is_empty() {
+            let message = format!(
+                "client `{name}` needs `hmac_keys` or `certificates` or `api_keys`: it could never be known"
+            );
             mistakes.push(Mistake::whole(message));
         }
         for names in &client.certificates {
@@ -288,6 +292,18 @@ fn check_clients(document: &Document, mistakes: &mut Vec<Mistake>) {
                     None => claimed.push((claim, name)),
                 },
             }
+        }
+    }
+}
+
+fn check_api_keys(document: &Document, mistakes: &mut Vec<Mistake>) {
+    let clients = document.clients.iter();
+    let keys: Vec<_> =
+        clients.flat_map(|(name, client)| client.api_keys.iter().map(move |key| (name, key))).collect();
+    let written = keys.iter().map(|(name, key)| (name.as_str(), &key.value));
+    for (position, why) in api_key::mistakes(written) {
+        if let Some((_, key)) = keys.get(position) {
+            mistakes.push(Mistake::of(*key, why));
         }
     }
 }

@@ -14,6 +14,7 @@ mod client_keys;
 pub mod envoy;
 mod keys;
 mod plugin;
+mod revoked;
 mod stream;
 mod trip;
 pub mod verify;

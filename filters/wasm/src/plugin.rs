@@ -7,7 +7,7 @@ use filters::admission::Draw;
 use filters::compiled::Compiled;
 use filters::crypto::Verify;
 use filters::filter::Host;
-use filters::jwt::KeySet;
+use filters::jwt::{KeySet, Revocations};
 use filters::policy::{Keyring, Policy};
 use filters::state::{LimitsWhenAway, Memory, Op};
 
@@ -15,6 +15,7 @@ use crate::certificate::Certificates;
 use crate::client_keys::{self, ClientKeys};
 use crate::envoy::{Answered, Call, Envoy};
 use crate::keys::{self, Keys};
+use crate::revoked::Followed;
 use crate::trip;
 use crate::verify::ByHost;
 
@@ -29,6 +30,9 @@ pub struct Plugin {
     pub local: RefCell<Memory>,
     pub keys: RefCell<Keys>,
     pub client_keys: RefCell<ClientKeys>,
+    /// What is revoked.
+    pub revocations: Revocations,
+    followed: RefCell<Followed>,
     verifier: ByHost,
     /// The field in which Envoy tells who is at the other end.
     pub peer_field: Option<String>,
@@ -72,6 +76,7 @@ impl Plugin {
         })?;
         let state = &policy.document().state;
         let timeout_ms = state.service.as_ref().map_or(100, |service| service.value.timeout_ms);
+        let revocations = Revocations::unknown();
         Ok(Self {
             cluster: compiled.state_cluster,
             timeout_ms,
@@ -79,6 +84,8 @@ impl Plugin {
             local: RefCell::new(Memory::new(MOST_LOCAL, envoy.now_ms())),
             keys: RefCell::new(Keys::new(&policy, envoy)),
             client_keys: RefCell::new(ClientKeys::new(&policy)),
+            followed: RefCell::new(Followed::new(&policy, &revocations, envoy)),
+            revocations,
             verifier: ByHost::default(),
             peer_field: compiled.peer_field,
             certificate_field: compiled.certificate_field,
@@ -132,9 +139,32 @@ impl Plugin {
         self.client_keys.borrow_mut().told(answered, &self.policy.document().clients, envoy);
     }
 
+    /// Asks for what has been revoked since the last time; the answer belongs to
+    /// [`revocations_told`](Self::revocations_told).
+    pub fn ask_for_revocations(&self, envoy: &dyn Envoy) -> Option<u32> {
+        let path = self.followed.borrow().path()?;
+        envoy.call(&Call {
+            cluster: &self.cluster,
+            method: "GET",
+            path: &path,
+            if_none_match: None,
+            body: &[],
+            timeout_ms: KEYS_TIMEOUT_MS,
+        })
+    }
+
+    /// Takes the answer to [`ask_for_revocations`](Self::ask_for_revocations).
+    pub fn revocations_told(&self, answered: &Answered, envoy: &dyn Envoy) {
+        if self.followed.borrow_mut().told(answered, &self.revocations, envoy) {
+            envoy.tick_soon();
+        }
+    }
+
     /// Whether something is missing that requests are decided with.
     pub fn lacks_keys(&self, now_ms: u64) -> bool {
-        self.keys.borrow().missing(now_ms) > 0 || !self.client_keys.borrow().ring().is_whole()
+        self.keys.borrow().missing(now_ms) > 0
+            || !self.revocations.is_known()
+            || !self.client_keys.borrow().ring().is_whole()
     }
 
     /// Has the state service fetch an issuer's keys, for a token whose key nobody knows.
@@ -229,6 +259,10 @@ impl Host for Now<'_> {
 
     fn keyring(&self) -> Option<Arc<Keyring>> {
         Some(self.plugin.client_keys.borrow().ring())
+    }
+
+    fn revocations(&self) -> Option<&Revocations> {
+        Some(&self.plugin.revocations)
     }
 
     fn verifier(&self) -> &dyn Verify {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -31,6 +31,7 @@ use crate::client_keys::ClientKeys;
 use crate::jwks::KeyStore;
 use crate::load::{self, Loaded};
 use crate::metrics::Metrics;
+use crate::revoke::{self, Fields, Operators};
 use crate::state::State as Remembered;
 
 /// Most operations in one batch.
@@ -48,6 +49,7 @@ struct Service {
     allowed_clients: Option<Vec<String>>,
     /// Of this process, and no other.
     life: u64,
+    operators: Operators,
     metrics: Metrics,
     watch: Arc<Watch>,
 }
@@ -77,7 +79,10 @@ pub async fn run(loaded: Loaded, shutdown: impl Future<Output = ()> + Send) -> a
     let following = tokio::spawn(Arc::clone(&watch).run());
     let allowed_clients = settings.tls.as_ref().map(|tls| tls.allowed_clients.value.clone());
     let life = rand::random();
-    let app = app(Arc::new(Service { state, keys, client_keys, allowed_clients, life, metrics, watch }));
+    // On loopback, on a socket, or known by its certificate.
+    let operators = Operators::new(document, &loaded.folder, true)?;
+    let app =
+        app(Arc::new(Service { state, keys, client_keys, allowed_clients, life, operators, metrics, watch }));
     let limits = Limits::default();
     match place {
         Place::Tls(listener, tls) => certs::serve::serve(listener, tls, app, limits, shutdown).await?,
@@ -145,6 +150,11 @@ fn app(service: Arc<Service>) -> Router {
         .route("/v1/keys", get(keys))
         .route("/v1/client-keys", get(client_keys))
         .route("/v1/keys/refresh", post(refresh_keys).layer(DefaultBodyLimit::max(1_024)))
+        .route("/v1/revocations", get(changes))
+        .route(
+            "/revocations",
+            get(revocations).post(revoke_one).layer(DefaultBodyLimit::max(revoke::MOST_BYTES)),
+        )
         .route("/certificates", get(certificates))
         .route_layer(from_fn_with_state(Arc::clone(&service), only_allowed_clients))
         .route("/health", get(|| async { Json(json!({ "status": "up" })) }))
@@ -227,14 +237,50 @@ async fn refresh_keys(State(service): State<Arc<Service>>, issuer: String) -> Re
     }
 }
 
+/// Which changes of the list of what is revoked a worker knows.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(default)]
+struct Known {
+    epoch: String,
+    after: u64,
+}
+
+/// What has been revoked, or taken back, since a worker last asked.
+async fn changes(State(service): State<Arc<Service>>, Query(known): Query<Known>) -> Response {
+    let told = service.state.revoked().told(&known.epoch, known.after);
+    let outcome = if told.is_news() { "told" } else { "unchanged" };
+    service.metrics.revocation_pulls.with_label_values(&[outcome]).inc();
+    Json(told).into_response()
+}
+
+fn fields(headers: &HeaderMap) -> Fields<'_> {
+    let field = |name| headers.get(name).map(header::HeaderValue::as_bytes);
+    Fields { authorization: field(header::AUTHORIZATION), content_type: field(header::CONTENT_TYPE) }
+}
+
+async fn revocations(State(service): State<Arc<Service>>, headers: HeaderMap) -> Response {
+    let (status, told) = revoke::list(&service.state, &service.operators, fields(&headers));
+    (status, Json(told)).into_response()
+}
+
+async fn revoke_one(State(service): State<Arc<Service>>, headers: HeaderMap, body: Bytes) -> Response {
+    let (status, told) = revoke::revoke(&service.state, &service.operators, fields(&headers), &body).await;
+    (status, Json(told)).into_response()
+}
+
 async fn readiness(State(service): State<Arc<Service>>) -> Response {
-    let missing = service.keys.missing();
+    let mut missing = service.keys.missing();
+    if !service.state.revoked().list().is_known() {
+        missing.push("list of what is revoked");
+    }
     let status = if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({ "missing": missing }))).into_response()
+    let age_s = service.state.revocations_age_s();
+    (status, Json(json!({ "missing": missing, "revocations_age_s": age_s }))).into_response()
 }
 
 async fn metrics(State(service): State<Arc<Service>>) -> Response {
     let entries = service.state.entries();
+    service.metrics.tell_revocations(&service.state);
     service.metrics.state_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], service.metrics.text()).into_response()
 }

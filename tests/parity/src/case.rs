@@ -95,6 +95,8 @@ pub struct Step {
     pub sign: Option<Sign>,
     /// The upstream signs its answer.
     pub answers: Option<Answers>,
+    /// What is revoked just before the request is sent, as `POST /revocations` is told it: `{ user: user-1 }`.
+    pub revoke: Option<serde_json::Map<String, Value>>,
     /// How often the same bytes are sent; the verdict is the last one's.
     #[serde(default = "once")]
     pub times: u32,
@@ -222,6 +224,7 @@ impl Default for Step {
             token: None,
             sign: None,
             answers: None,
+            revoke: None,
             times: once(),
             raw: None,
             stays: false,
