@@ -99,6 +99,11 @@ pub trait Host {
         None
     }
 
+    /// What the issuer says of a token that is no JWT; `None`: it was not asked, or has not answered.
+    fn introspected(&self, _issuer: &str, _token: &str) -> Option<Introspected> {
+        None
+    }
+
     /// Who verifies signatures: the crate's own code, unless the data plane has something faster.
     fn verifier(&self) -> &dyn Verify {
         &Local
@@ -139,11 +144,44 @@ pub struct Refusal {
     /// Set when the refusal rests on keys that may be out of date: the host may refresh that issuer's keys,
     /// at a bounded rate, and decide once more.
     pub stale_keys: Option<Arc<str>>,
+    /// Set when the refusal rests on a token of which nothing is known: the host may ask that issuer, and decide once
+    /// more.
+    pub opaque_token: Option<Box<OpaqueToken>>,
+}
+
+/// A token that only its issuer can read.
+#[derive(Clone, PartialEq, Eq)]
+pub struct OpaqueToken {
+    /// The policy's name of the issuer.
+    pub issuer: Arc<str>,
+    pub text: String,
+}
+
+impl std::fmt::Debug for OpaqueToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpaqueToken").field("issuer", &self.issuer).finish_non_exhaustive()
+    }
+}
+
+/// What an issuer says of a token (RFC 7662 section 2.2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Introspected {
+    /// It counts; its claims, as JSON.
+    Active(Arc<str>),
+    /// It does not, for whatever reason.
+    Inactive,
 }
 
 impl Refusal {
     pub fn new(status: u16, code: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, code, detail: detail.into(), headers: Vec::new(), stale_keys: None }
+        Self {
+            status,
+            code,
+            detail: detail.into(),
+            headers: Vec::new(),
+            stale_keys: None,
+            opaque_token: None,
+        }
     }
 
     #[must_use]

@@ -159,7 +159,57 @@ fn every_mistake_has_a_place_and_a_message() {
         (
             "filters:\n",
             "issuers:\n  dev: { issuer: 'https://i', audiences: [a], algorithms: [ES256], jwks: {} }\nfilters:\n",
-            "issuer `dev` needs exactly one of `jwks.url` and `jwks.file`",
+            "issuer `dev` needs exactly one of `jwks.url`, `jwks.file` and `jwks.discovery`",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: 'https://i', audiences: [a], algorithms: [ES256], jwks: { discovery: openid, url: 'https://i' } }\nfilters:\n",
+            "issuer `dev` needs exactly one of `jwks.url`, `jwks.file` and `jwks.discovery`",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: 'http://i', audiences: [a], algorithms: [ES256], jwks: { discovery: openid } }\nfilters:\n",
+            "issuer `dev`: `jwks.discovery` needs an `issuer` that is an https:// address",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: 'https://i/?t=1', audiences: [a], algorithms: [ES256], jwks: { discovery: oauth } }\nfilters:\n",
+            "issuer `dev`: `jwks.discovery` needs an `issuer` that is an https:// address",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: 'https://i', audiences: [a], algorithms: [ES256], jwks: { discovery: oidc } }\nfilters:\n",
+            "unknown variant `oidc`",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: 'https://i', audiences: [a] }\nfilters:\n",
+            "p.yaml:14:8: issuer `dev` needs `jwks` or `introspection`",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: i, audiences: [a], introspection: { url: 'http://i', ca: 'file:c', client_id: e, client_secret: 'file:s' } }\nfilters:\n",
+            "issuer `dev`: introspection: `url` must begin with https://",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: i, audiences: [a], introspection: { url: 'https://i', ca: 'file:c', client_id: e } }\nfilters:\n",
+            "introspection: the edge is known there by a `client_secret`, or by a `certificate` and its `key`",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: i, audiences: [a], introspection: { url: 'https://i', ca: 'file:c', client_id: e, client_secret: inline } }\nfilters:\n",
+            "keys, certificates and secrets are references",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: i, audiences: [a], algorithms: [ES256], introspection: { url: 'https://i', ca: 'file:c', client_id: e, client_secret: 'file:s' } }\nfilters:\n",
+            "issuer `dev`: `algorithms` are of `jwks`, which is not there",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: i, audiences: [a], introspection: { url: 'https://i', ca: 'file:c', client_id: e, client_secret: 'file:s', cache_s: 301 } }\nfilters:\n",
+            "`cache_s` is between 1 and 300",
         ),
         (
             "secret: \"file:acme.secret\" }]",

@@ -11,7 +11,7 @@ use certs::Watch;
 use filters::admission::{Admission, HIDDEN_FROM_CLIENTS};
 use filters::chain::Refused;
 use filters::failure::Failure;
-use filters::filter::{Host, Refusal};
+use filters::filter::{Host, Introspected, Refusal};
 use filters::jwt::{KeySet, Revocations};
 use filters::policy::{Keyring, Policy, RouteRule};
 use pingora::Result as Answered;
@@ -23,6 +23,7 @@ use pingora::upstreams::peer::HttpPeer;
 
 use crate::client_keys::ClientKeys;
 use crate::exchange::Exchange;
+use crate::introspection::Introspection;
 use crate::jwks::KeyStore;
 use crate::load::{ListenerFiles, Loaded};
 use crate::message::{Sender, drain, is_small, read_body, request, target};
@@ -40,6 +41,7 @@ pub(crate) struct Edge {
     pub(crate) policy: Policy,
     upstreams: BTreeMap<String, Arc<Upstream>>,
     keys: Arc<KeyStore>,
+    introspection: Introspection,
     client_keys: ClientKeys,
     state: Arc<State>,
     operators: Operators,
@@ -57,6 +59,7 @@ impl Edge {
         metrics.tell_of(&watch)?;
         let document = loaded.policy.document();
         let keys = Arc::new(KeyStore::new(&document.issuers, &loaded.folder, metrics.clone(), &watch)?);
+        let introspection = Introspection::new(&document.issuers, &loaded.folder, metrics.clone(), &watch)?;
         let issuers = Arc::clone(&keys);
         watch.holds(move || issuers.report());
         let client_keys = ClientKeys::follow(document, &loaded.folder, &watch)?;
@@ -73,6 +76,7 @@ impl Edge {
         let edge = Self {
             upstreams,
             keys,
+            introspection,
             client_keys,
             state,
             operators,
@@ -226,7 +230,8 @@ impl Edge {
         Ok(body)
     }
 
-    /// Decides on the header; once more with fresh keys if the first answer rested on keys that may be old.
+    /// Decides on the header; once more if the first answer rested on keys that may be old, or on a token of which only
+    /// its issuer knows anything.
     async fn head(
         &self,
         header: &RequestHeader,
@@ -234,13 +239,18 @@ impl Edge {
         admission: &mut Admission,
     ) -> Result<(), Refused> {
         let first = admission.head(&self.policy, &request(header, sender), &Now(self));
-        let Err(Refused { refusal: Refusal { stale_keys: Some(issuer), .. }, .. }) = &first else {
+        let Err(Refused { refusal: Refusal { stale_keys, opaque_token, .. }, .. }) = &first else {
             return first;
         };
-        if self.keys.refresh_unknown(issuer).await {
-            return admission.head(&self.policy, &request(header, sender), &Now(self));
+        let knows_more = match (stale_keys, opaque_token) {
+            (Some(issuer), _) => self.keys.refresh_unknown(issuer).await,
+            (None, Some(token)) => self.introspection.ask(&token.issuer, &token.text).await.is_some(),
+            (None, None) => false,
+        };
+        match knows_more {
+            true => admission.head(&self.policy, &request(header, sender), &Now(self)),
+            false => first,
         }
-        first
     }
 
     /// Gives back what the request held.
@@ -318,6 +328,10 @@ impl Host for Now<'_> {
 
     fn keyring(&self) -> Option<Arc<Keyring>> {
         Some(self.0.client_keys.current())
+    }
+
+    fn introspected(&self, issuer: &str, token: &str) -> Option<Introspected> {
+        self.0.introspection.known(issuer, token)
     }
 
     fn revocations(&self) -> Option<&Revocations> {

@@ -13,6 +13,7 @@ mod edge;
 pub mod envoy;
 mod exchange;
 pub mod explain;
+mod introspection;
 mod jwks;
 mod listener;
 pub mod load;

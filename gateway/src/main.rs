@@ -93,8 +93,8 @@ enum Command {
     ///   gateway explain edge.yaml request.http --at 2026-11-24T12:00:00Z --from 203.0.113.7
     ///
     /// The request stands in the file as HTTP/1.1 has it: `POST /path HTTP/1.1`, its fields, an empty line, its body
-    /// (`-`: standard input). It is decided on as the first of its kind: limits are full and no nonce is taken. Keys
-    /// are fetched from the policy's issuers; nothing is sent to an upstream. Exit status 0 when it would pass, 1
+    /// (`-`: standard input). It is decided on as the first of its kind: limits are full, no nonce is taken and
+    /// nothing is revoked. Keys are fetched from the policy's issuers; nothing is sent to an upstream. Exit status 0 when it would pass, 1
     /// when it would be refused.
     #[command(verbatim_doc_comment)]
     Explain {

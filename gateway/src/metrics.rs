@@ -26,6 +26,7 @@ pub(crate) struct Metrics {
     pub(crate) copies: IntCounterVec,
     pub(crate) jwks_fetches: IntCounterVec,
     pub(crate) jwks_keys: IntGaugeVec,
+    pub(crate) introspections: IntCounterVec,
     pub(crate) revocations: IntGauge,
     pub(crate) revocations_age_seconds: Gauge,
     pub(crate) revocation_pulls: IntCounterVec,
@@ -92,6 +93,10 @@ impl Metrics {
                 Opts::new("gateway_jwks_keys", "Keys held of an issuer"),
                 &["issuer"],
             )?,
+            introspections: IntCounterVec::new(
+                Opts::new("gateway_introspections_total", "Tokens that issuers were asked about, by outcome"),
+                &["issuer", "outcome"],
+            )?,
             revocations: IntGauge::new("gateway_revocations", "Tokens, sessions, devices and users revoked")?,
             revocations_age_seconds: Gauge::new(
                 "gateway_revocations_age_seconds",
@@ -121,6 +126,7 @@ impl Metrics {
             Box::new(metrics.copies.clone()),
             Box::new(metrics.jwks_fetches.clone()),
             Box::new(metrics.jwks_keys.clone()),
+            Box::new(metrics.introspections.clone()),
             Box::new(metrics.revocations.clone()),
             Box::new(metrics.revocations_age_seconds.clone()),
             Box::new(metrics.revocation_pulls.clone()),

@@ -104,6 +104,15 @@ pub fn issuer(payload: &[u8]) -> Result<String, TokenError> {
     serde_json::from_slice::<Issued>(payload).map(|issued| issued.iss).map_err(|_| TokenError::Malformed)
 }
 
+/// Whether what an issuer says of a token is said of one of its own; it need not say so (RFC 7662 section 2.2).
+pub fn may_be_of(payload: &[u8], issuer: &str) -> bool {
+    #[derive(Deserialize)]
+    struct Issued {
+        iss: Option<String>,
+    }
+    serde_json::from_slice::<Issued>(payload).is_ok_and(|issued| issued.iss.is_none_or(|iss| iss == issuer))
+}
+
 impl Claims {
     /// Reads a verified payload; `issuer` is the policy's name of who signed it, `asked` names the other claims to keep.
     pub fn parse(payload: &[u8], issuer: &str, asked: &[String]) -> Result<Self, TokenError> {

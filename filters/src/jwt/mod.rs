@@ -26,7 +26,9 @@ use serde::Deserialize;
 use self::asked::Asked;
 use self::cache::{Cache, Verified};
 use crate::certificate::Certificate;
-use crate::filter::{Binding, Context, Filter, Host, Refusal, Request, Verdict};
+use crate::filter::{
+    Binding, Context, Filter, Host, Introspected, OpaqueToken, Refusal, Request, Verdict,
+};
 use crate::policy::{Issuer, Settings, Site, Unusable};
 
 /// Requires a bearer token of a trusted issuer, in `Authorization`.
@@ -143,6 +145,13 @@ impl Settings for Config {
                 return Err(Unusable::new(format!("issuer `{name}` has the `iss` of another")));
             }
         }
+        let mut asked = issuers.values().filter(|trusted| trusted.settings.introspection.is_some());
+        if let (Some(one), Some(other)) = (asked.next(), asked.next()) {
+            return Err(Unusable::new(format!(
+                "`{}` and `{}` both have `introspection`, and nothing in a token tells which one to ask; name `issuers`",
+                one.name, other.name
+            )));
+        }
         if issuers.is_empty() {
             return Err(Unusable::new("no issuer is left whose tokens could pass"));
         }
@@ -181,11 +190,11 @@ impl Filter for Jwt {
             Ok(text) => text,
             Err(refusal) => return refusal.into(),
         };
-        let verified = match self.verify(text, host) {
-            Ok(verified) => verified,
+        let claims = match self.verify(text, host) {
+            Ok(claims) => claims,
             Err(refusal) => return refusal.into(),
         };
-        let identity = &verified.claims.identity;
+        let identity = &claims.identity;
         if let Err(unproven) = self.check_binding(&identity.binding, request.certificate) {
             return refused(unproven).into();
         }
@@ -199,13 +208,13 @@ impl Filter for Jwt {
                 .header("www-authenticate", challenge)
                 .into();
         }
-        if let Some(missing) = self.asked.missing(&verified.claims) {
+        if let Some(missing) = self.asked.missing(&claims) {
             let detail = format!("The token's claim `{missing}` is not what is needed here.");
             return Refusal::new(403, "claim_missing", detail)
                 .header("www-authenticate", "Bearer error=\"insufficient_scope\"")
                 .into();
         }
-        match self.asked.told(&verified.claims) {
+        match self.asked.told(&claims) {
             Ok(fields) => fields.into_iter().for_each(|(name, value)| context.tell(name, value)),
             Err(why) => return refused(why).into(),
         }
@@ -216,8 +225,8 @@ impl Filter for Jwt {
         if let Some(device) = &identity.device {
             context.tell("x-torana-device", device.clone());
         }
-        if !verified.claims.vpas.is_empty() {
-            context.tell("x-torana-vpa", verified.claims.vpas.join(","));
+        if !claims.vpas.is_empty() {
+            context.tell("x-torana-vpa", claims.vpas.join(","));
         }
         context.identity = Some(identity.clone());
         Verdict::Pass
@@ -226,7 +235,7 @@ impl Filter for Jwt {
 
 impl Jwt {
     /// The token, verified now or a moment ago, and checked against the time and the audience.
-    fn verify(&self, text: &str, host: &dyn Host) -> Result<Arc<Verified>, Refusal> {
+    fn verify(&self, text: &str, host: &dyn Host) -> Result<Arc<Claims>, Refusal> {
         if host.revocations().is_some_and(|list| !list.is_known()) {
             let detail = "Whether an access token has been revoked is not known yet. Try again shortly.";
             return Err(Refusal::new(503, "token_revocations_unavailable", detail).header("retry-after", "1"));
@@ -234,12 +243,14 @@ impl Jwt {
         if text.len() > self.max_length {
             return Err(refused(TokenError::Malformed));
         }
-        let (trusted, verified) = match self.remembered(text, host) {
+        let (trusted, claims) = match self.remembered(text, host) {
             Some(found) => found,
+            None if is_opaque(text) => self.introspect(text, host)?,
             None => {
                 let (trusted, verified) = self.verify_signature(text, host)?;
-                self.cache.put(text, Arc::clone(&verified));
-                (trusted, verified)
+                let claims = Arc::clone(&verified.claims);
+                self.cache.put(text, verified);
+                (trusted, claims)
             }
         };
         let expected = Expected {
@@ -247,10 +258,10 @@ impl Jwt {
             leeway_ms: trusted.settings.leeway_s.saturating_mul(1_000),
             now_ms: host.now_ms(),
         };
-        verified.claims.check(&expected).map_err(refused)?;
-        match host.revocations().is_some_and(|list| list.revokes(&verified.claims, host.now_ms())) {
+        claims.check(&expected).map_err(refused)?;
+        match host.revocations().is_some_and(|list| list.revokes(&claims, host.now_ms())) {
             true => Err(refused(TokenError::Revoked)),
-            false => Ok(verified),
+            false => Ok(claims),
         }
     }
 
@@ -268,19 +279,44 @@ impl Jwt {
         }
     }
 
-    fn remembered(&self, text: &str, host: &dyn Host) -> Option<(&Trusted, Arc<Verified>)> {
+    fn remembered(&self, text: &str, host: &dyn Host) -> Option<(&Trusted, Arc<Claims>)> {
         let verified = self.cache.get(text)?;
         let name = verified.claims.identity.issuer.as_str();
         let trusted = self.issuers.values().find(|trusted| *trusted.name == *name)?;
         let keys = host.keys(name)?;
         let still = keys.find(verified.key.kid.as_deref(), verified.key.algorithm) == Some(&verified.key);
-        still.then_some((trusted, verified))
+        still.then(|| (trusted, Arc::clone(&verified.claims)))
+    }
+
+    /// What the issuer says of a token that is no JWT. The host remembers that, so it is not in the cache.
+    fn introspect(&self, text: &str, host: &dyn Host) -> Result<(&Trusted, Arc<Claims>), Refusal> {
+        let mut asked = self.issuers.values().filter(|trusted| trusted.settings.introspection.is_some());
+        let trusted = asked.next().ok_or_else(|| refused(TokenError::Malformed))?;
+        match host.introspected(&trusted.name, text) {
+            Some(Introspected::Active(payload)) => {
+                if !claims::may_be_of(payload.as_bytes(), &trusted.settings.issuer) {
+                    return Err(refused(TokenError::Issuer));
+                }
+                let claims = Claims::parse(payload.as_bytes(), &trusted.name, &self.asked.names);
+                Ok((trusted, Arc::new(claims.map_err(refused)?)))
+            }
+            Some(Introspected::Inactive) => Err(refused(TokenError::Inactive)),
+            None => {
+                let detail = "The token's issuer cannot be asked about it at the moment. Try again shortly.";
+                let mut refusal =
+                    Refusal::new(503, "token_introspection_unavailable", detail).header("retry-after", "1");
+                let issuer = Arc::clone(&trusted.name);
+                refusal.opaque_token = Some(Box::new(OpaqueToken { issuer, text: text.to_owned() }));
+                Err(refusal)
+            }
+        }
     }
 
     fn verify_signature(&self, text: &str, host: &dyn Host) -> Result<(&Trusted, Arc<Verified>), Refusal> {
         let token = Token::parse(text, self.max_length).map_err(refused)?;
         let issuer = claims::issuer(token.unverified()).map_err(refused)?;
-        let trusted = self.issuers.get(&issuer).ok_or_else(|| refused(TokenError::Issuer))?;
+        let known = self.issuers.get(&issuer).filter(|trusted| trusted.settings.jwks.is_some());
+        let trusted = known.ok_or_else(|| refused(TokenError::Issuer))?;
         let algorithm = token
             .algorithm
             .filter(|algorithm| trusted.settings.algorithms.contains(algorithm))
@@ -298,8 +334,13 @@ impl Jwt {
         };
         let payload = token.verify(key, host.verifier()).map_err(refused)?;
         let claims = Claims::parse(payload, &trusted.name, &self.asked.names).map_err(refused)?;
-        Ok((trusted, Arc::new(Verified { key: key.clone(), claims })))
+        Ok((trusted, Arc::new(Verified { key: key.clone(), claims: Arc::new(claims) })))
     }
+}
+
+/// Whether a token is none that could be read here: a JWS in compact form has two dots.
+fn is_opaque(text: &str) -> bool {
+    text.bytes().filter(|byte| *byte == b'.').count() != 2
 }
 
 /// The token of `Authorization: Bearer` (RFC 6750 section 2.1).
@@ -334,6 +375,7 @@ fn refused(error: TokenError) -> Refusal {
         TokenError::NotYetValid => {
             ("token_not_yet_valid", "The access token is not valid yet. Check your clock.")
         }
+        TokenError::Inactive => ("token_inactive", "The access token does not count, says its issuer. Get a new one."),
         TokenError::Revoked => ("token_revoked", "The access token has been revoked. Log in again."),
         TokenError::CertificateMissing => (
             "token_certificate_missing",

@@ -14,9 +14,9 @@ mod syntax;
 mod warning;
 
 pub use document::{
-    Admin, Algorithm, ApiKey, At, CertificateNames, Client, ClientCertificates, Document, Health, HmacKey,
-    Issuer, Jwks, Listener, ListenerTls, Memory, Mirror, NamedCertificate, Outlier, Redis, Route, Share,
-    StaleCrl, State, StateService, StateTls, Upstream, UpstreamTls,
+    Admin, Algorithm, ApiKey, At, CertificateNames, Client, ClientCertificates, Discovery, Document, Health,
+    HmacKey, Introspection, Issuer, Jwks, Listener, ListenerTls, Memory, Mirror, NamedCertificate, Outlier,
+    Redis, Route, Share, StaleCrl, State, StateService, StateTls, Upstream, UpstreamTls,
 };
 pub use keyring::{ClientKey, Keyring, NotSigned, Whose};
 pub use meaning::{Policy, RouteRule, Site};

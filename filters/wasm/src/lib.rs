@@ -12,6 +12,7 @@
 mod certificate;
 mod client_keys;
 pub mod envoy;
+mod introspection;
 mod keys;
 mod plugin;
 mod revoked;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use filters::admission::Draw;
 use filters::compiled::Compiled;
 use filters::crypto::Verify;
-use filters::filter::Host;
+use filters::filter::{Host, Introspected, OpaqueToken};
 use filters::jwt::{KeySet, Revocations};
 use filters::policy::{Keyring, Policy};
 use filters::state::{LimitsWhenAway, Memory, Op};
@@ -14,6 +14,7 @@ use filters::state::{LimitsWhenAway, Memory, Op};
 use crate::certificate::Certificates;
 use crate::client_keys::{self, ClientKeys};
 use crate::envoy::{Answered, Call, Envoy};
+use crate::introspection::{self, Tokens};
 use crate::keys::{self, Keys};
 use crate::revoked::Followed;
 use crate::trip;
@@ -33,6 +34,8 @@ pub struct Plugin {
     /// What is revoked.
     pub revocations: Revocations,
     followed: RefCell<Followed>,
+    /// What issuers say of tokens that only they can read.
+    tokens: RefCell<Tokens>,
     verifier: ByHost,
     /// The field in which Envoy tells who is at the other end.
     pub peer_field: Option<String>,
@@ -86,6 +89,7 @@ impl Plugin {
             client_keys: RefCell::new(ClientKeys::new(&policy)),
             followed: RefCell::new(Followed::new(&policy, &revocations, envoy)),
             revocations,
+            tokens: RefCell::default(),
             verifier: ByHost::default(),
             peer_field: compiled.peer_field,
             certificate_field: compiled.certificate_field,
@@ -182,6 +186,24 @@ impl Plugin {
         })
     }
 
+    /// Has the state service ask an issuer about a token that only it can read.
+    pub fn introspect(&self, token: &OpaqueToken, envoy: &dyn Envoy) -> Option<u32> {
+        let body = introspection::question(token)?;
+        envoy.call(&Call {
+            cluster: &self.cluster,
+            method: "POST",
+            path: introspection::PATH,
+            if_none_match: None,
+            body: &body,
+            timeout_ms: KEYS_TIMEOUT_MS,
+        })
+    }
+
+    /// Takes the answer to [`introspect`](Self::introspect).
+    pub fn introspected(&self, token: &OpaqueToken, answered: &Answered, now_ms: u64) {
+        self.tokens.borrow_mut().told(token, answered, now_ms);
+    }
+
     /// Random numbers for a request; `None` when there are none: then no request can be told from another. Bytes are drawn for many at once: each draw is a call.
     pub fn draw(&self, envoy: &dyn Envoy) -> Option<Draw> {
         let mut random = self.random.borrow_mut();
@@ -259,6 +281,10 @@ impl Host for Now<'_> {
 
     fn keyring(&self) -> Option<Arc<Keyring>> {
         Some(self.plugin.client_keys.borrow().ring())
+    }
+
+    fn introspected(&self, issuer: &str, token: &str) -> Option<Introspected> {
+        self.plugin.tokens.borrow().get(issuer, token, self.now_ms)
     }
 
     fn revocations(&self) -> Option<&Revocations> {

@@ -22,12 +22,14 @@ use axum::{Json, Router};
 use certs::pki::Purpose;
 use certs::serve::{Limits, PeerCertificate};
 use certs::{TlsFiles, Versions, Watch};
+use filters::filter::Introspected;
 use filters::policy::{At, StateService, StateTls};
 use filters::state::{Op, Unanswered};
 use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::client_keys::ClientKeys;
+use crate::introspection::{Answer, Introspection};
 use crate::jwks::KeyStore;
 use crate::load::{self, Loaded};
 use crate::metrics::Metrics;
@@ -38,11 +40,14 @@ use crate::state::State as Remembered;
 const MOST_OPS: usize = 64;
 /// Longest batch, bytes.
 const MOST_BYTES: usize = 64 * 1024;
+/// Longest token that is asked about with what is around it, bytes.
+const MOST_TOKEN_BYTES: usize = 40 * 1024;
 
 #[derive(Debug)]
 struct Service {
     state: Arc<Remembered>,
     keys: Arc<KeyStore>,
+    introspection: Introspection,
     /// `None`: whoever asks is not known, and is told no secret.
     client_keys: Option<ClientKeys>,
     /// The names of which a client's certificate must bear one; `None`: clients show none.
@@ -65,6 +70,7 @@ pub async fn run(loaded: Loaded, shutdown: impl Future<Output = ()> + Send) -> a
     let metrics = Metrics::new()?;
     metrics.tell_of(&watch)?;
     let keys = Arc::new(KeyStore::new(&document.issuers, &loaded.folder, metrics.clone(), &watch)?);
+    let introspection = Introspection::new(&document.issuers, &loaded.folder, metrics.clone(), &watch)?;
     let state = Arc::new(Remembered::new(&document.state, &loaded.folder, &metrics, &watch)?);
     let issuers = Arc::clone(&keys);
     watch.holds(move || issuers.report());
@@ -81,8 +87,9 @@ pub async fn run(loaded: Loaded, shutdown: impl Future<Output = ()> + Send) -> a
     let life = rand::random();
     // On loopback, on a socket, or known by its certificate.
     let operators = Operators::new(document, &loaded.folder, true)?;
-    let app =
-        app(Arc::new(Service { state, keys, client_keys, allowed_clients, life, operators, metrics, watch }));
+    let service =
+        Service { state, keys, introspection, client_keys, allowed_clients, life, operators, metrics, watch };
+    let app = app(Arc::new(service));
     let limits = Limits::default();
     match place {
         Place::Tls(listener, tls) => certs::serve::serve(listener, tls, app, limits, shutdown).await?,
@@ -150,6 +157,7 @@ fn app(service: Arc<Service>) -> Router {
         .route("/v1/keys", get(keys))
         .route("/v1/client-keys", get(client_keys))
         .route("/v1/keys/refresh", post(refresh_keys).layer(DefaultBodyLimit::max(1_024)))
+        .route("/v1/introspect", post(introspect).layer(DefaultBodyLimit::max(MOST_TOKEN_BYTES)))
         .route("/v1/revocations", get(changes))
         .route(
             "/revocations",
@@ -235,6 +243,29 @@ async fn refresh_keys(State(service): State<Arc<Service>>, issuer: String) -> Re
     } else {
         service.refuse(StatusCode::TOO_MANY_REQUESTS, "not_refreshed", "there are no newer keys, or not yet")
     }
+}
+
+/// A token that only its issuer can read.
+#[derive(serde::Deserialize)]
+struct Opaque {
+    issuer: String,
+    token: String,
+}
+
+/// What the issuer says of a token, and for how long that counts.
+async fn introspect(State(service): State<Arc<Service>>, body: Bytes) -> Response {
+    let Ok(Opaque { issuer, token }) = serde_json::from_slice(&body) else {
+        return service.refuse(StatusCode::BAD_REQUEST, "token_malformed", "name an `issuer` and a `token`");
+    };
+    let Some(Answer { said, until_ms }) = service.introspection.ask(&issuer, &token).await else {
+        let why = "the issuer cannot be asked about it";
+        return service.refuse(StatusCode::SERVICE_UNAVAILABLE, "introspection_unavailable", why);
+    };
+    let claims = match &said {
+        Introspected::Active(claims) => Some(&**claims),
+        Introspected::Inactive => None,
+    };
+    Json(json!({ "claims": claims, "until_ms": until_ms })).into_response()
 }
 
 /// Which changes of the list of what is revoked a worker knows.

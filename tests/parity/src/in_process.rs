@@ -8,7 +8,7 @@ use anyhow::{Context as _, anyhow};
 use filters::admission::{Admission, Draw, HIDDEN_FROM_CLIENTS};
 use filters::chain::Refused;
 use filters::crypto::{Local, Verify};
-use filters::filter::{Host, Refusal, Request};
+use filters::filter::{Host, Introspected, Refusal, Request};
 use filters::jwt::revocation::Kind;
 use filters::jwt::{KeySet, Revocation, Revocations};
 use filters::policy::Policy;
@@ -19,6 +19,7 @@ use serde_json::Value;
 use crate::answering::{Asked, Seen, answer, tell_answer};
 use crate::case::Named;
 use crate::document::{Places, policy};
+use crate::introspection;
 use crate::mint::{Keys, PARTNER_SECRET, Sent};
 use crate::outcome::{FieldMap, Outcome, answer_fields};
 
@@ -52,6 +53,9 @@ impl Host for World<'_> {
     fn keys(&self, issuer: &str) -> Option<Arc<KeySet>> {
         (issuer == "main").then(|| Arc::clone(&self.keys.key_set))
     }
+    fn introspected(&self, issuer: &str, token: &str) -> Option<Introspected> {
+        if issuer == "asked" { introspection::said(token) } else { None }
+    }
     fn revocations(&self) -> Option<&Revocations> {
         Some(&self.revocations)
     }
@@ -68,8 +72,13 @@ impl<'k> InProcess<'k> {
     pub fn new(named: &Named, keys: &'k Keys, now_ms: u64) -> anyhow::Result<Self> {
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
         let at = |port| SocketAddr::new(address.ip(), port);
-        let places =
-            Places { listeners: [at(1), at(2)], admin: at(3), state: at(4), upstreams: [at(5), at(6)] };
+        let places = Places {
+            listeners: [at(1), at(2)],
+            admin: at(3),
+            state: at(4),
+            upstreams: [at(5), at(6)],
+            introspection: at(7),
+        };
         let document = policy(named, &places, Path::new("/"), keys, now_ms)?;
         let policy = Policy::read(&document.to_string(), &|_| Ok(PARTNER_SECRET.to_vec().into())).map_err(
             |mistakes| anyhow!(mistakes.iter().map(|m| m.in_file("case")).collect::<Vec<_>>().join("; ")),

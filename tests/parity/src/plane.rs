@@ -102,7 +102,8 @@ impl<'w> Plane<'w> {
     ) -> anyhow::Result<Self> {
         let (v4, admin, state) = (ports::v4()?, ports::v4()?, ports::v4()?);
         let upstreams = [world.upstreams[0].address, world.upstreams[1].address];
-        let places = Places { listeners: [v4, ports::v6()?], admin, state, upstreams };
+        let introspection = world.introspection.address;
+        let places = Places { listeners: [v4, ports::v6()?], admin, state, upstreams, introspection };
         let document = policy(named, &places, world.folder(), &world.keys, world.epoch_ms)?;
         let file = folder.join("policy.yaml");
         std::fs::write(&file, document.to_string())?;

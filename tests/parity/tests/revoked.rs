@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use engines::redis::Redis;
-use engines::{Program, ports};
+use engines::{Program, Redis, ports};
 use parity::case::{Named, Step};
 use parity::document::{Places, policy};
 use parity::mint::{Sent, Times};
@@ -50,6 +49,7 @@ impl Edge {
             admin: ports::v4().unwrap(),
             state: ports::v4().unwrap(),
             upstreams: [u.address, v.address],
+            introspection: world.introspection.address,
         };
         let named = Named::parse(
             "name: t\neverywhere: { jwt: {} }\nroutes: [{ name: r, methods: [GET], path: '/{*rest}', upstream: u }]\n\
@@ -57,16 +57,15 @@ impl Edge {
         )
         .unwrap();
         let mut document = policy(&named, &places, world.folder(), &world.keys, world.epoch_ms).unwrap();
-        std::fs::write(folder.join("redis.url"), format!("redis://{redis}/0")).unwrap();
         certs::file::write_secret(&folder.join("redis.url"), &format!("redis://{redis}/0")).unwrap();
-        document["state"]["redis"] = json!({ "url": "file:redis.url", "timeout_ms": 2_000 });
+        document["state"]["redis"] = json!({ "url": "file:redis.url", "timeout_ms": 1_000 });
         let file = folder.join("policy.yaml");
         std::fs::write(&file, document.to_string()).unwrap();
-        let spawn = |name: &str, program: &Path, arguments: &[&std::ffi::OsStr]| {
+        let spawn = |name: &'static str, program: &Path, arguments: &[&std::ffi::OsStr]| {
             let log = folder.join(format!("{name}.log"));
             Program::spawn(name, Command::new(program).args(arguments), &log).unwrap()
         };
-        let gateway = |verb: &str| spawn(verb, &programs.gateway, &[verb.as_ref(), file.as_os_str()]);
+        let gateway = |verb: &'static str| spawn(verb, &programs.gateway, &[verb.as_ref(), file.as_os_str()]);
         let running = match kind {
             Kind::Gateway => vec![gateway("serve")],
             Kind::Envoy => {
@@ -178,7 +177,11 @@ async fn what_one_edge_is_told_every_edge_knows() {
         } else {
             let (status, told) = edges[n % 2].revocations(Some(&json!({ kind: id }))).await;
             assert_eq!(status, 200, "{told}");
-            assert_eq!(edges[n % 2].verdict(&world, &claims(n)).await, "token_revoked", "at once where it was told");
+            assert_eq!(
+                edges[n % 2].verdict(&world, &claims(n)).await,
+                "token_revoked",
+                "at once where it was told"
+            );
         }
         for edge in &edges {
             edge.until(&world, &claims(n), "token_revoked").await;
@@ -195,7 +198,10 @@ async fn what_one_edge_is_told_every_edge_knows() {
     eprintln!("revoked at two gateways and Envoy's workers, slowest of 12: {slowest:?}");
 
     let (done, listed) = edges[1].command(&["--list"]);
-    assert!(done && listed.lines().count() == 12 && listed.contains("token t-0 of tenant acme: revoked"), "{listed}");
+    assert!(
+        done && listed.lines().count() == 12 && listed.contains("token t-0 of tenant acme: revoked"),
+        "{listed}"
+    );
     let (done, told) = edges[1].command(&["--token", "t-0", "--tenant", "acme", "--undo"]);
     assert!(done, "{told}");
     for edge in &edges {
