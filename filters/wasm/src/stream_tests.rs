@@ -386,6 +386,64 @@ fn what_is_revoked_is_followed() {
     }
 }
 
+/// A token that only its issuer can read holds its request until the state service has told what it is; the next one
+/// with it goes on at once, until that is over.
+#[test]
+fn an_opaque_token_is_asked_about_once() {
+    let mut policy = document(&json!({ "jwt": {} }));
+    policy["issuers"]["asked"] = json!({
+        "issuer": "https://asked.test", "audiences": ["torana"],
+        "introspection": { "url": "https://asked.test", "ca": "file:a", "client_id": "e", "client_secret": "file:s" },
+    });
+    let compiled = Compiled {
+        policy: policy.to_string(),
+        secrets: [("env:ACME".to_owned(), Secret::Env("ACME".to_owned()))].into(),
+        state_cluster: "state".to_owned(),
+        peer_field: None,
+        certificate_field: None,
+    };
+    let claims = json!({ "sub": "u1", "aud": "torana", "exp": T0 / 1_000 + 600 }).to_string();
+    let told = |claims: Option<&str>| json!({ "claims": claims, "until_ms": T0 + 30_000 }).to_string();
+    let ask = || {
+        let envoy = fake("GET", "/x");
+        envoy.fields.borrow_mut().push(("authorization".into(), b"Bearer opaque".to_vec()));
+        envoy
+    };
+    for (answer, expected) in [
+        (answered(200, &told(Some(&claims))), ""),
+        (answered(200, &told(None)), "token_inactive"),
+        (answered(200, &told(Some("{}"))), "token_malformed"),
+        (answered(200, "<html>"), "token_introspection_unavailable"),
+        (answered(503, ""), "token_introspection_unavailable"),
+        (Answered::default(), "token_introspection_unavailable"),
+    ] {
+        let envoy = ask();
+        let plugin = Rc::new(Plugin::new(&serde_json::to_vec(&compiled).unwrap(), &env, &envoy).unwrap());
+        plugin.revocations.known();
+        let mut stream = Stream::new(Rc::clone(&plugin));
+        assert_eq!(stream.header(true, &envoy), Flow::Pause);
+        let question = br#"{"issuer":"asked","token":"opaque"}"#.to_vec();
+        assert_eq!(envoy.calls.borrow()[..], [("/v1/introspect".to_owned(), question)]);
+        stream.called(&answer, &envoy);
+        assert_eq!((envoy.code().as_str(), envoy.resumed.get()), (expected, u32::from(expected.is_empty())));
+        assert_eq!(envoy.calls.borrow().len(), 1, "asked once");
+
+        let known = !expected.contains("unavailable");
+        for (later_ms, asks) in [(30_000, !known), (30_001, true)] {
+            let again = ask();
+            again.now_ms.set(T0 + later_ms);
+            let flow = Stream::new(Rc::clone(&plugin)).header(true, &again);
+            assert_eq!(again.calls.borrow().len(), usize::from(asks), "{expected} after {later_ms} ms");
+            assert_eq!(flow == Flow::Continue, expected.is_empty() && !asks);
+        }
+        let away = ask();
+        away.now_ms.set(T0 + 60_000);
+        away.unreachable.set(true);
+        let _ = Stream::new(plugin).header(true, &away);
+        assert_eq!(away.code(), "token_introspection_unavailable");
+    }
+}
+
 #[test]
 fn a_configuration_that_is_none_is_told() {
     let envoy = fake("GET", "/x");
