@@ -29,6 +29,7 @@ use crate::now_ms;
 const MOST_BYTES: usize = 16 * 1024;
 
 type Hash = [u8; 32];
+type Question = Arc<OnceCell<Option<Answer>>>;
 
 /// Every issuer that is asked.
 #[derive(Debug)]
@@ -44,7 +45,7 @@ struct Asked {
     client: Live<reqwest::Client>,
     known: Mutex<Known>,
     /// Questions under way, by token.
-    asking: Mutex<HashMap<Hash, Arc<OnceCell<Option<Answer>>>>>,
+    asking: Mutex<HashMap<Hash, Question>>,
     places: Semaphore,
 }
 
@@ -92,13 +93,11 @@ impl Introspection {
         if let Some(answer) = asked.known(&hash, now_ms()) {
             return Some(answer);
         }
-        let question = Arc::clone(asked.asking().entry(hash).or_default());
+        let waiting = Waiting::new(asked, hash);
         // When the request that asks goes away, another one that waits takes over.
-        let answer = question.get_or_init(async || self.put(issuer, asked, &hash, token).await).await.clone();
-        let mut asking = asked.asking();
-        if asking.get(&hash).is_some_and(|current| Arc::ptr_eq(current, &question)) {
-            asking.remove(&hash);
-        }
+        let answer =
+            waiting.question.get_or_init(async || self.put(issuer, asked, &hash, token).await).await.clone();
+        waiting.is_answered();
         answer
     }
 
@@ -241,8 +240,43 @@ impl Asked {
         }
     }
 
-    fn asking(&self) -> MutexGuard<'_, HashMap<Hash, Arc<OnceCell<Option<Answer>>>>> {
+    fn asking(&self) -> MutexGuard<'_, HashMap<Hash, Question>> {
         self.asking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request that waits for an answer. The last one that goes away takes the question along.
+struct Waiting<'a> {
+    asked: &'a Asked,
+    hash: Hash,
+    question: Question,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(asked: &'a Asked, hash: Hash) -> Self {
+        let question = Arc::clone(asked.asking().entry(hash).or_default());
+        Self { asked, hash, question }
+    }
+
+    /// Who comes from now on asks anew, or is told what is remembered.
+    fn is_answered(&self) {
+        self.leave(|_| true);
+    }
+
+    fn leave(&self, when: impl FnOnce(&Question) -> bool) {
+        let mut asking = self.asked.asking();
+        let ours = asking.get(&self.hash).filter(|current| Arc::ptr_eq(current, &self.question));
+        if ours.is_some_and(when) {
+            asking.remove(&self.hash);
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        // Ours, and the one that is kept: nobody else waits.
+        const LAST: usize = 2;
+        self.leave(|question| Arc::strong_count(question) <= LAST);
     }
 }
 

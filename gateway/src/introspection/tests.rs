@@ -194,6 +194,9 @@ async fn requests_with_one_token_wait_for_one_question() {
     let (first, second) = tokio::join!(first, waits);
     assert!(first.is_err());
     assert_eq!(is_active(second), Some(true));
+    let gone = tokio::time::timeout(Duration::from_millis(10), introspection.ask("main", "never"));
+    assert!(gone.await.is_err());
+    assert!(introspection.issuers["main"].asking().is_empty(), "nobody waits for it any more");
 }
 
 /// The edge is known by its certificate instead of a secret; with none of the right CA it is nobody.
