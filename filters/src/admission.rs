@@ -143,7 +143,7 @@ impl Admission {
         let rule = self.rule(policy).ok_or_else(not_found)?;
         let mut fields = UpstreamFields { path: rule.rewrite.clone(), ..self.upstream_fields(request) };
         if let Some((experiment, variant)) = self.variant(policy) {
-            fields.set.push((EXPERIMENT, format!("{experiment}={variant}")));
+            fields.set.push((EXPERIMENT.into(), format!("{experiment}={variant}")));
         }
         if rule.chain.forwards() {
             let told = self.context.upstream.len();
@@ -188,10 +188,10 @@ impl Admission {
         remove.sort_unstable();
         remove.dedup();
         let mut set = vec![
-            ("x-request-id", self.request_id.clone()),
-            ("traceparent", self.trace.to_string()),
-            ("x-forwarded-for", self.context.client_ip.to_string()),
-            ("x-forwarded-proto", "https".to_owned()),
+            ("x-request-id".into(), self.request_id.clone()),
+            ("traceparent".into(), self.trace.to_string()),
+            ("x-forwarded-for".into(), self.context.client_ip.to_string()),
+            ("x-forwarded-proto".into(), "https".to_owned()),
         ];
         set.extend(self.context.upstream.iter().cloned());
         UpstreamFields { remove, set, path: None }
@@ -220,7 +220,7 @@ impl Admission {
 }
 
 /// Fields that have done their work at the edge: what the upstream needs of the token is in fields of ours.
-const HIDDEN: [&str; 2] = ["authorization", "expect"];
+const HIDDEN: [&str; 3] = ["authorization", "expect", "x-api-key"];
 
 /// The field that names to the upstream the experiment and the variant.
 pub const EXPERIMENT: &str = "x-torana-experiment";

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::certificate::Certificate;
 use crate::crypto::{Local, Verify, VerifyingKey, equal};
 use crate::failure::Failure;
-use crate::jwt::KeySet;
+use crate::jwt::{KeySet, Revocations};
 use crate::policy::Keyring;
 use crate::state::{Answer, Counted, Op};
 use crate::upstream::{Outgoing, UpstreamAnswer};
@@ -94,6 +94,16 @@ pub trait Host {
         None
     }
 
+    /// The tokens that are no longer believed; `None`: nobody can revoke any here.
+    fn revocations(&self) -> Option<&Revocations> {
+        None
+    }
+
+    /// What the issuer says of a token that is no JWT; `None`: it was not asked, or has not answered.
+    fn introspected(&self, _issuer: &str, _token: &str) -> Option<Introspected> {
+        None
+    }
+
     /// Who verifies signatures: the crate's own code, unless the data plane has something faster.
     fn verifier(&self) -> &dyn Verify {
         &Local
@@ -134,11 +144,44 @@ pub struct Refusal {
     /// Set when the refusal rests on keys that may be out of date: the host may refresh that issuer's keys,
     /// at a bounded rate, and decide once more.
     pub stale_keys: Option<Arc<str>>,
+    /// Set when the refusal rests on a token of which nothing is known: the host may ask that issuer, and decide once
+    /// more.
+    pub opaque_token: Option<Box<OpaqueToken>>,
+}
+
+/// A token that only its issuer can read.
+#[derive(Clone, PartialEq, Eq)]
+pub struct OpaqueToken {
+    /// The policy's name of the issuer.
+    pub issuer: Arc<str>,
+    pub text: String,
+}
+
+impl std::fmt::Debug for OpaqueToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpaqueToken").field("issuer", &self.issuer).finish_non_exhaustive()
+    }
+}
+
+/// What an issuer says of a token (RFC 7662 section 2.2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Introspected {
+    /// It counts; its claims, as JSON.
+    Active(Arc<str>),
+    /// It does not, for whatever reason.
+    Inactive,
 }
 
 impl Refusal {
     pub fn new(status: u16, code: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, code, detail: detail.into(), headers: Vec::new(), stale_keys: None }
+        Self {
+            status,
+            code,
+            detail: detail.into(),
+            headers: Vec::new(),
+            stale_keys: None,
+            opaque_token: None,
+        }
     }
 
     /// Not a refusal but the whole answer, which the edge gives itself: 204, and nothing in it.
@@ -289,7 +332,7 @@ pub struct Context {
     /// The idempotency key of the request line's header, set by `idempotency`.
     pub idempotency_key: Option<String>,
     /// Fields to set on the request to the upstream. Only the edge may set them: a client's own are removed.
-    pub upstream: Vec<(&'static str, String)>,
+    pub upstream: Vec<(Cow<'static, str>, String)>,
     /// Fields to add to the answer, whatever it is.
     pub answer: Vec<(&'static str, String)>,
     /// What to give back to shared state when the request leaves.
@@ -326,7 +369,8 @@ impl Context {
     }
 
     /// Sets a field on the request to the upstream, in place of any of that name.
-    pub(crate) fn tell(&mut self, name: &'static str, value: String) {
+    pub(crate) fn tell(&mut self, name: impl Into<Cow<'static, str>>, value: String) {
+        let name = name.into();
         self.upstream.retain(|(told, _)| *told != name);
         self.upstream.push((name, value));
     }

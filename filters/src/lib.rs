@@ -97,6 +97,7 @@ filters! {
     ip_access,
     shape,
     client_cert,
+    api_key,
     idempotency,
     jwt,
     signature,

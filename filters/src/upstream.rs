@@ -1,5 +1,7 @@
 //! What passes between the edge and an upstream: the request as it will be sent, and the answer as it came.
 
+use std::borrow::Cow;
+
 use crate::filter::{Headers, Request};
 use crate::signature::message::{Fields, Message};
 
@@ -13,7 +15,7 @@ pub struct UpstreamFields {
     /// Fields of the client that the upstream must not see.
     pub remove: Vec<String>,
     /// Fields to set, in place of any of that name.
-    pub set: Vec<(&'static str, String)>,
+    pub set: Vec<(Cow<'static, str>, String)>,
     /// The path in place of the client's, if it is another.
     pub path: Option<String>,
 }

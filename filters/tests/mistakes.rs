@@ -159,7 +159,57 @@ fn every_mistake_has_a_place_and_a_message() {
         (
             "filters:\n",
             "issuers:\n  dev: { issuer: 'https://i', audiences: [a], algorithms: [ES256], jwks: {} }\nfilters:\n",
-            "issuer `dev` needs exactly one of `jwks.url` and `jwks.file`",
+            "issuer `dev` needs exactly one of `jwks.url`, `jwks.file` and `jwks.discovery`",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: 'https://i', audiences: [a], algorithms: [ES256], jwks: { discovery: openid, url: 'https://i' } }\nfilters:\n",
+            "issuer `dev` needs exactly one of `jwks.url`, `jwks.file` and `jwks.discovery`",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: 'http://i', audiences: [a], algorithms: [ES256], jwks: { discovery: openid } }\nfilters:\n",
+            "issuer `dev`: `jwks.discovery` needs an `issuer` that is an https:// address",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: 'https://i/?t=1', audiences: [a], algorithms: [ES256], jwks: { discovery: oauth } }\nfilters:\n",
+            "issuer `dev`: `jwks.discovery` needs an `issuer` that is an https:// address",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: 'https://i', audiences: [a], algorithms: [ES256], jwks: { discovery: oidc } }\nfilters:\n",
+            "unknown variant `oidc`",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: 'https://i', audiences: [a] }\nfilters:\n",
+            "p.yaml:14:8: issuer `dev` needs `jwks` or `introspection`",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: i, audiences: [a], introspection: { url: 'http://i', ca: 'file:c', client_id: e, client_secret: 'file:s' } }\nfilters:\n",
+            "issuer `dev`: introspection: `url` must begin with https://",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: i, audiences: [a], introspection: { url: 'https://i', ca: 'file:c', client_id: e } }\nfilters:\n",
+            "introspection: the edge is known there by a `client_secret`, or by a `certificate` and its `key`",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: i, audiences: [a], introspection: { url: 'https://i', ca: 'file:c', client_id: e, client_secret: inline } }\nfilters:\n",
+            "keys, certificates and secrets are references",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: i, audiences: [a], algorithms: [ES256], introspection: { url: 'https://i', ca: 'file:c', client_id: e, client_secret: 'file:s' } }\nfilters:\n",
+            "issuer `dev`: `algorithms` are of `jwks`, which is not there",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: i, audiences: [a], introspection: { url: 'https://i', ca: 'file:c', client_id: e, client_secret: 'file:s', cache_s: 301 } }\nfilters:\n",
+            "`cache_s` is between 1 and 300",
         ),
         (
             "secret: \"file:acme.secret\" }]",
@@ -342,7 +392,7 @@ fn client_certificates_that_cannot_be_meant() {
         ),
         (good, "{ client_cert: { mode: off, clients: [bank] } }", true, "`clients` needs `mode: required`"),
         (good, "{ client_cert: { mode: sometimes } }", true, "unknown variant `sometimes`"),
-        ("", "{}", true, "client `bank` needs `hmac_keys` or `certificates`"),
+        ("", "{}", true, "client `bank` needs `hmac_keys` or `certificates` or `api_keys`"),
         ("{}", "{}", true, "p.yaml:12:26: client `bank`: a certificate is known by"),
         ("{ dns: '*.bank.test' }", "{}", true, "`*.bank.test` is not a DNS name"),
         ("{ spki_sha256: AAAA }", "{}", true, "in base64, as `certs show` prints it"),
@@ -700,5 +750,87 @@ fn what_a_route_does_without_its_plan_does_not_bring_back() {
         let policy = read(&format!("{text}    {route}\n")).unwrap();
         let names: Vec<_> = policy.rules()[0].chain.names().collect();
         assert_eq!(names.join(", "), filters, "{everywhere} {route}");
+    }
+}
+
+/// A client with API keys, and a route that asks for one.
+#[test]
+fn api_keys_that_cannot_be_meant() {
+    const HASH: &str = "7f83b1657ff1fc53b92dc18148a1d65dfc2d4b1fa3d677284addd200126d9069";
+    const OTHER: &str = "185f8db32271fe25f561a6fc938b2e264306ec304eda518007d1764826381969";
+    const NOTHING: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    let key = |id: &str, sha256: &str| format!("{{ id: {id}, sha256: {sha256} }}");
+    let both = |one: &str, other: &str| format!("{one}, {other}");
+    for (keys, filters, expected) in [
+        (key("k1", HASH), "{ api_key: {} }", ""),
+        (both(&key("k1", HASH), &key("k2", OTHER)), "{ api_key: { clients: [bank] } }", ""),
+        (
+            key("k1", HASH),
+            "{ api_key: { clients: [bonk] } }",
+            "there is no client `bonk` that has `api_keys`",
+        ),
+        (
+            key("k1", HASH),
+            "{ api_key: { clients: [acme] } }",
+            "there is no client `acme` that has `api_keys`",
+        ),
+        (key("k1", "hunter2"), "{}", "p.yaml:12:22: client `bank`: API key `k1`: `sha256` is 64 lower-case"),
+        (key("k1", &HASH.to_uppercase()), "{}", "`sha256` is 64 lower-case hexadecimal digits"),
+        (key("k1", NOTHING), "{}", "`sha256` is the hash of nothing"),
+        (both(&key("k1", HASH), &key("k1", OTHER)), "{}", "its `id` is empty or used twice"),
+        (both(&key("k1", HASH), &key("k2", HASH)), "{}", "its `sha256` is that of another key"),
+        (format!("{{ id: k, sha256: {HASH}, key: torana_x }}"), "{}", "unknown field `key`"),
+        (
+            format!(
+                "{{ id: k, sha256: {HASH}, not_before: 2026-01-02T00:00:00Z, not_after: 2026-01-01T00:00:00Z }}"
+            ),
+            "{}",
+            "`not_after` lies before `not_before`",
+        ),
+    ] {
+        let text = GOOD.replace("clients:\n", &format!("clients:\n  bank: {{ api_keys: [{keys}] }}\n"));
+        match read(&format!("{text}    filters: {filters}\n")) {
+            Ok(_) => assert_eq!(expected, "", "accepted: {keys} {filters}"),
+            Err(told) => assert!(!expected.is_empty() && told.contains(expected), "{keys} {filters}: {told}"),
+        }
+    }
+    let nobody = format!("{GOOD}    filters: {{ api_key: {{}} }}\n");
+    assert!(read(&nobody).unwrap_err().contains("no client of the policy has `api_keys`"));
+    let known =
+        GOOD.replace("clients:\n", &format!("clients:\n  bank: {{ api_keys: [{}] }}\n", key("k", HASH)));
+    let policy = read(&format!("{known}    filters: {{ api_key: {{}} }}\n")).unwrap();
+    assert!(policy.warnings().is_empty(), "an API key says who calls: {:?}", policy.warnings());
+}
+
+/// What the filter `jwt` wants of the claims that it asks for.
+#[test]
+fn claims_that_cannot_be_meant() {
+    let issuer = "issuers:\n  dev: { issuer: 'https://i', audiences: [a], algorithms: [ES256], jwks: { file: 'file:j' } }\n";
+    let accepted = |everywhere: &str, route: &str| {
+        let text = GOOD.replace("  shape: {}", &format!("  jwt: {everywhere}"));
+        read(&format!("{text}    filters: {{ jwt: {route} }}\n{issuer}"))
+    };
+    for (everywhere, route, expected) in [
+        ("{}", "{ claims: { kyc: full, level: 2, verified: true, amr: [otp, hwk] } }", ""),
+        ("{}", "{ claims_to_headers: { x-torana-claim-kyc: kyc } }", ""),
+        ("{ claims: { kyc: [full, min] } }", "{ claims: { kyc: full } }", ""),
+        (
+            "{ claims: { kyc: min } }",
+            "{ claims: { kyc: full } }",
+            "`claims`: no value of `kyc` is accepted, so nobody could pass",
+        ),
+        ("{}", "{ claims: { kyc: [] } }", "no value of `kyc` is accepted"),
+        ("{}", "{ claims_to_headers: { x-kyc: kyc } }", "`x-kyc` is not a field of the edge's own"),
+        ("{}", "{ claims_to_headers: { x-torana-tenant: kyc } }", "write `x-torana-claim-` and lower-case"),
+        ("{}", "{ claims_to_headers: { X-Torana-Claim-Kyc: kyc } }", "is not a field of the edge's own"),
+        ("{}", "{ claims_to_headers: { x-torana-claim-: kyc } }", "is not a field of the edge's own"),
+        ("{}", "{ claim: { kyc: full } }", "did you mean `claims`?"),
+    ] {
+        match accepted(everywhere, route) {
+            Ok(_) => assert_eq!(expected, "", "accepted: {everywhere} {route}"),
+            Err(told) => {
+                assert!(!expected.is_empty() && told.contains(expected), "{everywhere} {route}: {told}");
+            }
+        }
     }
 }

@@ -57,7 +57,7 @@ pub(crate) fn told(path: &str) -> Cow<'_, str> {
 }
 
 /// Masks everything that looks like a VPA: of `alice@torana` the log keeps `a***@torana`.
-fn masked(path: &str) -> Cow<'_, str> {
+pub(crate) fn masked(path: &str) -> Cow<'_, str> {
     if !path.contains('@') {
         return Cow::Borrowed(path);
     }

@@ -1,14 +1,16 @@
 //! Health, readiness, the policy that serves, certificates, usage and metrics, on an address of their own.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use http::{Response, StatusCode, header};
+use http::{Method, Response, StatusCode, header};
 use pingora::apps::http_app::ServeHttp;
 use pingora::protocols::http::ServerSession;
 
 use crate::gate::Gate;
 use crate::reload::Reload;
+use crate::revoke::{self, Fields};
 use crate::usage;
 
 pub(crate) struct Admin {
@@ -26,12 +28,14 @@ impl ServeHttp for Admin {
                 let standing = self.gate.standing();
                 let metrics = &standing.metrics;
                 metrics.state_entries.set(standing.state.entries() as i64);
+                metrics.tell_revocations(&standing.state);
                 answer(StatusCode::OK, "text/plain; version=0.0.4", metrics.text())
             }
             "/certificates" => match serde_json::to_string(&self.gate.edge().watch().report()) {
                 Ok(report) => answer(StatusCode::OK, "application/json", report),
                 Err(error) => answer(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
             },
+            "/revocations" => self.revocations(session).await,
             "/config" => answer(StatusCode::OK, "application/json", self.reload.report().to_string()),
             "/usage" => {
                 let query = session.req_header().uri.query();
@@ -43,7 +47,8 @@ impl ServeHttp for Admin {
             _ => answer(
                 StatusCode::NOT_FOUND,
                 "text/plain",
-                "Here are /health, /readiness, /config, /certificates, /usage and /metrics.\n".into(),
+                "Here are /health, /readiness, /config, /certificates, /revocations, /usage and /metrics.\n"
+                    .into(),
             ),
         }
     }
@@ -64,9 +69,48 @@ impl Admin {
         answer(
             status,
             "application/json",
-            serde_json::json!({ "status": word, "missing": missing }).to_string(),
+            serde_json::json!({
+                "status": word, "missing": missing, "revocations_age_s": self.gate.standing().state.revocations_age_s(),
+            })
+            .to_string(),
         )
     }
+
+    async fn revocations(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
+        let header = session.req_header();
+        let field = |name| header.headers.get(name).map(|value| value.as_bytes().to_vec());
+        let (authorization, content_type) = (field(header::AUTHORIZATION), field(header::CONTENT_TYPE));
+        let method = header.method.clone();
+        let fields =
+            Fields { authorization: authorization.as_deref(), content_type: content_type.as_deref() };
+        let (state, edge) = (&self.gate.standing().state, self.gate.edge());
+        let operators = edge.operators();
+        let (status, told) = match method {
+            Method::GET => revoke::list(state, operators, fields),
+            Method::POST => match tokio::time::timeout(BODY_WITHIN, body(session)).await {
+                Ok(Some(body)) => revoke::revoke(state, operators, fields, &body).await,
+                Ok(None) | Err(_) => {
+                    revoke::problem(StatusCode::BAD_REQUEST, "body", "send the whole of a short body")
+                }
+            },
+            _ => revoke::problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "GET or POST"),
+        };
+        answer(status, "application/json", told.to_string())
+    }
+}
+
+const BODY_WITHIN: Duration = Duration::from_secs(5);
+
+/// The whole body; `None` when it breaks off or is too long.
+async fn body(session: &mut ServerSession) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    while let Some(chunk) = session.read_request_body().await.ok()? {
+        if body.len() + chunk.len() > revoke::MOST_BYTES {
+            return None;
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Some(body)
 }
 
 fn answer(status: StatusCode, content_type: &'static str, body: String) -> Response<Vec<u8>> {

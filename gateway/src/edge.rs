@@ -10,8 +10,8 @@ use certs::Watch;
 use filters::admission::{Admission, HIDDEN_FROM_CLIENTS, JOINED, asks_for_websocket};
 use filters::chain::Refused;
 use filters::failure::Failure;
-use filters::filter::{Host, Refusal};
-use filters::jwt::KeySet;
+use filters::filter::{Host, Introspected, Refusal};
+use filters::jwt::{KeySet, Revocations};
 use filters::policy::{Keyring, Policy, RouteRule};
 use filters::state::Answer;
 use pingora::Result as Answered;
@@ -24,11 +24,13 @@ use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use crate::client_keys::ClientKeys;
 use crate::exchange::Exchange;
 use crate::gate::Standing;
+use crate::introspection::Introspection;
 use crate::jwks::KeyStore;
 use crate::load::{ListenerFiles, Loaded};
 use crate::message::{Sender, drain, is_small, read_body, request, target};
 use crate::metrics::Metrics;
 use crate::now_ms;
+use crate::revoke::Operators;
 use crate::upstream::Upstream;
 use crate::upstream::mirror::{self, Copy};
 
@@ -38,7 +40,9 @@ pub(crate) struct Edge {
     pub(crate) policy: Policy,
     upstreams: BTreeMap<String, Arc<Upstream>>,
     keys: Arc<KeyStore>,
+    introspection: Introspection,
     client_keys: ClientKeys,
+    operators: Operators,
     pub(crate) standing: Standing,
     watch: Arc<Watch>,
     version: String,
@@ -55,11 +59,12 @@ impl Edge {
         let Loaded { policy, listeners, upstreams: files, folder, watch, version } = loaded;
         watch.include(Arc::clone(&standing.watch));
         let document = policy.document();
-        let keys = KeyStore::new(&document.issuers, &folder, standing.metrics.clone(), &watch)?;
-        if let Some(before) = before {
-            keys.inherit(&before.keys);
-        }
-        let keys = Arc::new(keys);
+        let keys = Arc::new(match before {
+            Some(before) => before.keys.successor(&document.issuers, &folder, &watch)?,
+            None => KeyStore::new(&document.issuers, &folder, standing.metrics.clone(), &watch)?,
+        });
+        let introspection = Introspection::new(&document.issuers, &folder, standing.metrics.clone(), &watch)?;
+        let operators = Operators::new(document, &folder, document.admin.address.ip().is_loopback())?;
         let issuers = Arc::clone(&keys);
         watch.holds(move || issuers.report());
         let keys_before = before.map(|before| before.client_keys.clone());
@@ -72,7 +77,9 @@ impl Edge {
                 upstreams.insert(name.clone(), Arc::new(upstream));
             }
         }
-        let edge = Self { policy, upstreams, keys, client_keys, standing: standing.clone(), watch, version };
+        let standing = standing.clone();
+        let edge =
+            Self { policy, upstreams, keys, introspection, client_keys, operators, standing, watch, version };
         Ok((edge, listeners))
     }
 
@@ -90,6 +97,11 @@ impl Edge {
         Arc::clone(&self.keys)
     }
 
+    /// Who may revoke tokens.
+    pub(crate) fn operators(&self) -> &Operators {
+        &self.operators
+    }
+
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.standing.metrics
     }
@@ -98,8 +110,10 @@ impl Edge {
     pub(crate) fn missing(&self) -> Vec<String> {
         let keys = self.keys.missing().into_iter().map(|issuer| format!("keys of issuer {issuer}"));
         let draining = self.standing.is_draining().then(|| "draining".to_owned());
-        let state = (!self.standing.state.is_known()).then(|| "first word of the shared state".to_owned());
-        keys.chain(state).chain(draining).collect()
+        let state = &self.standing.state;
+        let unheard = (!state.is_known()).then(|| "first word of the shared state".to_owned());
+        let revoked = (!state.revoked().list().is_known()).then(|| "list of what is revoked".to_owned());
+        keys.chain(unheard).chain(revoked).chain(draining).collect()
     }
 
     /// The upstream's next address for this request; `None` when no address serves.
@@ -222,7 +236,8 @@ impl Edge {
         Ok(body)
     }
 
-    /// Decides on the header; once more with fresh keys if the first answer rested on keys that may be old.
+    /// Decides on the header; once more if the first answer rested on keys that may be old, or on a token of which only
+    /// its issuer knows anything.
     async fn head(
         &self,
         header: &RequestHeader,
@@ -230,13 +245,18 @@ impl Edge {
         admission: &mut Admission,
     ) -> Result<(), Refused> {
         let first = admission.head(&self.policy, &request(header, sender), &Now(self));
-        let Err(Refused { refusal: Refusal { stale_keys: Some(issuer), .. }, .. }) = &first else {
+        let Err(Refused { refusal: Refusal { stale_keys, opaque_token, .. }, .. }) = &first else {
             return first;
         };
-        if self.keys.refresh_unknown(issuer).await {
-            return admission.head(&self.policy, &request(header, sender), &Now(self));
+        let knows_more = match (stale_keys, opaque_token) {
+            (Some(issuer), _) => self.keys.refresh_unknown(issuer).await,
+            (None, Some(token)) => self.introspection.ask(&token.issuer, &token.text).await.is_some(),
+            (None, None) => false,
+        };
+        match knows_more {
+            true => admission.head(&self.policy, &request(header, sender), &Now(self)),
+            false => first,
         }
-        first
     }
 
     /// Gives back what the request held.
@@ -322,5 +342,13 @@ impl Host for Now<'_> {
 
     fn keyring(&self) -> Option<Arc<Keyring>> {
         Some(self.0.client_keys.current())
+    }
+
+    fn introspected(&self, issuer: &str, token: &str) -> Option<Introspected> {
+        self.0.introspection.known(issuer, token)
+    }
+
+    fn revocations(&self) -> Option<&Revocations> {
+        Some(self.0.standing.state.revoked().list())
     }
 }

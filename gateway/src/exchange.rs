@@ -52,7 +52,7 @@ impl Exchange {
             header.remove_header(name);
         }
         for (name, value) in &self.fields.set {
-            header.insert_header(*name, value.as_str())?;
+            header.insert_header(name.clone().into_owned(), value.as_str())?;
         }
         // HTTP/2 names the host in the target, which is about to change.
         if !header.headers.contains_key(HOST)

@@ -14,12 +14,13 @@ use certs::Watch;
 use filters::admission::{Admission, Draw};
 use filters::certificate::Certificate;
 use filters::chain::Refused;
-use filters::filter::{Headers, Host, Request};
+use filters::filter::{Headers, Host, Introspected, Refusal, Request};
 use filters::jwt::KeySet;
 use filters::policy::{At, Policy, RouteRule};
 use filters::shape;
 use filters::state::{Answer, Memory};
 
+use crate::introspection::Introspection;
 use crate::jwks::KeyStore;
 use crate::load;
 use crate::metrics::Metrics;
@@ -144,6 +145,7 @@ const MOST_BYTES: usize = 2 * shape::Config::MOST_BODY_BYTES;
 /// The issuers' keys and the time.
 struct World {
     keys: KeyStore,
+    introspection: Introspection,
     now_ms: u64,
 }
 
@@ -153,6 +155,9 @@ impl Host for World {
     }
     fn keys(&self, issuer: &str) -> Option<Arc<KeySet>> {
         self.keys.keys(issuer)
+    }
+    fn introspected(&self, issuer: &str, token: &str) -> Option<Introspected> {
+        self.introspection.known(issuer, token)
     }
 }
 
@@ -165,20 +170,26 @@ pub async fn explain(file: &Path, written: &Written, around: &Around) -> anyhow:
     let load::PolicyFile { text: policy_text, folder, policy } = read;
     let watch = Watch::new("gateway");
     let keys = KeyStore::new(&policy.document().issuers, &folder, Metrics::new()?, &watch)?;
-    let mut notes = Vec::new();
-    for issuer in policy.document().issuers.keys() {
+    let introspection = Introspection::new(&policy.document().issuers, &folder, Metrics::new()?, &watch)?;
+    let mut notes = vec![];
+    for (issuer, _) in policy.document().issuers.iter().filter(|(_, issuer)| issuer.value.jwks.is_some()) {
         if !keys.refresh_unknown(issuer).await {
             notes.push(format!(
                 "issuer {issuer}: its keys cannot be had now, so no token of it can be believed"
             ));
         }
     }
-    let world = World { keys, now_ms: around.now_ms };
+    let world = World { keys, introspection, now_ms: around.now_ms };
 
     let certificate = around.certificate.as_deref().map(Certificate::new);
     let request = written.request(around.from, certificate.as_ref());
     let draw = Draw { request_id: rand::random(), trace_id: 1, span_id: 1 };
     let mut admission = Admission::new(around.from, None, draw);
+    if let Err(Refused { refusal: Refusal { opaque_token: Some(token), .. }, .. }) =
+        admission.head(&policy, &request, &world)
+    {
+        world.introspection.ask(&token.issuer, &token.text).await;
+    }
     let (stage, decided) = decide(&policy, &mut admission, &request, &written.body, &world);
 
     let file = file.display().to_string();

@@ -1,45 +1,59 @@
 //! Issuers' public keys: fetched in the background, kept when a fetch fails, fetched early at a bounded rate
 //! when a token names a key that is not known.
 
+mod source;
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use arc_swap::ArcSwapOption;
-use certs::file::Content;
+use certs::Watch;
 use certs::report::{Key, KeyKind};
-use certs::{Live, TrustFiles, Watch};
 use filters::jwt::KeySet;
-use filters::policy::{At, Issuer, Jwks, Reference};
+use filters::policy::{At, Issuer};
 use time::OffsetDateTime;
 use tokio::sync::Mutex;
 
-use crate::load;
+use self::source::Source;
 use crate::metrics::Metrics;
-
-/// A key set is a few kilobytes; more is somebody's mistake or somebody's attack.
-const MOST_BYTES: usize = 256 * 1024;
 
 /// The keys of all issuers.
 #[derive(Debug)]
 pub(crate) struct KeyStore {
     issuers: BTreeMap<String, Keys>,
     metrics: Metrics,
+    clock: Arc<dyn Clock>,
+}
+
+/// A clock that does not step back.
+pub(crate) trait Clock: std::fmt::Debug + Send + Sync {
+    /// Since any moment.
+    fn now(&self) -> Duration;
+}
+
+/// The system's.
+#[derive(Debug)]
+struct Steady(Instant);
+
+impl Clock for Steady {
+    fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
 }
 
 #[derive(Debug)]
 struct Keys {
     /// What the policy says of them.
-    settings: Jwks,
+    settings: Issuer,
     source: Source,
     refresh: Duration,
     stale: Duration,
     unknown_kid_refresh: Duration,
     current: ArcSwapOption<Held>,
     /// When the last fetch began; held while one runs, so that there is one at a time.
-    fetching: Mutex<Option<Instant>>,
+    fetching: Mutex<Option<Duration>>,
     /// Since when each key is held, by its id.
     first_seen: std::sync::Mutex<BTreeMap<String, OffsetDateTime>>,
 }
@@ -49,7 +63,7 @@ struct Held {
     keys: Arc<KeySet>,
     /// As they were published.
     text: String,
-    since: Instant,
+    since: Duration,
 }
 
 impl Keys {
@@ -62,41 +76,8 @@ impl Keys {
     }
 
     /// The keys, unless they are older than the policy lets them serve.
-    fn held(&self) -> Option<Arc<Held>> {
-        self.current.load_full().filter(|held| held.since.elapsed() < self.stale)
-    }
-}
-
-#[derive(Debug)]
-enum Source {
-    Url { url: String, client: Live<reqwest::Client> },
-    File(PathBuf),
-}
-
-/// By what a change of a file shows.
-type Stamp = (u64, u64, i64, i64);
-
-impl Source {
-    async fn stamp(&self) -> Option<Stamp> {
-        use std::os::unix::fs::MetadataExt as _;
-        let Self::File(path) = self else { return None };
-        let meta = tokio::fs::metadata(path).await.ok()?;
-        Some((meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))
-    }
-
-    /// Waits so long; for a file that changes, no longer than that takes.
-    async fn pause(&self, pause: Duration, before: Option<Stamp>) {
-        const LOOK: Duration = Duration::from_millis(250);
-        if matches!(self, Self::Url { .. }) {
-            return tokio::time::sleep(pause).await;
-        }
-        let began = Instant::now();
-        while let Some(left) = pause.checked_sub(began.elapsed()).filter(|left| !left.is_zero()) {
-            tokio::time::sleep(left.min(LOOK)).await;
-            if self.stamp().await != before {
-                return;
-            }
-        }
+    fn held(&self, now: Duration) -> Option<Arc<Held>> {
+        self.current.load_full().filter(|held| now.saturating_sub(held.since) < self.stale)
     }
 }
 
@@ -125,19 +106,22 @@ impl KeyStore {
         metrics: Metrics,
         watch: &Watch,
     ) -> anyhow::Result<Self> {
+        Self::with_clock(issuers, folder, metrics, watch, Arc::new(Steady(Instant::now())))
+    }
+
+    fn with_clock(
+        issuers: &BTreeMap<String, At<Issuer>>,
+        folder: &Path,
+        metrics: Metrics,
+        watch: &Watch,
+        clock: Arc<dyn Clock>,
+    ) -> anyhow::Result<Self> {
         let mut store = BTreeMap::new();
         for (name, At { value: issuer, .. }) in issuers {
-            let jwks = &issuer.jwks;
-            let source = match (&jwks.url, &jwks.file) {
-                (_, Some(Reference::File(path))) => Source::File(folder.join(path)),
-                (Some(url), _) => Source::Url {
-                    url: url.clone(),
-                    client: client(name, jwks, folder, watch).with_context(|| format!("issuer {name}"))?,
-                },
-                (None, _) => anyhow::bail!("issuer {name} has no source of keys"),
-            };
+            let Some(jwks) = &issuer.jwks else { continue };
+            let source = Source::new(name, (issuer, jwks), folder, watch)?;
             let keys = Keys {
-                settings: jwks.clone(),
+                settings: issuer.clone(),
                 source,
                 refresh: Duration::from_secs(jwks.refresh_s),
                 stale: Duration::from_secs(jwks.stale_s),
@@ -148,19 +132,28 @@ impl KeyStore {
             };
             store.insert(name.clone(), keys);
         }
-        Ok(Self { issuers: store, metrics })
+        Ok(Self { issuers: store, metrics, clock })
     }
 
-    /// Takes over what another holds of issuers whose keys come from the same place.
-    pub(crate) fn inherit(&self, other: &Self) {
-        for (name, issuer) in &self.issuers {
-            let Some(before) = other.issuers.get(name) else { continue };
+    /// What takes over from this one: it knows what this one holds of issuers that the policy says the same of, and since
+    /// when.
+    pub(crate) fn successor(
+        &self,
+        issuers: &BTreeMap<String, At<Issuer>>,
+        folder: &Path,
+        watch: &Watch,
+    ) -> anyhow::Result<Self> {
+        let (metrics, clock) = (self.metrics.clone(), Arc::clone(&self.clock));
+        let store = Self::with_clock(issuers, folder, metrics, watch, clock)?;
+        for (name, issuer) in &store.issuers {
+            let Some(before) = self.issuers.get(name) else { continue };
             if before.settings == issuer.settings {
                 issuer.current.store(before.current.load_full());
                 let seen = before.first_seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 *issuer.first_seen.lock().unwrap_or_else(PoisonError::into_inner) = seen;
             }
         }
+        Ok(store)
     }
 
     /// Fetches the keys of every issuer that has none.
@@ -172,13 +165,13 @@ impl KeyStore {
 
     /// The issuer's keys, unless they are older than the policy lets them serve.
     pub(crate) fn keys(&self, issuer: &str) -> Option<Arc<KeySet>> {
-        self.issuers.get(issuer)?.held().map(|held| Arc::clone(&held.keys))
+        self.issuers.get(issuer)?.held(self.clock.now()).map(|held| Arc::clone(&held.keys))
     }
 
     /// What every issuer that has usable keys has published, as JSON, and an entity tag of that.
     pub(crate) fn published(&self) -> (String, String) {
         let issuers = self.issuers.iter().filter_map(|(name, issuer)| {
-            let held = issuer.held()?;
+            let held = issuer.held(self.clock.now())?;
             // What was parsed as a key set is JSON.
             Some((name, serde_json::from_str::<Box<serde_json::value::RawValue>>(&held.text).ok()?))
         });
@@ -201,13 +194,13 @@ impl KeyStore {
     /// whether there may be other keys now. Requests that come together wait for the same fetch.
     pub(crate) async fn refresh_unknown(&self, issuer: &str) -> bool {
         let Some(keys) = self.issuers.get(issuer) else { return false };
-        let asked = Instant::now();
+        let asked = self.clock.now();
         let mut last = keys.fetching.lock().await;
         match *last {
             Some(at) if at >= asked => true,
-            Some(at) if at.elapsed() < keys.unknown_kid_refresh => false,
+            Some(at) if self.clock.now().saturating_sub(at) < keys.unknown_kid_refresh => false,
             Some(_) | None => {
-                *last = Some(Instant::now());
+                *last = Some(self.clock.now());
                 self.fetch(issuer, keys).await
             }
         }
@@ -229,30 +222,35 @@ impl KeyStore {
         let mut failures: u32 = 0;
         loop {
             let stamp = keys.source.stamp().await;
-            {
-                let mut last = keys.fetching.lock().await;
-                *last = Some(Instant::now());
-                failures = if self.fetch(issuer, keys).await { 0 } else { failures.saturating_add(1) };
-            }
-            // A failing source is asked again soon, then less and less often, never less than when it works.
-            let pause = match failures {
-                0 => keys.refresh,
-                n => Duration::from_millis(250 << n.min(8)).min(keys.refresh),
-            };
+            let pause = self.refresh(issuer, keys, &mut failures).await;
             // Spread, so that a fleet does not ask in step.
             keys.source.pause(pause.mul_f64(rand::random_range(0.9..1.0)), stamp).await;
         }
     }
 
+    /// Fetches once, and tells how long until the next time. A failing source is asked again soon, then less and less
+    /// often, never less than when it works.
+    async fn refresh(&self, issuer: &str, keys: &Keys, failures: &mut u32) -> Duration {
+        let mut last = keys.fetching.lock().await;
+        *last = Some(self.clock.now());
+        *failures = if self.fetch(issuer, keys).await { 0 } else { failures.saturating_add(1) };
+        match *failures {
+            0 => keys.refresh,
+            n => Duration::from_millis(250 << n.min(8)).min(keys.refresh),
+        }
+    }
+
     async fn fetch(&self, issuer: &str, keys: &Keys) -> bool {
-        let fetched = read(&keys.source)
+        let fetched = keys
+            .source
+            .read()
             .await
             .and_then(|bytes| Ok((KeySet::parse(&bytes)?, String::from_utf8(bytes)?)));
         let outcome = match fetched {
             Ok((set, text)) => {
                 self.metrics.jwks_keys.with_label_values(&[issuer]).set(set.len() as i64);
                 keys.see(&set);
-                let held = Held { keys: Arc::new(set), text, since: Instant::now() };
+                let held = Held { keys: Arc::new(set), text, since: self.clock.now() };
                 keys.current.store(Some(Arc::new(held)));
                 "ok"
             }
@@ -267,194 +265,5 @@ impl KeyStore {
     }
 }
 
-fn client(name: &str, jwks: &Jwks, folder: &Path, watch: &Watch) -> anyhow::Result<Live<reqwest::Client>> {
-    let timeout = Duration::from_millis(jwks.timeout_ms);
-    let limits = certs::client::ClientLimits { connect_timeout: timeout, timeout, ..Default::default() };
-    match &jwks.ca {
-        Some(Reference::File(path)) => {
-            let crl = match &jwks.crl {
-                Some(Reference::File(path)) => Some(folder.join(path)),
-                Some(Reference::Env(_)) => anyhow::bail!("`jwks.crl` must be a `file:`"),
-                None => None,
-            };
-            let files = TrustFiles { ca: folder.join(path), crl, stale: load::stale_crl(jwks.stale_crl) };
-            let trust = watch.trust(format!("issuer/{name}/ca"), files)?;
-            watch.connects(certs::Client {
-                name: format!("issuer/{name}"),
-                server_name: None,
-                identity: None,
-                trust: trust.clone(),
-            });
-            let trusted = trust.clone();
-            Ok(watch.derive(&[&trust], move || {
-                let tls = certs::client_config(&trusted.current(), None, certs::Versions::Tls12And13)?;
-                certs::client::https(tls, limits)
-            })?)
-        }
-        Some(Reference::Env(_)) => anyhow::bail!("`jwks.ca` must be a `file:`"),
-        None => Ok(reqwest::Client::builder()
-            .https_only(true)
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(timeout)
-            .timeout(timeout)
-            .build()?
-            .into()),
-    }
-}
-
-async fn read(source: &Source) -> anyhow::Result<Vec<u8>> {
-    match source {
-        Source::File(path) => {
-            let path = path.clone();
-            // Bounded, and from nothing but a file: a pipe or a device would be read for ever.
-            let bytes =
-                tokio::task::spawn_blocking(move || certs::file::read(&path, Content::Public)).await??;
-            anyhow::ensure!(bytes.len() <= MOST_BYTES, "the file is larger than {MOST_BYTES} bytes");
-            Ok(bytes.to_vec())
-        }
-        Source::Url { url, client } => {
-            let mut answer = client.current().get(url).send().await?.error_for_status()?;
-            let mut body = Vec::new();
-            while let Some(chunk) = answer.chunk().await? {
-                anyhow::ensure!(
-                    body.len() + chunk.len() <= MOST_BYTES,
-                    "{url} answers more than {MOST_BYTES} bytes"
-                );
-                body.extend_from_slice(&chunk);
-            }
-            Ok(body)
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use filters::policy::{Algorithm, Issuer};
-
-    use super::*;
-
-    fn keys(kid: &str) -> String {
-        // The public key of RFC 7517 appendix A.1.
-        format!(
-            r#"{{"keys":[{{"kty":"EC","crv":"P-256","kid":"{kid}","alg":"ES256",
-            "x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}}]}}"#
-        )
-    }
-
-    fn store(folder: &Path, unknown_kid_refresh_s: u64, stale_s: u64) -> KeyStore {
-        let jwks = Jwks {
-            url: None,
-            file: Some(Reference::File("jwks.json".into())),
-            ca: None,
-            crl: None,
-            stale_crl: filters::policy::StaleCrl::Refuse,
-            refresh_s: 3_600,
-            stale_s,
-            unknown_kid_refresh_s,
-            timeout_ms: 1_000,
-        };
-        let issuer = Issuer {
-            issuer: "https://issuer.test".into(),
-            audiences: vec!["a".into()],
-            algorithms: vec![Algorithm::ES256],
-            jwks,
-            leeway_s: 0,
-        };
-        let issuers = BTreeMap::from([("main".to_owned(), At::nowhere(issuer))]);
-        KeyStore::new(&issuers, folder, Metrics::new().unwrap(), &Watch::new("test")).unwrap()
-    }
-
-    fn has(store: &KeyStore, kid: &str) -> bool {
-        store.keys("main").is_some_and(|keys| keys.find(Some(kid), Algorithm::ES256).is_some())
-    }
-
-    #[tokio::test]
-    async fn unknown_keys_are_looked_for_at_a_bounded_rate() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("jwks.json");
-        std::fs::write(&file, keys("old")).unwrap();
-        let store = store(folder.path(), 3_600, 3_600);
-        assert_eq!(store.missing(), ["main"]);
-        assert!(store.refresh_unknown("main").await);
-        assert!(store.missing().is_empty() && has(&store, "old"));
-
-        std::fs::write(&file, keys("new")).unwrap();
-        assert!(!store.refresh_unknown("main").await, "asked again within the bound");
-        assert!(has(&store, "old") && !has(&store, "new"));
-        assert!(!store.refresh_unknown("nobody").await);
-    }
-
-    #[tokio::test]
-    async fn the_last_good_keys_serve_while_a_refresh_fails_but_not_for_ever() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("jwks.json");
-        for garbage in ["", "{}", "<html>", &"x".repeat(MOST_BYTES + 1)] {
-            std::fs::write(&file, keys("good")).unwrap();
-            let store = store(folder.path(), 0, 3_600);
-            assert!(store.refresh_unknown("main").await);
-            std::fs::write(&file, garbage).unwrap();
-            assert!(!store.refresh_unknown("main").await, "{} bytes were keys", garbage.len());
-            assert!(has(&store, "good"));
-            std::fs::remove_file(&file).unwrap();
-            assert!(!store.refresh_unknown("main").await);
-            assert!(has(&store, "good"));
-        }
-        // Endless, and of no size.
-        std::os::unix::fs::symlink("/dev/zero", &file).unwrap();
-        let endless = store(folder.path(), 0, 3_600);
-        assert!(!endless.refresh_unknown("main").await);
-        std::fs::remove_file(&file).unwrap();
-        std::fs::write(&file, keys("good")).unwrap();
-        let store = store(folder.path(), 0, 0);
-        assert!(store.refresh_unknown("main").await);
-        assert!(!has(&store, "good"), "stale at once");
-    }
-
-    #[tokio::test]
-    async fn a_file_that_changes_is_read_again_and_old_keys_go() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("jwks.json");
-        std::fs::write(&file, keys("old")).unwrap();
-        let store = Arc::new(store(folder.path(), 3_600, 3_600));
-        let running = tokio::spawn(Arc::clone(&store).keep_fresh());
-        while !has(&store, "old") {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        let told = store.report();
-        assert_eq!((told.len(), told[0].id.as_str(), told[0].kind), (1, "old", KeyKind::Jwks));
-        let both = keys("old").replace("]}", &format!(",{}", keys("new").trim_start_matches(r#"{"keys":["#)));
-        std::fs::write(folder.path().join("next"), both).unwrap();
-        std::fs::rename(folder.path().join("next"), &file).unwrap();
-        while !has(&store, "new") {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        assert!(has(&store, "old"), "both while one takes over");
-        let since =
-            |id: &str| store.report().into_iter().find(|key| key.id == id).and_then(|key| key.first_seen);
-        assert_eq!(since("old"), told[0].first_seen, "an old key does not become a new one");
-        std::fs::write(&file, keys("new")).unwrap();
-        while has(&store, "old") {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        assert_eq!(since("old"), None);
-        running.abort();
-    }
-
-    #[tokio::test]
-    async fn keys_are_kept_fresh_in_the_background() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("jwks.json");
-        let store = Arc::new(store(folder.path(), 3_600, 3_600));
-        let running = tokio::spawn(Arc::clone(&store).keep_fresh());
-        // The source fails at first and is asked again soon.
-        while store.metrics.jwks_fetches.with_label_values(&["main", "error"]).get() == 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        std::fs::write(&file, keys("late")).unwrap();
-        while !has(&store, "late") {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        running.abort();
-    }
-}
+mod tests;

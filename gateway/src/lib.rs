@@ -6,6 +6,7 @@
 
 mod access_log;
 mod admin;
+pub mod api_key;
 mod client_keys;
 mod door;
 mod edge;
@@ -13,6 +14,7 @@ pub mod envoy;
 mod exchange;
 pub mod explain;
 mod gate;
+mod introspection;
 mod jwks;
 mod listener;
 mod listeners;
@@ -20,6 +22,7 @@ pub mod load;
 mod message;
 mod metrics;
 mod reload;
+pub mod revoke;
 pub mod server;
 mod state;
 pub mod state_service;

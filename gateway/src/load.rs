@@ -17,6 +17,11 @@ use filters::policy::{
 };
 use zeroize::Zeroizing;
 
+use crate::introspection::Introspection;
+use crate::jwks::KeyStore;
+use crate::metrics::Metrics;
+use crate::revoke::Operators;
+
 /// A policy and the files that it names.
 #[derive(Debug)]
 pub struct Loaded {
@@ -59,6 +64,8 @@ pub(crate) fn load_file(
     let listeners =
         policy.document().listeners.iter().filter_map(|listener| files.listener(&listener.value)).collect();
     let upstreams = files.upstreams(policy.document());
+    files.issuers(policy.document());
+    files.operators(policy.document());
     let mut mistakes = files.mistakes;
     if mistakes.is_empty() {
         Ok(Loaded { policy, listeners, upstreams, folder, watch, version })
@@ -203,6 +210,29 @@ impl Files<'_> {
         let name = format!("listener/{listener}/clients");
         let trust = self.trust(name, &settings.ca, settings.crl.as_ref(), settings.stale_crl)?;
         Some(if settings.required { Clients::Required(trust) } else { Clients::Optional(trust) })
+    }
+
+    /// Whether what issuers are asked with can be read. Followed it is by those who ask.
+    fn issuers(&mut self, document: &Document) {
+        for (name, issuer) in &document.issuers {
+            let one = BTreeMap::from([(name.clone(), issuer.clone())]);
+            let unfollowed = Watch::new("check");
+            let read = Metrics::new().map_err(anyhow::Error::from).and_then(|metrics| {
+                KeyStore::new(&one, self.folder, metrics.clone(), &unfollowed)?;
+                Introspection::new(&one, self.folder, metrics, &unfollowed).map(drop)
+            });
+            if let Err(why) = read {
+                self.mistakes.push(Mistake::of(issuer, format!("{why:#}")));
+            }
+        }
+    }
+
+    fn operators(&mut self, document: &Document) {
+        if let (Some(reference), Err(why)) =
+            (&document.admin.revocation_secret, Operators::new(document, self.folder, true))
+        {
+            self.mistakes.push(Mistake::of(reference, format!("{why:#}")));
+        }
     }
 
     fn upstreams(&mut self, document: &Document) -> BTreeMap<String, UpstreamFiles> {

@@ -7,6 +7,8 @@ use prometheus::{
     Registry,
 };
 
+use crate::state::State;
+
 /// The gateway's metrics. Labels are the policy's own names and standard codes: their number is bounded.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
@@ -32,6 +34,10 @@ pub(crate) struct Metrics {
     pub(crate) policy_refused: IntGauge,
     pub(crate) experiments: IntCounterVec,
     pub(crate) policy_since: Gauge,
+    pub(crate) introspections: IntCounterVec,
+    pub(crate) revocations: IntGauge,
+    pub(crate) revocations_age_seconds: Gauge,
+    pub(crate) revocation_pulls: IntCounterVec,
 }
 
 impl Metrics {
@@ -130,6 +136,22 @@ impl Metrics {
                 "gateway_policy_since_timestamp_seconds",
                 "When the policy that serves now took over, Unix time",
             )?,
+            introspections: IntCounterVec::new(
+                Opts::new("gateway_introspections_total", "Tokens that issuers were asked about, by outcome"),
+                &["issuer", "outcome"],
+            )?,
+            revocations: IntGauge::new("gateway_revocations", "Tokens, sessions, devices and users revoked")?,
+            revocations_age_seconds: Gauge::new(
+                "gateway_revocations_age_seconds",
+                "Since the list of what is revoked was last known to be whole; -1: it never was",
+            )?,
+            revocation_pulls: IntCounterVec::new(
+                Opts::new(
+                    "gateway_revocation_pulls_total",
+                    "Times that the list of what is revoked was asked for, of Redis or by Envoy's workers, by outcome",
+                ),
+                &["outcome"],
+            )?,
             registry,
         };
         for collector in [
@@ -154,10 +176,20 @@ impl Metrics {
             Box::new(metrics.policy_refused.clone()),
             Box::new(metrics.experiments.clone()),
             Box::new(metrics.policy_since.clone()),
+            Box::new(metrics.introspections.clone()),
+            Box::new(metrics.revocations.clone()),
+            Box::new(metrics.revocations_age_seconds.clone()),
+            Box::new(metrics.revocation_pulls.clone()),
         ] {
             metrics.registry.register(collector)?;
         }
         Ok(metrics)
+    }
+
+    /// Tells what is revoked.
+    pub(crate) fn tell_revocations(&self, state: &State) {
+        self.revocations.set(i64::try_from(state.revoked().list().len()).unwrap_or(i64::MAX));
+        self.revocations_age_seconds.set(state.revocations_age_s().unwrap_or(-1.0));
     }
 
     /// Whether what Envoy is handed is what was accepted last; told by who hands it.

@@ -21,7 +21,7 @@ pub(super) struct Cache {
 pub(super) struct Verified {
     /// The key that vouches for it.
     pub key: Key,
-    pub claims: Claims,
+    pub claims: Arc<Claims>,
 }
 
 #[derive(Debug, Default)]
@@ -80,7 +80,7 @@ mod tests {
                 algorithm: Algorithm::EdDSA,
                 key: VerifyingKey::ed25519(&[1; 32]).expect("a key"),
             },
-            claims: Claims::parse(payload, "dev").expect("claims"),
+            claims: Arc::new(Claims::parse(payload, "dev", &[]).expect("claims")),
         })
     }
 

@@ -1,11 +1,12 @@
 //! What a token claims (RFC 7519 section 4), and whether that holds now and here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::jwk::Jwk;
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 use super::keys::verifying_key;
 use super::token::TokenError;
@@ -24,6 +25,12 @@ pub struct Claims {
     pub identity: Identity,
     /// `vpas`: the payment addresses that the user may pay from.
     pub vpas: Vec<String>,
+    /// `jti`.
+    pub token_id: Option<String>,
+    /// `sid`: the session that the token belongs to (OpenID Connect Front-Channel Logout 1.0 section 3).
+    pub session: Option<String>,
+    /// Those of the other claims that the policy asks for.
+    pub asked: BTreeMap<String, Value>,
 }
 
 /// What a token must say to be for us.
@@ -52,6 +59,8 @@ struct Written {
     device: Option<String>,
     vpas: Option<Vec<String>>,
     cnf: Option<Confirmation>,
+    jti: Option<String>,
+    sid: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -95,13 +104,23 @@ pub fn issuer(payload: &[u8]) -> Result<String, TokenError> {
     serde_json::from_slice::<Issued>(payload).map(|issued| issued.iss).map_err(|_| TokenError::Malformed)
 }
 
+/// Whether what an issuer says of a token is said of one of its own; it need not say so (RFC 7662 section 2.2).
+pub fn may_be_of(payload: &[u8], issuer: &str) -> bool {
+    #[derive(Deserialize)]
+    struct Issued {
+        iss: Option<String>,
+    }
+    serde_json::from_slice::<Issued>(payload).is_ok_and(|issued| issued.iss.is_none_or(|iss| iss == issuer))
+}
+
 impl Claims {
-    /// Reads a verified payload; `issuer` is the policy's name of who signed it.
-    pub fn parse(payload: &[u8], issuer: &str) -> Result<Self, TokenError> {
+    /// Reads a verified payload; `issuer` is the policy's name of who signed it, `asked` names the other claims to keep.
+    pub fn parse(payload: &[u8], issuer: &str, asked: &[String]) -> Result<Self, TokenError> {
         let written: Written = serde_json::from_slice(payload).map_err(|_| TokenError::Malformed)?;
         let vpas = written.vpas.unwrap_or_default();
-        let texts = [Some(&written.sub), written.tenant.as_ref(), written.device.as_ref()];
-        let readable = texts.into_iter().flatten().chain(&vpas).all(|text| readable(text));
+        let texts = [&written.tenant, &written.device, &written.jti, &written.sid].map(Option::as_ref);
+        let texts = [Some(&written.sub)].into_iter().chain(texts);
+        let readable = texts.flatten().chain(&vpas).all(|text| readable(text));
         if !readable || vpas.len() > VPAS_MAX || vpas.iter().any(|vpa| vpa.contains([',', ' '])) {
             return Err(TokenError::Malformed);
         }
@@ -130,6 +149,9 @@ impl Claims {
                 binding,
             },
             vpas,
+            token_id: written.jti,
+            session: written.sid,
+            asked: others(payload, asked)?,
         })
     }
 
@@ -148,6 +170,11 @@ impl Claims {
             true => Err(TokenError::NotYetValid),
             false => Ok(()),
         }
+    }
+
+    /// `iat`, milliseconds since the Unix epoch.
+    pub fn issued_ms(&self) -> Option<i64> {
+        self.iat_ms
     }
 
     /// When the token expires, milliseconds since the Unix epoch, before any leeway.
@@ -179,7 +206,18 @@ impl Confirmation {
     }
 }
 
-fn readable(text: &str) -> bool {
+/// The claims of these names, as far as they are there. A payload is read once more only where a policy asks for some.
+fn others(payload: &[u8], names: &[String]) -> Result<BTreeMap<String, Value>, TokenError> {
+    if names.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let mut all: BTreeMap<String, Value> =
+        serde_json::from_slice(payload).map_err(|_| TokenError::Malformed)?;
+    all.retain(|name, _| names.contains(name));
+    Ok(all)
+}
+
+pub(super) fn readable(text: &str) -> bool {
     !text.is_empty() && text.len() <= TEXT_MAX && text.bytes().all(|b| (b' '..=b'~').contains(&b))
 }
 
@@ -197,7 +235,7 @@ mod tests {
             leeway_ms: 30_000,
             now_ms: NOW_S as u64 * 1_000,
         };
-        Claims::parse(claims.as_bytes(), "dev")?.check(&expected)
+        Claims::parse(claims.as_bytes(), "dev", &[])?.check(&expected)
     }
 
     #[test]
@@ -234,6 +272,9 @@ mod tests {
             (base(r#","tenant":"a\r\nx-evil: 1""#), Err(TokenError::Malformed)),
             (base(r#","tenant":"""#), Err(TokenError::Malformed)),
             (base(r#","device":"é""#), Err(TokenError::Malformed)),
+            (base(r#","jti":"t1","sid":"s1""#), Ok(())),
+            (base(r#","jti":7"#), Err(TokenError::Malformed)),
+            (base(r#","sid":"""#), Err(TokenError::Malformed)),
             (base(r#","vpas":["a@b,c@d"]"#), Err(TokenError::Malformed)),
             (base(&format!(r#","cnf":{{"jwk":{p256}}}"#)), Ok(())),
             (base(r#","cnf":{"jkt":"x"}"#), Ok(())),
@@ -252,7 +293,7 @@ mod tests {
     #[test]
     fn who_a_token_is() {
         let text = r#"{"sub":"u1","aud":"edge","exp":1,"tenant":"t","device":"d","scope":" pay  read","vpas":["a@b","c@d"]}"#;
-        let claims = Claims::parse(text.as_bytes(), "dev").expect("claims");
+        let claims = Claims::parse(text.as_bytes(), "dev", &[]).expect("claims");
         let scopes = ["pay", "read"].map(str::to_owned).into();
         let expected = Identity {
             issuer: "dev".into(),
@@ -270,7 +311,7 @@ mod tests {
         let p256 = r#"{"kty":"EC","crv":"P-256","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}"#;
         let binding = |rest: &str| {
             let text = format!(r#"{{"sub":"u1","aud":"edge","exp":1{rest}}}"#);
-            Claims::parse(text.as_bytes(), "dev").map(|claims| claims.identity.binding)
+            Claims::parse(text.as_bytes(), "dev", &[]).map(|claims| claims.identity.binding)
         };
         assert_eq!(binding(""), Ok(Binding::None));
         for others in ["{}", r#"{"jkt":"x"}"#, r#"{"x5t#S256":null}"#, r#"{"kid":"x"}"#, r#"{"jwk":null}"#] {
@@ -296,9 +337,9 @@ mod tests {
     proptest! {
         #[test]
         fn no_payload_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200), number in any::<f64>(), now_ms in any::<u64>(), leeway_ms in any::<u64>()) {
-            let _ = (Claims::parse(&bytes, "dev"), issuer(&bytes));
+            let _ = (Claims::parse(&bytes, "dev", &[]), issuer(&bytes));
             let text = serde_json::json!({"sub": "u", "aud": "a", "exp": number, "nbf": -number}).to_string();
-            if let Ok(claims) = Claims::parse(text.as_bytes(), "dev") {
+            if let Ok(claims) = Claims::parse(text.as_bytes(), "dev", &[]) {
                 let _ = claims.check(&Expected { audiences: &["a".to_owned()], leeway_ms, now_ms });
             }
         }

@@ -4,13 +4,17 @@
 //! An issuer's algorithms are pinned by the policy and a key is for one algorithm, so nothing in a token can
 //! choose how it is verified. Keys come from the host, which keeps them fresh.
 
+mod asked;
 mod cache;
 mod claims;
 mod keys;
+pub mod revocation;
 mod token;
 
+pub use asked::{Accepted, Scalar};
 pub use claims::{Claims, Expected};
 pub use keys::{Key, KeySet, KeySetError, thumbprint, verifying_key};
+pub use revocation::{Revocation, Revocations};
 pub use token::{Token, TokenError};
 
 use std::collections::BTreeMap;
@@ -19,9 +23,12 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use self::asked::Asked;
 use self::cache::{Cache, Verified};
 use crate::certificate::Certificate;
-use crate::filter::{Binding, Context, Filter, Host, Refusal, Request, Verdict};
+use crate::filter::{
+    Binding, Context, Filter, Host, Introspected, OpaqueToken, Refusal, Request, Verdict,
+};
 use crate::policy::{Issuer, Settings, Site, Unusable};
 
 /// Requires a bearer token of a trusted issuer, in `Authorization`.
@@ -32,6 +39,12 @@ pub struct Config {
     pub issuers: Option<Vec<String>>,
     /// Scopes that the token must all have.
     pub scopes: Vec<String>,
+    /// Claims that the token must have, each with one of the values here: `{ kyc: full, amr: [otp, hwk] }`. Of a claim
+    /// that is a list one value is enough.
+    pub claims: BTreeMap<String, Accepted>,
+    /// Claims that the upstream is told, by the field that tells them: `{ x-torana-claim-kyc: kyc }`. A list is told with
+    /// commas; a claim that no field can tell makes the token malformed, one that is not there is not told.
+    pub claims_to_headers: BTreeMap<String, String>,
     /// What every token must be bound to; absent: nothing. A certificate that a token is bound to must be shown in any
     /// case. That its sender holds a key that it is bound to (`cnf.jwk`) is proven by `signature` alone, with `signer:
     /// device` or `either`: without that, it is as good as a bearer's. One that is bound by other means is refused.
@@ -60,7 +73,15 @@ impl Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { issuers: None, scopes: Vec::new(), bound_to: None, max_length: 4096, cache_entries: 4_000 }
+        Self {
+            issuers: None,
+            scopes: Vec::new(),
+            claims: BTreeMap::new(),
+            claims_to_headers: BTreeMap::new(),
+            bound_to: None,
+            max_length: 4096,
+            cache_entries: 4_000,
+        }
     }
 }
 
@@ -76,9 +97,21 @@ impl Settings for Config {
         scopes.extend(child.scopes);
         scopes.sort();
         scopes.dedup();
+        let mut claims = self.claims;
+        for (name, accepted) in child.claims {
+            let both = match claims.remove(&name) {
+                Some(parents) => parents.and(accepted),
+                None => accepted,
+            };
+            claims.insert(name, both);
+        }
+        let mut claims_to_headers = self.claims_to_headers;
+        claims_to_headers.extend(child.claims_to_headers);
         Self {
             issuers,
             scopes,
+            claims,
+            claims_to_headers,
             bound_to: child.bound_to.or(self.bound_to),
             max_length: self.max_length.min(child.max_length),
             cache_entries: self.cache_entries.min(child.cache_entries),
@@ -112,12 +145,20 @@ impl Settings for Config {
                 return Err(Unusable::new(format!("issuer `{name}` has the `iss` of another")));
             }
         }
+        let mut asked = issuers.values().filter(|trusted| trusted.settings.introspection.is_some());
+        if let (Some(one), Some(other)) = (asked.next(), asked.next()) {
+            return Err(Unusable::new(format!(
+                "`{}` and `{}` both have `introspection`, and nothing in a token tells which one to ask; name `issuers`",
+                one.name, other.name
+            )));
+        }
         if issuers.is_empty() {
             return Err(Unusable::new("no issuer is left whose tokens could pass"));
         }
         let cache = Cache::new(self.cache_entries);
+        let asked = Asked::new(self.claims, self.claims_to_headers)?;
         let Self { scopes, bound_to, max_length, .. } = self;
-        Ok(Box::new(Jwt { issuers, cache, scopes, bound_to, max_length }))
+        Ok(Box::new(Jwt { issuers, cache, scopes, asked, bound_to, max_length }))
     }
 }
 
@@ -127,6 +168,7 @@ struct Jwt {
     issuers: BTreeMap<String, Trusted>,
     cache: Cache,
     scopes: Vec<String>,
+    asked: Asked,
     bound_to: Option<BoundTo>,
     max_length: usize,
 }
@@ -148,11 +190,11 @@ impl Filter for Jwt {
             Ok(text) => text,
             Err(refusal) => return refusal.into(),
         };
-        let verified = match self.verify(text, host) {
-            Ok(verified) => verified,
+        let claims = match self.verify(text, host) {
+            Ok(claims) => claims,
             Err(refusal) => return refusal.into(),
         };
-        let identity = &verified.claims.identity;
+        let identity = &claims.identity;
         if let Err(unproven) = self.check_binding(&identity.binding, request.certificate) {
             return refused(unproven).into();
         }
@@ -166,6 +208,16 @@ impl Filter for Jwt {
                 .header("www-authenticate", challenge)
                 .into();
         }
+        if let Some(missing) = self.asked.missing(&claims) {
+            let detail = format!("The token's claim `{missing}` is not what is needed here.");
+            return Refusal::new(403, "claim_missing", detail)
+                .header("www-authenticate", "Bearer error=\"insufficient_scope\"")
+                .into();
+        }
+        match self.asked.told(&claims) {
+            Ok(fields) => fields.into_iter().for_each(|(name, value)| context.tell(name, value)),
+            Err(why) => return refused(why).into(),
+        }
         context.tell("x-torana-subject", identity.subject.clone());
         if let Some(tenant) = &identity.tenant {
             context.tell("x-torana-tenant", tenant.clone());
@@ -173,8 +225,8 @@ impl Filter for Jwt {
         if let Some(device) = &identity.device {
             context.tell("x-torana-device", device.clone());
         }
-        if !verified.claims.vpas.is_empty() {
-            context.tell("x-torana-vpa", verified.claims.vpas.join(","));
+        if !claims.vpas.is_empty() {
+            context.tell("x-torana-vpa", claims.vpas.join(","));
         }
         context.identity = Some(identity.clone());
         Verdict::Pass
@@ -183,16 +235,22 @@ impl Filter for Jwt {
 
 impl Jwt {
     /// The token, verified now or a moment ago, and checked against the time and the audience.
-    fn verify(&self, text: &str, host: &dyn Host) -> Result<Arc<Verified>, Refusal> {
+    fn verify(&self, text: &str, host: &dyn Host) -> Result<Arc<Claims>, Refusal> {
+        if host.revocations().is_some_and(|list| !list.is_known()) {
+            let detail = "Whether an access token has been revoked is not known yet. Try again shortly.";
+            return Err(Refusal::new(503, "token_revocations_unavailable", detail).header("retry-after", "1"));
+        }
         if text.len() > self.max_length {
             return Err(refused(TokenError::Malformed));
         }
-        let (trusted, verified) = match self.remembered(text, host) {
+        let (trusted, claims) = match self.remembered(text, host) {
             Some(found) => found,
+            None if is_opaque(text) => self.introspect(text, host)?,
             None => {
                 let (trusted, verified) = self.verify_signature(text, host)?;
-                self.cache.put(text, Arc::clone(&verified));
-                (trusted, verified)
+                let claims = Arc::clone(&verified.claims);
+                self.cache.put(text, verified);
+                (trusted, claims)
             }
         };
         let expected = Expected {
@@ -200,8 +258,11 @@ impl Jwt {
             leeway_ms: trusted.settings.leeway_s.saturating_mul(1_000),
             now_ms: host.now_ms(),
         };
-        verified.claims.check(&expected).map_err(refused)?;
-        Ok(verified)
+        claims.check(&expected).map_err(refused)?;
+        match host.revocations().is_some_and(|list| list.revokes(&claims, host.now_ms())) {
+            true => Err(refused(TokenError::Revoked)),
+            false => Ok(claims),
+        }
     }
 
     /// Whether the connection proves what the token is bound to, as far as a connection can; and whether the token is
@@ -218,19 +279,44 @@ impl Jwt {
         }
     }
 
-    fn remembered(&self, text: &str, host: &dyn Host) -> Option<(&Trusted, Arc<Verified>)> {
+    fn remembered(&self, text: &str, host: &dyn Host) -> Option<(&Trusted, Arc<Claims>)> {
         let verified = self.cache.get(text)?;
         let name = verified.claims.identity.issuer.as_str();
         let trusted = self.issuers.values().find(|trusted| *trusted.name == *name)?;
         let keys = host.keys(name)?;
         let still = keys.find(verified.key.kid.as_deref(), verified.key.algorithm) == Some(&verified.key);
-        still.then_some((trusted, verified))
+        still.then(|| (trusted, Arc::clone(&verified.claims)))
+    }
+
+    /// What the issuer says of a token that is no JWT. The host remembers that, so it is not in the cache.
+    fn introspect(&self, text: &str, host: &dyn Host) -> Result<(&Trusted, Arc<Claims>), Refusal> {
+        let mut asked = self.issuers.values().filter(|trusted| trusted.settings.introspection.is_some());
+        let trusted = asked.next().ok_or_else(|| refused(TokenError::Malformed))?;
+        match host.introspected(&trusted.name, text) {
+            Some(Introspected::Active(payload)) => {
+                if !claims::may_be_of(payload.as_bytes(), &trusted.settings.issuer) {
+                    return Err(refused(TokenError::Issuer));
+                }
+                let claims = Claims::parse(payload.as_bytes(), &trusted.name, &self.asked.names);
+                Ok((trusted, Arc::new(claims.map_err(refused)?)))
+            }
+            Some(Introspected::Inactive) => Err(refused(TokenError::Inactive)),
+            None => {
+                let detail = "The token's issuer cannot be asked about it at the moment. Try again shortly.";
+                let mut refusal =
+                    Refusal::new(503, "token_introspection_unavailable", detail).header("retry-after", "1");
+                let issuer = Arc::clone(&trusted.name);
+                refusal.opaque_token = Some(Box::new(OpaqueToken { issuer, text: text.to_owned() }));
+                Err(refusal)
+            }
+        }
     }
 
     fn verify_signature(&self, text: &str, host: &dyn Host) -> Result<(&Trusted, Arc<Verified>), Refusal> {
         let token = Token::parse(text, self.max_length).map_err(refused)?;
         let issuer = claims::issuer(token.unverified()).map_err(refused)?;
-        let trusted = self.issuers.get(&issuer).ok_or_else(|| refused(TokenError::Issuer))?;
+        let known = self.issuers.get(&issuer).filter(|trusted| trusted.settings.jwks.is_some());
+        let trusted = known.ok_or_else(|| refused(TokenError::Issuer))?;
         let algorithm = token
             .algorithm
             .filter(|algorithm| trusted.settings.algorithms.contains(algorithm))
@@ -247,9 +333,14 @@ impl Jwt {
             return Err(refusal);
         };
         let payload = token.verify(key, host.verifier()).map_err(refused)?;
-        let claims = Claims::parse(payload, &trusted.name).map_err(refused)?;
-        Ok((trusted, Arc::new(Verified { key: key.clone(), claims })))
+        let claims = Claims::parse(payload, &trusted.name, &self.asked.names).map_err(refused)?;
+        Ok((trusted, Arc::new(Verified { key: key.clone(), claims: Arc::new(claims) })))
     }
+}
+
+/// Whether a token is none that could be read here: a JWS in compact form has two dots.
+fn is_opaque(text: &str) -> bool {
+    text.bytes().filter(|byte| *byte == b'.').count() != 2
 }
 
 /// The token of `Authorization: Bearer` (RFC 6750 section 2.1).
@@ -284,6 +375,8 @@ fn refused(error: TokenError) -> Refusal {
         TokenError::NotYetValid => {
             ("token_not_yet_valid", "The access token is not valid yet. Check your clock.")
         }
+        TokenError::Inactive => ("token_inactive", "The access token does not count, says its issuer. Get a new one."),
+        TokenError::Revoked => ("token_revoked", "The access token has been revoked. Log in again."),
         TokenError::CertificateMissing => (
             "token_certificate_missing",
             "The access token is bound to a certificate. Connect with that certificate.",

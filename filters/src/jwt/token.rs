@@ -117,6 +117,10 @@ pub enum TokenError {
     Expired,
     #[error("not valid yet")]
     NotYetValid,
+    #[error("it does not count, says its issuer")]
+    Inactive,
+    #[error("revoked")]
+    Revoked,
     #[error("bound to a certificate, and none is shown")]
     CertificateMissing,
     #[error("bound to another certificate")]

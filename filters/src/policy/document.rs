@@ -210,6 +210,9 @@ pub enum StaleCrl {
 pub struct Admin {
     #[schemars(with = "String")]
     pub address: SocketAddr,
+    /// What who revokes tokens here must send, `Authorization: Bearer SECRET` (`POST /revocations`); at least 32 bytes.
+    /// Absent: on loopback anybody may, elsewhere nobody.
+    pub revocation_secret: Option<At<Reference>>,
 }
 
 /// A service behind the edge.
@@ -309,9 +312,12 @@ pub struct Issuer {
     /// `aud` must contain one of these.
     pub audiences: Vec<String>,
     /// Algorithms its keys are used with. Symmetric ones and `none` cannot be named.
+    #[serde(default)]
     pub algorithms: Vec<Algorithm>,
-    /// Where its public keys come from.
-    pub jwks: Jwks,
+    /// Where its public keys come from, for tokens that are JWTs.
+    pub jwks: Option<Jwks>,
+    /// Whom to ask about tokens that are none.
+    pub introspection: Option<At<Introspection>>,
     /// Seconds that its clock and ours may differ by.
     #[serde(default = "ms::<30>")]
     pub leeway_s: u64,
@@ -329,8 +335,10 @@ pub enum Algorithm {
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Jwks {
-    /// An `https:` address. Exactly one of `url` and `file`.
+    /// An `https:` address. Exactly one of `url`, `file` and `discovery`.
     pub url: Option<String>,
+    /// The issuer's own metadata say where: `issuer` is then its `https:` address, and must be in them to the letter.
+    pub discovery: Option<Discovery>,
     /// `file:PATH`, read again when it changes.
     pub file: Option<Reference>,
     /// The CAs that sign the certificate of `url`, PEM; absent: the system's.
@@ -354,6 +362,58 @@ pub struct Jwks {
     pub timeout_ms: u64,
 }
 
+/// Token introspection (RFC 7662): the issuer says of each token whether it counts and what it claims. Its answer must
+/// have what a JWT must: `sub`, `exp`, and one of the audiences in `aud`. While it cannot be asked its tokens are refused
+/// with 503.
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Introspection {
+    /// An `https:` address.
+    pub url: String,
+    /// The CAs that sign the certificate of `url`, PEM.
+    pub ca: At<Reference>,
+    /// What those CAs have revoked, of the whole chain: a list of each, PEM, or the one list in DER; absent: nothing.
+    pub crl: Option<At<Reference>>,
+    /// What becomes of the issuer while a list is past its `nextUpdate`.
+    #[serde(default)]
+    pub stale_crl: StaleCrl,
+    /// What the edge is called there.
+    pub client_id: String,
+    /// Where the edge's secret is, sent with `client_id` (`client_secret_basic`, RFC 6749 section 2.3.1). Exactly one of
+    /// `client_secret` and `certificate`.
+    pub client_secret: Option<At<Reference>>,
+    /// The chain that the edge shows instead, PEM (`tls_client_auth`, RFC 8705 section 2.1).
+    pub certificate: Option<At<Reference>>,
+    /// Its key, PEM.
+    pub key: Option<At<Reference>>,
+    /// Milliseconds that an answer may take.
+    #[serde(default = "ms::<1_000>")]
+    pub timeout_ms: u64,
+    /// Seconds that a token counts without being asked about again, at most until it expires; 1 to 300. So long a token
+    /// that its issuer has revoked may still pass, unless it is revoked here too.
+    #[serde(default = "ms::<30>")]
+    pub cache_s: u64,
+    /// Seconds that a token that does not count is not asked about again; 1 to 60.
+    #[serde(default = "ms::<5>")]
+    pub negative_cache_s: u64,
+    /// Answers to remember; 1 to 1000000.
+    #[serde(default = "n::<10_000>")]
+    pub cache_entries: u32,
+    /// Most questions under way; further tokens are refused with 503 meanwhile.
+    #[serde(default = "n::<64>")]
+    pub max_in_flight: u32,
+}
+
+/// Whose rules say where an issuer's metadata are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Discovery {
+    /// OpenID Connect Discovery 1.0 section 4: `ISSUER/.well-known/openid-configuration`.
+    Openid,
+    /// RFC 8414 section 3: `/.well-known/oauth-authorization-server` between the host and the path.
+    Oauth,
+}
+
 /// A client with keys or certificates of its own.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -371,6 +431,30 @@ pub struct Client {
     /// The certificates that are its own: one that fits any of these.
     #[serde(default)]
     pub certificates: Vec<At<CertificateNames>>,
+    /// API keys that it sends, for the filter `api_key`. Several at a time let one take over from another.
+    #[serde(default)]
+    pub api_keys: Vec<At<ApiKey>>,
+}
+
+/// An API key, as `gateway api-key new` makes it: the policy has its hash alone. Outside its times it counts for nothing.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ApiKey {
+    /// Its name among people; unique among all clients.
+    pub id: String,
+    /// The SHA-256 of the key, 64 lower-case hexadecimal digits.
+    pub sha256: String,
+    /// From when it counts; absent: always.
+    pub not_before: Option<Moment>,
+    /// Until when it counts; absent: for ever.
+    pub not_after: Option<Moment>,
+}
+
+impl ApiKey {
+    /// When it counts.
+    pub fn window(&self) -> Window {
+        Window { not_before: self.not_before, not_after: self.not_after }
+    }
 }
 
 /// What a client's certificate is known by; of several, all must be in it. Names are compared whole: a wildcard fits

@@ -352,6 +352,7 @@ mod tests {
             hmac_keys: keys.iter().enumerate().map(key).collect(),
             hmac_key_file: None,
             certificates: Vec::new(),
+            api_keys: Vec::new(),
         }
     }
 

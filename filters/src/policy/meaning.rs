@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::document::{At, Client, Deprecated, Document, Issuer, Mirror, Route, Share, StateService};
+use super::document::{
+    At, Client, Deprecated, Document, Introspection, Issuer, Mirror, Route, Share, StateService,
+};
 use super::keyring::{Keyring, window_warnings};
 use super::mistake::{Mistake, nearest};
 use super::routing::{Match, Paths};
@@ -14,6 +16,7 @@ use super::tenancy::{self, Plans, Tenancy};
 use super::warning::warnings;
 use super::{Reference, Secret, Shared, Upstream, WebSocket};
 use crate::FilterSet;
+use crate::api_key;
 use crate::chain::Chain;
 use crate::client_cert::Claim;
 use crate::filter::Context;
@@ -100,6 +103,7 @@ impl Policy {
         check_upstreams(&document, &mut mistakes);
         check_issuers(&document, &mut mistakes);
         check_clients(&document, &mut mistakes);
+        check_api_keys(&document, &mut mistakes);
         let keyring = Arc::new(Keyring::read_as_far_as_possible(&document.clients, secret, &mut mistakes));
         let plans = check_tenancy(&document, &keyring, &mut mistakes);
         let rules = rules(&document, plans, &keyring, &mut mistakes);
@@ -263,37 +267,97 @@ fn check_issuers(document: &Document, mistakes: &mut Vec<Mistake>) {
                 "issuer `{name}` needs `audiences`: a token for anybody is a token for an attacker"
             ));
         }
+        if let Some(introspection) = &issuer.introspection {
+            check_introspection(name, introspection, mistakes);
+        }
+        let mut wrong = |message: String| mistakes.push(Mistake::at(*location, message));
+        let Some(jwks) = &issuer.jwks else {
+            match (&issuer.introspection, issuer.algorithms.is_empty()) {
+                (None, _) => wrong(format!("issuer `{name}` needs `jwks` or `introspection`")),
+                (Some(_), false) => {
+                    wrong(format!("issuer `{name}`: `algorithms` are of `jwks`, which is not there"))
+                }
+                (Some(_), true) => {}
+            }
+            continue;
+        };
         if issuer.algorithms.is_empty() {
             wrong(format!("issuer `{name}` needs `algorithms`"));
         }
-        if issuer.jwks.crl.is_some() && issuer.jwks.ca.is_none() {
+        if jwks.crl.is_some() && jwks.ca.is_none() {
             wrong(format!("issuer `{name}`: `jwks.crl` is of the CAs in `jwks.ca`, which is not there"));
         }
-        match (&issuer.jwks.url, &issuer.jwks.file) {
-            (Some(url), None) if url.starts_with("https://") => {}
-            (Some(_), None) => wrong(format!("issuer `{name}`: `jwks.url` must begin with https://")),
-            (None, Some(Reference::File(_))) => {}
-            (None, Some(Reference::Env(_))) => {
+        match (&jwks.url, &jwks.file, jwks.discovery) {
+            (Some(url), None, None) if url.starts_with("https://") => {}
+            (Some(_), None, None) => wrong(format!("issuer `{name}`: `jwks.url` must begin with https://")),
+            (None, Some(Reference::File(_)), None) => {}
+            (None, Some(Reference::Env(_)), None) => {
                 wrong(format!("issuer `{name}`: `jwks.file` must be a `file:`"))
             }
-            (None, None) | (Some(_), Some(_)) => {
-                wrong(format!("issuer `{name}` needs exactly one of `jwks.url` and `jwks.file`"));
+            (None, None, Some(_)) if is_address(&issuer.issuer) => {}
+            (None, None, Some(_)) => wrong(format!(
+                "issuer `{name}`: `jwks.discovery` needs an `issuer` that is an https:// address without query and \
+                 fragment"
+            )),
+            (None, None, None) | (Some(_), _, Some(_)) | (_, Some(_), Some(_)) | (Some(_), Some(_), None) => {
+                wrong(format!(
+                    "issuer `{name}` needs exactly one of `jwks.url`, `jwks.file` and `jwks.discovery`"
+                ));
             }
         }
-        if issuer.jwks.refresh_s == 0 || issuer.jwks.unknown_kid_refresh_s == 0 || issuer.jwks.timeout_ms == 0
-        {
+        if jwks.refresh_s == 0 || jwks.unknown_kid_refresh_s == 0 || jwks.timeout_ms == 0 {
             wrong(format!("issuer `{name}`: the times of `jwks` are at least 1"));
         }
     }
+}
+
+fn check_introspection(name: &str, written: &At<Introspection>, mistakes: &mut Vec<Mistake>) {
+    let mut wrong = |message: &str| {
+        mistakes.push(Mistake::of(written, format!("issuer `{name}`: introspection: {message}")))
+    };
+    let settings = &written.value;
+    if !settings.url.starts_with("https://") {
+        wrong("`url` must begin with https://");
+    }
+    if settings.client_id.is_empty() || !settings.client_id.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+    {
+        wrong("`client_id` is visible ASCII");
+    }
+    match (&settings.client_secret, &settings.certificate, &settings.key) {
+        (Some(_), None, None) | (None, Some(_), Some(_)) => {}
+        (Some(_), _, _) | (None, _, _) => {
+            wrong("the edge is known there by a `client_secret`, or by a `certificate` and its `key`");
+        }
+    }
+    if settings.timeout_ms == 0 || settings.max_in_flight == 0 {
+        wrong("`timeout_ms` and `max_in_flight` are at least 1");
+    }
+    let bounded = (1..=300).contains(&settings.cache_s)
+        && (1..=60).contains(&settings.negative_cache_s)
+        && (1..=1_000_000).contains(&settings.cache_entries);
+    if !bounded {
+        wrong(
+            "`cache_s` is between 1 and 300, `negative_cache_s` between 1 and 60, `cache_entries` between 1 and \
+             1000000",
+        );
+    }
+}
+
+/// Whether metadata could be found there.
+fn is_address(issuer: &str) -> bool {
+    let rest = issuer.strip_prefix("https://").unwrap_or_default();
+    !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'?' && byte != b'#')
 }
 
 /// A client has a key or a certificate, and a certificate is one client's.
 fn check_clients(document: &Document, mistakes: &mut Vec<Mistake>) {
     let mut claimed: Vec<(Claim, &str)> = Vec::new();
     for (name, client) in &document.clients {
-        if client.hmac_keys.is_empty() && client.hmac_key_file.is_none() && client.certificates.is_empty() {
-            let message =
-                format!("client `{name}` needs `hmac_keys` or `certificates`: it could never be known");
+        let signs = !client.hmac_keys.is_empty() || client.hmac_key_file.is_some();
+        if !signs && client.certificates.is_empty() && client.api_keys.is_empty() {
+            let message = format!(
+                "client `{name}` needs `hmac_keys` or `certificates` or `api_keys`: it could never be known"
+            );
             mistakes.push(Mistake::whole(message));
         }
         for names in &client.certificates {
@@ -308,6 +372,18 @@ fn check_clients(document: &Document, mistakes: &mut Vec<Mistake>) {
                     None => claimed.push((claim, name)),
                 },
             }
+        }
+    }
+}
+
+fn check_api_keys(document: &Document, mistakes: &mut Vec<Mistake>) {
+    let clients = document.clients.iter();
+    let keys: Vec<_> =
+        clients.flat_map(|(name, client)| client.api_keys.iter().map(move |key| (name, key))).collect();
+    let written = keys.iter().map(|(name, key)| (name.as_str(), &key.value));
+    for (position, why) in api_key::mistakes(written) {
+        if let Some((_, key)) = keys.get(position) {
+            mistakes.push(Mistake::of(*key, why));
         }
     }
 }

@@ -15,9 +15,10 @@ mod tenancy;
 mod warning;
 
 pub use document::{
-    Admin, Algorithm, At, CertificateNames, Client, ClientCertificates, Deprecated, Document, Health,
-    HmacKey, Issuer, Jwks, Listener, ListenerTls, Memory, Mirror, NamedCertificate, Outlier, Redis, Route,
-    Share, StaleCrl, State, StateService, StateTls, Upstream, UpstreamTls, WebSocket,
+    Admin, Algorithm, ApiKey, At, CertificateNames, Client, ClientCertificates, Deprecated, Discovery,
+    Document, Health, HmacKey, Introspection, Issuer, Jwks, Listener, ListenerTls, Memory, Mirror,
+    NamedCertificate, Outlier, Redis, Route, Share, StaleCrl, State, StateService, StateTls, Upstream,
+    UpstreamTls, WebSocket,
 };
 pub use keyring::{ClientKey, Keyring, NotSigned, Whose};
 pub use meaning::{Policy, RouteRule, Site};

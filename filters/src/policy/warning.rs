@@ -68,7 +68,7 @@ pub(super) fn warnings(document: &Document) -> Vec<Mistake> {
 }
 
 fn missing(filters: &FilterSet) -> Option<&'static str> {
-    let known = filters.jwt.is_some() || filters.needs_certificate().is_some();
+    let known = filters.jwt.is_some() || filters.needs_certificate().is_some() || filters.api_key.is_some();
     match (known, filters.signature.is_some(), filters.nonce.is_some()) {
         (false, false, _) => Some("has neither `jwt` nor `signature`: anybody may call it"),
         (_, true, false) => {

@@ -198,7 +198,7 @@ impl Filter for Signing {
 
     fn body(&self, _request: &Request<'_>, body: &[u8], _host: &dyn Host, context: &mut Context) -> Verdict {
         if self.requests.is_some() {
-            context.upstream.push(("content-digest", digest::content_digest(body)));
+            context.upstream.push(("content-digest".into(), digest::content_digest(body)));
         }
         Verdict::Pass
     }
@@ -212,8 +212,8 @@ impl Filter for Signing {
         let has_type = outgoing.has(CONTENT_TYPE);
         match signs.sign(&outgoing.message(), has_type.then_some(&self.content_type), outgoing.nonce, host) {
             Ok(fields) => {
-                context.upstream.push(("signature-input", fields.signature_input));
-                context.upstream.push(("signature", fields.signature));
+                context.upstream.push(("signature-input".into(), fields.signature_input));
+                context.upstream.push(("signature".into(), fields.signature));
                 Verdict::Pass
             }
             Err(CannotSign::Keys(_)) => Refusal::new(

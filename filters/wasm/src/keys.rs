@@ -63,7 +63,7 @@ impl Keys {
     pub fn new(policy: &Policy, envoy: &dyn Envoy) -> Self {
         let mut issuers = BTreeMap::new();
         for (name, issuer) in &policy.document().issuers {
-            let jwks = &issuer.value.jwks;
+            let Some(jwks) = &issuer.value.jwks else { continue };
             let source = jwks.url.clone().or_else(|| jwks.file.as_ref().map(ToString::to_string));
             let shared_as =
                 format!("torana/keys/{name}/{}/{}", issuer.value.issuer, source.unwrap_or_default());

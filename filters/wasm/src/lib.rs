@@ -12,8 +12,10 @@
 mod certificate;
 mod client_keys;
 pub mod envoy;
+mod introspection;
 mod keys;
 mod plugin;
+mod revoked;
 mod stream;
 mod trip;
 pub mod verify;

@@ -7,15 +7,17 @@ use std::sync::Arc;
 use filters::admission::Draw;
 use filters::compiled::Compiled;
 use filters::crypto::Verify;
-use filters::filter::{Host, WouldRefuse};
-use filters::jwt::KeySet;
+use filters::filter::{Host, Introspected, OpaqueToken, WouldRefuse};
+use filters::jwt::{KeySet, Revocations};
 use filters::policy::{Keyring, Policy};
 use filters::state::{LimitsWhenAway, Memory, Op};
 
 use crate::certificate::Certificates;
 use crate::client_keys::{self, ClientKeys};
 use crate::envoy::{Answered, Call, Envoy};
+use crate::introspection::{self, Tokens};
 use crate::keys::{self, Keys};
+use crate::revoked::Followed;
 use crate::trip;
 use crate::verify::ByHost;
 
@@ -30,6 +32,11 @@ pub struct Plugin {
     pub local: RefCell<Memory>,
     pub keys: RefCell<Keys>,
     pub client_keys: RefCell<ClientKeys>,
+    /// What is revoked.
+    pub revocations: Revocations,
+    followed: RefCell<Followed>,
+    /// What issuers say of tokens that only they can read.
+    tokens: RefCell<Tokens>,
     verifier: ByHost,
     /// The field in which Envoy tells who is at the other end.
     pub peer_field: Option<String>,
@@ -77,6 +84,7 @@ impl Plugin {
         })?;
         let state = &policy.document().state;
         let timeout_ms = state.service.as_ref().map_or(100, |service| service.value.timeout_ms);
+        let revocations = Revocations::unknown();
         Ok(Self {
             cluster: compiled.state_cluster,
             timeout_ms,
@@ -84,6 +92,9 @@ impl Plugin {
             local: RefCell::new(Memory::new(MOST_LOCAL, envoy.now_ms())),
             keys: RefCell::new(Keys::new(&policy, envoy)),
             client_keys: RefCell::new(ClientKeys::new(&policy)),
+            followed: RefCell::new(Followed::new(&policy, &revocations, envoy)),
+            revocations,
+            tokens: RefCell::default(),
             verifier: ByHost::default(),
             peer_field: compiled.peer_field,
             certificate_field: compiled.certificate_field,
@@ -138,9 +149,32 @@ impl Plugin {
         self.client_keys.borrow_mut().told(answered, &self.policy.document().clients, envoy);
     }
 
+    /// Asks for what has been revoked since the last time; the answer belongs to
+    /// [`revocations_told`](Self::revocations_told).
+    pub fn ask_for_revocations(&self, envoy: &dyn Envoy) -> Option<u32> {
+        let path = self.followed.borrow().path()?;
+        envoy.call(&Call {
+            cluster: &self.cluster,
+            method: "GET",
+            path: &path,
+            if_none_match: None,
+            body: &[],
+            timeout_ms: KEYS_TIMEOUT_MS,
+        })
+    }
+
+    /// Takes the answer to [`ask_for_revocations`](Self::ask_for_revocations).
+    pub fn revocations_told(&self, answered: &Answered, envoy: &dyn Envoy) {
+        if self.followed.borrow_mut().told(answered, &self.revocations, envoy) {
+            envoy.tick_soon();
+        }
+    }
+
     /// Whether something is missing that requests are decided with.
     pub fn lacks_keys(&self, now_ms: u64) -> bool {
-        self.keys.borrow().missing(now_ms) > 0 || !self.client_keys.borrow().ring().is_whole()
+        self.keys.borrow().missing(now_ms) > 0
+            || !self.revocations.is_known()
+            || !self.client_keys.borrow().ring().is_whole()
     }
 
     /// Has the state service fetch an issuer's keys, for a token whose key nobody knows.
@@ -156,6 +190,24 @@ impl Plugin {
             body: issuer.as_bytes(),
             timeout_ms: KEYS_TIMEOUT_MS,
         })
+    }
+
+    /// Has the state service ask an issuer about a token that only it can read.
+    pub fn introspect(&self, token: &OpaqueToken, envoy: &dyn Envoy) -> Option<u32> {
+        let body = introspection::question(token)?;
+        envoy.call(&Call {
+            cluster: &self.cluster,
+            method: "POST",
+            path: introspection::PATH,
+            if_none_match: None,
+            body: &body,
+            timeout_ms: KEYS_TIMEOUT_MS,
+        })
+    }
+
+    /// Takes the answer to [`introspect`](Self::introspect).
+    pub fn introspected(&self, token: &OpaqueToken, answered: &Answered, now_ms: u64) {
+        self.tokens.borrow_mut().told(token, answered, now_ms);
     }
 
     /// Random numbers for a request; `None` when there are none: then no request can be told from another. Bytes are drawn for many at once: each draw is a call.
@@ -256,6 +308,14 @@ impl Host for Now<'_> {
 
     fn keyring(&self) -> Option<Arc<Keyring>> {
         Some(self.plugin.client_keys.borrow().ring())
+    }
+
+    fn introspected(&self, issuer: &str, token: &str) -> Option<Introspected> {
+        self.plugin.tokens.borrow().get(issuer, token, self.now_ms)
+    }
+
+    fn revocations(&self) -> Option<&Revocations> {
+        Some(&self.plugin.revocations)
     }
 
     fn verifier(&self) -> &dyn Verify {

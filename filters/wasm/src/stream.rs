@@ -10,7 +10,7 @@ use filters::admission::{Admission, asks_for_websocket};
 use filters::certificate::Certificate;
 use filters::chain::Refused;
 use filters::failure::Failure;
-use filters::filter::{Headers, Request};
+use filters::filter::{Headers, OpaqueToken, Refusal, Request};
 use filters::shape::Config;
 use filters::state::{Answer, Begun, Full, Trip, Unanswered};
 
@@ -60,6 +60,8 @@ enum Phase {
     New,
     /// The header awaits fresh keys.
     Refreshing,
+    /// The header awaits what an issuer says of its token.
+    Introspecting(Box<OpaqueToken>),
     /// The header passed; the body is awaited.
     Headed,
     /// The shared state was asked.
@@ -167,17 +169,22 @@ impl Stream {
             self.body = Some(Vec::new());
         }
         self.now_ms = envoy.now_ms();
-        match self.head() {
-            Err(Refused { refusal, .. })
-                if refusal
-                    .stale_keys
-                    .as_deref()
-                    .is_some_and(|issuer| self.plugin.refresh(issuer, envoy).is_some()) =>
-            {
-                self.phase = Phase::Refreshing;
+        let decided = self.head();
+        let waits_for = match &decided {
+            Err(Refused { refusal: Refusal { stale_keys: Some(issuer), .. }, .. }) => {
+                self.plugin.refresh(issuer, envoy).map(|_| Phase::Refreshing)
+            }
+            Err(Refused { refusal: Refusal { opaque_token: Some(token), .. }, .. }) => {
+                self.plugin.introspect(token, envoy).map(|_| Phase::Introspecting(token.clone()))
+            }
+            Ok(()) | Err(_) => None,
+        };
+        match waits_for {
+            Some(phase) => {
+                self.phase = phase;
                 Flow::Pause
             }
-            decided => self.headed(decided, envoy),
+            None => self.headed(decided, envoy),
         }
     }
 
@@ -186,7 +193,7 @@ impl Stream {
         match self.phase {
             Phase::Admitted => return Flow::Continue,
             Phase::Refused => return Flow::Pause,
-            Phase::New | Phase::Refreshing | Phase::Headed | Phase::Asked(_) => {}
+            Phase::New | Phase::Refreshing | Phase::Introspecting(_) | Phase::Headed | Phase::Asked(_) => {}
         }
         if length > Config::MOST_BODY_BYTES {
             return self.refuse(&Failure::BodyTooLarge.into(), envoy);
@@ -198,9 +205,12 @@ impl Stream {
         self.body = Some(if length == 0 { Vec::new() } else { envoy.request_body(length) });
         match self.phase {
             Phase::Headed => self.whole(envoy),
-            Phase::New | Phase::Refreshing | Phase::Asked(_) | Phase::Admitted | Phase::Refused => {
-                Flow::Pause
-            }
+            Phase::New
+            | Phase::Refreshing
+            | Phase::Introspecting(_)
+            | Phase::Asked(_)
+            | Phase::Admitted
+            | Phase::Refused => Flow::Pause,
         }
     }
 
@@ -216,7 +226,12 @@ impl Stream {
         }
         match self.phase {
             Phase::Admitted => Flow::Continue,
-            Phase::New | Phase::Refreshing | Phase::Headed | Phase::Asked(_) | Phase::Refused => Flow::Pause,
+            Phase::New
+            | Phase::Refreshing
+            | Phase::Introspecting(_)
+            | Phase::Headed
+            | Phase::Asked(_)
+            | Phase::Refused => Flow::Pause,
         }
     }
 
@@ -226,6 +241,11 @@ impl Stream {
         let flow = match std::mem::replace(&mut self.phase, Phase::New) {
             Phase::Refreshing => {
                 self.plugin.keys_told(answered, envoy);
+                let decided = self.head();
+                self.headed(decided, envoy)
+            }
+            Phase::Introspecting(token) => {
+                self.plugin.introspected(&token, answered, self.now_ms);
                 let decided = self.head();
                 self.headed(decided, envoy)
             }

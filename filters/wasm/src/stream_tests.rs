@@ -59,8 +59,11 @@ fn env(name: &str) -> Option<String> {
     (name == "ACME").then(|| String::from_utf8(SECRET.to_vec()).unwrap())
 }
 
+/// With the list of what is revoked, on which there is nothing.
 fn plugin(filters: &Value, envoy: &Fake) -> Rc<Plugin> {
-    Rc::new(Plugin::new(&configuration(filters), &env, envoy).unwrap())
+    let plugin = Plugin::new(&configuration(filters), &env, envoy).unwrap();
+    plugin.revocations.known();
+    Rc::new(plugin)
 }
 
 fn fake(method: &str, path: &str) -> Fake {
@@ -336,6 +339,109 @@ fn an_unknown_key_is_asked_for_at_a_bounded_rate() {
         ("token_key_unknown", 1),
         "asked a moment ago"
     );
+}
+
+/// Until the state service has told the whole list no token is looked at; what one worker was told the next one starts
+/// with, if that was a moment ago; and whatever else is told changes nothing.
+#[test]
+fn what_is_revoked_is_followed() {
+    let envoy = fake("GET", "/x");
+    envoy.fields.borrow_mut().push(("authorization".into(), format!("Bearer {UNKNOWN_KEY}").into_bytes()));
+    let configuration = configuration(&json!({ "jwt": {} }));
+    let plugin = Rc::new(Plugin::new(&configuration, &env, &envoy).unwrap());
+    let _ = Stream::new(Rc::clone(&plugin)).header(true, &envoy);
+    assert_eq!(envoy.code(), "token_revocations_unavailable");
+
+    let path = || envoy.calls.borrow().last().map(|(path, _)| path.clone()).unwrap_or_default();
+    let told = |after: u64, whole: bool, rest: &str| {
+        assert!(plugin.ask_for_revocations(&envoy).is_some());
+        let body = format!(r#"{{"epoch":"e1","last":{after},"whole":{whole},"changes":[{rest}]}}"#);
+        plugin.revocations_told(&answered(200, &body), &envoy);
+        (plugin.revocations.is_known(), plugin.revocations.len())
+    };
+    let one = |id: &str| format!(r#"{{"kind":"token","id":"{id}","until_ms":{}}}"#, T0 + 60_000);
+    assert_eq!(told(1, false, &one("a")), (false, 1), "a part of it");
+    assert_eq!(path(), "/v1/revocations?epoch=&after=0");
+    assert_eq!(told(2, true, &one("b")), (true, 2));
+    assert_eq!(path(), "/v1/revocations?epoch=e1&after=1");
+    for (status, body) in [(500, ""), (200, "<html>"), (200, r#"{"epoch":"e1"}"#), (404, "{}")] {
+        plugin.revocations_told(&answered(status, body), &envoy);
+        assert_eq!(plugin.revocations.len(), 2, "{status} {body}");
+    }
+    plugin.revocations_told(&Answered::default(), &envoy);
+    let undone = one("a").replace('}', r#","undone":true}"#);
+    assert_eq!(told(3, true, &undone), (true, 1));
+
+    for (later_ms, known) in [(0, (true, 1)), (5_000, (true, 1)), (5_001, (false, 0))] {
+        let again = fake("GET", "/x");
+        again.now_ms.set(T0 + later_ms);
+        *again.shared.borrow_mut() = envoy.shared.borrow().clone();
+        let reborn = Plugin::new(&configuration, &env, &again).unwrap();
+        assert_eq!((reborn.revocations.is_known(), reborn.revocations.len()), known, "{later_ms}");
+        assert!(reborn.ask_for_revocations(&again).is_some());
+        let path = again.calls.borrow()[0].0.clone();
+        let expected =
+            if known.0 { "/v1/revocations?epoch=e1&after=3" } else { "/v1/revocations?epoch=&after=0" };
+        assert_eq!(path, expected);
+    }
+}
+
+/// A token that only its issuer can read holds its request until the state service has told what it is; the next one
+/// with it goes on at once, until that is over.
+#[test]
+fn an_opaque_token_is_asked_about_once() {
+    let mut policy = document(&json!({ "jwt": {} }));
+    policy["issuers"]["asked"] = json!({
+        "issuer": "https://asked.test", "audiences": ["torana"],
+        "introspection": { "url": "https://asked.test", "ca": "file:a", "client_id": "e", "client_secret": "file:s" },
+    });
+    let compiled = Compiled {
+        policy: policy.to_string(),
+        secrets: [("env:ACME".to_owned(), Secret::Env("ACME".to_owned()))].into(),
+        state_cluster: "state".to_owned(),
+        peer_field: None,
+        certificate_field: None,
+    };
+    let claims = json!({ "sub": "u1", "aud": "torana", "exp": T0 / 1_000 + 600 }).to_string();
+    let told = |claims: Option<&str>| json!({ "claims": claims, "until_ms": T0 + 30_000 }).to_string();
+    let ask = || {
+        let envoy = fake("GET", "/x");
+        envoy.fields.borrow_mut().push(("authorization".into(), b"Bearer opaque".to_vec()));
+        envoy
+    };
+    for (answer, expected) in [
+        (answered(200, &told(Some(&claims))), ""),
+        (answered(200, &told(None)), "token_inactive"),
+        (answered(200, &told(Some("{}"))), "token_malformed"),
+        (answered(200, "<html>"), "token_introspection_unavailable"),
+        (answered(503, ""), "token_introspection_unavailable"),
+        (Answered::default(), "token_introspection_unavailable"),
+    ] {
+        let envoy = ask();
+        let plugin = Rc::new(Plugin::new(&serde_json::to_vec(&compiled).unwrap(), &env, &envoy).unwrap());
+        plugin.revocations.known();
+        let mut stream = Stream::new(Rc::clone(&plugin));
+        assert_eq!(stream.header(true, &envoy), Flow::Pause);
+        let question = br#"{"issuer":"asked","token":"opaque"}"#.to_vec();
+        assert_eq!(envoy.calls.borrow()[..], [("/v1/introspect".to_owned(), question)]);
+        stream.called(&answer, &envoy);
+        assert_eq!((envoy.code().as_str(), envoy.resumed.get()), (expected, u32::from(expected.is_empty())));
+        assert_eq!(envoy.calls.borrow().len(), 1, "asked once");
+
+        let known = !expected.contains("unavailable");
+        for (later_ms, asks) in [(30_000, !known), (30_001, true)] {
+            let again = ask();
+            again.now_ms.set(T0 + later_ms);
+            let flow = Stream::new(Rc::clone(&plugin)).header(true, &again);
+            assert_eq!(again.calls.borrow().len(), usize::from(asks), "{expected} after {later_ms} ms");
+            assert_eq!(flow == Flow::Continue, expected.is_empty() && !asks);
+        }
+        let away = ask();
+        away.now_ms.set(T0 + 60_000);
+        away.unreachable.set(true);
+        let _ = Stream::new(plugin).header(true, &away);
+        assert_eq!(away.code(), "token_introspection_unavailable");
+    }
 }
 
 #[test]

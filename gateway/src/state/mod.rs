@@ -5,18 +5,21 @@
 
 mod breaker;
 mod redis;
+mod revoked;
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use certs::Watch;
+use filters::jwt::Revocation;
 use filters::policy::State as Settings;
 use filters::state::{
     Answer, Batch, Begun, Full, LimitsWhenAway, Memory, Op, Trip, Unanswered, UsageByTenant,
 };
 
 use self::redis::Redis;
+pub(crate) use self::revoked::{NotRevoked, Revoked};
 use crate::metrics::Metrics;
 use crate::now_ms;
 
@@ -29,6 +32,7 @@ pub(crate) struct State {
     memory: Mutex<Memory>,
     redis: Option<Redis>,
     limits_when_away: LimitsWhenAway,
+    revoked: Revoked,
 }
 
 impl State {
@@ -45,16 +49,43 @@ impl State {
             memory: Mutex::new(memory),
             redis: redis.transpose()?,
             limits_when_away: settings.limits_when_away,
+            revoked: Revoked::new(settings.redis.is_some(), metrics),
         })
     }
 
     /// Connects, and goes on looking whether the shared state answers, so that a request seldom has to find out.
     pub(crate) async fn keep_watch(&self) {
         let Some(redis) = &self.redis else { return std::future::pending().await };
-        loop {
-            let _ = redis.probe().await;
-            tokio::time::sleep(LOOK_EVERY).await;
+        let looking = async {
+            loop {
+                let _ = redis.probe().await;
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::join!(looking, self.revoked.follow(redis));
+    }
+
+    /// What is revoked.
+    pub(crate) fn revoked(&self) -> &Revoked {
+        &self.revoked
+    }
+
+    /// Revokes at every edge that shares this state, or takes a revocation back.
+    pub(crate) async fn revoke(&self, revocation: Revocation) -> Result<(), NotRevoked> {
+        self.revoked.revoke(revocation, self.redis.as_ref()).await
+    }
+
+    /// Learns at once what is revoked.
+    pub(crate) async fn pull_revocations(&self) -> anyhow::Result<()> {
+        match &self.redis {
+            Some(redis) => self.revoked.pull(redis).await,
+            None => Ok(()),
         }
+    }
+
+    /// Seconds since the list of what is revoked was last known to be whole; `None`: it never was.
+    pub(crate) fn revocations_age_s(&self) -> Option<f64> {
+        self.revoked.age_s(self.redis.is_some())
     }
 
     /// Whether it is known how the shared state is, well or away.

@@ -135,6 +135,26 @@ impl Redis {
         Err(Unanswered::Away)
     }
 
+    /// Runs a script that no request waits for, however it goes: whether Redis is away, batches find out.
+    pub(super) async fn call<T: redis::FromRedisValue>(
+        &self,
+        script: &Script,
+        keys: &[&str],
+        arguments: &[&str],
+    ) -> anyhow::Result<T> {
+        let mut connection = self.connection()?;
+        let mut call = script.prepare_invoke();
+        for key in keys {
+            call.key(format!("{}{key}", self.prefix));
+        }
+        for argument in arguments {
+            call.arg(*argument);
+        }
+        let timeout = self.connect_timeout + self.timeout;
+        let said = tokio::time::timeout(timeout, call.invoke_async(&mut connection)).await;
+        said.context("no answer in time")?.context("redis")
+    }
+
     /// One call. `now_us`: a time in place of Redis's own.
     async fn ask(&self, ops: &[Op], now_us: Option<u64>) -> redis::RedisResult<Vec<Answer>> {
         let mut call = redis::cmd("EVALSHA");

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -22,6 +22,7 @@ use axum::{Json, Router};
 use certs::pki::Purpose;
 use certs::serve::{Limits, PeerCertificate};
 use certs::{TlsFiles, Versions, Watch};
+use filters::filter::Introspected;
 use filters::policy::{At, Policy, StateService, StateTls};
 use filters::state::{Op, Unanswered};
 use serde_json::json;
@@ -29,27 +30,33 @@ use tokio::net::TcpListener;
 
 use crate::client_keys::ClientKeys;
 use crate::envoy::handed::Handed;
+use crate::introspection::{Answer, Introspection};
 use crate::jwks::KeyStore;
 use crate::load::{self, Loaded};
 use crate::metrics::Metrics;
+use crate::revoke::{self, Fields, Operators};
 use crate::state::State as Remembered;
 
 /// Most operations in one batch.
 const MOST_OPS: usize = 64;
 /// Longest batch, bytes.
 const MOST_BYTES: usize = 64 * 1024;
+/// Longest token that is asked about with what is around it, bytes.
+const MOST_TOKEN_BYTES: usize = 40 * 1024;
 
 #[derive(Debug)]
 struct Service {
     policy: Policy,
     state: Arc<Remembered>,
     keys: Arc<KeyStore>,
+    introspection: Introspection,
     /// `None`: whoever asks is not known, and is told no secret.
     client_keys: Option<ClientKeys>,
     /// The names of which a client's certificate must bear one; `None`: clients show none.
     allowed_clients: Option<Vec<String>>,
     /// Of this process, and no other.
     life: u64,
+    operators: Operators,
     metrics: Metrics,
     watch: Arc<Watch>,
     /// Envoy's files; `None`: Envoy reads its own.
@@ -77,6 +84,7 @@ pub async fn run(
         std::iter::once(Arc::clone(&own)).chain(of_envoy).collect()
     })?;
     let keys = Arc::new(KeyStore::new(&document.issuers, &loaded.folder, metrics.clone(), &watch)?);
+    let introspection = Introspection::new(&document.issuers, &loaded.folder, metrics.clone(), &watch)?;
     let state = Arc::new(Remembered::new(&document.state, &loaded.folder, &metrics, &watch)?);
     let issuers = Arc::clone(&keys);
     watch.holds(move || issuers.report());
@@ -92,8 +100,22 @@ pub async fn run(
     let handing = handed.clone().map(|handed| tokio::spawn(handed.run()));
     let allowed_clients = settings.tls.as_ref().map(|tls| tls.allowed_clients.value.clone());
     let life = rand::random();
+    // On loopback, on a socket, or known by its certificate.
+    let operators = Operators::new(document, &loaded.folder, true)?;
     let policy = loaded.policy;
-    let service = Service { policy, state, keys, client_keys, allowed_clients, life, metrics, watch, handed };
+    let service = Service {
+        policy,
+        state,
+        keys,
+        introspection,
+        client_keys,
+        allowed_clients,
+        life,
+        operators,
+        metrics,
+        watch,
+        handed,
+    };
     let app = app(Arc::new(service));
     let limits = Limits::default();
     match place {
@@ -165,6 +187,12 @@ fn app(service: Arc<Service>) -> Router {
         .route("/v1/keys", get(keys))
         .route("/v1/client-keys", get(client_keys))
         .route("/v1/keys/refresh", post(refresh_keys).layer(DefaultBodyLimit::max(1_024)))
+        .route("/v1/introspect", post(introspect).layer(DefaultBodyLimit::max(MOST_TOKEN_BYTES)))
+        .route("/v1/revocations", get(changes))
+        .route(
+            "/revocations",
+            get(revocations).post(revoke_one).layer(DefaultBodyLimit::max(revoke::MOST_BYTES)),
+        )
         .route("/certificates", get(certificates))
         .route("/usage", get(usage))
         .route_layer(from_fn_with_state(Arc::clone(&service), only_allowed_clients))
@@ -248,14 +276,73 @@ async fn refresh_keys(State(service): State<Arc<Service>>, issuer: String) -> Re
     }
 }
 
+/// A token that only its issuer can read.
+#[derive(serde::Deserialize)]
+struct Opaque {
+    issuer: String,
+    token: String,
+}
+
+/// What the issuer says of a token, and for how long that counts.
+async fn introspect(State(service): State<Arc<Service>>, body: Bytes) -> Response {
+    let Ok(Opaque { issuer, token }) = serde_json::from_slice(&body) else {
+        return service.refuse(StatusCode::BAD_REQUEST, "token_malformed", "name an `issuer` and a `token`");
+    };
+    let Some(Answer { said, until_ms }) = service.introspection.ask(&issuer, &token).await else {
+        let why = "the issuer cannot be asked about it";
+        return service.refuse(StatusCode::SERVICE_UNAVAILABLE, "introspection_unavailable", why);
+    };
+    let claims = match &said {
+        Introspected::Active(claims) => Some(&**claims),
+        Introspected::Inactive => None,
+    };
+    Json(json!({ "claims": claims, "until_ms": until_ms })).into_response()
+}
+
+/// Which changes of the list of what is revoked a worker knows.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(default)]
+struct Known {
+    epoch: String,
+    after: u64,
+}
+
+/// What has been revoked, or taken back, since a worker last asked.
+async fn changes(State(service): State<Arc<Service>>, Query(known): Query<Known>) -> Response {
+    let told = service.state.revoked().told(&known.epoch, known.after);
+    let outcome = if told.is_news() { "told" } else { "unchanged" };
+    service.metrics.revocation_pulls.with_label_values(&[outcome]).inc();
+    Json(told).into_response()
+}
+
+fn fields(headers: &HeaderMap) -> Fields<'_> {
+    let field = |name| headers.get(name).map(header::HeaderValue::as_bytes);
+    Fields { authorization: field(header::AUTHORIZATION), content_type: field(header::CONTENT_TYPE) }
+}
+
+async fn revocations(State(service): State<Arc<Service>>, headers: HeaderMap) -> Response {
+    let (status, told) = revoke::list(&service.state, &service.operators, fields(&headers));
+    (status, Json(told)).into_response()
+}
+
+async fn revoke_one(State(service): State<Arc<Service>>, headers: HeaderMap, body: Bytes) -> Response {
+    let (status, told) = revoke::revoke(&service.state, &service.operators, fields(&headers), &body).await;
+    (status, Json(told)).into_response()
+}
+
 async fn readiness(State(service): State<Arc<Service>>) -> Response {
-    let missing = service.keys.missing();
+    let mut missing = service.keys.missing();
+    if !service.state.revoked().list().is_known() {
+        missing.push("list of what is revoked");
+    }
     let status = if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({ "missing": missing }))).into_response()
+    let age_s = service.state.revocations_age_s();
+    (status, Json(json!({ "missing": missing, "revocations_age_s": age_s }))).into_response()
 }
 
 async fn metrics(State(service): State<Arc<Service>>) -> Response {
     let entries = service.state.entries();
+    service.metrics.tell_revocations(&service.state);
     service.metrics.state_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], service.metrics.text()).into_response()
 }

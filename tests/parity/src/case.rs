@@ -36,6 +36,9 @@ pub struct Case {
     /// Whether the listeners ask for client certificates. (None is required in the handshake.)
     #[serde(default)]
     pub client_certificates: bool,
+    /// Whether there is an issuer whose tokens only it can read.
+    #[serde(default)]
+    pub introspection: bool,
     /// Clients of the policy besides the usual ones, or in their place. `at(60)` stands for a minute after the case
     /// began, `spki(acme)` for the pin of that certificate's key.
     #[serde(default)]
@@ -104,6 +107,8 @@ pub struct Step {
     pub sign: Option<Sign>,
     /// The upstream signs its answer.
     pub answers: Option<Answers>,
+    /// What is revoked just before the request is sent, as `POST /revocations` is told it: `{ user: user-1 }`.
+    pub revoke: Option<serde_json::Map<String, Value>>,
     /// How often the same bytes are sent; the verdict is the last one's.
     #[serde(default = "once")]
     pub times: u32,
@@ -163,6 +168,8 @@ pub struct Token {
     pub key: Option<String>,
     /// The certificate that the token is bound to (`cnf.x5t#S256`).
     pub bound_to: Option<String>,
+    /// A token that only its issuer can read.
+    pub opaque: bool,
 }
 
 /// A message signature to send.
@@ -231,6 +238,7 @@ impl Default for Step {
             token: None,
             sign: None,
             answers: None,
+            revoke: None,
             times: once(),
             raw: None,
             stays: false,

@@ -20,6 +20,8 @@ pub struct Places {
     pub state: SocketAddr,
     /// The upstreams `u` and `v`.
     pub upstreams: [SocketAddr; 2],
+    /// The issuer that is asked about tokens.
+    pub introspection: SocketAddr,
 }
 
 /// A path that is served besides the case's own, to learn whether the keys have been loaded.
@@ -78,6 +80,19 @@ pub fn policy(
         "name": "parity-ready", "methods": ["GET"], "path": READY_PATH, "upstream": "u",
         "filters": { "jwt": {} },
     }));
+    let mut issuers = json!({ "main": {
+        "issuer": "https://issuer.test", "audiences": ["torana"], "algorithms": ["ES256"],
+        "jwks": { "file": file("jwks.json") },
+    } });
+    if case.introspection {
+        issuers["asked"] = json!({
+            "issuer": "https://asked.test", "audiences": ["torana"],
+            "introspection": {
+                "url": format!("https://localhost:{}/introspect", places.introspection.port()),
+                "ca": file("ca.pem"), "client_id": "edge", "client_secret": file("introspection.secret"),
+            },
+        });
+    }
     let mut service = json!({ "timeout_ms": case.state_timeout_ms.unwrap_or(5_000) });
     match case.state_socket {
         true => service["socket"] = json!("state.sock"),
@@ -95,10 +110,7 @@ pub fn policy(
             "redis": redis,
         },
         "upstreams": { "u": upstream(places.upstreams[0]), "v": upstream(places.upstreams[1]) },
-        "issuers": { "main": {
-            "issuer": "https://issuer.test", "audiences": ["torana"], "algorithms": ["ES256"],
-            "jwks": { "file": file("jwks.json") },
-        } },
+        "issuers": issuers,
         "clients": clients,
         "tenants": case.tenants,
         "plans": case.plans,

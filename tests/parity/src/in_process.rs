@@ -4,19 +4,22 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::anyhow;
+use anyhow::{Context as _, anyhow};
 use filters::admission::{Admission, Draw, HIDDEN_FROM_CLIENTS, JOINED};
 use filters::chain::Refused;
 use filters::crypto::{Local, Verify};
-use filters::filter::{Host, Refusal, Request};
-use filters::jwt::KeySet;
+use filters::filter::{Host, Introspected, Refusal, Request};
+use filters::jwt::revocation::Kind;
+use filters::jwt::{KeySet, Revocation, Revocations};
 use filters::policy::Policy;
 use filters::state::{Memory, Op};
 use filters::upstream::UpstreamFields;
+use serde_json::Value;
 
 use crate::answering::{Asked, Seen, answer, tell_answer};
 use crate::case::Named;
 use crate::document::{Places, policy};
+use crate::introspection;
 use crate::mint::{Keys, PARTNER_SECRET, Sent};
 use crate::outcome::{FieldMap, Outcome, answer_fields};
 
@@ -36,6 +39,7 @@ struct World<'k> {
     keys: &'k Keys,
     now_ms: u64,
     verifier: &'static dyn Verifier,
+    revocations: Revocations,
 }
 
 /// A [`Verify`] that can be told of.
@@ -48,6 +52,12 @@ impl Host for World<'_> {
     }
     fn keys(&self, issuer: &str) -> Option<Arc<KeySet>> {
         (issuer == "main").then(|| Arc::clone(&self.keys.key_set))
+    }
+    fn introspected(&self, issuer: &str, token: &str) -> Option<Introspected> {
+        if issuer == "asked" { introspection::said(token) } else { None }
+    }
+    fn revocations(&self) -> Option<&Revocations> {
+        Some(&self.revocations)
     }
     fn verifier(&self) -> &dyn Verify {
         self.verifier
@@ -62,14 +72,23 @@ impl<'k> InProcess<'k> {
     pub fn new(named: &Named, keys: &'k Keys, now_ms: u64) -> anyhow::Result<Self> {
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
         let at = |port| SocketAddr::new(address.ip(), port);
-        let places =
-            Places { listeners: [at(1), at(2)], admin: at(3), state: at(4), upstreams: [at(5), at(6)] };
+        let places = Places {
+            listeners: [at(1), at(2)],
+            admin: at(3),
+            state: at(4),
+            upstreams: [at(5), at(6)],
+            introspection: at(7),
+        };
         let document = policy(named, &places, Path::new("/"), keys, now_ms)?;
         let policy = Policy::read(&document.to_string(), &|_| Ok(PARTNER_SECRET.to_vec().into())).map_err(
             |mistakes| anyhow!(mistakes.iter().map(|m| m.in_file("case")).collect::<Vec<_>>().join("; ")),
         )?;
         let memory = Memory::new(policy.document().state.memory.max_entries, now_ms - RUN_UP_MS);
-        Ok(Self { policy, world: World { keys, now_ms, verifier: &Local }, memory })
+        Ok(Self {
+            policy,
+            world: World { keys, now_ms, verifier: &Local, revocations: Revocations::none() },
+            memory,
+        })
     }
 
     /// Has signatures verified by somebody else.
@@ -77,6 +96,26 @@ impl<'k> InProcess<'k> {
     pub fn verified_by<V: Verify + std::fmt::Debug>(mut self, verifier: &'static V) -> Self {
         self.world.verifier = verifier;
         self
+    }
+
+    /// Revokes what a case says, as `POST /revocations` would.
+    ///
+    /// # Errors
+    /// When it names nothing that can be revoked.
+    pub fn revoke(&mut self, wanted: &serde_json::Map<String, Value>, now_ms: u64) -> anyhow::Result<()> {
+        let text = |name: &str| wanted.get(name).and_then(Value::as_str).map(str::to_owned);
+        let named = Kind::ALL.into_iter().find_map(|kind| Some((kind, text(kind.name())?)));
+        let (kind, id) = named.context("nothing is named")?;
+        let for_s = wanted.get("for_s").and_then(Value::as_u64).unwrap_or(86_400);
+        self.world.revocations.apply(Revocation {
+            kind,
+            id,
+            tenant: text("tenant"),
+            issued_until_ms: kind.spares_later_tokens().then_some(now_ms),
+            until_ms: now_ms + for_s * 1_000,
+            undone: wanted.get("undo") == Some(&Value::Bool(true)),
+        });
+        Ok(())
     }
 
     /// Decides on one request, which ends.
@@ -122,7 +161,7 @@ impl<'k> InProcess<'k> {
         let gone =
             |name: &str| remove.iter().any(|gone| gone == name) || set.iter().any(|(new, _)| *new == name);
         let kept = request.headers.iter().filter(|(name, _)| !gone(name));
-        let new = set.iter().map(|(name, value)| (*name, value.as_bytes()));
+        let new = set.iter().map(|(name, value)| (name.as_ref(), value.as_bytes()));
         let fields = kept.chain(new).map(|(name, value)| (name.to_owned(), value.to_vec())).collect();
         // Who serves by chance is not compared.
         let sticks = admission

@@ -10,6 +10,7 @@ pub mod certificates;
 pub mod clock;
 pub mod document;
 pub mod in_process;
+pub mod introspection;
 pub mod mint;
 pub mod outcome;
 pub mod plane;

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use crate::answering::{TELLS, tell};
 use crate::case::{Sign, Step, Token};
 use crate::certificates::Certificates;
+use crate::introspection;
 
 /// The authority that requests are sent to.
 pub const AUTHORITY: &str = "edge.test";
@@ -77,8 +78,15 @@ impl Keys {
             let thumbprint = URL_SAFE_NO_PAD.encode(self.certificates.get(name)?.sha256());
             claims["cnf"] = json!({ "x5t#S256": thumbprint });
         }
+        if token.opaque {
+            claims["iss"] = json!("https://asked.test");
+            claims["active"] = json!(true);
+        }
         merge(&mut header, &token.header, times);
         merge(&mut claims, &token.claims, times);
+        if token.opaque {
+            return Ok(introspection::token(&claims));
+        }
         let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
         let input = format!("{}.{}", part(&header), part(&claims));
         let key = token.key.as_deref().unwrap_or("issuer");

@@ -83,6 +83,8 @@ pub struct Plane<'w> {
     staying: JoinSet<()>,
 }
 
+/// Codes of what is refused until the data plane has what it decides with.
+const NOT_YET: [&str; 2] = ["token_keys_unavailable", "token_revocations_unavailable"];
 const READY_WITHIN: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(10);
 
@@ -100,7 +102,8 @@ impl<'w> Plane<'w> {
     ) -> anyhow::Result<Self> {
         let (v4, admin, state) = (ports::v4()?, ports::v4()?, ports::v4()?);
         let upstreams = [world.upstreams[0].address, world.upstreams[1].address];
-        let places = Places { listeners: [v4, ports::v6()?], admin, state, upstreams };
+        let introspection = world.introspection.address;
+        let places = Places { listeners: [v4, ports::v6()?], admin, state, upstreams, introspection };
         let document = policy(named, &places, world.folder(), &world.keys, world.epoch_ms)?;
         let file = folder.join("policy.yaml");
         std::fs::write(&file, document.to_string())?;
@@ -213,7 +216,7 @@ impl<'w> Plane<'w> {
             let mut served = 0;
             for (to, from) in both {
                 match exchange(to, from, &self.world.client, request.as_bytes()).await {
-                    Ok(Some(raw)) if !raw.code().starts_with("token_keys") && raw.status != 500 => {
+                    Ok(Some(raw)) if !NOT_YET.contains(&raw.code().as_str()) && raw.status != 500 => {
                         served += 1
                     }
                     Ok(Some(raw)) => last = format!("{} {}", raw.status, raw.code()),
@@ -282,6 +285,42 @@ impl<'w> Plane<'w> {
         Ok(Outcome { verdict, upstream: None, served_by: None, answer: fields, entries })
     }
 
+    /// Revokes something, and waits until it counts.
+    ///
+    /// # Errors
+    /// When it is not taken, or does not come to count.
+    pub async fn revoke(&self, wanted: &serde_json::Map<String, Value>) -> anyhow::Result<()> {
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        let address = match self.kind {
+            Kind::Gateway => self.places.admin,
+            Kind::Envoy => self.places.state,
+        };
+        let asked = async |outcome: &str| {
+            let line = format!("gateway_revocation_pulls_total{{outcome=\"{outcome}\"}} ");
+            self.metric(&line).await.unwrap_or(0)
+        };
+        let told = asked("told").await;
+        let answer = http.post(format!("http://{address}/revocations")).json(wanted).send().await?;
+        let status = answer.status();
+        anyhow::ensure!(status.is_success(), "{status}: {}", answer.text().await?);
+        match self.kind {
+            Kind::Gateway => return Ok(()),
+            Kind::Envoy => {}
+        }
+        // The worker asks again only when it has taken what it was told.
+        let began = Instant::now();
+        let mut unchanged = None;
+        while began.elapsed() < READY_WITHIN {
+            match (asked("told").await > told, unchanged) {
+                (true, None) => unchanged = Some(asked("unchanged").await),
+                (true, Some(before)) if asked("unchanged").await > before => return Ok(()),
+                (true, Some(_)) | (false, _) => {}
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        bail!("Envoy does not ask what is revoked")
+    }
+
     /// Sends a request that its upstream keeps, and waits until it is there.
     ///
     /// # Errors
@@ -304,14 +343,19 @@ impl<'w> Plane<'w> {
 
     /// How many things the state remembers.
     async fn entries(&self) -> anyhow::Result<usize> {
-        let (address, metric) = match self.kind {
-            Kind::Gateway => (self.places.admin, "gateway_state_entries "),
-            Kind::Envoy => (self.places.state, "gateway_state_entries "),
+        self.metric("gateway_state_entries ").await
+    }
+
+    /// What the gateway, or the state service, counts under a name.
+    async fn metric(&self, metric: &str) -> anyhow::Result<usize> {
+        let address = match self.kind {
+            Kind::Gateway => self.places.admin,
+            Kind::Envoy => self.places.state,
         };
         let text = reqwest::Client::builder().no_proxy().build()?;
         let text = text.get(format!("http://{address}/metrics")).send().await?.text().await?;
         let line = text.lines().find_map(|line| line.strip_prefix(metric));
-        Ok(line.context("the state does not say how much it remembers")?.trim().parse()?)
+        Ok(line.with_context(|| format!("there is no {metric}"))?.trim().parse()?)
     }
 }
 

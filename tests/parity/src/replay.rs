@@ -169,6 +169,9 @@ fn in_process(world: &World, named: &Named) -> anyhow::Result<Vec<(Sent, Option<
         let now_ms = world.epoch_ms + step.at_ms;
         let sent = Sent::new(step, &world.keys, Times::new(world.epoch_ms, step.at_ms)?)?;
         let mut outcome = None;
+        if let Some(wanted) = &step.revoke {
+            plane.revoke(wanted, now_ms)?;
+        }
         if step.raw.is_none() {
             for _ in 0..step.times {
                 outcome =
@@ -182,6 +185,9 @@ fn in_process(world: &World, named: &Named) -> anyhow::Result<Vec<(Sent, Option<
 
 async fn decide(world: &World, plane: &Plane<'_>, step: &Step, sent: &Sent) -> anyhow::Result<Outcome> {
     plane.at(world.epoch_ms + step.at_ms)?;
+    if let Some(wanted) = &step.revoke {
+        plane.revoke(wanted).await?;
+    }
     for _ in 1..step.times {
         plane.decide(sent, step.raw.as_deref()).await?;
     }

@@ -10,6 +10,7 @@ use certs::pki::{Authority, Leaf};
 use certs::{ClientAuth, Identity, Trust, Versions};
 
 use crate::clock::Library;
+use crate::introspection::{CLIENT_SECRET, Introspection};
 use crate::mint::{AUTHORITY, Keys, PARTNER_SECRET};
 use crate::upstream::Upstream;
 
@@ -23,6 +24,8 @@ pub struct World {
     pub epoch_ms: u64,
     /// `u` and `v`.
     pub upstreams: [Upstream; 2],
+    /// The issuer that is asked about tokens.
+    pub introspection: Introspection,
     /// Trusts the edge, and has no certificate.
     pub client: Arc<rustls::ClientConfig>,
     /// The same with each certificate.
@@ -47,6 +50,12 @@ impl World {
         certs::file::write_secret(&path.join("partner-1.key"), std::str::from_utf8(PARTNER_SECRET)?)?;
         let trust = Trust::load(&path.join("ca.pem"))?;
         let tls = upstream_tls(path, &trust)?;
+        certs::file::write_secret(&path.join("introspection.secret"), CLIENT_SECRET)?;
+        authority.issue(&Leaf::new("localhost", &["localhost"]))?.write(path, "issuer")?;
+        let identity = Identity::load(&path.join("issuer.pem"), &path.join("issuer.key"))?;
+        let anybody = ClientAuth::Off;
+        let issuer = certs::server_config(&identity, anybody, Versions::Tls12And13, &[b"http/1.1"])?;
+        let introspection = Introspection::start(issuer).await?;
         let upstreams = [Upstream::start("u", Arc::clone(&tls)).await?, Upstream::start("v", tls).await?];
         let anybody = client(&trust, None)?;
         let mut clients = BTreeMap::new();
@@ -57,7 +66,7 @@ impl World {
         }
         let library = Library::compile(path)?;
         let epoch_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() * 1_000;
-        Ok(Self { keys, library, epoch_ms, upstreams, client: anybody, clients, folder })
+        Ok(Self { keys, library, epoch_ms, upstreams, introspection, client: anybody, clients, folder })
     }
 
     /// Whoever shows that certificate, or none.

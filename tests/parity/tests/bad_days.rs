@@ -170,6 +170,7 @@ fn places(world: &World) -> Places {
         admin: ports::v4().unwrap(),
         state: ports::v4().unwrap(),
         upstreams: [u.address, v.address],
+        introspection: world.introspection.address,
     }
 }
 

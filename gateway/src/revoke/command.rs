@@ -1,0 +1,156 @@
+//! `gateway revoke`: in the fleet's Redis, or at the processes of the policy on this host.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use certs::Watch;
+use filters::jwt::Revocation;
+use filters::policy::{At, Document};
+use serde_json::Value;
+
+use super::Wanted;
+use crate::load;
+use crate::metrics::Metrics;
+use crate::now_ms;
+use crate::state::State;
+
+/// What `gateway revoke` is told.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// The policy file.
+    pub policy: PathBuf,
+    /// Print what is revoked now.
+    #[arg(long, conflicts_with_all = ["token", "session", "device", "user", "undo"])]
+    pub list: bool,
+    #[command(flatten)]
+    pub wanted: Wanted,
+}
+
+/// Runs the command: in the fleet's Redis, or where none is shared, in the memory of the processes that serve the policy.
+///
+/// # Errors
+/// With what is wrong with the policy or the request, or why nothing was revoked.
+pub fn run(options: &Options) -> anyhow::Result<String> {
+    let read = load::read(&options.policy)
+        .map_err(|mistakes| anyhow::anyhow!(load::told(&mistakes, &options.policy)))?;
+    let document = read.policy.document();
+    let asked = match options.list {
+        true => None,
+        false => Some((options.wanted.revocation(now_ms()).map_err(anyhow::Error::msg)?, &options.wanted)),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(1).build()?;
+    runtime.block_on(async {
+        match document.state.redis {
+            Some(_) => in_redis(document, &read.folder, asked.map(|(revocation, _)| revocation)).await,
+            None => over_http(document, &read.folder, asked.map(|(_, wanted)| wanted)).await,
+        }
+    })
+}
+
+async fn in_redis(
+    document: &Document,
+    folder: &Path,
+    revocation: Option<Revocation>,
+) -> anyhow::Result<String> {
+    let watch = Watch::new("gateway revoke");
+    let state = State::new(&document.state, folder, &Metrics::new()?, &watch)?;
+    if let Some(revocation) = revocation {
+        state.revoke(revocation.clone()).await?;
+        return Ok(format!("{}; every edge knows within seconds", told(&revocation)));
+    }
+    state.pull_revocations().await?;
+    Ok(told_all(&state.revoked().list().all()))
+}
+
+/// The processes of this policy on this host: each has a list of its own.
+async fn over_http(document: &Document, folder: &Path, wanted: Option<&Wanted>) -> anyhow::Result<String> {
+    const WITHIN: Duration = Duration::from_secs(5);
+    let secret = match &document.admin.revocation_secret {
+        Some(At { value: reference, .. }) => {
+            Some(load::secret(folder, reference).map_err(anyhow::Error::msg)?)
+        }
+        None => None,
+    };
+    let plain = reqwest::Client::builder().no_proxy().timeout(WITHIN);
+    let mut places = vec![("gateway", format!("http://{}", document.admin.address), plain.build()?)];
+    if let Some(At { value: service, .. }) = &document.state.service {
+        let builder = reqwest::Client::builder().no_proxy().timeout(WITHIN);
+        match (&service.address, &service.socket, &service.tls) {
+            (Some(address), _, None) => {
+                places.push(("state service", format!("http://{address}"), builder.build()?));
+            }
+            (_, Some(socket), _) => {
+                let client = builder.unix_socket(folder.join(socket)).build()?;
+                places.push(("state service", "http://localhost".to_owned(), client));
+            }
+            (Some(_), None, Some(_)) | (None, None, _) => {}
+        }
+    }
+    let (mut answers, mut taken) = (Vec::new(), false);
+    for (name, url, client) in places {
+        let url = format!("{url}/revocations");
+        let mut request = match wanted {
+            Some(wanted) => client.post(&url).json(wanted),
+            None => client.get(&url),
+        };
+        if let Some(secret) = &secret {
+            request = request.bearer_auth(std::str::from_utf8(secret).context("the secret is no text")?);
+        }
+        let answer = match request.send().await {
+            Ok(answer) => answer,
+            Err(_) => {
+                answers.push(format!("{name}: does not run"));
+                continue;
+            }
+        };
+        let (status, body) = (answer.status(), answer.text().await.unwrap_or_default());
+        let body: Value = serde_json::from_str(&body).unwrap_or_default();
+        if !status.is_success() {
+            answers.push(format!("{name}: {status} {}", body["detail"].as_str().unwrap_or_default()));
+            continue;
+        }
+        taken = true;
+        answers.push(match wanted {
+            Some(_) => format!("{name}: {}", told(&serde_json::from_value::<Revocation>(body)?)),
+            None => {
+                let all: Vec<Revocation> = serde_json::from_value(body["revocations"].clone())?;
+                format!("{name}:\n{}", told_all(&all))
+            }
+        });
+    }
+    match taken {
+        true => Ok(answers.join("\n")),
+        false => bail!("nobody took it, and no Redis is shared: {}", answers.join("; ")),
+    }
+}
+
+fn told(revocation: &Revocation) -> String {
+    let Revocation { kind, id, tenant, issued_until_ms, until_ms, undone } = revocation;
+    let moment = |ms: &u64| {
+        i64::try_from(ms / 1_000)
+            .ok()
+            .and_then(filters::validity::Moment::from_unix_s)
+            .map_or_else(|| "later".to_owned(), |moment| moment.to_string())
+    };
+    let of = tenant.as_ref().map(|tenant| format!(" of tenant {tenant}")).unwrap_or_default();
+    if *undone {
+        return format!("{} {id}{of}: taken back", kind.name());
+    }
+    let issued = issued_until_ms.as_ref().map(|ms| format!(", tokens issued until {}", moment(ms)));
+    format!(
+        "{} {id}{of}: revoked{}, kept until {}",
+        kind.name(),
+        issued.unwrap_or_default(),
+        moment(until_ms)
+    )
+}
+
+fn told_all(all: &[Revocation]) -> String {
+    if all.is_empty() {
+        return "nothing is revoked".to_owned();
+    }
+    let mut lines: Vec<String> = all.iter().filter(|revocation| !revocation.undone).map(told).collect();
+    lines.sort_unstable();
+    lines.join("\n")
+}

@@ -1,0 +1,104 @@
+//! `gateway revoke` and `/revocations` where no Redis is shared: each process of the policy on this host is told.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
+
+mod running;
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+
+use self::running::{Recorder, TLS, pki, serve, until};
+
+/// A state service that is killed when the test ends.
+struct State(Child);
+
+impl Drop for State {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn revoke(folder: &Path, arguments: &[&str]) -> (bool, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gateway"));
+    let output = command.args(["revoke", "edge.yaml"]).args(arguments).current_dir(folder).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    (output.status.success(), text.into_owned())
+}
+
+#[tokio::test]
+async fn every_process_of_the_policy_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    pki(folder.path());
+    let upstream = Recorder::start(folder.path(), "u").await;
+    let policy = format!(
+        "upstreams: {{ u: {{ addresses: [\"127.0.0.1:{}\"], tls: {TLS} }} }}\n\
+         state: {{ service: {{ socket: state.sock }} }}\n\
+         routes: [{{ name: r, methods: [GET], path: /, upstream: u }}]\n",
+        upstream.port
+    );
+    let gateway = serve(folder.path(), &policy).await;
+    let (done, told) = revoke(folder.path(), &["--user", "u-1", "--tenant", "acme", "--for", "1h"]);
+    assert!(
+        done && told.contains("gateway: user u-1 of tenant acme: revoked, tokens issued until"),
+        "{told}"
+    );
+    assert!(told.contains("state service: does not run"), "{told}");
+
+    let mut state = Command::new(env!("CARGO_BIN_EXE_gateway"));
+    let state = state.args(["state", "edge.yaml"]).current_dir(folder.path()).stdout(Stdio::null()).spawn();
+    let _state = State(state.unwrap());
+    let socket = folder.path().join("state.sock");
+    until("the socket is there", async || UnixStream::connect(&socket).await.is_ok()).await;
+    let (done, told) = revoke(folder.path(), &["--token", "t-1"]);
+    assert!(done && told.matches("token t-1: revoked, kept until").count() == 2, "{told}");
+    let (done, told) = revoke(folder.path(), &["--list"]);
+    assert!(
+        done && told.matches("token t-1").count() == 2 && told.matches("user u-1").count() == 1,
+        "{told}"
+    );
+    let (done, told) = revoke(folder.path(), &["--token", "t-1", "--undo"]);
+    assert!(done && told.matches("token t-1: taken back").count() == 2, "{told}");
+
+    for (arguments, expected) in [
+        (&[][..], "name exactly one of"),
+        (&["--token", "a", "--user", "b"], "name exactly one of"),
+        (&["--token", "a", "--for", "soon"], "write 90s, 15m, 24h or 7d"),
+        (&["--token", ""], "visible ASCII"),
+        (&["--list", "--token", "a"], "cannot be used with"),
+    ] {
+        let (done, told) = revoke(folder.path(), arguments);
+        assert!(!done && told.contains(expected), "{arguments:?}: {told}");
+    }
+
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url = format!("{}/revocations", gateway.admin);
+    let listed: Value = http.get(&url).send().await.unwrap().json().await.unwrap();
+    assert_eq!(listed["revocations"][0]["id"], "u-1");
+    assert_eq!(listed["age_s"], 0.0);
+    assert_eq!(http.delete(&url).send().await.unwrap().status(), 405);
+    let answer = http.post(&url).json(&json!({ "session": "s-1" })).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert!(gateway.metric("gateway_revocations ").await > 1.0);
+    assert!(gateway.metric("gateway_revocations_age_seconds ").await.abs() < f64::EPSILON);
+}
+
+#[test]
+fn keys_are_printed_once_with_their_hash() {
+    let new = |id: &str| {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_gateway")).args(["api-key", "new", id]).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (done, told) = new("acme-1");
+    let key =
+        told.lines().find_map(|line| line.split_once("torana_")).map(|(_, rest)| format!("torana_{rest}"));
+    let hash: String =
+        filters::crypto::sha256(key.unwrap().as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+    assert!(done && told.contains(&format!("{{ id: acme-1, sha256: {hash} }}")), "{told}");
+    assert_ne!(new("acme-1").1, told, "no two are alike");
+    assert!(!new("a b").0);
+}
