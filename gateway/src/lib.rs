@@ -7,6 +7,7 @@
 mod access_log;
 mod admin;
 mod client_keys;
+pub mod diff;
 mod door;
 mod edge;
 pub mod envoy;
@@ -17,8 +18,10 @@ mod jwks;
 mod listener;
 mod listeners;
 pub mod load;
+pub mod logged;
 mod message;
 mod metrics;
+mod places;
 mod reload;
 pub mod server;
 mod state;

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::Reference;
 use super::secret::Encoding;
@@ -43,6 +43,12 @@ impl<T: PartialEq> PartialEq for At<T> {
     }
 }
 
+impl<T: Serialize> Serialize for At<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.value.serialize(serializer)
+    }
+}
+
 impl<T: JsonSchema> JsonSchema for At<T> {
     fn inline_schema() -> bool {
         T::inline_schema()
@@ -56,7 +62,7 @@ impl<T: JsonSchema> JsonSchema for At<T> {
 }
 
 /// The edge's whole policy: who may call what, how often, signed how, and where it goes.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Document {
     /// Where clients connect.
@@ -102,7 +108,7 @@ impl<T: Default> Default for At<T> {
 }
 
 /// An address where clients connect, over TLS.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Listener {
     /// Its name in logs and metrics.
@@ -130,7 +136,7 @@ pub struct Listener {
 }
 
 /// A listener's certificate and what it asks of clients. TLS 1.2 and 1.3 are spoken.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ListenerTls {
     /// The chain, leaf first, PEM.
@@ -148,7 +154,7 @@ pub struct ListenerTls {
 }
 
 /// A certificate for certain names.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NamedCertificate {
     /// The chain, leaf first, PEM.
@@ -162,7 +168,7 @@ pub struct NamedCertificate {
 }
 
 /// Which client certificates are believed.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClientCertificates {
     /// The CAs that sign them, PEM.
@@ -179,7 +185,7 @@ pub struct ClientCertificates {
 }
 
 /// What becomes of certificates while the list that would revoke them is past its time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum StaleCrl {
     /// They are refused.
@@ -190,15 +196,16 @@ pub enum StaleCrl {
 }
 
 /// Where operators look, in plain HTTP: keep it on loopback or a management network.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Admin {
+    /// IP address and port.
     #[schemars(with = "String")]
     pub address: SocketAddr,
 }
 
 /// A service behind the edge.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Upstream {
     /// IP addresses and ports, used in turn.
@@ -223,7 +230,7 @@ pub struct Upstream {
 }
 
 /// Active health checks: `GET path` must be answered with 200.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Health {
     /// The path to ask for.
@@ -244,7 +251,7 @@ pub struct Health {
 
 /// The circuit breaker of each address. Only what the edge sees itself counts: connections refused, broken or
 /// without an answer in time. When every address is left out, requests are refused with 503.
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Outlier {
     /// Failures in a row after which an address is left out; 0: never.
@@ -260,7 +267,7 @@ impl Default for Outlier {
 }
 
 /// Mutual TLS to an upstream. There is no way to switch verification off.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpstreamTls {
     /// The name that the upstream's certificate must carry.
@@ -282,7 +289,7 @@ pub struct UpstreamTls {
 }
 
 /// Somebody whose tokens are believed.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Issuer {
     /// `iss`, compared to the letter.
@@ -299,7 +306,7 @@ pub struct Issuer {
 }
 
 /// Signature algorithms of tokens (RFC 7518, RFC 8037): asymmetric ones only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Algorithm {
     ES256,
     RS256,
@@ -307,7 +314,7 @@ pub enum Algorithm {
 }
 
 /// A JSON Web Key Set (RFC 7517) and how fresh it is kept.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Jwks {
     /// An `https:` address. Exactly one of `url` and `file`.
@@ -336,7 +343,7 @@ pub struct Jwks {
 }
 
 /// A client with keys or certificates of its own.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Client {
     /// The tenant that it belongs to. A request that it sends with a token of another tenant, or of none, is
@@ -356,7 +363,7 @@ pub struct Client {
 
 /// What a client's certificate is known by; of several, all must be in it. Names are compared whole: a wildcard fits
 /// nothing.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CertificateNames {
     /// A DNS name.
@@ -370,7 +377,7 @@ pub struct CertificateNames {
 }
 
 /// A shared secret and the key id that names it. Outside its times the key verifies nothing and signs nothing.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HmacKey {
     /// `keyid` in the signature; unique among all clients.
@@ -394,7 +401,7 @@ impl HmacKey {
 }
 
 /// Where nonces and limits are kept.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct State {
     /// In the memory of this process.
@@ -411,7 +418,7 @@ pub struct State {
 
 /// A Redis (7 or later; one primary, not a cluster) that keeps nonces and limits. Its `maxmemory-policy` must be
 /// `noeviction`: a nonce that is evicted can be replayed. What was signed before it began to remember is refused.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Redis {
     /// Where its address is written: `redis://host:port/0` on this host, otherwise
@@ -435,7 +442,7 @@ fn prefix() -> String {
 }
 
 /// The state service: nonces, limits and the issuers' keys for every Envoy worker of this policy.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StateService {
     /// IP address and port. Exactly one of `address` and `socket`.
@@ -458,7 +465,7 @@ impl StateService {
 }
 
 /// Both ends of the mutual TLS between Envoy and the state service.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StateTls {
     /// The service's chain, PEM.
@@ -480,7 +487,7 @@ pub struct StateTls {
 }
 
 /// Bounds of the in-memory state.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Memory {
     /// Most things remembered at once. When it is full of things that are still needed, requests that need
@@ -495,7 +502,7 @@ impl Default for Memory {
 }
 
 /// Something that may be called.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Route {
     /// Its name in logs, metrics and limits.
@@ -529,7 +536,7 @@ pub struct Route {
 }
 
 /// An upstream's share of a route's requests.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Share {
     /// The name of the upstream.
@@ -540,7 +547,7 @@ pub struct Share {
 
 /// Copies of requests, to see how another version fares. They never delay or fail the original, carry
 /// `X-Torana-Mirror: 1`, and must not move money a second time: that is the upstream's to see to.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Mirror {
     /// The name of the upstream.

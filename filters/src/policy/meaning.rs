@@ -92,7 +92,7 @@ impl Policy {
         let paths = Paths::new(&document, &mut mistakes);
         check_state(&document, &mut mistakes);
         if mistakes.is_empty() {
-            let warnings = warnings(&document);
+            let warnings = warnings(&document, &paths);
             Ok(Self { document, rules, everywhere, paths, keyring, warnings })
         } else {
             mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));

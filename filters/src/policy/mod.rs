@@ -7,10 +7,12 @@ mod document;
 mod keyring;
 mod meaning;
 mod mistake;
+mod overlap;
 mod reference;
 mod routing;
 mod secret;
 mod syntax;
+mod unused;
 mod warning;
 
 pub use document::{

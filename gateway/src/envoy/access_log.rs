@@ -3,7 +3,9 @@
 
 use serde_json::{Value, json};
 
-pub(super) fn json_lines() -> Value {
+/// `policy` is the first digits of the policy's SHA-256; `refused` will be the filter, the
+/// code and the route, `jwt/token_expired/send`: Envoy itself has chosen no route by then.
+pub(super) fn json_lines(policy: &str) -> Value {
     json!({
         "name": "envoy.access_loggers.stdout",
         "typed_config": {
@@ -15,8 +17,10 @@ pub(super) fn json_lines() -> Value {
                 "traceparent": "%REQ(TRACEPARENT)%",
                 "method": "%REQ(:METHOD)%",
                 "route": "%ROUTE_NAME%",
+                "policy": policy,
                 "status": "%RESPONSE_CODE%",
                 "flags": "%RESPONSE_FLAGS%",
+                "refused": format!("%REQ({})%", super::REFUSED_FIELD.to_ascii_uppercase()),
                 "details": "%RESPONSE_CODE_DETAILS%",
                 "duration_ms": "%DURATION%",
                 "upstream": "%UPSTREAM_CLUSTER%",

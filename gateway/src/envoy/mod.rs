@@ -171,6 +171,7 @@ fn write(folder: &Path, name: &str, text: &str) -> anyhow::Result<PathBuf> {
 /// A policy and where its files are.
 struct Source {
     policy: Policy,
+    version: String,
     /// The document as the module reads it.
     compiled: Compiled,
     /// Variables that Envoy passes on to the module.
@@ -223,7 +224,8 @@ impl Source {
             certificate_field: Some(CERTIFICATE_FIELD.to_owned()),
         };
         let module = std::path::absolute(&options.module)?;
-        Ok(Self { compiled, variables, folder: loaded.folder, policy: loaded.policy, module })
+        let crate::load::Loaded { policy, version, folder, .. } = loaded;
+        Ok(Self { policy, version, compiled, variables, folder, module })
     }
 
     fn file(&self, reference: &At<Reference>) -> anyhow::Result<Value> {

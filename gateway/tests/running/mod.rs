@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -14,6 +14,9 @@ use axum::response::IntoResponse;
 use axum::{Json, Router};
 use certs::serve::PeerCertificate;
 use tokio::net::TcpListener;
+
+/// Where a gateway's log is, in its folder.
+pub const LOG: &str = "gateway.log";
 
 pub const SECRET: &str = "a partner's secret of 32 bytes!!";
 
@@ -145,7 +148,7 @@ admin: {{ address: "127.0.0.1:{admin}" }}
         .args(["serve", "edge.yaml"])
         .current_dir(folder)
         .env("ACME_SECRET", SECRET)
-        .stdout(Stdio::null())
+        .stdout(std::fs::File::create(folder.join(LOG)).unwrap())
         .spawn()
         .unwrap();
     let http = client(folder, None);
