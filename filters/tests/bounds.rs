@@ -82,7 +82,21 @@ fn settings_of_filters() {
             "`cost` is between 1 and the burst of every limit; that of `a` is 1",
         ),
         ("shape: { max_body_bytes: 65537 }", "shape: `max_body_bytes` is at most 65536"),
-        ("signature: { components: [\"@made-up\"] }", "signature: "),
+        (
+            "rate_limit: { limits: [{ name: a, by: ip, requests: 1, per_s: 0 }] }",
+            "limit `a`: `per_s` must be at least 1 and at most 31 days, and no shorter than a microsecond a request",
+        ),
+        (
+            "rate_limit: { limits: [{ name: a, by: ip, requests: 1, per_s: 1, burst: 0 }] }",
+            "limit `a`: `burst` must be between 1 and 1000000, and be there again within ten years",
+        ),
+        ("signature: { components: [\"@made-up\"] }", "not a derived component of RFC 9421"),
+        ("signature: { components: [Content-Digest] }", "not a component identifier"),
+        ("signature: { components: ['\"date\";tr'] }", "trailers are not supported"),
+        (
+            "signature: { components: ['\"date\";x'] }",
+            "parameters that are unknown, missing or do not go together",
+        ),
         ("signature: { components: [date, date] }", "signature: component `date` is named twice"),
         (&many, "signature: `components` adds at most 27 to those always covered"),
         ("signature: { max_age_s: 0 }", "`max_age_s` is between 1 and 3600, `max_skew_s` at most 300"),
@@ -217,6 +231,24 @@ fn the_rest_of_the_document() {
     check(&without("routes:", "routes: []\n"), "", "p.yaml: `routes` is empty: nothing could be called");
     let (_, after) = GOOD.split_once("admin:").unwrap();
     check(&format!("listeners: []\nadmin:{after}"), "", "p.yaml: `listeners` is empty: nobody could connect");
+}
+
+/// What a client's certificate may be known by.
+#[test]
+fn names_in_certificates() {
+    for (names, expected) in [
+        ("{}", "client `acme`: a certificate is known by `dns`, `uri`, `email` or `spki_sha256`: name one"),
+        ("{ dns: \"*.bank.test\" }", "`*.bank.test` is not a DNS name that a certificate could carry"),
+        ("{ uri: bank.test }", "`bank.test` is not a URI that a certificate could carry"),
+        ("{ email: bank.test }", "`bank.test` is not an address that a certificate could carry"),
+        (
+            "{ spki_sha256: AAAA }",
+            "`spki_sha256` is the SHA-256 of the public key in base64, as `certs show` prints it",
+        ),
+    ] {
+        let text = GOOD.replacen("acme: {", &format!("acme: {{ certificates: [{names}],"), 1);
+        check(&text, "", expected);
+    }
 }
 
 #[test]

@@ -169,6 +169,16 @@ fn each_change_is_told_with_whom_it_concerns_and_which_way_it_goes() {
             "requests: 60, per_s: 30, burst: 5",
             &["  ~ every route: rate_limit.limits.user.burst: is new: 5 (by user"],
         ),
+        // Whose requests another route gets, which may ask for less.
+        (
+            "    path: /v1/status\n    upstream: core\n",
+            "    path: /v1/health\n    upstream: core\n  - { name: any, methods: [GET], path: \"/v1/{x}\", upstream: core, except: [jwt] }\n",
+            &[
+                "  ! route any: is new and anybody may call it: ",
+                "  ! route any: GET /v1/status comes here now, to route status before, so without jwt  [new.yaml:35]",
+                "  ~ route status: path: /v1/status -> /v1/health",
+            ],
+        ),
         ("methods: [POST]", "methods: [POST, PUT]", &["  ! route send: methods: + PUT"]),
         ("path: /v1/send", "path: /v1/pay", &["  ~ route send: path: /v1/send -> /v1/pay"]),
         (

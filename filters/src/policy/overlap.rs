@@ -9,7 +9,9 @@ use super::routing::{Match, Paths};
 /// What routes lose to others whose paths are more specific: the path decides first, then the method and the version.
 pub(super) fn overlaps(document: &Document, paths: &Paths) -> Vec<Mistake> {
     let others: BTreeSet<&str> = document.routes.iter().map(|route| route.value.path.as_str()).collect();
-    let pairs = document.routes.iter().flat_map(|route| others.iter().map(move |other| (route, *other)));
+    // Nothing is more specific than a path without parameters.
+    let losers = document.routes.iter().filter(|route| route.value.path.contains('{'));
+    let pairs = losers.flat_map(|route| others.iter().map(move |other| (route, *other)));
     pairs.flat_map(|(route, other)| lost(document, paths, route, other)).collect()
 }
 

@@ -8,10 +8,11 @@ mod delta;
 mod effect;
 mod told;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use filters::FilterSet;
-use filters::policy::{At, Document, Mistake, Policy, Route, RouteRule};
+use filters::policy::{At, Document, Match, Mistake, Policy, Route, RouteRule};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -72,6 +73,8 @@ pub enum What {
     Closed,
     /// A route.
     Route,
+    /// Requests that another route decided on before.
+    TakenOver,
     /// A whole filter of a route.
     Filter,
     /// Any other field.
@@ -170,6 +173,19 @@ impl<'p> Effective<'p> {
             && one.methods.iter().any(|method| other.methods.contains(method))
     }
 
+    /// One request for each method.
+    fn requests(&self) -> impl Iterator<Item = (&str, String, Option<&str>)> {
+        let route = &self.route.value;
+        // Any text fits a parameter.
+        let segments = route.path.split('/').map(|segment| match segment.split_once('{') {
+            Some((begin, rest)) => format!("{begin}x{}", rest.split_once('}').map_or("", |(_, end)| end)),
+            None => segment.to_owned(),
+        });
+        let path = segments.collect::<Vec<_>>().join("/");
+        let version = route.version.as_ref().map(|version| version.value.as_str());
+        route.methods.iter().map(move |method| (method.as_str(), path.clone(), version))
+    }
+
     fn change(&self, effect: Effect, what: What, path: &str) -> Change {
         Change {
             effect,
@@ -200,12 +216,13 @@ fn of_routes(before: &Policy, after: &Policy) -> Vec<Change> {
     let (old, new) = (Effective::all(before), Effective::all(after));
     let named = |all: &[Effective<'_>], name: &str| all.iter().position(|route| route.rule.name == name);
     let mut changes = Vec::new();
-    let (mut renamed, mut in_both) = (Vec::new(), Vec::new());
-    for route in &new {
+    let (mut renamed, mut in_both, mut pairs) = (Vec::new(), Vec::new(), Vec::new());
+    for (position, route) in new.iter().enumerate() {
         let same_name = named(&old, &route.rule.name);
         let before = same_name.or_else(|| {
             old.iter().position(|other| named(&new, &other.rule.name).is_none() && route.serves_what(other))
         });
+        pairs.extend(before.map(|before| (before, position)));
         let Some(before) = before.and_then(|position| old.get(position)) else {
             let opened = route.filters.lets_anybody_in();
             let change = route.change(Effect::Looser, if opened { What::Opened } else { What::Route }, "");
@@ -230,6 +247,41 @@ fn of_routes(before: &Policy, after: &Policy) -> Vec<Change> {
         before: Some(route.outline()),
         ..route.change(Effect::Stricter, What::Route, "")
     }));
+    changes.extend(taken_over(before, after, (&old, &new), &pairs));
+    changes
+}
+
+/// Requests on which another route decides now: one that came with a path that fits them better, or one whose path fits
+/// them too and that got none of them while another was there. `pairs` are routes that are the same.
+fn taken_over(
+    before: &Policy,
+    after: &Policy,
+    (old, new): (&[Effective<'_>], &[Effective<'_>]),
+    pairs: &[(usize, usize)],
+) -> Vec<Change> {
+    let requests: BTreeSet<(&str, String, Option<&str>)> =
+        old.iter().chain(new).flat_map(Effective::requests).collect();
+    let mut changes = Vec::new();
+    for (method, path, version) in requests {
+        let serves = |policy: &Policy| {
+            let found = policy.route(method, &path, version);
+            if let Match::Route(rule) = found { Some(rule) } else { None }
+        };
+        let (Some(from), Some(to)) = (serves(before), serves(after)) else { continue };
+        let (Some(old), Some(new)) = (old.get(from), new.get(to)) else { continue };
+        if pairs.contains(&(from, to)) {
+            continue;
+        }
+        let kept = |filter: &str| new.rule.chain.names().any(|other| other == filter);
+        let effect = if old.rule.chain.names().all(kept) { Effect::Other } else { Effect::Looser };
+        let version = version.map(|version| format!(" of version {version}")).unwrap_or_default();
+        let told = |route: &Effective<'_>| {
+            let filters: Vec<_> = route.rule.chain.names().collect();
+            json!({ "route": route.rule.name, "filters": filters })
+        };
+        let change = new.change(effect, What::TakenOver, &format!("{method} {path}{version}"));
+        changes.push(Change { before: Some(told(old)), after: Some(told(new)), ..change });
+    }
     changes
 }
 

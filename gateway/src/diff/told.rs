@@ -62,6 +62,19 @@ fn said(change: &Change) -> String {
         (What::Closed, ..) => "who calls must say who they are now".to_owned(),
         (What::Route, None, Some(route)) => format!("is new: {}", flow(route)),
         (What::Route, ..) => "is gone".to_owned(),
+        (What::TakenOver, old, new) => {
+            let filters = |route: &Option<Value>| -> Vec<String> {
+                let filters = route.as_ref().and_then(|route| route["filters"].as_array());
+                filters.into_iter().flatten().map(flow).collect()
+            };
+            let kept = filters(new);
+            let lost: Vec<String> =
+                filters(old).into_iter().filter(|filter| !kept.contains(filter)).collect();
+            let lost =
+                if lost.is_empty() { String::new() } else { format!(", so without {}", lost.join(", ")) };
+            let before = old.as_ref().map(|route| flow(&route["route"])).unwrap_or_default();
+            format!("{path} comes here now, to route {before} before{lost}")
+        }
         (What::Filter, Some(settings), _) => format!("{path} is gone; it was {}", flow(settings)),
         (What::Filter, None, settings) => {
             format!("{path} is required now: {}", flow(settings.as_ref().unwrap_or(&Value::Null)))
