@@ -262,12 +262,13 @@ fn several(kind: &str) -> String {
     }
 }
 
-/// What is said of a field, and of the type that it has; an object speaks for itself.
+/// What is said of a field, and of the type that it has; an object speaks for itself where it stands.
 fn both(field: &str, of_type: &str, object: bool) -> String {
     match (field.is_empty(), of_type.is_empty() || object) {
+        (false, false) if of_type.starts_with(field) => of_type.to_owned(),
         (false, false) => format!("{field} {of_type}"),
-        (true, false) => of_type.to_owned(),
-        (_, true) => field.to_owned(),
+        (true, _) => of_type.to_owned(),
+        (false, true) => field.to_owned(),
     }
 }
 
@@ -302,6 +303,12 @@ impl Object {
                 missing.push(title(&[first.as_slice(), &[Step::Field(field.name.clone())]].concat()));
                 String::new()
             });
+            let place = title(&[first.as_slice(), &[Step::Field(field.name.clone())]].concat());
+            assert!(!field.about.is_empty(), "{place}: say in a doc comment what it is");
+            assert!(
+                example != "below" || field.leads_to.is_some(),
+                "{place}: its examples are too long for a table"
+            );
             let cells =
                 [format!("`{}`", field.name), field.about.clone(), kind, field.default.clone(), example];
             let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
