@@ -31,10 +31,10 @@ macro_rules! filters {
         $(pub mod $name;)*
 
         /// Settings of the filters of one place in the policy: of every route, or of one.
-        #[derive(Clone, Debug, Default, serde::Deserialize, schemars::JsonSchema)]
+        #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
         #[serde(deny_unknown_fields, default)]
         pub struct FilterSet {
-            $(pub $name: Option<$name::Config>,)*
+            $(#[serde(skip_serializing_if = "Option::is_none")] pub $name: Option<$name::Config>,)*
         }
 
         impl FilterSet {

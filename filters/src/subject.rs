@@ -3,13 +3,13 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::filter::Context;
 use crate::plan::Scope;
 
 /// Whose requests are counted together. `user` and `device` lie within their tenant, and in a plan everything does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum By {
     /// Everybody's on this route; in a plan, the tenant's on each route.

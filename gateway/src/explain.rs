@@ -16,7 +16,7 @@ use filters::certificate::Certificate;
 use filters::chain::Refused;
 use filters::filter::{Headers, Host, Introspected, Refusal, Request};
 use filters::jwt::KeySet;
-use filters::policy::{At, Policy, RouteRule};
+use filters::policy::{Policy, RouteRule};
 use filters::shape;
 use filters::state::{Answer, Memory};
 
@@ -24,6 +24,7 @@ use crate::introspection::Introspection;
 use crate::jwks::KeyStore;
 use crate::load;
 use crate::metrics::Metrics;
+use crate::places::Places;
 
 /// A request as it stands in a file: the lines of HTTP/1.1, an empty line, the body.
 #[derive(Debug)]
@@ -192,8 +193,8 @@ pub async fn explain(file: &Path, written: &Written, around: &Around) -> anyhow:
     }
     let (stage, decided) = decide(&policy, &mut admission, &request, &written.body, &world);
 
-    let file = file.display().to_string();
-    let mut told = Told { file, policy: &policy, policy_text: &policy_text, text: String::new() };
+    let places = Places::new(file, &policy, &policy_text);
+    let mut told = Told { places, text: String::new() };
     told.request(written, around);
     let plan = admission.context().tenant.as_ref().and_then(|tenant| tenant.plan.as_deref());
     told.decision(admission.rule(&policy), plan, stage, &decided);
@@ -241,9 +242,7 @@ const REMEMBERS_SINCE_MS: u64 = 24 * 3_600_000;
 
 /// The text that is told, and where in the policy things stand.
 struct Told<'p> {
-    file: String,
-    policy: &'p Policy,
-    policy_text: &'p str,
+    places: Places<'p>,
     text: String,
 }
 
@@ -267,8 +266,7 @@ impl Told<'_> {
             let _ = writeln!(self.text, "no route");
             return;
         };
-        let route = self.policy.document().routes.iter().find(|route| route.value.name == rule.name);
-        let place = self.place(route.map_or(0, At::line));
+        let place = self.places.of_route(rule);
         let _ = writeln!(self.text, "route {}{place}", rule.name);
         let refused_by = decided.as_ref().err().map(|refused| refused.filter);
         // Filters decide in turn, on the header first: none after the one that refuses was asked.
@@ -282,7 +280,7 @@ impl Told<'_> {
                 (false, false, Stage::Body) => "not asked about the body",
             };
             asked &= !refuses;
-            let place = self.place_of_filter(rule, plan, name);
+            let place = self.places.of_filter(rule, plan, name);
             let _ = writeln!(self.text, "  {name:<12} {says:<9}{place}");
         }
         for name in rule.except.iter().filter(|name| rule.chain.names().all(|used| used != *name)) {
@@ -317,39 +315,5 @@ impl Told<'_> {
                 let _ = writeln!(self.text, "=> {} {}: {}", refusal.status, refusal.code, refusal.detail);
             }
         }
-    }
-
-    /// The route's own word on a filter, or else that of every route, or else that of the tenant's plan.
-    fn place_of_filter(&self, rule: &RouteRule, plan: Option<&str>, filter: &str) -> String {
-        let document = self.policy.document();
-        let mut after = document.routes.iter().skip_while(|route| route.value.name != rule.name);
-        let own = after.next().and_then(|route| {
-            let end = after.next().map_or(u64::MAX, At::line);
-            self.line_of(filter, route.value.filters.line(), end)
-        });
-        let everywhere = || {
-            let begin = document.filters.line();
-            let sections = [document.routes.first().map(At::line)].into_iter().flatten();
-            let end = sections.filter(|line| *line > begin).min().unwrap_or(u64::MAX);
-            self.line_of(filter, begin, end)
-        };
-        let of_plan = || document.plans.get(plan?).map(At::line);
-        self.place(own.or_else(everywhere).or_else(of_plan).unwrap_or(0))
-    }
-
-    /// The first line from `begin` on, and before `end`, with this key in it.
-    fn line_of(&self, key: &str, begin: u64, end: u64) -> Option<u64> {
-        let key = format!("{key}:");
-        let lines = self.policy_text.lines().zip(1u64..).skip_while(|(_, number)| *number < begin.max(1));
-        let mut lines = lines.take_while(|(_, number)| *number < end);
-        let (_, number) = lines.find(|(line, _)| {
-            let written = line.split('#').next().unwrap_or_default().replace(['"', '\''], "");
-            written.split(['{', ',', ' ']).any(|word| word == key)
-        })?;
-        (begin > 0).then_some(number)
-    }
-
-    fn place(&self, line: u64) -> String {
-        if line == 0 { String::new() } else { format!("  [{}:{line}]", self.file) }
     }
 }

@@ -96,14 +96,34 @@ pub(crate) struct PolicyFile {
 }
 
 pub(crate) fn read(path: &Path) -> Result<PolicyFile, Vec<Mistake>> {
-    let folder = path.parent().map(Path::to_path_buf).unwrap_or_default();
-    let text = std::fs::read_to_string(path).map_err(|why| vec![Mistake::whole(why.to_string())])?;
-    read_text(text, folder)
+    read_with(path, &|folder, reference| secret(folder, reference).map(Secret::new))
 }
 
-/// The same, from a policy's text.
+/// A policy as far as it can be known without its secrets, for who may not read them.
+pub(crate) fn read_without_secrets(path: &Path) -> Result<PolicyFile, Vec<Mistake>> {
+    read_with(path, &|_, _| Ok(Secret::LATER))
+}
+
+fn read_with(
+    path: &Path,
+    secret: &dyn Fn(&Path, &Reference) -> Result<Secret, String>,
+) -> Result<PolicyFile, Vec<Mistake>> {
+    let folder = path.parent().map(Path::to_path_buf).unwrap_or_default();
+    let text = std::fs::read_to_string(path).map_err(|why| vec![Mistake::whole(why.to_string())])?;
+    read_text_with(text, folder, secret)
+}
+
+/// As [`read`], from a policy's text.
 pub(crate) fn read_text(text: String, folder: PathBuf) -> Result<PolicyFile, Vec<Mistake>> {
-    let policy = Policy::read(&text, &|reference| secret(&folder, reference).map(Secret::new))?;
+    read_text_with(text, folder, &|folder, reference| secret(folder, reference).map(Secret::new))
+}
+
+fn read_text_with(
+    text: String,
+    folder: PathBuf,
+    secret: &dyn Fn(&Path, &Reference) -> Result<Secret, String>,
+) -> Result<PolicyFile, Vec<Mistake>> {
+    let policy = Policy::read(&text, &|reference| secret(&folder, reference))?;
     Ok(PolicyFile { text, folder, policy })
 }
 
@@ -119,11 +139,25 @@ pub fn told(mistakes: &[Mistake], file: &Path) -> String {
 }
 
 /// What a policy amounts to, for a person who checks it.
-pub fn summary(path: &Path, loaded: &Loaded) -> String {
+#[derive(Debug)]
+pub struct Summary {
+    pub text: String,
+    /// How many warnings are in it.
+    pub warnings: usize,
+}
+
+impl Summary {
+    pub fn new(path: &Path, loaded: &Loaded) -> Self {
+        let times = loaded.policy.window_warnings(crate::now_ms());
+        let warnings: Vec<&Mistake> = loaded.policy.warnings().iter().chain(&times).collect();
+        Self { text: summary(path, loaded, &warnings), warnings: warnings.len() }
+    }
+}
+
+fn summary(path: &Path, loaded: &Loaded, warnings: &[&Mistake]) -> String {
     let file = path.to_string_lossy();
     let mut text = String::new();
-    let times = loaded.policy.window_warnings(crate::now_ms());
-    for warning in loaded.policy.warnings().iter().chain(&times) {
+    for warning in warnings {
         let _ = writeln!(text, "warning: {}", warning.in_file(&file));
     }
     let _ = writeln!(text, "{file}: ok");
@@ -135,7 +169,7 @@ pub fn summary(path: &Path, loaded: &Loaded) -> String {
 }
 
 /// `core`, or `core 95, core-next 5`.
-fn served_by(rule: &RouteRule) -> String {
+pub(crate) fn served_by(rule: &RouteRule) -> String {
     match rule.upstreams.as_slice() {
         [only] => only.upstream.clone(),
         several => {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use gateway::explain::Explained;
 use gateway::{api_key, load, revoke, server, state_service};
 
 #[global_allocator]
@@ -15,6 +16,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 ///
 ///   gateway check edge.yaml
 ///   gateway serve edge.yaml
+///
+/// see what another one changes for whom before it takes over, and ask why a request was refused:
+///
+///   gateway diff edge.yaml edge.new.yaml
+///   gateway explain edge.yaml --log gateway.log --request-id ID
 ///
 /// or have Envoy decide the same, with the module that `filters/wasm/build` makes:
 ///
@@ -93,11 +99,33 @@ enum Command {
     },
     /// Read a policy as `serve` would, keys and certificates included, and say what is wrong with it.
     ///
-    /// Each mistake is told as FILE:LINE:COLUMN: what is wrong and what to write. Exit status 0 when the
-    /// policy can be served, 1 when not.
+    /// Each mistake is told as FILE:LINE:COLUMN: what is wrong and what to write. Warnings are of what may be meant and
+    /// is worth a second look: routes that anybody may call, filters that a route does without, paths that fit two
+    /// routes, upstreams, issuers and clients that nothing uses. Exit status 0 when the policy can be served, 1 when
+    /// not.
     Check {
         /// The policy file.
         policy: PathBuf,
+        /// Take warnings for mistakes.
+        #[arg(long)]
+        deny_warnings: bool,
+    },
+    /// Say what changes for whom when NEW takes over from OLD.
+    ///
+    ///   gateway diff edge.yaml edge.new.yaml
+    ///
+    /// What lets in what was refused before comes first. Compared is what is in effect, not what is written: a route's
+    /// filters with those it inherits, fields with their defaults. Nothing that the policies refer to is read, so a
+    /// reviewer needs none of their keys. Exit status 0 when both mean the same, 1 when not, 2 when one has mistakes.
+    #[command(verbatim_doc_comment)]
+    Diff {
+        /// The policy that serves.
+        old: PathBuf,
+        /// The one that is to serve.
+        new: PathBuf,
+        /// Tell it as JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Say what would become of a request, filter by filter, and which line of the policy decides it.
     ///
@@ -108,12 +136,28 @@ enum Command {
     /// (`-`: standard input). It is decided on as the first of its kind: limits are full, no nonce is taken and
     /// nothing is revoked. Keys are fetched from the policy's issuers; nothing is sent to an upstream. Exit status 0 when it would pass, 1
     /// when it would be refused.
+    ///
+    /// One that was decided already is found in a log, by the id that its answer bears as X-Request-Id and a refusal as
+    /// `instance`:
+    ///
+    ///   gateway explain edge.yaml --log gateway.log --request-id 0193f0b2-7c7e-7cc3-98c4-dc0c0c07398f
+    ///
+    /// That tells which filter decided and where the policy says so, and warns when another policy did; a log has no
+    /// header fields and no body. The log of an Envoy with this policy does as well. Exit status 0 when it passed, 1 when
+    /// it was refused.
     #[command(verbatim_doc_comment)]
     Explain {
         /// The policy file.
         policy: PathBuf,
         /// The file with the request.
-        request: PathBuf,
+        #[arg(required_unless_present = "log", conflicts_with = "log")]
+        request: Option<PathBuf>,
+        /// A log of `gateway serve` or Envoy, JSON lines (`-`: standard input).
+        #[arg(long, value_name = "FILE", requires = "request_id")]
+        log: Option<PathBuf>,
+        /// The id of a request in the log.
+        #[arg(long, value_name = "ID", requires = "log")]
+        request_id: Option<String>,
         /// The address that it comes from.
         #[arg(long, default_value = "127.0.0.1")]
         from: std::net::IpAddr,
@@ -163,9 +207,16 @@ fn main() -> ExitCode {
         Command::Serve { policy, threads, drain_s } => serve(&policy, threads, drain_s),
         Command::State { policy, envoy } => state(&policy, envoy.as_deref()),
         Command::Envoy { policy, module, out } => envoy(&policy, module, out.as_deref()),
-        Command::Check { policy } => check(&policy),
-        Command::Explain { policy, request, from, certificate, at } => {
-            explain(&policy, &request, (from, certificate.as_deref(), at.as_deref()))
+        Command::Check { policy, deny_warnings } => check(&policy, deny_warnings),
+        Command::Diff { old, new, json } => diff(&old, &new, json),
+        Command::Explain { policy, request, log, request_id, from, certificate, at } => {
+            told(match (request, log, request_id) {
+                (None, Some(log), Some(request_id)) => logged_request(&policy, &log, &request_id),
+                (request, _, _) => {
+                    let request = request.unwrap_or_else(|| PathBuf::from("-"));
+                    explain(&policy, &request, (from, certificate.as_deref(), at.as_deref()))
+                }
+            })
         }
         Command::Revoke(options) => outcome(revoke::run(&options)),
         Command::ApiKey { command } => outcome(api_key::run(&command)),
@@ -240,12 +291,33 @@ fn logged(policy: &Path, run: impl FnOnce(load::Loaded) -> anyhow::Result<()>) -
     }
 }
 
-fn check(policy: &Path) -> ExitCode {
+fn check(policy: &Path, deny_warnings: bool) -> ExitCode {
     match load::load(policy) {
-        Ok(loaded) => print(&load::summary(policy, &loaded)),
+        Ok(loaded) => {
+            let load::Summary { text, warnings } = load::Summary::new(policy, &loaded);
+            print(&text);
+            if warnings > 0 && deny_warnings {
+                complain("--deny-warnings: the warnings above are taken for mistakes");
+                return ExitCode::FAILURE;
+            }
+            ExitCode::SUCCESS
+        }
         Err(mistakes) => {
             print(&load::told(&mistakes, policy));
             ExitCode::FAILURE
+        }
+    }
+}
+
+fn diff(old: &Path, new: &Path, json: bool) -> ExitCode {
+    match gateway::diff::Difference::between(old, new) {
+        Ok(difference) => {
+            print(&if json { difference.json() } else { difference.text() });
+            if difference.is_none() { ExitCode::SUCCESS } else { ExitCode::from(1) }
+        }
+        Err(mistakes) => {
+            complain(&format!("{mistakes:#}"));
+            ExitCode::from(2)
         }
     }
 }
@@ -254,12 +326,19 @@ fn explain(
     policy: &Path,
     request: &Path,
     (from, certificate, at): (std::net::IpAddr, Option<&Path>, Option<&str>),
-) -> ExitCode {
-    let explained = gateway::explain::Around::read(from, certificate, at).and_then(|around| {
-        let written = gateway::explain::Written::read(request)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        runtime.block_on(gateway::explain::explain(policy, &written, &around))
-    });
+) -> anyhow::Result<Explained> {
+    let around = gateway::explain::Around::read(from, certificate, at)?;
+    let written = gateway::explain::Written::read(request)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(gateway::explain::explain(policy, &written, &around))
+}
+
+fn logged_request(policy: &Path, log: &Path, request_id: &str) -> anyhow::Result<Explained> {
+    let line = gateway::logged::Line::find(log, request_id)?;
+    gateway::logged::explain(policy, &line)
+}
+
+fn told(explained: anyhow::Result<Explained>) -> ExitCode {
     match explained {
         Ok(explained) => {
             print(&explained.text);

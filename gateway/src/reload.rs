@@ -243,14 +243,8 @@ struct Unchanged {
     mistakes: Vec<String>,
 }
 
-/// What cannot change while the gateway runs.
 fn fixed(before: &Document, after: &Document) -> Vec<Mistake> {
-    let parts = [
-        ("admin", before.admin == after.admin),
-        // Another memory would know no nonce, and let through once more whatever was signed a moment ago.
-        ("state", before.state == after.state),
-    ];
-    let changed = parts.into_iter().filter(|(_, same)| !same);
+    let changed = FIXED.iter().filter(|(_, same)| !same(before, after));
     changed
         .map(|(name, _)| {
             Mistake::whole(format!(
@@ -259,6 +253,16 @@ fn fixed(before: &Document, after: &Document) -> Vec<Mistake> {
         })
         .collect()
 }
+
+/// The parts of a policy that cannot change while the gateway runs, and whether two policies have the same.
+pub(crate) const FIXED: [(&str, Same); 2] = [
+    ("admin", |before, after| before.admin == after.admin),
+    // Another memory would know no nonce, and let through once more whatever was signed a moment ago.
+    ("state", |before, after| before.state == after.state),
+];
+
+/// Whether a part of two policies is the same.
+pub(crate) type Same = fn(&Document, &Document) -> bool;
 
 fn unix_s(at: OffsetDateTime) -> f64 {
     (at - OffsetDateTime::UNIX_EPOCH).as_seconds_f64()

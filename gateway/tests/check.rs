@@ -26,9 +26,14 @@ routes:
 
 /// Exit status and output of `gateway check` on a policy in a folder with a development PKI.
 fn check(folder: &Path, policy: &str) -> (i32, String) {
+    check_with(folder, policy, &[])
+}
+
+fn check_with(folder: &Path, policy: &str, more: &[&str]) -> (i32, String) {
     fs::write(folder.join("edge.yaml"), policy).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_gateway"))
         .args(["check", "edge.yaml"])
+        .args(more)
         .current_dir(folder)
         .env("ACME_SECRET", "0123456789abcdef0123456789abcdef")
         .output()
@@ -68,6 +73,24 @@ fn policies_are_read_as_they_would_be_served() {
         let (status, told) = check(folder.path(), &POLICY.replacen(from, to, 1));
         assert_eq!(status, 1, "accepted with {to}: {told}");
         assert!(told.contains(expected), "with {to}\nexpected {expected}\ntold     {told}");
+    }
+}
+
+#[test]
+fn a_pipeline_may_take_warnings_for_mistakes() {
+    certs::install_crypto_provider();
+    let folder = tempfile::tempdir().unwrap();
+    certs::pki::init(folder.path(), false).unwrap();
+    let signed =
+        POLICY.replace(", except: [shape] }", ", filters: { signature: {}, nonce: { window_s: 60 } } }");
+    for (policy, more, expected) in [
+        (POLICY, &[][..], 0),
+        (POLICY, &["--deny-warnings"], 1),
+        (&signed, &["--deny-warnings"], 0),
+        (&signed.replace("shape: {}", "shpe: {}"), &["--deny-warnings"], 1),
+    ] {
+        let (status, told) = check_with(folder.path(), policy, more);
+        assert_eq!(status, expected, "{more:?}: {told}");
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::crypto::{equal, sha256};
 use crate::filter::{Client, Context, Filter, Host, Refusal, Request, Verdict};
@@ -21,7 +21,7 @@ use crate::validity::{Validity, Window};
 
 /// Requires an API key of a client of the policy, in `X-Api-Key` or as `Authorization: ApiKey KEY`. Where a token is
 /// required too, `Authorization` is the token's. The upstream sees neither field.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Clients of the policy that may call; empty: every one that has `api_keys`.

@@ -9,14 +9,14 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::certificate::{Certificate, Name};
 use crate::filter::{Client, Context, Filter, Host, Request, Verdict};
 use crate::policy::{CertificateNames, Settings, Site, Unusable, in_both};
 
 /// Knows the client that the sender's certificate belongs to, and refuses whoever may not call here.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Whether a certificate must be shown. A route can ask for more than every route does, never for less.
@@ -26,7 +26,7 @@ pub struct Config {
 }
 
 /// Whether a certificate must be shown.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// No certificate is looked at.
@@ -43,6 +43,11 @@ impl Config {
     /// Whether nobody passes without a certificate.
     pub(crate) fn needs_certificate(&self) -> bool {
         self.mode == Mode::Required
+    }
+
+    /// Whether certificates of that client are of use.
+    pub(crate) fn takes_client(&self, client: &str) -> bool {
+        self.mode != Mode::Off && (self.clients.is_empty() || self.clients.iter().any(|name| name == client))
     }
 }
 

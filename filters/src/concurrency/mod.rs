@@ -3,7 +3,7 @@
 //! A place whose request never ends, because its edge died say, is free again when its lease ends.
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict, state_unavailable};
 use crate::plan::{self, Limits};
@@ -12,7 +12,7 @@ use crate::state::{Answer, Mode, Op};
 use crate::subject::By;
 
 /// Limits on requests in flight; a request passes when every one of them has a place for it.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The limits.
@@ -21,7 +21,7 @@ pub struct Config {
 }
 
 /// So many requests in flight for each subject.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Limit {
     /// Its name: lower-case letters, digits, `-` and `_`. Routes that use one name share the places, so it must be

@@ -6,13 +6,13 @@
 //! method that it asks for, and answered by the edge before anything else is asked.
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::filter::{Context, Filter, Headers, Host, Refusal, Request, Verdict};
 use crate::policy::{Settings, Site, Unusable, in_both};
 
 /// Pages that may call from a browser.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Origins of those pages, whole and to the letter: `https://pay.example`. `*` alone: every page, without

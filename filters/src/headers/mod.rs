@@ -3,13 +3,13 @@
 use std::borrow::Cow;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::filter::{Context, Filter};
 use crate::policy::{Settings, Site, Unusable};
 
 /// Fields set on every answer. The defaults suit an API that serves no pages.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// `Strict-Transport-Security` max-age, seconds (RFC 6797). 0: the field is not sent.

@@ -4,14 +4,14 @@
 use std::borrow::Cow;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde::de::IgnoredAny;
 
 use crate::filter::{Context, Filter, Host, Request, Verdict};
 use crate::policy::{Settings, Site, Unusable};
 
 /// Requires an `Idempotency-Key` of 8 to `max_length` letters, digits, `-`, `_`, `.` and `:`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Longest key, in characters; at most 255.

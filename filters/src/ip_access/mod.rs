@@ -4,13 +4,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::filter::{Context, Filter, Host, Request, Verdict};
 use crate::policy::{Settings, Site, Unusable};
 
 /// Allow and deny lists of address ranges. A denied address is refused even where it is allowed too.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Ranges that may call, in CIDR notation. Empty: every address that is not denied.
@@ -20,14 +20,17 @@ pub struct Config {
     #[schemars(with = "Vec<String>")]
     pub deny: Vec<IpNet>,
     /// A parent's allow lists: the address must be in each of them too.
-    #[serde(skip)]
+    #[serde(skip_deserializing, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(skip)]
     inherited: Vec<Vec<IpNet>>,
 }
 
 impl Settings for Config {
     fn and(mut self, mut child: Self) -> Self {
         child.inherited.append(&mut self.inherited);
-        child.inherited.push(self.allow);
+        if !self.allow.is_empty() {
+            child.inherited.push(self.allow);
+        }
         child.deny.append(&mut self.deny);
         child
     }

@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use self::asked::Asked;
 use self::cache::{Cache, Verified};
@@ -32,7 +32,7 @@ use crate::filter::{
 use crate::policy::{Issuer, Settings, Site, Unusable};
 
 /// Requires a bearer token of a trusted issuer, in `Authorization`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Names of the issuers whose tokens pass here; absent: every issuer of the policy.
@@ -57,7 +57,7 @@ pub struct Config {
 }
 
 /// What tokens can be bound to. (A key that they are bound to is asked for by `signature`, `signer: device`.)
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BoundTo {
     /// The certificate that the sender shows: `cnf.x5t#S256` (RFC 8705 section 3.1).

@@ -5,7 +5,7 @@
 //! request again.
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict, state_unavailable};
 use crate::policy::{Settings, Site, Unusable};
@@ -13,7 +13,7 @@ use crate::signature::freshness::Window;
 use crate::state::{Answer, Op};
 
 /// Requires a fresh nonce in the request's signature (RFC 9421 section 7.2.2). Needs the filter `signature`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Seconds after its creation that a request is taken; at most 3600. The nonce is remembered for longer.

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::Reference;
 use super::secret::Encoding;
@@ -46,6 +46,12 @@ impl<T: PartialEq> PartialEq for At<T> {
     }
 }
 
+impl<T: Serialize> Serialize for At<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.value.serialize(serializer)
+    }
+}
+
 impl<T: JsonSchema> JsonSchema for At<T> {
     fn inline_schema() -> bool {
         T::inline_schema()
@@ -59,7 +65,7 @@ impl<T: JsonSchema> JsonSchema for At<T> {
 }
 
 /// The edge's whole policy: who may call what, how often, signed how, and where it goes.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Document {
     /// Where clients connect.
@@ -117,7 +123,7 @@ impl<T: Default> Default for At<T> {
 }
 
 /// An address where clients connect, over TLS.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Listener {
     /// Its name in logs and metrics.
@@ -145,7 +151,7 @@ pub struct Listener {
 }
 
 /// A listener's certificate and what it asks of clients. TLS 1.2 and 1.3 are spoken.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ListenerTls {
     /// The chain, leaf first, PEM.
@@ -163,7 +169,7 @@ pub struct ListenerTls {
 }
 
 /// A certificate for certain names.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NamedCertificate {
     /// The chain, leaf first, PEM.
@@ -177,7 +183,7 @@ pub struct NamedCertificate {
 }
 
 /// Which client certificates are believed.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClientCertificates {
     /// The CAs that sign them, PEM.
@@ -194,7 +200,7 @@ pub struct ClientCertificates {
 }
 
 /// What becomes of certificates while the list that would revoke them is past its time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum StaleCrl {
     /// They are refused.
@@ -205,9 +211,10 @@ pub enum StaleCrl {
 }
 
 /// Where operators look, in plain HTTP: keep it on loopback or a management network.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Admin {
+    /// IP address and port.
     #[schemars(with = "String")]
     pub address: SocketAddr,
     /// What who revokes tokens here must send, `Authorization: Bearer SECRET` (`POST /revocations`); at least 32 bytes.
@@ -216,7 +223,7 @@ pub struct Admin {
 }
 
 /// A service behind the edge.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Upstream {
     /// IP addresses and ports, used in turn.
@@ -245,7 +252,7 @@ pub struct Upstream {
 }
 
 /// Active health checks: `GET path` must be answered with 200.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Health {
     /// The path to ask for.
@@ -266,7 +273,7 @@ pub struct Health {
 
 /// The circuit breaker of each address. Only what the edge sees itself counts: connections refused, broken or
 /// without an answer in time. When every address is left out, requests are refused with 503.
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Outlier {
     /// Failures in a row after which an address is left out; 0: never.
@@ -282,7 +289,7 @@ impl Default for Outlier {
 }
 
 /// Mutual TLS to an upstream. There is no way to switch verification off.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpstreamTls {
     /// The name that the upstream's certificate must carry.
@@ -304,7 +311,7 @@ pub struct UpstreamTls {
 }
 
 /// Somebody whose tokens are believed.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Issuer {
     /// `iss`, compared to the letter.
@@ -324,7 +331,7 @@ pub struct Issuer {
 }
 
 /// Signature algorithms of tokens (RFC 7518, RFC 8037): asymmetric ones only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Algorithm {
     ES256,
     RS256,
@@ -332,7 +339,7 @@ pub enum Algorithm {
 }
 
 /// A JSON Web Key Set (RFC 7517) and how fresh it is kept.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Jwks {
     /// An `https:` address. Exactly one of `url`, `file` and `discovery`.
@@ -365,7 +372,7 @@ pub struct Jwks {
 /// Token introspection (RFC 7662): the issuer says of each token whether it counts and what it claims. Its answer must
 /// have what a JWT must: `sub`, `exp`, and one of the audiences in `aud`. While it cannot be asked its tokens are refused
 /// with 503.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Introspection {
     /// An `https:` address.
@@ -405,7 +412,7 @@ pub struct Introspection {
 }
 
 /// Whose rules say where an issuer's metadata are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Discovery {
     /// OpenID Connect Discovery 1.0 section 4: `ISSUER/.well-known/openid-configuration`.
@@ -415,7 +422,7 @@ pub enum Discovery {
 }
 
 /// A client with keys or certificates of its own.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Client {
     /// The tenant that it belongs to. A request that it sends with a token of another tenant, or of none, is
@@ -437,7 +444,7 @@ pub struct Client {
 }
 
 /// An API key, as `gateway api-key new` makes it: the policy has its hash alone. Outside its times it counts for nothing.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ApiKey {
     /// Its name among people; unique among all clients.
@@ -459,7 +466,7 @@ impl ApiKey {
 
 /// What a client's certificate is known by; of several, all must be in it. Names are compared whole: a wildcard fits
 /// nothing.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CertificateNames {
     /// A DNS name.
@@ -473,7 +480,7 @@ pub struct CertificateNames {
 }
 
 /// A shared secret and the key id that names it. Outside its times the key verifies nothing and signs nothing.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HmacKey {
     /// `keyid` in the signature; unique among all clients.
@@ -497,7 +504,7 @@ impl HmacKey {
 }
 
 /// Where nonces and limits are kept.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct State {
     /// In the memory of this process.
@@ -514,7 +521,7 @@ pub struct State {
 
 /// A Redis (7 or later; one primary, not a cluster) that keeps nonces and limits. Its `maxmemory-policy` must be
 /// `noeviction`: a nonce that is evicted can be replayed. What was signed before it began to remember is refused.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Redis {
     /// Where its address is written: `redis://host:port/0` on this host, otherwise
@@ -538,7 +545,7 @@ fn prefix() -> String {
 }
 
 /// The state service: nonces, limits and the issuers' keys for every Envoy worker of this policy.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StateService {
     /// IP address and port. Exactly one of `address` and `socket`.
@@ -561,7 +568,7 @@ impl StateService {
 }
 
 /// Both ends of the mutual TLS between Envoy and the state service.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StateTls {
     /// The service's chain, PEM.
@@ -583,7 +590,7 @@ pub struct StateTls {
 }
 
 /// Bounds of the in-memory state.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Memory {
     /// Most things remembered at once. When it is full of things that are still needed, requests that need
@@ -598,7 +605,7 @@ impl Default for Memory {
 }
 
 /// Something that may be called.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Route {
     /// Its name in logs, metrics and limits.
@@ -649,7 +656,7 @@ pub struct Route {
 }
 
 /// Bounds of a WebSocket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct WebSocket {
     /// Milliseconds that may pass without a word from the upstream, its answer included. Have it ping more often.
@@ -665,7 +672,7 @@ impl Default for WebSocket {
 }
 
 /// An upstream's share of a route's requests.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Share {
     /// The name of the upstream.
@@ -684,7 +691,7 @@ impl Share {
 }
 
 /// When a route is no longer to be used, and when it will be gone.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Deprecated {
     /// Since when it should not be used; may lie ahead. `Deprecation` (RFC 9745) says so.
@@ -697,7 +704,7 @@ pub struct Deprecated {
 
 /// Copies of requests, to see how another version fares. They never delay or fail the original, carry
 /// `X-Torana-Mirror: 1`, and must not move money a second time: that is the upstream's to see to.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Mirror {
     /// The name of the upstream.

@@ -112,7 +112,8 @@ impl Policy {
         check_state(&document, &mut mistakes);
         if mistakes.is_empty() {
             // A module has nobody to warn.
-            let warnings = if cfg!(target_family = "wasm") { Vec::new() } else { warnings(&document) };
+            let warnings =
+                if cfg!(target_family = "wasm") { Vec::new() } else { warnings(&document, &paths) };
             Ok(Self { document, rules, everywhere, paths, keyring, warnings })
         } else {
             mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));

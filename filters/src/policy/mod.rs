@@ -7,11 +7,13 @@ mod document;
 mod keyring;
 mod meaning;
 mod mistake;
+mod overlap;
 mod reference;
 mod routing;
 mod secret;
 mod syntax;
 mod tenancy;
+mod unused;
 mod warning;
 
 pub use document::{

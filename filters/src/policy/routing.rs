@@ -81,6 +81,11 @@ impl Paths {
         Self(router)
     }
 
+    /// The positions of the rules of the path, whatever methods and versions they serve.
+    pub(super) fn rules_at(&self, path: &str) -> impl Iterator<Item = usize> {
+        self.0.at(path).into_iter().flat_map(|found| found.value.iter().map(|served| served.rule))
+    }
+
     pub(super) fn find(&self, method: &str, path: &str, version: Option<&str>) -> Match<'_> {
         let Ok(found) = self.0.at(path) else { return Match::NotFound };
         let of_method = || found.value.iter().filter(|served| served.method == method);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::document::{At, Document};
 use super::meaning::{Site, unknown};
@@ -14,7 +14,7 @@ use crate::calendar::Calendar;
 use crate::{concurrency, quota, rate_limit};
 
 /// A tenant: a merchant, a partner bank, a business of one's own.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tenant {
     /// The plan whose limits hold for it; absent: `default_plan`, or none.
@@ -26,7 +26,7 @@ pub struct Tenant {
 
 /// Limits of every tenant that has the plan, on every route that requires `tenant`. They are counted for each tenant
 /// apart, and within it as `by` says.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Plan {
     /// How often.

@@ -2,7 +2,10 @@
 
 use super::document::{At, Document, Listener, Route};
 use super::mistake::Mistake;
+use super::overlap::overlaps;
+use super::routing::Paths;
 use super::tenancy;
+use super::unused::{unused, unwatched};
 use crate::FilterSet;
 
 /// The fewest signed requests a second that the memory should hold the nonces of. Below this it is worth a
@@ -10,8 +13,9 @@ use crate::FilterSet;
 const SIGNED_PER_S_MIN: u64 = 5_000;
 
 /// What is worth a second look in a document without mistakes, in the order of its lines.
-pub(super) fn warnings(document: &Document) -> Vec<Mistake> {
-    let mut warnings = Vec::new();
+pub(super) fn warnings(document: &Document, paths: &Paths) -> Vec<Mistake> {
+    let mut warnings = overlaps(document, paths);
+    let mut effective = Vec::new();
     let mut longest: Option<(u64, &At<Route>)> = None;
     let signs = document.filters.value.has("signing")
         || document.routes.iter().any(|route| route.value.filters.value.has("signing"));
@@ -60,21 +64,31 @@ pub(super) fn warnings(document: &Document) -> Vec<Mistake> {
                 longest = Some((seconds, written));
             }
         }
+        effective.push(filters);
     }
     warnings.extend(tenancy::warnings(document));
+    warnings.extend(unused(document, &effective));
+    warnings.extend(unwatched(document));
     warnings.extend(longest.and_then(|(seconds, route)| too_few_entries(document, seconds, route)));
     warnings.sort_by_key(|warning| (warning.line, warning.column));
     warnings
 }
 
 fn missing(filters: &FilterSet) -> Option<&'static str> {
-    let known = filters.jwt.is_some() || filters.needs_certificate().is_some() || filters.api_key.is_some();
-    match (known, filters.signature.is_some(), filters.nonce.is_some()) {
-        (false, false, _) => Some("has neither `jwt` nor `signature`: anybody may call it"),
+    match (filters.lets_anybody_in(), filters.signature.is_some(), filters.nonce.is_some()) {
+        (true, ..) => Some("has neither `jwt` nor `signature`: anybody may call it"),
         (_, true, false) => {
             Some("has `signature` without `nonce`: who copies a signed request can send it again")
         }
-        (_, true, true) | (true, false, _) => None,
+        (_, true, true) | (false, false, _) => None,
+    }
+}
+
+impl FilterSet {
+    /// Whether these filters ask nobody who they are.
+    pub fn lets_anybody_in(&self) -> bool {
+        let keyless = self.signature.is_none() && self.api_key.is_none();
+        keyless && self.jwt.is_none() && self.needs_certificate().is_none()
     }
 }
 

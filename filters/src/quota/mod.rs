@@ -4,7 +4,7 @@
 //! The arithmetic is [`crate::state`]'s, days and months are [`crate::calendar`]'s. Fields: as of `rate_limit`.
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::calendar::{Calendar, Per};
 use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict, state_unavailable};
@@ -15,7 +15,7 @@ use crate::state::{Answer, Mode, Op, Volume};
 use crate::subject::By;
 
 /// Volumes that all hold at once. What a request costs is `rate_limit.cost`.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The volumes; a request passes when there is enough left of every one of them.
@@ -24,7 +24,7 @@ pub struct Config {
 }
 
 /// So much a day or a month for each subject.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Limit {
     /// Its name in the RateLimit fields and in the logs: lower-case letters, digits, `-` and `_`. Routes that

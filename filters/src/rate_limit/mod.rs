@@ -4,7 +4,7 @@
 //! (draft-ietf-httpapi-ratelimit-headers) and `Retry-After` (RFC 9110 section 10.2.3).
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict, state_unavailable};
 use crate::plan::{self, Limits};
@@ -13,7 +13,7 @@ use crate::state::{Answer, Counted, Mode, Op, Rate};
 use crate::subject::By;
 
 /// Limits that all hold at once.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The limits; a request passes when it is within every one of them.
@@ -35,7 +35,7 @@ fn one() -> u32 {
 }
 
 /// So many requests in so long for each subject.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Limit {
     /// Its name in the RateLimit fields and in the logs: lower-case letters, digits, `-` and `_`. Routes that

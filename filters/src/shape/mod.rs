@@ -8,7 +8,7 @@ mod json;
 mod path;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::filter::{Context, Filter, Host, Request, Verdict};
@@ -44,7 +44,7 @@ pub fn edge_only(name: &str) -> bool {
 }
 
 /// Bounds on the request, and what its body must be.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Most bytes of body; 0: none may be sent. At most 65536, the edge holds the whole body in memory.

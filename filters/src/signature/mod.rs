@@ -14,7 +14,7 @@ mod query;
 use std::sync::Arc;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use self::digest::DigestError;
 use self::freshness::Window;
@@ -26,7 +26,7 @@ use crate::policy::{ClientKey, Keyring, Settings, Site, Unusable, in_both};
 use crate::validity::{self, Validity};
 
 /// Requires a signature over the request (RFC 9421) and a digest of its body (RFC 9530).
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Whose key must have signed.
@@ -46,7 +46,7 @@ pub struct Config {
 }
 
 /// Whose key signs requests.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Signer {
     /// The key in the token's `cnf`; needs the filter `jwt`.
@@ -80,6 +80,11 @@ impl Config {
     /// Whether any client of the policy may sign.
     pub(crate) fn takes_any_client(&self) -> bool {
         self.signer != Signer::Device && self.clients.is_empty()
+    }
+
+    /// Whether that client of the policy may sign.
+    pub(crate) fn takes_client(&self, client: &str) -> bool {
+        self.signer != Signer::Device && (self.clients.is_empty() || self.clients.iter().any(|name| name == client))
     }
 }
 

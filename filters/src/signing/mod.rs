@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::filter::{Context, Filter, Headers, Host, Refusal, Request, Verdict};
 use crate::policy::{ClientKey, Keyring, NotSigned, Settings, Site, Unusable, Whose};
@@ -22,7 +22,7 @@ use crate::upstream::{Outgoing, UpstreamAnswer};
 use crate::validity::Validity;
 
 /// Signs messages on their way, and verifies the upstream's answers (RFC 9421). At least one of the three.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Signs each request to the upstream and digests its body.
@@ -35,8 +35,20 @@ pub struct Config {
     pub to_client: Option<Signer>,
 }
 
+impl Config {
+    /// Whether it signs or verifies with a key of that client.
+    pub(crate) fn names(&self, client: &str, its_keys: &[&str]) -> bool {
+        let signers = [&self.to_upstream, &self.to_client].into_iter().flatten();
+        let signers = signers.map(|signer| (&signer.key, &signer.client));
+        let verifier = self.from_upstream.as_ref().map(|verifier| (&verifier.key, &verifier.client));
+        signers.chain(verifier).any(|(key, name)| {
+            name.as_deref() == Some(client) || key.as_deref().is_some_and(|key| its_keys.contains(&key))
+        })
+    }
+}
+
 /// Who signs. Exactly one of `key` and `client`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Signer {
     /// The id of one of the `hmac_keys` of `clients`.
@@ -47,7 +59,7 @@ pub struct Signer {
 }
 
 /// Who must have signed. Exactly one of `key` and `client`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Verifier {
     /// The id of one of the `hmac_keys` of `clients`; the signature must name it.

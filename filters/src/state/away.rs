@@ -1,12 +1,12 @@
 //! What is decided while shared state cannot be asked.
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Answer, Memory, Op};
 
 /// What becomes of limits while shared state is away. Nonces are always refused then.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LimitsWhenAway {
     /// They hold in each worker's own bounded memory, so that many workers together let more pass.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::calendar::{Calendar, Per};
 use crate::filter::{self, Context, Filter, Host, Refusal, Request, Verdict, state_unavailable};
@@ -15,7 +15,7 @@ use crate::state::{Answer, Op, Usage};
 
 /// Requires that the request has a tenant. The limits of its plan hold, what it uses is counted, and the upstream is
 /// told in `X-Torana-Tenant`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Who may tell the tenant; at least one of them must, and those who do must agree.
@@ -23,7 +23,7 @@ pub struct Config {
 }
 
 /// Who tells the tenant of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
     /// `tenant` of the token.

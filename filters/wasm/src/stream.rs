@@ -34,7 +34,7 @@ pub const ROUTE_FIELD: &str = "x-torana-route";
 /// The field by which a route's upstreams are told apart, where it has several: the position in their order.
 pub const SHARE_FIELD: &str = "x-torana-share";
 
-/// The field that tells Envoy that the module has refused the request, and worded the refusal.
+/// The field that tells Envoy that the module has refused the request and worded the refusal: `FILTER/CODE/ROUTE`.
 pub const REFUSED_FIELD: &str = "x-torana-refused";
 
 const FORWARDED_PROTO: &str = "x-forwarded-proto";
@@ -378,8 +378,10 @@ impl Stream {
             let (fields, body) = admission.problem(&refused.refusal);
             let fields: Vec<(&str, &str)> =
                 fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
-            // So that Envoy tells our refusals from its own, which it words as ours.
-            envoy.set_request_field(REFUSED_FIELD, Some("1"));
+            // So that Envoy tells our refusals from its own, which it words as ours, and logs who refused and why.
+            let route = admission.rule(&self.plugin.policy).map_or("", |rule| rule.name.as_str());
+            let said = format!("{}/{}/{route}", refused.filter, refused.refusal.code);
+            envoy.set_request_field(REFUSED_FIELD, Some(&said));
             envoy.answer(refused.refusal.status, &fields, body.as_bytes());
         } else {
             envoy.answer(500, &[], b"");

@@ -3,7 +3,9 @@
 
 use serde_json::{Value, json};
 
-pub(super) fn json_lines() -> Value {
+/// `policy` is the first digits of the policy's SHA-256; `refused` will be the filter, the
+/// code and the route, `jwt/token_expired/send`: Envoy itself has chosen no route by then.
+pub(super) fn json_lines(policy: &str) -> Value {
     json!({
         "name": "envoy.access_loggers.stdout",
         "typed_config": {
@@ -16,8 +18,10 @@ pub(super) fn json_lines() -> Value {
                 "method": "%REQ(:METHOD)%",
                 "route": "%ROUTE_NAME%",
                 "experiment": "%REQ(X-TORANA-EXPERIMENT)%",
+                "policy": policy,
                 "status": "%RESPONSE_CODE%",
                 "flags": "%RESPONSE_FLAGS%",
+                "refused": format!("%REQ({})%", super::REFUSED_FIELD.to_ascii_uppercase()),
                 "details": "%RESPONSE_CODE_DETAILS%",
                 "duration_ms": "%DURATION%",
                 "would_refuse": "%FILTER_STATE(wasm.torana_would_refuse:PLAIN)%",

@@ -102,7 +102,7 @@ impl Source {
                 "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
                 "stat_prefix": listener.name,
                 "codec_type": "AUTO",
-                "access_log": [access_log::json_lines()],
+                "access_log": [access_log::json_lines(&self.loaded.version)],
                 "route_config": self.routes()?,
                 "http_filters": [
                     self.module()?,

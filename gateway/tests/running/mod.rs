@@ -16,6 +16,9 @@ use certs::serve::PeerCertificate;
 use filters::signature::{digest, message};
 use tokio::net::TcpListener;
 
+/// Where a gateway's log is, in its folder.
+pub const LOG: &str = "gateway.log";
+
 pub const SECRET: &str = "a partner's secret of 32 bytes!!";
 
 /// A gateway that is killed when the test ends.
@@ -146,7 +149,7 @@ admin: {{ address: "127.0.0.1:{admin}" }}
         .args(["serve", "edge.yaml"])
         .current_dir(folder)
         .env("ACME_SECRET", SECRET)
-        .stdout(std::fs::File::create(folder.join("gateway.log")).unwrap())
+        .stdout(std::fs::File::create(folder.join(LOG)).unwrap())
         .spawn()
         .unwrap();
     let http = client(folder, None);

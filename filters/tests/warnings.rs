@@ -1,0 +1,173 @@
+//! What `check` warns of besides what a route requires: paths that fit two routes, what nothing uses, and upstreams that
+//! nobody watches.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
+
+use filters::policy::Policy;
+
+const HEAD: &str = r#"
+listeners:
+  - { name: edge, address: "127.0.0.1:8443", tls: { certificate: "file:edge.pem", key: "file:edge.key", client_certificates: { ca: "file:c.pem" } } }
+admin: { address: 127.0.0.1:9100 }
+"#;
+
+const TLS: &str =
+    r#"tls: { server_name: core.test, ca: "file:ca.pem", certificate: "file:gw.pem", key: "file:gw.key" }"#;
+
+/// A policy of these routes, each a name and what is said of it, and the warnings of it. All require a token.
+fn told(routes: &[(&str, &str)], more: &str) -> Vec<String> {
+    let mut text = format!("{HEAD}filters: {{ jwt: {{ issuers: [main] }} }}\n{more}");
+    if !more.contains("upstreams:") {
+        text.push_str(&format!("upstreams:\n  core: {{ addresses: [\"127.0.0.1:9001\"], {TLS} }}\n"));
+    }
+    text.push_str("issuers:\n  main: { issuer: \"https://main\", audiences: [a], algorithms: [ES256], jwks: { file: \"file:j\" } }\n");
+    if more.contains("other-issuer") {
+        text.push_str("  other: { issuer: \"https://other\", audiences: [a], algorithms: [ES256], jwks: { file: \"file:j\" } }\n");
+    }
+    text.push_str("routes:\n");
+    for (name, route) in routes {
+        let upstream = if route.contains(", upstream") { "" } else { ", upstream: core" };
+        text.push_str(&format!("  - {{ name: {name}, {route}{upstream} }}\n"));
+    }
+    let policy = Policy::read(&text, &|_| Ok(vec![7; 32].into()));
+    let policy = policy.unwrap_or_else(|mistakes| panic!("{mistakes:?}\n{text}"));
+    let first = text.lines().position(|line| line == "routes:").unwrap() as u64 + 2;
+    // A route is told by its number, for the lines before them vary.
+    let place =
+        |line: u64| if line >= first { format!("route {}: ", line - first + 1) } else { String::new() };
+    policy.warnings().iter().map(|warning| format!("{}{}", place(warning.line), warning.message)).collect()
+}
+
+#[test]
+fn paths_that_fit_two_routes() {
+    type Case<'c> = (&'c [(&'c str, &'c str)], &'c [&'c str]);
+    let cases: &[Case<'_>] = &[
+        // One more specific than the other, of one method.
+        (
+            &[("any", "methods: [GET], path: \"/v1/{id}\""), ("status", "methods: [GET], path: /v1/status")],
+            &[
+                "route 1: route `any`: GET /v1/status fits `/v1/{id}` too, and goes to route `status`: `/v1/status` is more specific",
+            ],
+        ),
+        (
+            &[
+                ("rest", "methods: [GET, PUT], path: \"/v1/{*rest}\""),
+                ("one", "methods: [GET, PUT], path: /v1/one"),
+            ],
+            &[
+                "route 1: route `rest`: GET and PUT /v1/one fits `/v1/{*rest}` too, and goes to route `one`: `/v1/one` is more specific",
+            ],
+        ),
+        // The path decides before the method does, so this method is nobody's there.
+        (
+            &[("any", "methods: [GET, PUT], path: \"/v1/{id}\""), ("me", "methods: [GET], path: /v1/me")],
+            &[
+                "route 1: route `any`: GET /v1/me fits `/v1/{id}` too, and goes to route `me`: `/v1/me` is more specific",
+                "route 1: route `any`: PUT /v1/me fits `/v1/{id}` too, and is refused: `/v1/me` is more specific, and `me` does not serve that",
+            ],
+        ),
+        // Nor is a version.
+        (
+            &[
+                ("any", "methods: [GET], path: \"/v1/{id}\""),
+                ("me-1", "methods: [GET], path: /v1/me, version: \"1\""),
+                ("me-2", "methods: [GET], path: /v1/me, version: \"2\""),
+            ],
+            &[
+                "route 1: route `any`: GET /v1/me fits `/v1/{id}` too, and is refused: `/v1/me` is more specific, and `me-1` or `me-2` does not serve that",
+            ],
+        ),
+        // A third one is more specific than both.
+        (
+            &[
+                ("a", "methods: [GET], path: \"/{x}/b\""),
+                ("b", "methods: [GET], path: \"/a/{y}\""),
+                ("both", "methods: [GET], path: /a/b"),
+            ],
+            &[
+                "route 1: route `a`: GET /a/b fits `/{x}/b` too, and goes to route `both`: `/a/b` is more specific",
+                "route 2: route `b`: GET /a/b fits `/a/{y}` too, and goes to route `both`: `/a/b` is more specific",
+            ],
+        ),
+        // Nothing in common.
+        (
+            &[
+                ("one", "methods: [GET], path: /v1/status"),
+                ("two", "methods: [POST], path: /v1/status"),
+                ("three", "methods: [GET], path: \"/v1/{id}/receipt\""),
+                ("four", "methods: [GET], path: \"/v2/{id}\""),
+            ],
+            &[],
+        ),
+    ];
+    for (routes, expected) in cases {
+        assert_eq!(told(routes, ""), *expected, "{routes:?}");
+    }
+}
+
+#[test]
+fn what_nothing_uses_and_nobody_watches() {
+    let one = &[("one", "methods: [GET], path: /v1/one")][..];
+    let core = format!("upstreams:\n  core: {{ addresses: [\"127.0.0.1:9001\"], {TLS} }}\n");
+    let two = format!("{core}  next: {{ addresses: [\"127.0.0.1:9002\"], {TLS} }}\n");
+    let keys = "clients:\n  acme: { hmac_keys: [{ id: k, secret: \"env:K\" }] }\n";
+    let certificates = "clients:\n  acme: { certificates: [{ dns: a.test }] }\n";
+    let with = |filters: &'static str| [("one", filters)];
+    let (mirrored, shared, signing, device, shown, off) = (
+        with("methods: [GET], path: /v1/one, upstream: core, mirror: { upstream: next }"),
+        with(
+            "methods: [GET], path: /v1/one, upstreams: [{ upstream: core, weight: 1 }, { upstream: next, weight: 0 }]",
+        ),
+        with("methods: [GET], path: /v1/one, filters: { signing: { to_upstream: { key: k } } }"),
+        with("methods: [GET], path: /v1/one, filters: { signature: { signer: device }, nonce: {} }"),
+        with("methods: [GET], path: /v1/one, filters: { client_cert: {} }"),
+        with("methods: [GET], path: /v1/one, filters: { client_cert: { mode: off } }"),
+    );
+    let no_signature = "client `acme`: no route has a `signature` or `signing` for its keys";
+    let no_client_cert = "client `acme`: no route has a `client_cert` for its certificates";
+    let several = |health: &str| {
+        format!(
+            "upstreams:\n  core: {{ addresses: [\"127.0.0.1:9001\", \"127.0.0.1:9002\"], {health}{TLS} }}\n"
+        )
+    };
+    let slow = format!(
+        "upstreams:\n  core: {{ addresses: [\"127.0.0.1:9001\"], connect_timeout_ms: 900, {TLS} }}\n"
+    );
+    let quick = with("methods: [GET], path: /v1/one, timeout_ms: 900");
+    let less_quick = with("methods: [GET], path: /v1/one, timeout_ms: 901");
+    for (routes, more, expected) in [
+        (one, "", &[][..]),
+        (one, two.as_str(), &["upstream `next`: no route names it"]),
+        (&mirrored, &two, &[]),
+        (&shared, &two, &[]),
+        (
+            one,
+            "# other-issuer\n",
+            &["issuer `other`: its tokens pass nowhere: no route has a `jwt` that takes them"],
+        ),
+        (one, keys, &[no_signature]),
+        (&device, keys, &[no_signature]),
+        (&signing, keys, &[]),
+        (one, certificates, &[no_client_cert]),
+        (&off, certificates, &[no_client_cert]),
+        (&shown, certificates, &[]),
+        (
+            one,
+            &several(""),
+            &[
+                "upstream `core` has 2 addresses and no `health`: one that is down is only found by requests that fail",
+            ],
+        ),
+        (one, &several("health: { path: /health }, "), &[]),
+        (
+            &quick,
+            &slow,
+            &[
+                "route 1: route `one`: its `timeout_ms: 900` ends before upstream `core` has had its `connect_timeout_ms: 900`",
+            ],
+        ),
+        (&less_quick, &slow, &[]),
+    ] {
+        assert_eq!(told(routes, more), expected, "{routes:?} {more}");
+    }
+}
