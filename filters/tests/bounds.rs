@@ -79,7 +79,7 @@ fn settings_of_filters() {
         (&two("rate_limit", limit), "rate_limit: two limits are named `a`"),
         (
             "rate_limit: { limits: [{ name: a, by: ip, requests: 1, per_s: 1 }], cost: 2 }",
-            "`cost` is between 1 and the burst of every limit; that of `a` is 1",
+            "limit `a`: `cost` is between 1 and the burst of every limit; here that is 1",
         ),
         ("shape: { max_body_bytes: 65537 }", "shape: `max_body_bytes` is at most 65536"),
         (
@@ -190,7 +190,7 @@ fn the_rest_of_the_document() {
         (
             "acme: { hmac_keys: [{ id: acme-1, secret: \"file:acme.secret\" }] }",
             "acme: { tenant: bank }",
-            "p.yaml: client `acme` needs `hmac_keys` or `certificates`: it could never be known",
+            "p.yaml: client `acme` needs `hmac_keys` or `certificates` or `api_keys`: it could never be known",
         ),
         (
             "    upstream: core\n",

@@ -492,7 +492,7 @@ fn requests_are_shared_out_as_it_can_be_meant() {
         (format!("upstreams: {tried}, sticky: user"), "variant `a` is of no `experiment`: name one"),
         (format!("upstreams: {two}, sticky: user, experiment: x"), "each upstream of an experiment is a `variant`"),
         (format!("upstreams: {tried}, experiment: x"), "experiment `x` needs `sticky`: whose requests see"),
-        (format!("upstreams: {tried}, sticky: user, experiment: X"), "experiment `X`: use lower-case letters"),
+        (format!("upstreams: {tried}, sticky: user, experiment: X"), "experiment `X`: use lower-case letters, digits, '-' and '_', at most 64"),
         (
             format!("upstreams: {}, sticky: user, experiment: x", tried.replace("variant: b", "variant: a")),
             "two variants are named `a`",
@@ -626,7 +626,7 @@ fn tenants_and_plans_that_cannot_be_meant() {
             "acme: {",
             "acme: { hosts: ['a.test:443'],",
             REQUIRED,
-            "p.yaml:14:19: tenant `acme`: `a.test:443` is not a host",
+            "p.yaml:14:19: tenant `acme`: `a.test:443` is not a host; write it without its port",
         ),
         (
             "acme: {",
@@ -800,7 +800,12 @@ fn api_keys_that_cannot_be_meant() {
     let known =
         GOOD.replace("clients:\n", &format!("clients:\n  bank: {{ api_keys: [{}] }}\n", key("k", HASH)));
     let policy = read(&format!("{known}    filters: {{ api_key: {{}} }}\n")).unwrap();
-    assert!(policy.warnings().is_empty(), "an API key says who calls: {:?}", policy.warnings());
+    let told =
+        |policy: &Policy, what: &str| policy.warnings().iter().any(|warning| warning.message.contains(what));
+    assert!(!told(&policy, "anybody may call it"), "an API key says who calls: {:?}", policy.warnings());
+    let unused = "client `bank`: no route has an `api_key` for its keys";
+    assert!(!told(&policy, unused));
+    assert!(told(&read(&known).unwrap(), unused));
 }
 
 /// What the filter `jwt` wants of the claims that it asks for.
@@ -811,6 +816,8 @@ fn claims_that_cannot_be_meant() {
         let text = GOOD.replace("  shape: {}", &format!("  jwt: {everywhere}"));
         read(&format!("{text}    filters: {{ jwt: {route} }}\n{issuer}"))
     };
+    let many: Vec<String> = (0..17).map(|number| format!("c{number}: x")).collect();
+    let many = format!("{{ claims: {{ {} }} }}", many.join(", "));
     for (everywhere, route, expected) in [
         ("{}", "{ claims: { kyc: full, level: 2, verified: true, amr: [otp, hwk] } }", ""),
         ("{}", "{ claims_to_headers: { x-torana-claim-kyc: kyc } }", ""),
@@ -826,6 +833,7 @@ fn claims_that_cannot_be_meant() {
         ("{}", "{ claims_to_headers: { X-Torana-Claim-Kyc: kyc } }", "is not a field of the edge's own"),
         ("{}", "{ claims_to_headers: { x-torana-claim-: kyc } }", "is not a field of the edge's own"),
         ("{}", "{ claim: { kyc: full } }", "did you mean `claims`?"),
+        ("{}", &many, "`claims` and `claims_to_headers` have at most 16 entries"),
     ] {
         match accepted(everywhere, route) {
             Ok(_) => assert_eq!(expected, "", "accepted: {everywhere} {route}"),
@@ -834,4 +842,32 @@ fn claims_that_cannot_be_meant() {
             }
         }
     }
+}
+
+/// A token says nothing of whom to ask about it.
+#[test]
+fn of_opaque_tokens_one_issuer_is_asked() {
+    let introspection =
+        "introspection: { url: 'https://i', ca: 'file:c', client_id: e, client_secret: 'file:s' }";
+    let issuers = format!(
+        "issuers:\n  a: {{ issuer: a, audiences: [x], {introspection} }}\n  b: {{ issuer: b, audiences: [x], {introspection} }}\n"
+    );
+    let told = read(&format!("{GOOD}    filters: {{ jwt: {{}} }}\n{issuers}")).unwrap_err();
+    let expected = "`a` and `b` both have `introspection`, and nothing in a token tells which one to ask; name `issuers`";
+    assert!(told.contains(expected), "{told}");
+    let named = format!("{GOOD}    filters: {{ jwt: {{ issuers: [a] }} }}\n{issuers}");
+    assert!(read(&named).is_ok());
+    let told = read(&named.replacen("client_id: e", "client_id: 'a\u{e9}'", 1)).unwrap_err();
+    assert!(told.contains("introspection: `client_id` is visible ASCII"), "{told}");
+}
+
+/// How a route's end is told.
+#[test]
+fn a_route_that_will_go_says_so() {
+    let text = format!(
+        "{GOOD}    deprecated: {{ since: '2026-01-01T00:00:00Z', link: 'https://torana.example/v2' }}\n"
+    );
+    let told = read(&text).unwrap().rules()[0].deprecation.clone();
+    let link = "<https://torana.example/v2>; rel=\"deprecation\"; type=\"text/html\"";
+    assert_eq!(told, [("deprecation", "@1767225600".to_owned()), ("link", link.to_owned())]);
 }

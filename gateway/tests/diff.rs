@@ -125,7 +125,7 @@ fn each_change_is_told_with_whom_it_concerns_and_which_way_it_goes() {
             limit,
             "requests: 600, per_s: 30",
             &[
-                "  ! every route: rate_limit.limits.user.requests: 60 -> 600 (by user, counted shared, per_s 30)",
+                "  ! every route: rate_limit.limits.user.requests: 60 -> 600 (by user, counted shared, mode enforce, per_s 30)",
             ],
         ),
         (
@@ -142,7 +142,7 @@ fn each_change_is_told_with_whom_it_concerns_and_which_way_it_goes() {
             "by: user",
             "by: ip",
             &[
-                "  ~ every route: rate_limit.limits.user.by: user -> ip (counted shared, per_s 30, requests 60)",
+                "  ~ every route: rate_limit.limits.user.by: user -> ip (counted shared, mode enforce, per_s 30, requests 60)",
             ],
         ),
         // What may be called.
@@ -150,7 +150,7 @@ fn each_change_is_told_with_whom_it_concerns_and_which_way_it_goes() {
             "  - { name: next",
             "  - { name: refund, methods: [POST], path: /v1/refund, upstream: core }\n  - { name: next",
             &[
-                "  ! route refund: is new: { filters: [shape, jwt, rate_limit], methods: [POST], path: /v1/refund, timeout_ms: 5000, upstream: core }  [new.yaml:35]",
+                "  ! route refund: is new: { filters: [shape, jwt, rate_limit], methods: [POST], path: /v1/refund, retries: 0, timeout_ms: 5000, upstream: core }  [new.yaml:35]",
             ],
         ),
         (
@@ -194,7 +194,7 @@ fn each_change_is_told_with_whom_it_concerns_and_which_way_it_goes() {
             "acme: {",
             "zeta: { hmac_keys: [{ id: z, secret: \"env:Z\" }] }\n  acme: {",
             &[
-                "  ! clients.zeta: is new: { certificates: [], hmac_keys: [{ encoding: raw, id: z, secret: env:Z }] }",
+                "  ! clients.zeta: is new: { api_keys: [], certificates: [], hmac_keys: [{ encoding: raw, id: z, secret: env:Z }] }",
             ],
         ),
         (
@@ -277,7 +277,7 @@ fn a_program_is_told_the_same() {
     let expected = serde_json::json!([{
         "effect": "looser", "routes": ["send", "status", "next"], "every_route": true, "what": "field",
         "path": "rate_limit.limits.user.requests", "before": 60, "after": 600,
-        "beside": { "by": "user", "per_s": 30, "counted": "shared" }, "line": 0,
+        "beside": { "by": "user", "per_s": 30, "counted": "shared", "mode": "enforce" }, "line": 0,
     }]);
     assert_eq!((status, &told["changes"]), (1, &expected));
     assert_eq!(told["new"]["file"], "new.yaml");

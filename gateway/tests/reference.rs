@@ -200,6 +200,17 @@ fn kind(schema: &Value, node: &Value, place: &mut Vec<Step>) -> (String, String,
         let (kind, about, object) = kind(schema, only, place);
         return (kind, both(&said, &about, object.is_some()), object);
     }
+    if there.len() > 1 {
+        // One or a list of them: what of it is an object would need a place of its own.
+        let kinds: Vec<_> = there.iter().map(|other| kind(schema, other, &mut place.clone())).collect();
+        assert!(
+            kinds.iter().all(|(.., object)| object.is_none()),
+            "{}: one of several objects",
+            title(place)
+        );
+        let names: Vec<String> = kinds.into_iter().map(|(kind, ..)| kind).collect();
+        return (names.join(" or "), said, None);
+    }
     if let Some((name, defined)) = definition(schema, node) {
         if defined["properties"].is_object() {
             let of_object = text(defined, "description");
@@ -335,7 +346,7 @@ impl Object {
 }
 
 /// Characters of an example in a line of the table.
-const MOST_OF_AN_EXAMPLE: usize = 60;
+const MOST_OF_AN_EXAMPLE: usize = 66;
 
 fn at<'v>(value: &'v Value, place: &[Step]) -> Vec<&'v Value> {
     let Some((step, rest)) = place.split_first() else { return vec![value] };

@@ -47,6 +47,8 @@ fn of_client(name: &str, client: &Client, routes: &[FilterSet]) -> Option<Mistak
     let shows = routes.iter().any(|filters| {
         filters.client_cert.as_ref().is_some_and(|client_cert| client_cert.takes_client(name))
     });
+    let sends = routes.iter().any(|filters| filters.api_key.is_some());
+    let unsent = client.api_keys.first().filter(|_| !sends);
     let (place, message) = match (keys.filter(|_| !signs), certificate.filter(|_| !shows)) {
         (Some(place), _) => {
             (place, format!("client `{name}`: no route has a `signature` or `signing` for its keys"))
@@ -54,7 +56,10 @@ fn of_client(name: &str, client: &Client, routes: &[FilterSet]) -> Option<Mistak
         (None, Some(place)) => {
             (place, format!("client `{name}`: no route has a `client_cert` for its certificates"))
         }
-        (None, None) => return None,
+        (None, None) => {
+            let key = unsent?;
+            (Mistake::of(key, ""), format!("client `{name}`: no route has an `api_key` for its keys"))
+        }
     };
     Some(Mistake { message, ..place })
 }
