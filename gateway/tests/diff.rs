@@ -145,6 +145,18 @@ fn each_change_is_told_with_whom_it_concerns_and_which_way_it_goes() {
                 "  ~ every route: rate_limit.limits.user.by: user -> ip (counted shared, mode enforce, per_s 30, requests 60)",
             ],
         ),
+        (
+            limit,
+            "requests: 60, per_s: 30, mode: shadow",
+            &["  ! every route: rate_limit.limits.user.mode: enforce -> shadow (by user"],
+        ),
+        // Who may call.
+        (
+            "routes:\n",
+            "default_plan: small\nplans: { small: { quota: [{ name: d, by: tenant, per: day, most: 5 }] } }\n\
+             tenants: { acme: {} }\nroutes:\n",
+            &["  ! default_plan: is new: small", "  ! tenants.acme: is new"],
+        ),
         // What may be called.
         (
             "  - { name: next",

@@ -37,6 +37,7 @@ enum Lets {
 const KNOWN: &[(&str, Lets)] = {
     use Lets::{AllInWhenEmpty, LessIn, LessInLater, LessInWhenThere, MoreIn};
     const STALE_CRL: Lets = LessInLater(&[&["allow"], &["refuse"]]);
+    const MODE: Lets = LessInLater(&[&["shadow"], &["enforce"]]);
     &[
         ("ip_access.allow", AllInWhenEmpty),
         ("ip_access.deny", LessIn),
@@ -54,6 +55,7 @@ const KNOWN: &[(&str, Lets)] = {
         ("idempotency.body_member", LessInWhenThere),
         ("jwt.issuers", AllInWhenEmpty),
         ("jwt.scopes", LessIn),
+        ("jwt.claims", LessIn),
         ("jwt.bound_to", LessInWhenThere),
         ("jwt.max_length", MoreIn),
         ("signature.signer", LessInLater(&[&["either"], &["device", "client"]])),
@@ -71,24 +73,54 @@ const KNOWN: &[(&str, Lets)] = {
         ("rate_limit.limits.per_s", LessIn),
         ("rate_limit.limits.burst", MoreIn),
         ("rate_limit.limits.counted", LessInLater(&[&["here"], &["shared"]])),
+        ("rate_limit.limits.mode", MODE),
         ("rate_limit.cost", LessIn),
+        ("quota.limits", LessIn),
+        ("quota.limits.most", MoreIn),
+        ("quota.limits.mode", MODE),
         ("concurrency.limits", LessIn),
         ("concurrency.limits.most", MoreIn),
         ("concurrency.limits.lease_s", LessIn),
+        ("concurrency.limits.mode", MODE),
+        ("api_key.clients", AllInWhenEmpty),
+        ("cors.origins", MoreIn),
+        ("cors.credentials", LessInLater(&[&["true"], &["false"]])),
+        ("plans.rate_limit", LessIn),
+        ("plans.rate_limit.requests", MoreIn),
+        ("plans.rate_limit.per_s", LessIn),
+        ("plans.rate_limit.burst", MoreIn),
+        ("plans.rate_limit.mode", MODE),
+        ("plans.quota", LessIn),
+        ("plans.quota.most", MoreIn),
+        ("plans.quota.mode", MODE),
+        ("plans.concurrency", LessIn),
+        ("plans.concurrency.most", MoreIn),
+        ("plans.concurrency.lease_s", LessIn),
+        ("plans.concurrency.mode", MODE),
+        ("tenants", MoreIn),
+        // Whom nobody names is let in.
+        ("default_plan", MoreIn),
         ("signing.from_upstream", LessInWhenThere),
         ("signing.from_upstream.max_age_s", MoreIn),
         ("signing.from_upstream.max_skew_s", MoreIn),
         ("routes.methods", MoreIn),
+        ("routes.websocket", MoreIn),
+        ("admin.revocation_secret", LessInWhenThere),
         ("clients", MoreIn),
         ("clients.tenant", LessInWhenThere),
         ("clients.hmac_keys", MoreIn),
         ("clients.hmac_key_file", MoreIn),
         ("clients.certificates", MoreIn),
+        ("clients.api_keys", MoreIn),
         ("issuers", MoreIn),
         ("issuers.audiences", MoreIn),
         ("issuers.algorithms", MoreIn),
         ("issuers.leeway_s", MoreIn),
         ("issuers.jwks.stale_s", MoreIn),
+        ("issuers.introspection", MoreIn),
+        ("issuers.introspection.cache_s", MoreIn),
+        ("issuers.introspection.crl", LessInWhenThere),
+        ("issuers.introspection.stale_crl", STALE_CRL),
         ("issuers.jwks.crl", LessInWhenThere),
         ("issuers.jwks.stale_crl", STALE_CRL),
         ("trusted_proxies", MoreIn),
@@ -170,9 +202,9 @@ fn more(before: Option<&Value>, after: Option<&Value>) -> Effect {
         return if after > before { Effect::Looser } else { Effect::Stricter };
     }
     match (before, after) {
-        // An entry of a list.
-        (None, Some(after)) if after.is_object() => Effect::Looser,
-        (Some(before), None) if before.is_object() => Effect::Stricter,
+        // An entry of a list, or what is there or not.
+        (None, Some(after)) if after.is_object() || after.is_string() => Effect::Looser,
+        (Some(before), None) if before.is_object() || before.is_string() => Effect::Stricter,
         (before, after) => match (set(before), set(after)) {
             (Some(before), Some(after)) if !after.is_subset(&before) => Effect::Looser,
             (Some(_), Some(_)) => Effect::Stricter,
