@@ -154,6 +154,21 @@ impl ServerTls {
 
     /// Enters a connection after its handshake `under` a generation. `None`: by now its client would be refused.
     pub fn enter(&self, chain: &[CertificateDer<'_>], under: &Arc<Serving>) -> Option<Guest> {
+        self.admit(chain, under, |current| current.clients.is_some() && !chain.is_empty())
+    }
+
+    /// The same of a listener that may come to ask for more than it does: whoever has shown no certificate is followed too,
+    /// and must leave when one is required.
+    pub fn enter_whoever(&self, chain: &[CertificateDer<'_>], under: &Arc<Serving>) -> Option<Guest> {
+        self.admit(chain, under, |_| true)
+    }
+
+    fn admit(
+        &self,
+        chain: &[CertificateDer<'_>],
+        under: &Arc<Serving>,
+        follows: impl Fn(&Serving) -> bool,
+    ) -> Option<Guest> {
         let (expel, expelled) = oneshot::channel();
         let mut open = self.guests.open();
         // A generation is replaced first and its guests are looked at next: whoever is not on the list by then sees here
@@ -162,8 +177,7 @@ impl ServerTls {
         if !Arc::ptr_eq(&current, under) && !current.lets_in(chain) {
             return None;
         }
-        let is_followed = current.clients.is_some() && !chain.is_empty();
-        let id = is_followed.then(|| {
+        let id = follows(&current).then(|| {
             open.last = open.last.wrapping_add(1);
             let chain = chain.iter().map(|der| der.clone().into_owned()).collect();
             let id = open.last;
@@ -240,7 +254,7 @@ impl Guests {
             tracing::warn!(
                 subject,
                 serial,
-                "its open connections are closed: its certificate is no longer good"
+                "its open connections are closed: its certificate is no longer good, or one is required now"
             );
         }
         self.open().guests.retain(|_, entry| chains.get(&entry.chain).copied().unwrap_or(true));
@@ -252,7 +266,7 @@ impl Guests {
 }
 
 impl Guest {
-    /// Whether it is followed at all: it has shown a certificate.
+    /// Whether it is followed at all.
     pub fn is_known(&self) -> bool {
         self.id.is_some()
     }

@@ -208,6 +208,14 @@ impl Admission {
         fields
     }
 
+    /// Whether a field of the upstream's answer is not for the client: it tells what is behind the edge, or speaks of pages
+    /// of other origins where the policy does.
+    pub fn hides(&self, policy: &Policy, name: &str) -> bool {
+        HIDDEN_FROM_CLIENTS.contains(&name)
+            || name.starts_with("access-control-")
+                && self.rule(policy).is_some_and(|rule| rule.chain.names().any(|filter| filter == "cors"))
+    }
+
     /// A refusal's own fields and its body.
     pub fn problem(&self, refusal: &Refusal) -> (Vec<(&'static str, String)>, String) {
         if !refusal.refuses() {

@@ -69,8 +69,13 @@ impl Chain {
                 first = Err(Refused { filter: filter.name(), refusal: *refusal });
             }
         }
+        let refused = answers.iter().any(Answer::refuses);
+        if refused {
+            // Nothing of a refused batch happened: its places are nobody's, or another request's.
+            context.held.clear();
+        }
         // Whatever a filter makes of an answer, none that refuses lets the request pass.
-        if first.is_ok() && answers.iter().any(Answer::refuses) {
+        if first.is_ok() && refused {
             return Err(Failure::StateUnavailable.into());
         }
         first

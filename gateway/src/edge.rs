@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use certs::Watch;
-use filters::admission::{Admission, HIDDEN_FROM_CLIENTS, JOINED, asks_for_websocket};
+use filters::admission::{Admission, JOINED, asks_for_websocket};
 use filters::chain::Refused;
 use filters::failure::Failure;
 use filters::filter::{Host, Introspected, Refusal};
@@ -46,6 +46,8 @@ pub(crate) struct Edge {
     pub(crate) standing: Standing,
     watch: Arc<Watch>,
     version: String,
+    /// Since when each route remembers signed requests for as long as it does now, Unix seconds.
+    remembers_since_s: BTreeMap<String, i64>,
 }
 
 impl Edge {
@@ -77,10 +79,44 @@ impl Edge {
                 upstreams.insert(name.clone(), Arc::new(upstream));
             }
         }
+        let remembers_since_s = match before {
+            Some(before) => before.remembered_from(&policy, now_ms()),
+            None => BTreeMap::new(),
+        };
         let standing = standing.clone();
-        let edge =
-            Self { policy, upstreams, keys, introspection, client_keys, operators, standing, watch, version };
+        let edge = Self {
+            policy,
+            upstreams,
+            keys,
+            introspection,
+            client_keys,
+            operators,
+            standing,
+            watch,
+            version,
+            remembers_since_s,
+        };
         Ok((edge, listeners))
+    }
+
+    /// Since when the routes of the policy that takes over remember requests as long as they count there. Where that is
+    /// longer than before, what was signed until now may have been taken and forgotten.
+    fn remembered_from(&self, after: &Policy, now_ms: u64) -> BTreeMap<String, i64> {
+        let known = self.policy.nonces_remembered_s();
+        // Seconds are whole: what was signed in this one may have been before.
+        let from_now_s = i64::try_from(now_ms / 1_000).unwrap_or(i64::MAX).saturating_add(1);
+        let mut since = BTreeMap::new();
+        for (route, remembered_s) in after.nonces_remembered_s() {
+            match known.get(route) {
+                Some(before_s) if *before_s >= remembered_s => {
+                    since.extend(self.remembers_since_s.get(route).map(|since| (route.to_owned(), *since)));
+                }
+                Some(_) | None => {
+                    since.insert(route.to_owned(), from_now_s);
+                }
+            }
+        }
+        since
     }
 
     /// The first digits of the policy file's SHA-256.
@@ -293,10 +329,10 @@ impl Edge {
         if !body.is_empty() {
             header.insert_header("content-length", body.len())?;
         }
+        self.dress(&mut header, exchange)?;
         for (name, value) in fields {
             header.insert_header(name, value)?;
         }
-        self.dress(&mut header, exchange)?;
         // A small body is read first, so that the connection can be kept. A large one is answered at once and
         // read a little longer: closing on a client that still writes would cost it the answer.
         let whole = session.is_body_done() || (is_small(session.req_header()) && drain(session).await);
@@ -313,10 +349,10 @@ impl Edge {
 
     /// The fields of every answer, whoever gives it.
     pub(crate) fn dress(&self, header: &mut ResponseHeader, exchange: &Exchange) -> Answered<()> {
-        for name in HIDDEN_FROM_CLIENTS {
-            header.remove_header(name);
-        }
         if let Some(admission) = &exchange.admission {
+            let hidden = |name: &&http::HeaderName| admission.hides(&self.policy, name.as_str());
+            let hidden: Vec<http::HeaderName> = header.headers.keys().filter(hidden).cloned().collect();
+            hidden.iter().for_each(|name| drop(header.remove_header(name)));
             for (name, value) in admission.answer_fields(&self.policy) {
                 match JOINED.contains(&&*name) {
                     true => header.append_header(name.into_owned(), value)?,
@@ -338,6 +374,10 @@ impl Host for Now<'_> {
 
     fn keys(&self, issuer: &str) -> Option<Arc<KeySet>> {
         self.0.keys.keys(issuer)
+    }
+
+    fn remembers_since_s(&self, route: &str) -> i64 {
+        self.0.remembers_since_s.get(route).copied().unwrap_or(0)
     }
 
     fn keyring(&self) -> Option<Arc<Keyring>> {

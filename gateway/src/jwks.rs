@@ -196,6 +196,10 @@ impl KeyStore {
         let Some(keys) = self.issuers.get(issuer) else { return false };
         let asked = self.clock.now();
         let mut last = keys.fetching.lock().await;
+        if keys.current.load().as_ref().is_some_and(|held| held.since >= asked) {
+            // Whoever fetched meanwhile has asked for us too.
+            return true;
+        }
         match *last {
             Some(at) if at >= asked => true,
             Some(at) if self.clock.now().saturating_sub(at) < keys.unknown_kid_refresh => false,

@@ -96,6 +96,9 @@ impl Way {
     }
 }
 
+/// How long connections may stay that end after their next answer: one may never be asked for, or never end.
+const RETIRES_WITHIN: Duration = Duration::from_secs(60);
+
 const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
 
 impl Line {
@@ -218,13 +221,23 @@ impl Listener {
         };
         let chain = stream.get_ssl().and_then(TlsRef::peer_cert_chain_der).unwrap_or_default();
         // Whom the policy of this moment lets in: it may be another than the handshake's.
-        let Some(mut guest) = self.way().tls.enter(chain, &now.serving) else {
+        let Some(mut guest) = self.way().tls.enter_whoever(chain, &now.serving) else {
             return tracing::debug!("a client's certificate was revoked in the handshake");
         };
         let Some(digest) = stream.get_ssl_digest() else { return };
         let Some(connection) = digest.extension.get::<Connection>() else { return };
         let line = &way.line;
-        let retired = line.retired.subscribe();
+        let mut retired = line.retired.subscribe();
+        if *retired.borrow() {
+            // Since the handshake: what has been is news to whoever waits for it.
+            retired.mark_changed();
+        }
+        let mut overdue = line.retired.subscribe();
+        let overdue = async {
+            // An error cannot be: the line is ours too.
+            let _ = overdue.wait_for(|retired| *retired).await;
+            tokio::time::sleep(RETIRES_WITHIN).await;
+        };
         let serve = async {
             let mut next: Option<pingora::protocols::Stream> = Some(Box::new(stream));
             while let Some(stream) = next {
@@ -234,8 +247,9 @@ impl Listener {
         tokio::select! {
             () = serve => {}
             () = connection.clock.ran_out(line.request_timeout, line.idle_timeout) => {}
-            // Its stream goes with `serve`: whatever is in flight on it is cut off.
+            // The stream goes with `serve`: what is in flight on it is cut off.
             () = guest.expelled() => {}
+            () = overdue => {}
         }
     }
 
@@ -333,6 +347,7 @@ impl Clock {
     pub(crate) fn request_ends(&self) {
         let mut waiting = self.waiting();
         waiting.requests = waiting.requests.saturating_sub(1);
+        waiting.ends_at = None;
         waiting.since = Instant::now();
     }
 

@@ -109,7 +109,7 @@ fn read_with(
     secret: &dyn Fn(&Path, &Reference) -> Result<Secret, String>,
 ) -> Result<PolicyFile, Vec<Mistake>> {
     let folder = path.parent().map(Path::to_path_buf).unwrap_or_default();
-    let text = std::fs::read_to_string(path).map_err(|why| vec![Mistake::whole(why.to_string())])?;
+    let text = text(path).map_err(|why| vec![Mistake::whole(why)])?;
     read_text_with(text, folder, secret)
 }
 
@@ -125,6 +125,15 @@ fn read_text_with(
 ) -> Result<PolicyFile, Vec<Mistake>> {
     let policy = Policy::read(&text, &|reference| secret(&folder, reference))?;
     Ok(PolicyFile { text, folder, policy })
+}
+
+/// The text of a policy file: of a file, no longer than a policy would be.
+pub(crate) fn text(path: &Path) -> Result<String, String> {
+    let bytes = certs::file::read(path, Content::Public).map_err(|why| match why {
+        certs::CertError::Unreadable { source, .. } => source.to_string(),
+        other => other.to_string(),
+    })?;
+    String::from_utf8(bytes.to_vec()).map_err(|why| why.to_string())
 }
 
 /// The first digits of the text's SHA-256, as `sha256sum` prints them.

@@ -52,7 +52,10 @@ impl<'p> Places<'p> {
     fn line_of(&self, key: &str, begin: u64, end: u64) -> Option<u64> {
         let key = format!("{key}:");
         let lines = self.text.lines().zip(1u64..).skip_while(|(_, number)| *number < begin.max(1));
-        let mut lines = lines.take_while(|(_, number)| *number < end);
+        // A section ends where the next one begins.
+        let section = |line: &str| !line.is_empty() && !line.starts_with([' ', '#', '-']);
+        let mut lines =
+            lines.take_while(|(line, number)| *number < end && (*number == begin || !section(line)));
         let (_, number) = lines.find(|(line, _)| {
             let written = line.split('#').next().unwrap_or_default().replace(['"', '\''], "");
             written.split(['{', ',', ' ']).any(|word| word == key)

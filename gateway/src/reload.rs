@@ -142,7 +142,8 @@ impl Reload {
     }
 
     async fn version_on_disk(&self) -> Option<String> {
-        let text = tokio::fs::read_to_string(&self.file).await.ok()?;
+        let file = self.file.clone();
+        let text = tokio::task::spawn_blocking(move || load::text(&file)).await.ok()?.ok()?;
         Some(load::version(&text))
     }
 
@@ -215,10 +216,13 @@ impl Reload {
         let made = Edge::new(loaded, self.gate.standing(), Some(&before));
         let (edge, files) = made.map_err(|error| failed(&error))?;
         edge.keys().fetch_missing().await;
-        let missing: Vec<Mistake> = edge
-            .keys()
+        // Who had none before loses nothing.
+        let (keys, keys_before) = (edge.keys(), before.keys());
+        let missing_before = keys_before.missing();
+        let missing: Vec<Mistake> = keys
             .missing()
             .iter()
+            .filter(|issuer| !missing_before.contains(issuer))
             .map(|issuer| {
                 let why = "has no keys: they could not be fetched, so its tokens would be refused";
                 Mistake::whole(format!("issuer `{issuer}` {why}"))
@@ -276,17 +280,20 @@ struct Sight {
     last: Option<String>,
     /// What was tried last and refused, and the looks since.
     refused: Option<(Option<String>, u32)>,
+    /// What serves was tried again, and is refused by now.
+    in_vain: bool,
 }
 
 impl Sight {
     fn new(serving: String) -> Self {
-        Self { last: Some(serving.clone()), serving, refused: None }
+        Self { last: Some(serving.clone()), serving, refused: None, in_vain: false }
     }
 
     /// Notes what the file is now, `None` when it cannot be read, and tells whether it is to be tried.
     fn look(&mut self, found: Option<String>) -> bool {
         let stands_still = self.last == found;
         self.last = found;
+        self.in_vain &= stands_still;
         if self.is_settled() {
             self.refused = None;
         }
@@ -304,6 +311,7 @@ impl Sight {
 
     fn tried(&mut self, serving: &str, taken: bool) {
         serving.clone_into(&mut self.serving);
+        self.in_vain = !taken && self.last.as_deref() == Some(serving);
         self.refused = (!taken).then(|| match self.refused.take() {
             Some((refused, looks)) if refused == self.last => (refused, looks),
             Some(_) | None => (self.last.clone(), 0),
@@ -312,7 +320,7 @@ impl Sight {
 
     /// Whether the file is what serves.
     fn is_settled(&self) -> bool {
-        self.last.as_deref() == Some(self.serving.as_str())
+        !self.in_vain && self.last.as_deref() == Some(self.serving.as_str())
     }
 }
 
@@ -343,6 +351,21 @@ mod tests {
         check(&[("bad", false), ("bad", true), ("first", false), ("bad", false), ("bad", true)]);
         check(&[("nothing", false), ("nothing", true), ("nothing", false), ("good", false), ("good", true)]);
         check(&[("bad", false), ("bad", true), ("good", false), ("good", true), ("good", false)]);
+    }
+
+    /// What serves could not take over again: that is told, and tried, until it could.
+    #[test]
+    fn what_was_asked_for_in_vain_is_not_forgotten() {
+        let mut sight = Sight::new("good".to_owned());
+        let good = || Some("good".to_owned());
+        assert!(!sight.look(good()));
+        sight.tried("good", false);
+        for _ in 1..LOOKS_TO_A_RETRY {
+            assert!(!sight.look(good()) && !sight.is_settled());
+        }
+        assert!(sight.look(good()), "tried again");
+        sight.tried("good", true);
+        assert!(!sight.look(good()) && sight.is_settled());
     }
 
     #[test]

@@ -39,7 +39,7 @@ routes:
       idempotency: {}
       jwt: { scopes: [pay] }
   - { name: open, methods: [GET, POST], path: /v1/open, upstream: core, except: [jwt], filters: { idempotency: {} } }
-  - { name: shop, methods: [GET], path: /v1/shop, upstream: core, except: [jwt], filters: { tenant: {} } }
+  - { name: shop, methods: [GET], path: /v1/shop, upstream: core, except: [jwt], filters: { tenant: { from: [host] } } }
 "#;
 
 const JWKS: &str = r#"{"keys":[{"kty":"EC","crv":"P-256","kid":"one","alg":"ES256",

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
 
@@ -265,4 +265,42 @@ async fn config_tells_what_serves() {
     assert_eq!(config["file"], "edge.yaml");
     assert!(config["warnings"].to_string().contains("anybody may call it"), "{config}");
     assert!(Path::new(config["file"].as_str().unwrap()).is_relative());
+}
+
+/// A window that grows must not let in what was taken, and forgotten, by the narrow one.
+#[tokio::test]
+async fn what_was_signed_before_a_window_grew_may_have_been_taken() {
+    let signed = |recorder: &Recorder, number, window_s| {
+        let client = "clients: { acme: { hmac_keys: [{ id: acme-1, secret: 'env:ACME_SECRET' }] } }";
+        let route = format!(
+            "  - {{ name: once, methods: [POST], path: /once, upstream: u, filters: {{ signature: {{ signer: client }}, \
+             nonce: {{ window_s: {window_s} }} }} }}"
+        );
+        format!("{client}{}{route}\n", policy(recorder, number))
+    };
+    let (folder, recorder, gateway) = started(|recorder| signed(recorder, 0, 100)).await;
+    let key = ("acme-1", running::SECRET);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    assert_eq!(gateway.send_signed_at("/once", key, "a-nonce-of-22-letters-1", now).await.0, 200);
+    // As long as before: what is remembered tells.
+    gateway.change(folder.path(), &signed(&recorder, 1, 100));
+    taken(&gateway, 1).await;
+    let replayed = (401, "nonce_replayed".to_owned());
+    assert_eq!(gateway.send_signed_at("/once", key, "a-nonce-of-22-letters-1", now).await, replayed);
+    assert_eq!(gateway.send_signed_at("/once", key, "a-nonce-of-22-letters-2", now).await.0, 200);
+    // Longer, and still so under the policy after that.
+    for (number, window_s) in [(2, 300), (3, 300)] {
+        gateway.change(folder.path(), &signed(&recorder, number, window_s));
+        taken(&gateway, u64::from(number)).await;
+        let too_old = (401, "created_before_start".to_owned());
+        assert_eq!(gateway.send_signed_at("/once", key, "a-nonce-of-22-letters-3", now).await, too_old);
+    }
+    until("what is signed from now on counts", async || {
+        gateway.send_signed("/once", key, &format!("nonce-{:032}", nanoseconds())).await.0 == 200
+    })
+    .await;
+}
+
+fn nanoseconds() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()
 }

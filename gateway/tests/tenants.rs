@@ -102,7 +102,7 @@ state: {{ redis: {{ url: "file:redis.url", timeout_ms: 5000 }} }}
 upstreams:
   quick: {{ addresses: ["127.0.0.1:{}"], tls: {TLS} }}
   silent: {{ addresses: ["127.0.0.1:{silent}"], tls: {TLS} }}
-filters: {{ tenant: {{}} }}
+filters: {{ tenant: {{ from: [host] }} }}
 routes:
   - {{ name: quick, methods: [GET], path: /quick, upstream: quick, filters: {{ rate_limit: {{ cost: 2 }} }} }}
   - {{ name: silent, methods: [GET], path: /silent, upstream: silent, timeout_ms: 60000 }}
@@ -187,7 +187,7 @@ state: {{ redis: {{ url: "file:redis.url", timeout_ms: 1000 }} }}
 upstreams: {{ u: {{ addresses: ["127.0.0.1:{upstream}"], tls: {TLS} }} }}
 clients: {{ acme: {{ hmac_keys: [{{ id: acme-1, secret: "env:ACME_SECRET" }}] }} }}
 routes:
-  - {{ name: plan, methods: [GET], path: /plan, upstream: u, filters: {{ tenant: {{}} }} }}
+  - {{ name: plan, methods: [GET], path: /plan, upstream: u, filters: {{ tenant: {{ from: [host] }} }} }}
   - {{ name: signed, methods: [POST], path: /signed, upstream: u, filters: {{ signature: {{ signer: client }}, nonce: {{}} }} }}
 "#
     );
@@ -252,7 +252,7 @@ routes:
     methods: [GET]
     path: /r
     upstream: u
-    filters: {{ tenant: {{}}, rate_limit: {{ limits: [{{ name: ip, by: ip, requests: 1, per_s: 36000, mode: shadow }}] }} }}
+    filters: {{ tenant: {{ from: [host] }}, rate_limit: {{ limits: [{{ name: ip, by: ip, requests: 1, per_s: 36000, mode: shadow }}] }} }}
 "#
     );
     let gateway = serve(folder.path(), &policy).await;

@@ -338,9 +338,11 @@ impl Jwt {
     }
 }
 
-/// Whether a token is none that could be read here: a JWS in compact form has two dots.
+/// Whether a token is none that could be read here: a JWS in compact form has two dots. What is no token at all (RFC 6750
+/// section 2.1, `b64token`) nobody is asked about.
 fn is_opaque(text: &str) -> bool {
-    text.bytes().filter(|byte| *byte == b'.').count() != 2
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
+    !text.is_empty() && text.bytes().all(plain) && text.bytes().filter(|byte| *byte == b'.').count() != 2
 }
 
 /// The token of `Authorization: Bearer` (RFC 6750 section 2.1).

@@ -49,14 +49,14 @@ impl Settings for Config {
         }
     }
 
-    fn build(self, _site: &Site<'_>) -> Result<Box<dyn Filter>, Unusable> {
+    fn build(self, site: &Site<'_>) -> Result<Box<dyn Filter>, Unusable> {
         if !(1..=3_600).contains(&self.window_s) || self.max_skew_s > 300 {
             return Err(Unusable::new("`window_s` is between 1 and 3600, `max_skew_s` at most 300"));
         }
         if self.min_length == 0 || self.min_length > self.max_length || self.max_length > 256 {
             return Err(Unusable::new("`min_length` is at least 1, `max_length` no less and at most 256"));
         }
-        Ok(Box::new(Nonce(self)))
+        Ok(Box::new(Nonce { route: site.route.to_owned(), config: self }))
     }
 }
 
@@ -64,7 +64,10 @@ impl Settings for Config {
 const MARGIN_S: u64 = 60;
 
 #[derive(Debug)]
-struct Nonce(Config);
+struct Nonce {
+    route: String,
+    config: Config,
+}
 
 impl Filter for Nonce {
     fn name(&self) -> &'static str {
@@ -72,7 +75,7 @@ impl Filter for Nonce {
     }
 
     fn head(&self, _request: &Request<'_>, host: &dyn Host, context: &mut Context) -> Verdict {
-        let config = &self.0;
+        let config = &self.config;
         let Some(signed) = &context.signed else {
             return refuse("signature_missing", "Sign the request, with a fresh nonce in the signature.");
         };
@@ -89,6 +92,9 @@ impl Filter for Nonce {
             let (code, detail) = stale.of_request();
             return refuse(code, detail);
         }
+        if signed.created < host.remembers_since_s(&self.route) {
+            return too_old();
+        }
         // Lengths tell the parts apart, whatever is in them.
         let key = format!("nonce/{}/{}/{nonce}", signed.keyid.len(), signed.keyid);
         let ttl_ms = config.remembered_s().saturating_mul(1_000);
@@ -100,10 +106,7 @@ impl Filter for Nonce {
         match answer {
             Answer::Remembered => Verdict::Pass,
             Answer::Seen => refuse("nonce_replayed", "This signed request was taken before. Sign a new one."),
-            Answer::TooOld => refuse(
-                "created_before_start",
-                "The request was signed before this edge began to remember requests. Sign it anew.",
-            ),
+            Answer::TooOld => too_old(),
             Answer::NotAsked => Verdict::Pass,
             // The state is away, or this is no answer to what was asked: fail closed.
             Answer::Away
@@ -119,6 +122,11 @@ impl Filter for Nonce {
             | Answer::NotCounted => state_unavailable(),
         }
     }
+}
+
+fn too_old() -> Verdict {
+    let detail = "The request was signed before this edge began to remember requests. Sign it anew.";
+    refuse("created_before_start", detail)
 }
 
 fn refuse(code: &'static str, detail: &'static str) -> Verdict {

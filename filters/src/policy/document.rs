@@ -273,7 +273,7 @@ pub struct Health {
 
 /// The circuit breaker of each address. Only what the edge sees itself counts: connections refused, broken or
 /// without an answer in time. When every address is left out, requests are refused with 503.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Outlier {
     /// Failures in a row after which an address is left out; 0: never.

@@ -131,6 +131,17 @@ impl Policy {
         &self.document
     }
 
+    /// For how many seconds each route that takes a signed request once remembers it, by the route's name.
+    pub fn nonces_remembered_s(&self) -> BTreeMap<&str, u64> {
+        let routes = self.document.routes.iter().map(|route| &route.value);
+        let remembered = routes.filter_map(|route| {
+            let except: Vec<&str> = route.except.iter().map(|filter| filter.value.as_str()).collect();
+            let filters = self.document.filters.value.inherited(&route.filters.value, &except);
+            Some((route.name.as_str(), filters.nonce?.remembered_s()))
+        });
+        remembered.collect()
+    }
+
     /// What the policy may say and its writer should know that it says, in the order of the file: routes that
     /// anybody may call, say, and every filter that a route does without.
     pub fn warnings(&self) -> &[Mistake] {

@@ -18,7 +18,7 @@ use crate::state::{Answer, Op, Usage};
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Who may tell the tenant; at least one of them must, and those who do must agree.
+    /// Whose word suffices; one of them must tell the tenant. All who tell one must agree, those too that are not here.
     pub from: Vec<Source>,
 }
 
@@ -30,13 +30,14 @@ pub enum Source {
     Token,
     /// The client of the policy, known by its certificate or its signature.
     Client,
-    /// The host that the request is sent to. It proves nothing about the sender.
+    /// The host that the request is sent to. It proves nothing about the sender: whoever sends a request chooses whose
+    /// limits and bill it counts in.
     Host,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { from: vec![Source::Token, Source::Client, Source::Host] }
+        Self { from: vec![Source::Token, Source::Client] }
     }
 }
 
@@ -94,7 +95,8 @@ impl Tenants {
     /// The tenant's name; `None`: nobody tells one.
     fn told<'c>(&'c self, request: &Request<'_>, context: &'c Context) -> Result<Option<&'c str>, Refusal> {
         let mut told: Option<&str> = None;
-        for source in &self.from {
+        let mut suffices = false;
+        for source in [Source::Token, Source::Client, Source::Host] {
             let says = match source {
                 Source::Token => context.identity.as_ref().and_then(|who| who.tenant.as_deref()),
                 Source::Client => context.client.as_ref().and_then(|client| client.tenant.as_deref()),
@@ -108,8 +110,9 @@ impl Tenants {
                 (None, Some(name)) => told = Some(name),
                 (Some(_), Some(_)) | (_, None) => {}
             }
+            suffices |= says.is_some() && self.from.contains(&source);
         }
-        Ok(told)
+        Ok(told.filter(|_| suffices))
     }
 
     fn tenant(&self, request: &Request<'_>, context: &Context) -> Result<filter::Tenant, Refusal> {

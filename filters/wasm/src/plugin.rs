@@ -266,6 +266,8 @@ impl Plugin {
         if held.is_empty() {
             return;
         }
+        // A place is here if it was taken while the state was away. Giving back needs no room.
+        let _ = self.local.borrow_mut().run(&held, envoy.now_ms());
         envoy.tick_soon();
         let mut releases = self.releases.borrow_mut();
         let room = MOST_RELEASES.saturating_sub(releases.len());

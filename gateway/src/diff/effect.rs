@@ -55,7 +55,6 @@ const KNOWN: &[(&str, Lets)] = {
         ("idempotency.body_member", LessInWhenThere),
         ("jwt.issuers", AllInWhenEmpty),
         ("jwt.scopes", LessIn),
-        ("jwt.claims", LessIn),
         ("jwt.bound_to", LessInWhenThere),
         ("jwt.max_length", MoreIn),
         ("signature.signer", LessInLater(&[&["either"], &["device", "client"]])),
@@ -83,6 +82,8 @@ const KNOWN: &[(&str, Lets)] = {
         ("concurrency.limits.lease_s", LessIn),
         ("concurrency.limits.mode", MODE),
         ("api_key.clients", AllInWhenEmpty),
+        ("tenant.from", MoreIn),
+        ("tenants.hosts", MoreIn),
         ("cors.origins", MoreIn),
         ("cors.credentials", LessInLater(&[&["true"], &["false"]])),
         ("plans.rate_limit", LessIn),
@@ -151,6 +152,13 @@ impl Effect {
             })
             .collect();
         let fields = fields.join(".");
+        if fields.starts_with("jwt.claims.") {
+            return match (&delta.before, &delta.after) {
+                (None, Some(_)) => Self::Stricter,
+                (Some(_), None) => Self::Looser,
+                (before, after) => more(before.as_ref(), after.as_ref()),
+            };
+        }
         let Some((_, lets)) = KNOWN.iter().find(|(known, _)| *known == fields) else { return Self::Other };
         let (before, after) = (delta.before.as_ref(), delta.after.as_ref());
         match lets {

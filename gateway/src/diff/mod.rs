@@ -300,6 +300,9 @@ fn of_route(before: &Effective<'_>, after: &Effective<'_>) -> Vec<Change> {
     let filters = |route: &Effective<'_>| serde_json::to_value(&route.filters).unwrap_or_default();
     let filters = deltas(&filters(before), &filters(after)).into_iter().map(|delta| {
         let (what, effect) = match (delta.path.as_slice(), &delta.before, &delta.after) {
+            // It requires nothing: it lets pages call.
+            ([Step::Field(name)], None, Some(_)) if name == "cors" => (What::Filter, Effect::Looser),
+            ([Step::Field(name)], Some(_), None) if name == "cors" => (What::Filter, Effect::Stricter),
             ([_], None, Some(_)) => (What::Filter, Effect::Stricter),
             ([_], Some(_), None) => (What::Filter, Effect::Looser),
             (..) => (What::Field, Effect::of(&delta)),

@@ -13,27 +13,46 @@ impl Source {
         let mut routes = Vec::new();
         for rule in self.loaded.policy.rules() {
             for (position, share) in rule.upstreams.iter().enumerate() {
-                routes.push(self.route(rule, position, &self.cluster(&share.upstream)?)?);
+                let cluster = self.cluster(&share.upstream)?;
+                if let Some(websocket) = rule.websocket {
+                    routes.push(self.websocket(rule, websocket, position, &cluster)?);
+                }
+                routes.push(self.route(rule, position, &cluster)?);
             }
         }
         Ok(listener::route_config(routes))
+    }
+
+    /// The same for those who ask for a WebSocket.
+    fn websocket(
+        &self,
+        rule: &RouteRule,
+        WebSocket { idle_timeout_ms, most_s }: WebSocket,
+        position: usize,
+        cluster: &str,
+    ) -> anyhow::Result<Value> {
+        let mut route = self.route(rule, position, cluster)?;
+        let asks =
+            json!({ "name": "upgrade", "string_match": { "exact": "websocket", "ignore_case": true } });
+        if let Some(fields) = route["match"]["headers"].as_array_mut() {
+            fields.push(asks);
+        }
+        // Of the answer that opens it and of what passes then alike.
+        route["route"]["timeout"] = json!("0s");
+        route["route"]["idle_timeout"] = json!(ms(idle_timeout_ms));
+        route["route"]["max_stream_duration"] = json!({ "max_stream_duration": format!("{most_s}s") });
+        Ok(route)
     }
 
     /// The way of a rule to one of its upstreams. Of several the module has chosen one.
     fn route(&self, rule: &RouteRule, position: usize, cluster: &str) -> anyhow::Result<Value> {
         let mut action = json!({ "cluster": cluster });
         action["timeout"] = json!(ms(rule.timeout_ms));
-        if let Some(WebSocket { idle_timeout_ms, most_s }) = rule.websocket {
-            // Of the answer that opens it and of what passes then alike.
-            action["timeout"] = json!("0s");
-            action["idle_timeout"] = json!(ms(idle_timeout_ms));
-            action["max_stream_duration"] = json!({ "max_stream_duration": format!("{most_s}s") });
-        }
         // A connection that could not be made has carried nothing; of what it has carried nothing is sent twice that is
         // not safe.
         action["retry_policy"] = match rule.retries {
             0 => json!({ "retry_on": "connect-failure", "num_retries": 2 }),
-            times => json!({ "retry_on": "connect-failure,reset", "num_retries": times.max(2) }),
+            times => json!({ "retry_on": "connect-failure,reset", "num_retries": times }),
         };
         if let Some(path) = &rule.rewrite {
             // All of the path, whatever it is, and nothing of the query.

@@ -119,10 +119,10 @@ impl State {
 
     /// Gives back what a request held. What cannot be told is given back by its lease.
     pub(crate) async fn release(&self, held: Vec<Op>) {
-        if self.redis.is_none() {
-            // Giving back needs no room, so the memory cannot be too full for it.
-            let _ = self.memory().run(&held, now_ms());
-        } else if self.run(&held).await.is_err() {
+        // Giving back needs no room, so the memory cannot be too full for it. With a Redis a place is here if it was taken
+        // while that was away.
+        let _ = self.memory().run(&held, now_ms());
+        if self.redis.is_some() && self.run(&held).await.is_err() {
             tracing::debug!("places were not given back; their leases will");
         }
     }

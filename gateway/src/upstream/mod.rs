@@ -91,6 +91,9 @@ impl Upstream {
             trust: files.trust.clone(),
         });
         let mut addresses = Vec::new();
+        // What was found by other rules may never be found otherwise by these.
+        let alike =
+            before.filter(|before| before.health == settings.health && before.outlier == settings.outlier);
         for &at in &settings.addresses {
             let (settings, files) = (settings.clone(), files.clone());
             let authority = format!("{}:{}", settings.tls.server_name.value, at.port());
@@ -98,7 +101,7 @@ impl Upstream {
                 Way::new(&settings, &files.identity.current(), files.trust.current(), at)
             });
             let way = way.with_context(|| format!("{at}"))?;
-            let known = before.and_then(|before| before.addresses.iter().find(|address| address.at == at));
+            let known = alike.and_then(|before| before.addresses.iter().find(|address| address.at == at));
             let fitness = known.map(|address| Arc::clone(&address.fitness)).unwrap_or_default();
             addresses.push(Address { at, fitness, way, authority });
         }

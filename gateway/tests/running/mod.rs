@@ -204,8 +204,19 @@ impl Gateway {
 
     /// Posts a body that is signed with a client's key, `(keyid, secret)`; status, and the code of the refusal.
     pub async fn send_signed(&self, path: &str, key: (&str, &str), nonce: &str) -> (u16, String) {
-        let (keyid, secret) = key;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        self.send_signed_at(path, key, nonce, now).await
+    }
+
+    /// The same, signed at that time, Unix seconds.
+    pub async fn send_signed_at(
+        &self,
+        path: &str,
+        key: (&str, &str),
+        nonce: &str,
+        now: u64,
+    ) -> (u16, String) {
+        let (keyid, secret) = key;
         let authority = self.url.trim_start_matches("https://");
         let body = "{}";
         let mut headers = vec![

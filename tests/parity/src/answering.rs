@@ -16,8 +16,13 @@ use crate::outcome::{FieldMap, upstream_fields};
 pub const TELLS: &str = "x-answer";
 
 /// What upstreams answer with, besides what they were sent.
-const ALWAYS: [(&str, &str); 3] =
-    [("content-type", "application/json"), ("server", "upstream/1.0"), ("x-upstream-says", "hello")];
+const ALWAYS: [(&str, &str); 4] = [
+    ("content-type", "application/json"),
+    ("server", "upstream/1.0"),
+    ("x-upstream-says", "hello"),
+    // Which the policy alone says where it has `cors`.
+    ("access-control-allow-credentials", "true"),
+];
 
 const STRANGER_SECRET: &[u8] = b"a stranger's secret of 32 bytes!";
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
-use filters::admission::{Admission, Draw, HIDDEN_FROM_CLIENTS, JOINED};
+use filters::admission::{Admission, Draw, JOINED};
 use filters::chain::Refused;
 use filters::crypto::{Local, Verify};
 use filters::filter::{Host, Introspected, Refusal, Request};
@@ -121,10 +121,15 @@ impl<'k> InProcess<'k> {
     /// Decides on one request, which ends.
     pub fn decide(&mut self, sent: &Sent, now_ms: u64) -> Outcome {
         let (outcome, held) = self.begin(sent, now_ms);
-        if !held.is_empty() {
-            let _ = self.memory.run(&held, now_ms);
-        }
+        self.end(&held, now_ms);
         outcome
+    }
+
+    /// A request has ended, and gives back what it held.
+    pub fn end(&mut self, held: &[Op], now_ms: u64) {
+        if !held.is_empty() {
+            let _ = self.memory.run(held, now_ms);
+        }
     }
 
     /// Decides on one request, and tells what it gives back when it ends.
@@ -183,7 +188,7 @@ impl<'k> InProcess<'k> {
             let headers = made.fields.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
             admission.answer(&self.policy, request, (200, headers, &made.body), &self.world)?;
         }
-        let visible = |(name, _): &&(String, Vec<u8>)| !HIDDEN_FROM_CLIENTS.contains(&name.as_str());
+        let visible = |(name, _): &&(String, Vec<u8>)| !admission.hides(&self.policy, name);
         let fields = self.dressed(admission, made.fields.iter().filter(visible).cloned().collect());
         let mut answer = told_answer(&fields);
         let to = [&sent.target, &seen.target].map(|target| Asked { method: &sent.method, target });

@@ -23,9 +23,20 @@ fn check(named: &Named, keys: &Keys) -> Result<(), String> {
         if step.raw.is_some() {
             continue;
         }
-        let outcomes: Vec<_> = (0..step.times)
-            .map(|_| if step.stays { plane.begin(&sent, now_ms).0 } else { plane.decide(&sent, now_ms) })
-            .collect();
+        if let Some(wanted) = &step.revoke {
+            plane.revoke(wanted, now_ms).unwrap();
+        }
+        let mut outcomes = Vec::new();
+        for _ in 0..step.times {
+            let (outcome, held) = plane.begin(&sent, now_ms);
+            if outcome.verdict.starts_with("429 ") && !held.is_empty() {
+                return Err(format!("request {number}: refused, and gives back {held:?}"));
+            }
+            if !step.stays {
+                plane.end(&held, now_ms);
+            }
+            outcomes.push(outcome);
+        }
         let last = outcomes.last().ok_or("`times` is 0")?;
         if let Some(why) = unexpected(step, last) {
             return Err(format!("request {number}: {why}"));

@@ -20,7 +20,7 @@ plans:
     rate_limit: [{ name: new, by: tenant, requests: 1, per_s: 36000, burst: 2, mode: shadow }]
     quota: [{ name: monthly, by: tenant, per: month, most: 5 }]
 routes:
-  - { name: r, methods: [GET], path: /told, upstream: u, filters: { tenant: {}, rate_limit: { cost: 2 } } }
+  - { name: r, methods: [GET], path: /told, upstream: u, filters: { tenant: { from: [host] }, rate_limit: { cost: 2 } } }
 requests:
   - { target: /told, verdict: pass }
 "#;

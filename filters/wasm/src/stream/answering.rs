@@ -126,14 +126,19 @@ impl Stream {
         let Some(admission) = &self.admission else { return };
         let ours = admission.answer_fields(&self.plugin.policy);
         let joined = |name: &str| JOINED.contains(&name);
-        if ours.len() <= FEW && !ours.iter().any(|(name, _)| joined(name)) {
+        // What the upstream says, that is: our own answers carry only what we said.
+        let hides =
+            |name: &str| matches!(self.phase, Phase::Admitted) && admission.hides(&self.plugin.policy, name);
+        let is_cross_origin = hides("access-control-allow-origin");
+        if ours.len() <= FEW && !is_cross_origin && !ours.iter().any(|(name, _)| joined(name)) {
             for (name, value) in &ours {
                 envoy.set_answer_field(name, value);
             }
             return;
         }
         let told = envoy.answer_fields();
-        let kept = told.iter().filter(|(name, _)| joined(name) || !ours.iter().any(|(own, _)| own == name));
+        let told = told.iter().filter(|(name, _)| !hides(name));
+        let kept = told.filter(|(name, _)| joined(name) || !ours.iter().any(|(own, _)| own == name));
         let kept = kept.map(|(name, value)| (name.as_str(), value.as_slice()));
         envoy.set_answer_fields(
             kept.chain(ours.iter().map(|(name, value)| (&**name, value.as_bytes()))).collect(),

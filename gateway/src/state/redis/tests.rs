@@ -367,6 +367,13 @@ async fn an_outage_is_survived() {
             assert_eq!(ask(&nonce(&format!("{outage}-{turn}"))).await, Answer::Away, "{outage}");
             passed += usize::from(!ask(&limit).await.refuses());
         }
+        // A place that was taken here is given back here.
+        let place =
+            Op::Hold { key: format!("place-{outage}"), most: 1, lease_ms: 600_000, mode: Mode::Enforce };
+        for turn in 0..3 {
+            let Answer::Held(held) = ask(&place).await else { panic!("{outage}: no place, turn {turn}") };
+            state.release(vec![Op::Release { key: place.key().to_owned(), place: held }]).await;
+        }
         // The first outage spends what this process lets pass, and the second finds it spent.
         assert_eq!(passed, if outage == "stopped" { 3 } else { 0 }, "{outage}");
         match outage {
