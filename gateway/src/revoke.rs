@@ -9,6 +9,7 @@ mod command;
 
 pub use command::{Options, run};
 
+use std::fmt;
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
@@ -124,13 +125,23 @@ fn seconds(text: &str) -> Result<u64, String> {
 }
 
 /// Who may revoke.
-#[derive(Debug)]
 pub(crate) enum Operators {
     /// Whoever reaches the address: it is on loopback, or asks for a certificate.
     Anybody,
     /// Whoever sends the secret.
     WithSecret(Zeroizing<Vec<u8>>),
     Nobody,
+}
+
+// By hand, so that no log can carry the secret.
+impl fmt::Debug for Operators {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Anybody => "Anybody",
+            Self::WithSecret(_) => "WithSecret",
+            Self::Nobody => "Nobody",
+        })
+    }
 }
 
 impl Operators {
@@ -201,8 +212,8 @@ pub(crate) async fn revoke(state: &State, operators: &Operators, fields: Fields<
         Ok(revocation) => revocation,
         Err(why) => return problem(StatusCode::BAD_REQUEST, "revocation_malformed", &why),
     };
-    match state.revoke(revocation.clone()).await {
-        Ok(()) => (StatusCode::OK, json!(revocation)),
+    match state.revoke(revocation).await {
+        Ok(counts) => (StatusCode::OK, json!(counts)),
         Err(why @ NotRevoked::Full) => {
             problem(StatusCode::INSUFFICIENT_STORAGE, "revocations_full", &why.to_string())
         }
@@ -283,6 +294,16 @@ mod tests {
         ] {
             let refused = operators.may(sent.map(str::as_bytes)).err().map(|(status, _)| status.as_u16());
             assert_eq!(refused, status, "{operators:?} {sent:?}");
+        }
+    }
+
+    #[test]
+    fn the_secret_is_not_printed() {
+        let secret = Operators::WithSecret(Zeroizing::new(b"a secret of the identity service".to_vec()));
+        for (operators, expected) in
+            [(Operators::Anybody, "Anybody"), (secret, "WithSecret"), (Operators::Nobody, "Nobody")]
+        {
+            assert_eq!(format!("{operators:?}"), expected);
         }
     }
 }

@@ -86,6 +86,59 @@ async fn every_process_of_the_policy_is_told() {
     assert!(gateway.metric("gateway_revocations_age_seconds ").await.abs() < f64::EPSILON);
 }
 
+/// A process that runs, and was not told, is no success: its tokens go on.
+#[tokio::test]
+async fn a_process_that_was_not_told_is_a_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    pki(folder.path());
+    let upstream = Recorder::start(folder.path(), "u").await;
+    let policy = |service: &str| {
+        format!(
+            "upstreams: {{ u: {{ addresses: [\"127.0.0.1:{}\"], tls: {TLS} }} }}\n\
+             state: {{ service: {service} }}\n\
+             routes: [{{ name: r, methods: [GET], path: /, upstream: u }}]\n",
+            upstream.port
+        )
+    };
+    let _gateway = serve(folder.path(), &policy("{ socket: state.sock }")).await;
+    let file = folder.path().join("edge.yaml");
+    let served = std::fs::read_to_string(&file).unwrap();
+
+    // It takes connections and says nothing that is HTTP.
+    let nonsense = tokio::net::UnixListener::bind(folder.path().join("state.sock")).unwrap();
+    let answering = tokio::spawn(async move { while nonsense.accept().await.is_ok() {} });
+    let ask = async |arguments: &'static [&'static str]| {
+        let folder = folder.path().to_owned();
+        tokio::task::spawn_blocking(move || revoke(&folder, arguments)).await.unwrap()
+    };
+    for (arguments, expected) in [
+        (&["--token", "t-1"][..], "gateway: token t-1: revoked, kept until"),
+        (&["--list"], "gateway:\ntoken t-1: revoked, kept until"),
+    ] {
+        let (done, told) = ask(arguments).await;
+        assert!(!done && told.contains(expected), "{arguments:?}: {told}");
+        assert!(
+            told.contains("not everybody took it") && told.contains("state service: no answer: "),
+            "{arguments:?}: {told}"
+        );
+    }
+    answering.abort();
+
+    let tls = "{ address: \"127.0.0.1:7070\", tls: { certificate: \"file:gateway.pem\", key: \"file:gateway.key\", \
+               client_ca: \"file:internal-ca.pem\", allowed_clients: [gateway.torana.internal], client: { server_name: state.torana.internal, \
+               ca: \"file:internal-ca.pem\", certificate: \"file:gateway.pem\", key: \"file:gateway.key\" } } }";
+    std::fs::write(&file, served.replace("{ socket: state.sock }", tls)).unwrap();
+    for (arguments, expected) in [
+        (&["--token", "t-2"][..], "gateway: token t-2: revoked, kept until"),
+        (&["--list"], "token t-2: revoked, kept until"),
+    ] {
+        let (done, told) = ask(arguments).await;
+        assert!(!done && told.contains(expected), "{arguments:?}: {told}");
+        assert!(told.contains("state service: not told: "), "{arguments:?}: {told}");
+        assert!(told.contains("https://127.0.0.1:7070/revocations"), "{arguments:?}: {told}");
+    }
+}
+
 #[test]
 fn keys_are_printed_once_with_their_hash() {
     let new = |id: &str| {

@@ -76,6 +76,25 @@ impl Revocation {
         Key::new(self.kind, self.tenant.as_deref(), &self.id)
     }
 
+    /// What counts once this has come after another of the same key: none takes a stronger one's force, but an undo.
+    /// The script `gateway/src/state/revoked.lua` does the same where a fleet shares a Redis.
+    #[must_use]
+    pub fn after(self, before: &Self) -> Self {
+        let until_ms = self.until_ms.max(before.until_ms);
+        match (before.undone, self.undone) {
+            (true, false) => self,
+            // It is remembered for as long as what it takes back would have been.
+            (false | true, true) => Self { until_ms, ..self },
+            (false, false) => {
+                let issued_until_ms = match (before.issued_until_ms, self.issued_until_ms) {
+                    (Some(before), Some(after)) => Some(before.max(after)),
+                    (None, _) | (_, None) => None,
+                };
+                Self { issued_until_ms, until_ms, ..self }
+            }
+        }
+    }
+
     /// Whether a token could carry what it names.
     pub fn is_readable(&self) -> bool {
         readable(&self.id) && self.tenant.as_deref().is_none_or(readable)
@@ -128,29 +147,28 @@ impl Revocations {
         self.read().is_known
     }
 
-    /// Takes a revocation, or takes one back. Tells whether that changed anything. When the list is full only what is on
-    /// it already is changed.
-    pub fn apply(&self, revocation: Revocation) -> bool {
+    /// Revokes, or takes a revocation back. Tells what counts now, which is more than was asked for where more was revoked
+    /// already, and whether that changed anything. When the list is full only what is on it already is changed.
+    pub fn revoke(&self, revocation: Revocation, now_ms: u64) -> (Revocation, bool) {
         let mut list = self.write();
-        let key = revocation.key();
-        let before = list.by_key.get(&key);
-        match (before, revocation.undone) {
-            (Some(_), true) => list.by_key.remove(&key).is_some(),
-            (None, true) => false,
-            (Some(before), false) if *before == revocation => false,
-            (None, false) if list.by_key.len() >= Self::MOST => false,
-            (Some(_) | None, false) => {
-                list.by_key.insert(key, revocation);
-                true
-            }
-        }
+        let before = list.by_key.get(&revocation.key()).filter(|before| before.until_ms > now_ms);
+        let counts = match before {
+            Some(before) => revocation.after(before),
+            None => revocation,
+        };
+        (counts.clone(), list.set(counts))
+    }
+
+    /// Takes what counts now, or that nothing does, from whoever keeps the list for others. Tells whether that changed
+    /// anything. When the list is full only what is on it already is changed.
+    pub fn apply(&self, revocation: Revocation) -> bool {
+        self.write().set(revocation)
     }
 
     /// Forgets what is over.
     pub fn forget(&self, now_ms: u64) {
         self.write().by_key.retain(|_, revocation| revocation.until_ms > now_ms);
     }
-
     pub fn len(&self) -> usize {
         self.read().by_key.len()
     }
@@ -206,6 +224,23 @@ impl Revocations {
 
     fn write(&self) -> RwLockWriteGuard<'_, List> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl List {
+    fn set(&mut self, revocation: Revocation) -> bool {
+        let key = revocation.key();
+        let before = self.by_key.get(&key);
+        match (before, revocation.undone) {
+            (Some(_), true) => self.by_key.remove(&key).is_some(),
+            (None, true) => false,
+            (Some(before), false) if *before == revocation => false,
+            (None, false) if self.by_key.len() >= Revocations::MOST => false,
+            (Some(_) | None, false) => {
+                self.by_key.insert(key, revocation);
+                true
+            }
+        }
     }
 }
 
@@ -267,6 +302,34 @@ mod tests {
             assert!(list.apply(Revocation { undone: true, ..revoked.clone() }));
             assert!(!list.apply(Revocation { undone: true, ..revoked }), "undone already");
             assert!(!list.revokes(&claims(rest), NOW_MS));
+        }
+    }
+
+    #[test]
+    fn no_later_revocation_takes_the_force_of_another() {
+        let of = |issued_until_ms, until_ms| Revocation {
+            issued_until_ms,
+            until_ms: NOW_MS + until_ms,
+            ..revocation(Kind::User, "u1")
+        };
+        let undo = |until_ms| Revocation { undone: true, ..of(None, until_ms) };
+        for (before, after, expected) in [
+            (of(Some(9), 9), of(Some(5), 5), of(Some(9), 9)),
+            (of(Some(5), 5), of(Some(9), 9), of(Some(9), 9)),
+            (of(Some(9), 5), of(Some(5), 9), of(Some(9), 9)),
+            (of(None, 5), of(Some(9), 9), of(None, 9)),
+            (of(Some(9), 9), of(None, 5), of(None, 9)),
+            (of(Some(9), 9), undo(5), undo(9)),
+            (undo(9), of(Some(5), 5), of(Some(5), 5)),
+            // It is over.
+            (of(Some(9), 0), of(Some(5), 5), of(Some(5), 5)),
+        ] {
+            let list = Revocations::none();
+            list.revoke(before.clone(), NOW_MS);
+            let (counts, _) = list.revoke(after.clone(), NOW_MS);
+            assert_eq!(counts, expected, "{before:?} {after:?}");
+            let kept = list.get(&after.key());
+            assert_eq!(kept, (!expected.undone).then_some(expected), "{before:?} {after:?}");
         }
     }
 

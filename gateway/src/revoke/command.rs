@@ -56,8 +56,8 @@ async fn in_redis(
     let watch = Watch::new("gateway revoke");
     let state = State::new(&document.state, folder, &Metrics::new()?, &watch)?;
     if let Some(revocation) = revocation {
-        state.revoke(revocation.clone()).await?;
-        return Ok(format!("{}; every edge knows within seconds", told(&revocation)));
+        let counts = state.revoke(revocation).await?;
+        return Ok(format!("{}; every edge knows within seconds", told(&counts)));
     }
     state.pull_revocations().await?;
     Ok(told_all(&state.revoked().list().all()))
@@ -73,21 +73,28 @@ async fn over_http(document: &Document, folder: &Path, wanted: Option<&Wanted>) 
         None => None,
     };
     let plain = reqwest::Client::builder().no_proxy().timeout(WITHIN);
+    let (mut answers, mut taken, mut missed) = (Vec::new(), false, false);
     let mut places = vec![("gateway", format!("http://{}", document.admin.address), plain.build()?)];
     if let Some(At { value: service, .. }) = &document.state.service {
         let builder = reqwest::Client::builder().no_proxy().timeout(WITHIN);
         match (&service.address, &service.socket, &service.tls) {
-            (Some(address), _, None) => {
+            (Some(address), None, None) => {
                 places.push(("state service", format!("http://{address}"), builder.build()?));
             }
             (_, Some(socket), _) => {
                 let client = builder.unix_socket(folder.join(socket)).build()?;
                 places.push(("state service", "http://localhost".to_owned(), client));
             }
-            (Some(_), None, Some(_)) | (None, None, _) => {}
+            (Some(address), None, Some(_)) => {
+                missed = true;
+                answers.push(format!(
+                    "state service: not told: it wants a certificate of `state.service.tls.allowed_clients`: send \
+                     https://{address}/revocations with one of those"
+                ));
+            }
+            (None, None, _) => {}
         }
     }
-    let (mut answers, mut taken) = (Vec::new(), false);
     for (name, url, client) in places {
         let url = format!("{url}/revocations");
         let mut request = match wanted {
@@ -99,14 +106,21 @@ async fn over_http(document: &Document, folder: &Path, wanted: Option<&Wanted>) 
         }
         let answer = match request.send().await {
             Ok(answer) => answer,
-            Err(_) => {
+            Err(why) if why.is_connect() && !why.is_timeout() => {
                 answers.push(format!("{name}: does not run"));
+                continue;
+            }
+            // It runs, and may or may not have taken it.
+            Err(why) => {
+                missed = true;
+                answers.push(format!("{name}: no answer: {:#}", anyhow::Error::from(why)));
                 continue;
             }
         };
         let (status, body) = (answer.status(), answer.text().await.unwrap_or_default());
         let body: Value = serde_json::from_str(&body).unwrap_or_default();
         if !status.is_success() {
+            missed = true;
             answers.push(format!("{name}: {status} {}", body["detail"].as_str().unwrap_or_default()));
             continue;
         }
@@ -119,9 +133,10 @@ async fn over_http(document: &Document, folder: &Path, wanted: Option<&Wanted>) 
             }
         });
     }
-    match taken {
-        true => Ok(answers.join("\n")),
-        false => bail!("nobody took it, and no Redis is shared: {}", answers.join("; ")),
+    match (taken, missed) {
+        (true, false) => Ok(answers.join("\n")),
+        (true, true) => bail!("not everybody took it, and no Redis is shared: {}", answers.join("; ")),
+        (false, _) => bail!("nobody took it, and no Redis is shared: {}", answers.join("; ")),
     }
 }
 

@@ -70,8 +70,8 @@ impl State {
         &self.revoked
     }
 
-    /// Revokes at every edge that shares this state, or takes a revocation back.
-    pub(crate) async fn revoke(&self, revocation: Revocation) -> Result<(), NotRevoked> {
+    /// Revokes at every edge that shares this state, or takes a revocation back. Answers with what counts now.
+    pub(crate) async fn revoke(&self, revocation: Revocation) -> Result<Revocation, NotRevoked> {
         self.revoked.revoke(revocation, self.redis.as_ref()).await
     }
 

@@ -102,24 +102,27 @@ impl Revoked {
         }
     }
 
-    /// Revokes, here and at every edge of the fleet.
+    /// Revokes, here and at every edge of the fleet. Answers with what counts now.
     pub(super) async fn revoke(
         &self,
         revocation: Revocation,
         redis: Option<&Redis>,
-    ) -> Result<(), NotRevoked> {
-        match redis {
-            Some(redis) => put(redis, std::slice::from_ref(&revocation), Put::InPlace).await?,
+    ) -> Result<Revocation, NotRevoked> {
+        let counts = match redis {
+            Some(redis) => {
+                put(redis, std::slice::from_ref(&revocation), Put::Anew).await?.pop().unwrap_or(revocation)
+            }
             None => {
                 self.list.forget(now_ms());
                 let is_new = !revocation.undone && self.list.get(&revocation.key()).is_none();
                 if is_new && self.list.len() >= Revocations::MOST {
                     return Err(NotRevoked::Full);
                 }
+                revocation
             }
-        }
-        self.take(revocation, Say::Each);
-        Ok(())
+        };
+        // What another edge revoked meanwhile may have been pulled already.
+        Ok(self.take(counts, Source::Somebody, Say::Each))
     }
 
     /// Pulls changes for as long as the process lives.
@@ -151,10 +154,14 @@ impl Revoked {
             };
             if *now_epoch != epoch && !epoch.is_empty() {
                 self.tell_again(redis).await?;
+                // What was just answered may be weaker than what is known here.
+                let mut followed = self.followed();
+                (followed.epoch, followed.last) = (now_epoch.clone(), String::new());
+                continue;
             }
             let say = if self.list.is_known() { Say::Each } else { Say::Nothing };
             for change in changes {
-                self.take(serde_json::from_str(change)?, say);
+                self.take(serde_json::from_str(change)?, Source::Redis, say);
             }
             let whole = left == "0";
             let mut followed = self.followed();
@@ -173,31 +180,38 @@ impl Revoked {
         anyhow::bail!("there are more changes than can be kept")
     }
 
-    /// Redis has lost what was revoked: it is told what is known here, as far as it does not know better.
+    /// Redis may have lost what was revoked: it is told what is known here, as far as it does not know better.
     async fn tell_again(&self, redis: &Redis) -> anyhow::Result<()> {
         let all = self.list.all();
-        tracing::warn!(entries = all.len(), "the shared state has lost what was revoked and is told again");
+        tracing::warn!(
+            entries = all.len(),
+            "the shared state may have lost what was revoked and is told again"
+        );
         for page in all.chunks(PAGE) {
-            put(redis, page, Put::IfAbsent).await?;
+            put(redis, page, Put::Again).await?;
         }
         Ok(())
     }
 
-    /// Takes one, and remembers it for workers.
-    fn take(&self, revocation: Revocation, say: Say) {
+    /// Takes one, and remembers for workers what counts now.
+    fn take(&self, revocation: Revocation, source: Source, say: Say) -> Revocation {
         let now_ms = now_ms();
         if revocation.until_ms <= now_ms {
-            return;
+            return revocation;
         }
-        let changed = self.list.apply(revocation.clone());
-        if changed && say == Say::Each {
-            tell(&revocation);
-        }
+        // Held all along, so that workers are told in the order in which the list changes.
         let mut changes = self.changes();
-        let key = revocation.key();
+        let (counts, changed) = match source {
+            Source::Redis => (revocation.clone(), self.list.apply(revocation)),
+            Source::Somebody => self.list.revoke(revocation, now_ms),
+        };
+        if changed && say == Say::Each {
+            tell(&counts);
+        }
+        let key = counts.key();
         let before = changes.numbers.get(&key).and_then(|number| changes.by_number.get(number));
-        if before == Some(&revocation) {
-            return;
+        if before == Some(&counts) {
+            return counts;
         }
         changes.forget(now_ms);
         changes.last += 1;
@@ -205,7 +219,8 @@ impl Revoked {
         if let Some(before) = changes.numbers.insert(key, number) {
             changes.by_number.remove(&before);
         }
-        changes.by_number.insert(number, revocation);
+        changes.by_number.insert(number, counts.clone());
+        counts
     }
 
     /// What has changed since a worker last asked.
@@ -251,11 +266,20 @@ enum Say {
     Nothing,
 }
 
+/// Who says that something is revoked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// It knows what counts.
+    Redis,
+    /// Somebody who need not know what was revoked before.
+    Somebody,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Put {
-    /// Of what is there.
-    InPlace,
-    IfAbsent,
+    Anew,
+    /// Redis may have forgotten it, or know that it was taken back.
+    Again,
 }
 
 /// The audit's line: what counts here from now on.
@@ -273,26 +297,31 @@ fn tell(revocation: &Revocation) {
     );
 }
 
-async fn put(redis: &Redis, revocations: &[Revocation], how: Put) -> Result<(), NotRevoked> {
+/// Answers with what counts now of each.
+async fn put(redis: &Redis, revocations: &[Revocation], how: Put) -> Result<Vec<Revocation>, NotRevoked> {
     let most = Revocations::MOST.to_string();
-    let replace = match how {
-        Put::InPlace => "1",
-        Put::IfAbsent => "0",
+    let anew = match how {
+        Put::Anew => "1",
+        Put::Again => "0",
     };
-    let mut arguments: Vec<String> = ["put", &most, replace].map(str::to_owned).to_vec();
+    let mut arguments: Vec<String> = ["put", &most, anew].map(str::to_owned).to_vec();
     for revocation in revocations {
         arguments.push(revocation.key().as_str().to_owned());
         arguments.push(serde_json::to_string(revocation).map_err(|_| NotRevoked::Away)?);
         arguments.push(revocation.until_ms.to_string());
     }
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let said: Vec<String> = call(redis, &arguments).await.map_err(|error| {
+    let away = |error: anyhow::Error| {
         tracing::warn!(error = format!("{error:#}"), "the shared state could not be told what is revoked");
         NotRevoked::Away
-    })?;
-    match said.first().map(String::as_str) {
-        Some("1") => Ok(()),
-        Some(_) | None => Err(NotRevoked::Full),
+    };
+    let said: Vec<String> = call(redis, &arguments).await.map_err(away)?;
+    match said.as_slice() {
+        [done, counts @ ..] if done == "1" => {
+            let counts = counts.iter().map(|revocation| serde_json::from_str(revocation));
+            counts.collect::<Result<_, _>>().map_err(|error| away(error.into()))
+        }
+        [..] => Err(NotRevoked::Full),
     }
 }
 
@@ -305,3 +334,6 @@ async fn call(redis: &Redis, arguments: &[&str]) -> anyhow::Result<Vec<String>> 
         [now.as_str(), epoch.as_str()].into_iter().chain(arguments.iter().copied()).collect();
     redis.call(&SCRIPT, &KEYS, &all).await
 }
+
+#[cfg(test)]
+mod tests;
