@@ -4,14 +4,16 @@
 
 use std::collections::BTreeMap;
 
-use crate::filter::Context;
+use crate::filter::{Context, Verdict};
 use crate::policy::{Plan, Site, Unusable};
+use crate::state::{Counted, Mode, Op};
 use crate::subject::{By, counter_key, name_mistake};
 
 /// The limits of a route by one filter.
 #[derive(Debug)]
 pub(crate) struct Limits<L> {
     kind: &'static str,
+    filter: &'static str,
     route: String,
     own: Vec<L>,
     by_plan: BTreeMap<String, Vec<L>>,
@@ -29,14 +31,7 @@ pub(crate) enum Scope {
 pub(crate) trait Limit {
     fn name(&self) -> &str;
     fn by(&self) -> By;
-}
-
-/// A limit that holds for a request.
-#[derive(Debug)]
-pub(crate) struct Applied<'l, L> {
-    pub(crate) limit: &'l L,
-    /// The key under which the request is counted; `None` when it does not say who sends it.
-    pub(crate) key: Option<String>,
+    fn mode(&self) -> Mode;
 }
 
 /// More would make a request's one batch unbounded.
@@ -63,7 +58,7 @@ impl<L: Limit> Limits<L> {
             limits.iter().take(position).any(|seen| seen.name() == name)
         };
         let mut limits =
-            Self { kind, route: site.route.to_owned(), own: Vec::new(), by_plan: BTreeMap::new() };
+            Self { kind, filter, route: site.route.to_owned(), own: Vec::new(), by_plan: BTreeMap::new() };
         if own.len() > MOST_LIMITS {
             return Err(Unusable::new(format!("`limits` needs one to {MOST_LIMITS} entries")));
         }
@@ -104,12 +99,39 @@ impl<L: Limit> Limits<L> {
         self.own.is_empty() && self.by_plan.values().all(Vec::is_empty)
     }
 
-    /// Those that hold for a request, in the order written, the plan's last.
-    pub(crate) fn of<'l>(&'l self, context: &'l Context) -> impl Iterator<Item = Applied<'l, L>> + 'l {
-        self.scoped(context).map(|(scope, limit)| {
+    /// Asks the state for what each of those that hold takes of the request, in the order written, the plan's last: `op`
+    /// makes it of the limit and the key under which the request is counted. A request that does not say who sends it is
+    /// refused with `missing`.
+    pub(crate) fn ask(
+        &self,
+        context: &mut Context,
+        missing: &'static str,
+        op: impl Fn(&L, String) -> (Counted, Op),
+    ) -> Verdict {
+        let (mut ops, mut shadows) = (Vec::new(), Vec::new());
+        for (scope, limit) in self.scoped(context) {
             let key = counter_key(self.kind, limit.name(), limit.by(), scope, &self.route, context);
-            Applied { limit, key }
-        })
+            match (key, limit.mode()) {
+                (Some(key), _) => ops.push(op(limit, key)),
+                (None, Mode::Shadow) => shadows.push(limit.name()),
+                (None, Mode::Enforce) => {
+                    let detail =
+                        "This service limits requests by who sends them, and the request does not say.";
+                    return Verdict::refuse(403, missing, detail);
+                }
+            }
+        }
+        ops.into_iter().for_each(|(counted, op)| context.ask_of(counted, op));
+        shadows.into_iter().for_each(|name| context.note_shadow(self.filter, name));
+        Verdict::Pass
+    }
+
+    /// A limit in shadow would have refused: that is noted, and the request passes.
+    pub(crate) fn would_refuse(&self, op: &Op, context: &mut Context) -> Verdict {
+        if let Some(limit) = self.find(op.key(), context) {
+            context.note_shadow(self.filter, limit.name());
+        }
+        Verdict::Pass
     }
 
     /// The one that is counted under a key.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict, state_unavailable};
 use crate::plan::{self, Limits};
 use crate::policy::{Plan, Settings, Shared, Site, Unusable};
-use crate::state::{Answer, Mode, Op};
+use crate::state::{Answer, Counted, Mode, Op};
 use crate::subject::By;
 
 /// Limits on requests in flight; a request passes when every one of them has a place for it.
@@ -93,6 +93,9 @@ impl plan::Limit for Limit {
     fn by(&self) -> By {
         self.by
     }
+    fn mode(&self) -> Mode {
+        self.mode
+    }
 }
 
 impl Filter for Concurrency {
@@ -101,23 +104,9 @@ impl Filter for Concurrency {
     }
 
     fn head(&self, _request: &Request<'_>, _host: &dyn Host, context: &mut Context) -> Verdict {
-        let (mut ops, mut shadows) = (Vec::new(), Vec::new());
-        for applied in self.limits.of(context) {
-            let &Limit { most, lease_s, mode, .. } = applied.limit;
-            match (applied.key, mode) {
-                (Some(key), _) => {
-                    ops.push(Op::Hold { key, most, lease_ms: lease_s.saturating_mul(1_000), mode });
-                }
-                (None, Mode::Shadow) => shadows.push(applied.limit.name.clone()),
-                (None, Mode::Enforce) => {
-                    let detail = "This service limits requests by who sends them, and the request does not say.";
-                    return Verdict::refuse(403, "concurrency_subject_missing", detail);
-                }
-            }
-        }
-        ops.into_iter().for_each(|op| context.ask(op));
-        shadows.iter().for_each(|name| context.note_shadow("concurrency", name));
-        Verdict::Pass
+        self.limits.ask(context, "concurrency_subject_missing", |&Limit { most, lease_s, mode, .. }, key| {
+            (Counted::Shared, Op::Hold { key, most, lease_ms: lease_s.saturating_mul(1_000), mode })
+        })
     }
 
     fn answered(&self, op: &Op, answer: &Answer, context: &mut Context) -> Verdict {
@@ -135,13 +124,7 @@ impl Filter for Concurrency {
             .header("retry-after", "1")
             .into(),
             Answer::NotAsked | Answer::NotCounted => Verdict::Pass,
-            Answer::WouldRefuse => {
-                if let Some(limit) = self.limits.find(op.key(), context) {
-                    let name = limit.name.clone();
-                    context.note_shadow("concurrency", &name);
-                }
-                Verdict::Pass
-            }
+            Answer::WouldRefuse => self.limits.would_refuse(op, context),
             Answer::Away
             | Answer::Taken(_)
             | Answer::Exhausted { .. }

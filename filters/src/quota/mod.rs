@@ -11,7 +11,7 @@ use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict, state_unav
 use crate::plan::{self, Limits};
 use crate::policy::{Plan, Settings, Shared, Site, Unusable};
 use crate::rate_limit::advertise;
-use crate::state::{Answer, Mode, Op, Volume};
+use crate::state::{Answer, Counted, Mode, Op, Volume};
 use crate::subject::By;
 
 /// Volumes that all hold at once. What a request costs is `rate_limit.cost`.
@@ -47,6 +47,9 @@ impl plan::Limit for Limit {
     }
     fn by(&self) -> By {
         self.by
+    }
+    fn mode(&self) -> Mode {
+        self.mode
     }
 }
 
@@ -103,25 +106,11 @@ impl Filter for Quota {
 
     fn head(&self, _request: &Request<'_>, host: &dyn Host, context: &mut Context) -> Verdict {
         let now_ms = host.now_ms();
-        let (mut ops, mut shadows) = (Vec::new(), Vec::new());
-        for applied in self.limits.of(context) {
-            let &Limit { per, most, mode, .. } = applied.limit;
-            match (applied.key, mode) {
-                (Some(key), _) => {
-                    let period = self.calendar.period(per, now_ms);
-                    let key = format!("{key}@{}", period.name);
-                    ops.push(Op::Spend { key, most, cost: self.cost, ends_ms: period.ends_ms, mode });
-                }
-                (None, Mode::Shadow) => shadows.push(applied.limit.name.clone()),
-                (None, Mode::Enforce) => {
-                    let detail = "This service limits requests by who sends them, and the request does not say.";
-                    return Verdict::refuse(403, "quota_subject_missing", detail);
-                }
-            }
-        }
-        ops.into_iter().for_each(|op| context.ask(op));
-        shadows.iter().for_each(|name| context.note_shadow("quota", name));
-        Verdict::Pass
+        self.limits.ask(context, "quota_subject_missing", |&Limit { per, most, mode, .. }, key| {
+            let period = self.calendar.period(per, now_ms);
+            let key = format!("{key}@{}", period.name);
+            (Counted::Shared, Op::Spend { key, most, cost: self.cost, ends_ms: period.ends_ms, mode })
+        })
     }
 
     fn answered(&self, op: &Op, answer: &Answer, context: &mut Context) -> Verdict {
@@ -129,13 +118,7 @@ impl Filter for Quota {
             Answer::Spent(volume) => (volume, true),
             Answer::Overspent(volume) => (volume, false),
             Answer::NotAsked | Answer::NotCounted => return Verdict::Pass,
-            Answer::WouldRefuse => {
-                if let Some(limit) = self.limits.find(op.key(), context) {
-                    let name = limit.name.clone();
-                    context.note_shadow("quota", &name);
-                }
-                return Verdict::Pass;
-            }
+            Answer::WouldRefuse => return self.limits.would_refuse(op, context),
             Answer::Away
             | Answer::Taken(_)
             | Answer::Exhausted { .. }

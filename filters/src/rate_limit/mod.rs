@@ -131,6 +131,9 @@ impl plan::Limit for Limit {
     fn by(&self) -> By {
         self.by
     }
+    fn mode(&self) -> Mode {
+        self.mode
+    }
 }
 
 impl plan::Limit for Built {
@@ -140,6 +143,9 @@ impl plan::Limit for Built {
     fn by(&self) -> By {
         self.by
     }
+    fn mode(&self) -> Mode {
+        self.mode
+    }
 }
 
 impl Filter for RateLimit {
@@ -148,21 +154,9 @@ impl Filter for RateLimit {
     }
 
     fn head(&self, _request: &Request<'_>, _host: &dyn Host, context: &mut Context) -> Verdict {
-        let (mut ops, mut shadows) = (Vec::new(), Vec::new());
-        for applied in self.limits.of(context) {
-            let &Built { rate, counted, mode, .. } = applied.limit;
-            match (applied.key, mode) {
-                (Some(key), _) => ops.push((counted, Op::Take { key, rate, cost: self.cost, mode })),
-                (None, Mode::Shadow) => shadows.push(applied.limit.name.clone()),
-                (None, Mode::Enforce) => {
-                    let detail = "This service limits requests by who sends them, and the request does not say.";
-                    return Verdict::refuse(403, "rate_limit_subject_missing", detail);
-                }
-            }
-        }
-        ops.into_iter().for_each(|(counted, op)| context.ask_of(counted, op));
-        shadows.iter().for_each(|name| context.note_shadow("rate_limit", name));
-        Verdict::Pass
+        self.limits.ask(context, "rate_limit_subject_missing", |&Built { rate, counted, mode, .. }, key| {
+            (counted, Op::Take { key, rate, cost: self.cost, mode })
+        })
     }
 
     fn answered(&self, op: &Op, answer: &Answer, context: &mut Context) -> Verdict {
@@ -170,13 +164,7 @@ impl Filter for RateLimit {
             Answer::Taken(allowance) => (allowance, None),
             Answer::Exhausted { allowance, retry_after_ms } => (allowance, Some(*retry_after_ms)),
             Answer::NotAsked | Answer::NotCounted => return Verdict::Pass,
-            Answer::WouldRefuse => {
-                if let Some(limit) = self.limits.find(op.key(), context) {
-                    let name = limit.name.clone();
-                    context.note_shadow("rate_limit", &name);
-                }
-                return Verdict::Pass;
-            }
+            Answer::WouldRefuse => return self.limits.would_refuse(op, context),
             // The state is away and the policy has no limits without it, or this is no answer to what was
             // asked: fail closed.
             Answer::Away
