@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
-use super::document::Client;
+use super::Client;
 use super::mistake::Mistake;
 use super::{At, Reference, Secret};
 use crate::crypto::{HmacKey, SigningKey, VerifyingKey};

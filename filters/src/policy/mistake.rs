@@ -73,6 +73,14 @@ pub(super) fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> O
         .map(|(_, candidate)| candidate)
 }
 
+/// Tells of a name that nothing bears.
+pub(super) fn unknown<'n>(what: &str, name: &str, known: impl Iterator<Item = &'n str> + Clone) -> String {
+    match nearest(name, known.clone()) {
+        Some(near) => format!("there is no {what} `{name}`; did you mean `{near}`?"),
+        None => format!("there is no {what} `{name}`; known: {}", known.collect::<Vec<_>>().join(", ")),
+    }
+}
+
 /// Why the settings of a filter cannot be used; the policy adds where they are written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unusable {

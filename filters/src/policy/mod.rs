@@ -3,32 +3,39 @@
 //! [`Document`] is what is written, [`Policy`] what is meant. Reading a document checks everything that can be
 //! checked without touching the world; keys and secrets are references that the data plane resolves.
 
+mod clients;
 mod document;
+mod issuers;
 mod keyring;
+mod listeners;
 mod meaning;
 mod mistake;
 mod overlap;
 mod reference;
+mod routes;
 mod routing;
 mod secret;
+mod shared_state;
 mod syntax;
 mod tenancy;
 mod unused;
+mod upstreams;
 mod warning;
 
-pub use document::{
-    Admin, Algorithm, ApiKey, At, CertificateNames, Client, ClientCertificates, Deprecated, Discovery,
-    Document, Health, HmacKey, Introspection, Issuer, Jwks, Listener, ListenerTls, Memory, Mirror,
-    NamedCertificate, Outlier, Redis, Route, Share, StaleCrl, State, StateService, StateTls, Upstream,
-    UpstreamTls, WebSocket,
-};
+pub use clients::{ApiKey, CertificateNames, Client, HmacKey};
+pub use document::{Admin, At, Document};
+pub use issuers::{Algorithm, Discovery, Introspection, Issuer, Jwks};
 pub use keyring::{ClientKey, Keyring, NotSigned, Whose};
+pub use listeners::{ClientCertificates, Listener, ListenerTls, NamedCertificate, StaleCrl};
 pub use meaning::{Policy, RouteRule, Site};
 pub use mistake::{Mistake, Unusable};
 pub use reference::{Reference, ReferenceError};
+pub use routes::{Deprecated, Mirror, Route, Share, WebSocket};
 pub use routing::{Match, version};
 pub use secret::{Encoding, Secret};
+pub use shared_state::{Memory, Redis, State, StateService, StateTls};
 pub use tenancy::{Plan, Tenancy, Tenant};
+pub use upstreams::{Health, Outlier, Upstream, UpstreamTls};
 
 use crate::filter::Filter;
 

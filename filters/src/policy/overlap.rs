@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::document::{At, Document, Route};
+use super::Route;
+use super::document::{At, Document};
 use super::mistake::Mistake;
 use super::routing::{Match, Paths};
 

@@ -6,8 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::document::{At, Document};
-use super::meaning::{Site, unknown};
-use super::mistake::Mistake;
+use super::meaning::Site;
+use super::mistake::{Mistake, unknown};
 use super::{Settings as _, Unusable};
 use crate::FilterSet;
 use crate::calendar::Calendar;

@@ -1,6 +1,7 @@
 //! What a policy defines and nothing in it uses: a name that was misspelt, a partner who waits, or what is left over.
 
-use super::document::{Client, Document};
+use super::Client;
+use super::document::Document;
 use super::mistake::Mistake;
 use crate::FilterSet;
 

@@ -1,11 +1,12 @@
 //! What a policy may say and its writer should know that it says: told by `check`, refused by nobody.
 
-use super::document::{At, Document, Listener, Route};
+use super::document::{At, Document};
 use super::mistake::Mistake;
 use super::overlap::overlaps;
 use super::routing::Paths;
 use super::tenancy;
 use super::unused::{unused, unwatched};
+use super::{Listener, Route};
 use crate::FilterSet;
 
 /// The fewest signed requests a second that the memory should hold the nonces of. Below this it is worth a

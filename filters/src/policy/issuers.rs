@@ -1,0 +1,209 @@
+//! Whose tokens are believed, and where the keys for them come from.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::document::{At, Document, ms, n};
+use super::mistake::Mistake;
+use super::{Reference, StaleCrl};
+
+/// Somebody whose tokens are believed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Issuer {
+    /// `iss`, compared to the letter.
+    pub issuer: String,
+    /// `aud` must contain one of these.
+    pub audiences: Vec<String>,
+    /// Algorithms its keys are used with. Symmetric ones and `none` cannot be named.
+    #[serde(default)]
+    pub algorithms: Vec<Algorithm>,
+    /// Where its public keys come from, for tokens that are JWTs.
+    pub jwks: Option<Jwks>,
+    /// Whom to ask about tokens that are none.
+    pub introspection: Option<At<Introspection>>,
+    /// Seconds that its clock and ours may differ by.
+    #[serde(default = "ms::<30>")]
+    pub leeway_s: u64,
+}
+
+/// Signature algorithms of tokens (RFC 7518, RFC 8037): asymmetric ones only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Algorithm {
+    ES256,
+    RS256,
+    EdDSA,
+}
+
+/// A JSON Web Key Set (RFC 7517) and how fresh it is kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Jwks {
+    /// An `https:` address. Exactly one of `url`, `file` and `discovery`.
+    pub url: Option<String>,
+    /// The issuer's own metadata say where: `issuer` is then its `https:` address, and must be in them to the letter.
+    pub discovery: Option<Discovery>,
+    /// `file:PATH`, read again when it changes.
+    pub file: Option<Reference>,
+    /// The CAs that sign the certificate of `url`, PEM; absent: the system's.
+    pub ca: Option<Reference>,
+    /// What those CAs have revoked, of the whole chain: a list of each, PEM, or the one list in DER; absent: nothing.
+    pub crl: Option<Reference>,
+    /// What becomes of the issuer while a list is past its `nextUpdate`: `refuse`, and its keys grow stale.
+    #[serde(default)]
+    pub stale_crl: StaleCrl,
+    /// Seconds between refreshes.
+    #[serde(default = "ms::<300>")]
+    pub refresh_s: u64,
+    /// Seconds that the last good keys serve while refreshes fail.
+    #[serde(default = "ms::<86_400>")]
+    pub stale_s: u64,
+    /// Least seconds between two refreshes that unknown key ids cause.
+    #[serde(default = "ms::<10>")]
+    pub unknown_kid_refresh_s: u64,
+    /// Milliseconds a fetch may take.
+    #[serde(default = "ms::<3_000>")]
+    pub timeout_ms: u64,
+}
+
+/// Token introspection (RFC 7662): the issuer says of each token whether it counts and what it claims. Its answer must
+/// have what a JWT must: `sub`, `exp`, and one of the audiences in `aud`. While it cannot be asked its tokens are refused
+/// with 503.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Introspection {
+    /// An `https:` address.
+    pub url: String,
+    /// The CAs that sign the certificate of `url`, PEM.
+    pub ca: At<Reference>,
+    /// What those CAs have revoked, of the whole chain: a list of each, PEM, or the one list in DER; absent: nothing.
+    pub crl: Option<At<Reference>>,
+    /// What becomes of the issuer while a list is past its `nextUpdate`.
+    #[serde(default)]
+    pub stale_crl: StaleCrl,
+    /// What the edge is called there.
+    pub client_id: String,
+    /// Where the edge's secret is, sent with `client_id` (`client_secret_basic`, RFC 6749 section 2.3.1). Exactly one of
+    /// `client_secret` and `certificate`.
+    pub client_secret: Option<At<Reference>>,
+    /// The chain that the edge shows instead, PEM (`tls_client_auth`, RFC 8705 section 2.1).
+    pub certificate: Option<At<Reference>>,
+    /// Its key, PEM.
+    pub key: Option<At<Reference>>,
+    /// Milliseconds that an answer may take.
+    #[serde(default = "ms::<1_000>")]
+    pub timeout_ms: u64,
+    /// Seconds that a token counts without being asked about again, at most until it expires; 1 to 300. So long a token
+    /// that its issuer has revoked may still pass, unless it is revoked here too.
+    #[serde(default = "ms::<30>")]
+    pub cache_s: u64,
+    /// Seconds that a token that does not count is not asked about again; 1 to 60.
+    #[serde(default = "ms::<5>")]
+    pub negative_cache_s: u64,
+    /// Answers to remember; 1 to 1000000.
+    #[serde(default = "n::<10_000>")]
+    pub cache_entries: u32,
+    /// Most questions under way; further tokens are refused with 503 meanwhile.
+    #[serde(default = "n::<64>")]
+    pub max_in_flight: u32,
+}
+
+/// Whose rules say where an issuer's metadata are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Discovery {
+    /// OpenID Connect Discovery 1.0 section 4: `ISSUER/.well-known/openid-configuration`.
+    Openid,
+    /// RFC 8414 section 3: `/.well-known/oauth-authorization-server` between the host and the path.
+    Oauth,
+}
+
+pub(super) fn check(document: &Document, mistakes: &mut Vec<Mistake>) {
+    for (name, At { value: issuer, location }) in &document.issuers {
+        let mut wrong = |message: String| mistakes.push(Mistake::at(*location, message));
+        if issuer.audiences.is_empty() {
+            wrong(format!(
+                "issuer `{name}` needs `audiences`: a token for anybody is a token for an attacker"
+            ));
+        }
+        if let Some(introspection) = &issuer.introspection {
+            check_introspection(name, introspection, mistakes);
+        }
+        let mut wrong = |message: String| mistakes.push(Mistake::at(*location, message));
+        let Some(jwks) = &issuer.jwks else {
+            match (&issuer.introspection, issuer.algorithms.is_empty()) {
+                (None, _) => wrong(format!("issuer `{name}` needs `jwks` or `introspection`")),
+                (Some(_), false) => {
+                    wrong(format!("issuer `{name}`: `algorithms` are of `jwks`, which is not there"))
+                }
+                (Some(_), true) => {}
+            }
+            continue;
+        };
+        if issuer.algorithms.is_empty() {
+            wrong(format!("issuer `{name}` needs `algorithms`"));
+        }
+        if jwks.crl.is_some() && jwks.ca.is_none() {
+            wrong(format!("issuer `{name}`: `jwks.crl` is of the CAs in `jwks.ca`, which is not there"));
+        }
+        match (&jwks.url, &jwks.file, jwks.discovery) {
+            (Some(url), None, None) if url.starts_with("https://") => {}
+            (Some(_), None, None) => wrong(format!("issuer `{name}`: `jwks.url` must begin with https://")),
+            (None, Some(Reference::File(_)), None) => {}
+            (None, Some(Reference::Env(_)), None) => {
+                wrong(format!("issuer `{name}`: `jwks.file` must be a `file:`"))
+            }
+            (None, None, Some(_)) if is_address(&issuer.issuer) => {}
+            (None, None, Some(_)) => wrong(format!(
+                "issuer `{name}`: `jwks.discovery` needs an `issuer` that is an https:// address without query and \
+                 fragment"
+            )),
+            (None, None, None) | (Some(_), _, Some(_)) | (_, Some(_), Some(_)) | (Some(_), Some(_), None) => {
+                wrong(format!(
+                    "issuer `{name}` needs exactly one of `jwks.url`, `jwks.file` and `jwks.discovery`"
+                ));
+            }
+        }
+        if jwks.refresh_s == 0 || jwks.unknown_kid_refresh_s == 0 || jwks.timeout_ms == 0 {
+            wrong(format!("issuer `{name}`: the times of `jwks` are at least 1"));
+        }
+    }
+}
+
+fn check_introspection(name: &str, written: &At<Introspection>, mistakes: &mut Vec<Mistake>) {
+    let mut wrong = |message: &str| {
+        mistakes.push(Mistake::of(written, format!("issuer `{name}`: introspection: {message}")))
+    };
+    let settings = &written.value;
+    if !settings.url.starts_with("https://") {
+        wrong("`url` must begin with https://");
+    }
+    if settings.client_id.is_empty() || !settings.client_id.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+    {
+        wrong("`client_id` is visible ASCII");
+    }
+    match (&settings.client_secret, &settings.certificate, &settings.key) {
+        (Some(_), None, None) | (None, Some(_), Some(_)) => {}
+        (Some(_), _, _) | (None, _, _) => {
+            wrong("the edge is known there by a `client_secret`, or by a `certificate` and its `key`");
+        }
+    }
+    if settings.timeout_ms == 0 || settings.max_in_flight == 0 {
+        wrong("`timeout_ms` and `max_in_flight` are at least 1");
+    }
+    let bounded = (1..=300).contains(&settings.cache_s)
+        && (1..=60).contains(&settings.negative_cache_s)
+        && (1..=1_000_000).contains(&settings.cache_entries);
+    if !bounded {
+        wrong(
+            "`cache_s` is between 1 and 300, `negative_cache_s` between 1 and 60, `cache_entries` between 1 and \
+             1000000",
+        );
+    }
+}
+
+/// Whether metadata could be found there.
+fn is_address(issuer: &str) -> bool {
+    let rest = issuer.strip_prefix("https://").unwrap_or_default();
+    !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'?' && byte != b'#')
+}

@@ -1,0 +1,323 @@
+//! What may be called, and where it goes.
+
+use std::collections::HashSet;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::document::{At, Document, ms, n};
+use super::mistake::{Mistake, unknown};
+use super::syntax::Location;
+use crate::FilterSet;
+use crate::subject::{By, name_mistake};
+use crate::validity::Moment;
+
+/// Something that may be called.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    /// Its name in logs, metrics and limits.
+    pub name: String,
+    /// Methods that may be used.
+    pub methods: Vec<String>,
+    /// `/v1/send` exactly, `/v1/transactions/{id}` with any one segment, or `/v1/files/{*rest}` with the
+    /// rest. The most specific route serves.
+    pub path: String,
+    /// The path that the upstream gets in place of the client's. The query stays as it is.
+    pub rewrite: Option<At<String>>,
+    /// The version of the API that it serves, as `X-API-Version: 2` or `Accept: application/vnd.NAME.v2+json`
+    /// asks for it. A route without one serves requests that ask for none.
+    pub version: Option<At<String>>,
+    /// The name of the upstream. Exactly one of `upstream` and `upstreams`.
+    pub upstream: Option<At<String>>,
+    /// Upstreams that share the requests by weight, for a canary say.
+    #[serde(default)]
+    pub upstreams: Vec<At<Share>>,
+    /// Requests of one sender go to the same one of `upstreams`: whose requests those are. A weight that grows draws
+    /// senders to its upstream and moves no others. Requests that do not say who sends them go by chance.
+    pub sticky: Option<At<By>>,
+    /// Makes the sharing an experiment of this name: each of `upstreams` is a `variant`, which the upstream is told in
+    /// `X-Torana-Experiment: NAME=VARIANT`, and logs and metrics too. Routes with the same experiment and variants have
+    /// each sender see the same one.
+    pub experiment: Option<At<String>>,
+    /// That this route will go, and when: every answer says so.
+    pub deprecated: Option<At<Deprecated>>,
+    /// Sends a copy of each request to another upstream, whose answer nobody hears.
+    pub mirror: Option<At<Mirror>>,
+    /// Lets WebSockets (RFC 6455) through, over HTTP/1.1: the filters decide on the request that asks for one, and what
+    /// then passes is between client and upstream. Absent: whoever asks for another protocol is refused.
+    pub websocket: Option<At<WebSocket>>,
+    /// Milliseconds the upstream may take for the whole answer; of a WebSocket, `websocket` says how long it may be.
+    #[serde(default = "ms::<5_000>")]
+    pub timeout_ms: u64,
+    /// Times that a request is sent again, to the next address, when its connection broke before an answer began; at most
+    /// 3, and only where all `methods` are safe (RFC 9110 section 9.2.1): what may have moved money is never repeated.
+    /// A request of which nothing was sent is no repeat, and needs none of this.
+    #[serde(default)]
+    pub retries: u32,
+    /// What this route requires on top of what every route does.
+    #[serde(default)]
+    pub filters: At<FilterSet>,
+    /// Filters of every route that this one does without, in so many words.
+    #[serde(default)]
+    pub except: Vec<At<String>>,
+}
+
+/// Bounds of a WebSocket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct WebSocket {
+    /// Milliseconds that may pass without a word from the upstream, its answer included. Have it ping more often.
+    pub idle_timeout_ms: u64,
+    /// Seconds after which it is closed, whatever passes: whoever opened it must show again who he is.
+    pub most_s: u64,
+}
+
+impl Default for WebSocket {
+    fn default() -> Self {
+        Self { idle_timeout_ms: 60_000, most_s: 3_600 }
+    }
+}
+
+/// An upstream's share of a route's requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Share {
+    /// The name of the upstream.
+    pub upstream: String,
+    /// Its part of the sum of all weights; 0 to 10000.
+    pub weight: u32,
+    /// What its requests see, in an `experiment`; two variants may have the same upstream.
+    pub variant: Option<String>,
+}
+
+impl Share {
+    /// What tells it from the others of its route.
+    pub(crate) fn key(&self) -> &str {
+        self.variant.as_deref().unwrap_or(&self.upstream)
+    }
+}
+
+/// When a route is no longer to be used, and when it will be gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Deprecated {
+    /// Since when it should not be used; may lie ahead. `Deprecation` (RFC 9745) says so.
+    pub since: Moment,
+    /// From when on it may be gone; not before `since`. `Sunset` (RFC 8594) says so.
+    pub sunset: Option<Moment>,
+    /// Where people read what to use instead, an `https:` address. `Link` with the relation `deprecation` says so.
+    pub link: Option<String>,
+}
+
+/// Copies of requests, to see how another version fares. They never delay or fail the original, carry
+/// `X-Torana-Mirror: 1`, and must not move money a second time: that is the upstream's to see to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Mirror {
+    /// The name of the upstream.
+    pub upstream: String,
+    /// How many of a hundred requests are copied.
+    #[serde(default = "n::<100>")]
+    pub percent: u32,
+}
+
+/// What is wrong with a route but for its shares and filters. `filters` are those in effect on it.
+pub(super) fn check(
+    document: &Document,
+    route: &Route,
+    location: Location,
+    filters: &FilterSet,
+    mistakes: &mut Vec<Mistake>,
+) {
+    check_experiment(route, mistakes);
+    check_retries(route, location, mistakes);
+    if route.timeout_ms == 0 {
+        mistakes.push(Mistake::at(location, format!("route `{}`: `timeout_ms` is at least 1", route.name)));
+    }
+    if let Some(rewrite) = &route.rewrite
+        && !(rewrite.value.starts_with('/') && crate::shape::unambiguous(&rewrite.value))
+    {
+        let message = format!("`{}` is not a path; `rewrite` is one, without parameters", rewrite.value);
+        mistakes.push(Mistake::of(rewrite, message));
+    }
+    if let Some(mirror) = &route.mirror {
+        check_mirror(document, mirror, route, filters, mistakes);
+    }
+    if let Some(websocket) = &route.websocket {
+        check_websocket(websocket, route, filters, mistakes);
+    }
+}
+
+/// Who serves a route, and in which shares.
+pub(super) fn shares(
+    document: &Document,
+    route: &Route,
+    location: Location,
+    mistakes: &mut Vec<Mistake>,
+) -> Vec<Share> {
+    const MOST_WEIGHT: u32 = 10_000;
+    let known = || document.upstreams.keys().map(String::as_str);
+    let written: Vec<At<Share>> = match (&route.upstream, route.upstreams.as_slice()) {
+        (Some(At { value, location }), []) => {
+            let only = Share { upstream: value.clone(), weight: 1, variant: None };
+            vec![At { value: only, location: *location }]
+        }
+        (None, shares @ [_, ..]) => shares.to_vec(),
+        (None, []) | (Some(_), [_, ..]) => {
+            let message = format!("route `{}` needs exactly one of `upstream` and `upstreams`", route.name);
+            mistakes.push(Mistake::at(location, message));
+            return Vec::new();
+        }
+    };
+    for share in &written {
+        if !document.upstreams.contains_key(&share.value.upstream) {
+            mistakes.push(Mistake::of(share, unknown("upstream", &share.value.upstream, known())));
+        }
+        if share.value.weight > MOST_WEIGHT {
+            mistakes.push(Mistake::of(share, format!("`weight` is at most {MOST_WEIGHT}")));
+        }
+    }
+    if written.iter().all(|share| share.value.weight == 0) {
+        mistakes.push(Mistake::at(location, format!("route `{}`: every weight is 0", route.name)));
+    }
+    written.into_iter().map(|share| share.value).collect()
+}
+
+fn check_retries(route: &Route, location: Location, mistakes: &mut Vec<Mistake>) {
+    const MOST: u32 = 3;
+    let mut wrong =
+        |message: String| mistakes.push(Mistake::at(location, format!("route `{}`: {message}", route.name)));
+    if route.retries > MOST {
+        wrong(format!("`retries` is at most {MOST}"));
+    }
+    let unsafe_one =
+        route.methods.iter().find(|method| !matches!(method.as_str(), "GET" | "HEAD" | "OPTIONS"));
+    if let (1.., Some(method)) = (route.retries, unsafe_one) {
+        wrong(format!("`retries` would repeat {method}, which may change something twice"));
+    }
+}
+
+fn check_websocket(
+    websocket: &At<WebSocket>,
+    route: &Route,
+    filters: &FilterSet,
+    mistakes: &mut Vec<Mistake>,
+) {
+    const MOST_S: u64 = 86_400;
+    let mut wrong = |message: &str| {
+        mistakes.push(Mistake::of(websocket, format!("route `{}`: {message}", route.name)));
+    };
+    let WebSocket { idle_timeout_ms, most_s } = websocket.value;
+    if idle_timeout_ms == 0 || most_s == 0 || most_s > MOST_S {
+        wrong("of `websocket`, `idle_timeout_ms` is at least 1, and `most_s` between 1 and 86400");
+    }
+    if route.methods != ["GET"] {
+        wrong("WebSockets are asked for with GET, and `methods` is another: write `methods: [GET]`");
+    }
+    if route.mirror.is_some() {
+        wrong("a WebSocket cannot be copied: drop `mirror` or `websocket`");
+    }
+    if filters.signing.is_some() {
+        wrong("what passes on a WebSocket cannot be signed or verified: drop `signing` or `websocket`");
+    }
+}
+
+/// Stickiness needs somebody to stick and something to choose from; an experiment needs both, and names for them.
+fn check_experiment(route: &Route, mistakes: &mut Vec<Mistake>) {
+    if let Some(sticky) = &route.sticky {
+        if sticky.value == By::Route {
+            mistakes.push(Mistake::of(sticky, "`sticky: route` would send everybody to the same upstream"));
+        }
+        if route.upstreams.len() < 2 {
+            let message =
+                format!("route `{}`: `sticky` needs several `upstreams` to choose from", route.name);
+            mistakes.push(Mistake::of(sticky, message));
+        }
+    }
+    let mut variants = HashSet::new();
+    for share in &route.upstreams {
+        match (&route.experiment, &share.value.variant) {
+            (None, Some(variant)) => {
+                let message =
+                    format!("route `{}`: variant `{variant}` is of no `experiment`: name one", route.name);
+                mistakes.push(Mistake::of(share, message));
+            }
+            (Some(_), None) => {
+                let message =
+                    format!("route `{}`: each upstream of an experiment is a `variant`", route.name);
+                mistakes.push(Mistake::of(share, message));
+            }
+            (Some(_), Some(variant)) if !variants.insert(variant) => {
+                mistakes.push(Mistake::of(share, format!("two variants are named `{variant}`")));
+            }
+            (Some(_), Some(variant)) => {
+                if name_mistake(variant).is_some() {
+                    let message = format!("variant `{variant}`: {NAME}");
+                    mistakes.push(Mistake::of(share, message));
+                }
+            }
+            (None, None) => {}
+        }
+    }
+    if let Some(experiment) = &route.experiment {
+        if name_mistake(&experiment.value).is_some() {
+            mistakes.push(Mistake::of(experiment, format!("experiment `{}`: {NAME}", experiment.value)));
+        }
+        if route.sticky.is_none() {
+            let message = format!(
+                "experiment `{}` needs `sticky`: whose requests see the same variant",
+                experiment.value
+            );
+            mistakes.push(Mistake::of(experiment, message));
+        }
+    }
+}
+
+const NAME: &str = "use lower-case letters, digits, '-' and '_', at most 64";
+
+/// The fields that tell of it.
+pub(super) fn deprecation(told: &At<Deprecated>, mistakes: &mut Vec<Mistake>) -> Vec<(&'static str, String)> {
+    let Deprecated { since, sunset, link } = &told.value;
+    let mut fields = vec![("deprecation", format!("@{}", since.ms().div_euclid(1_000)))];
+    if let Some(sunset) = sunset {
+        if sunset < since {
+            mistakes.push(Mistake::of(
+                told,
+                "`sunset` comes before `since`: a route goes after it is deprecated",
+            ));
+        }
+        fields.push(("sunset", sunset.http_date()));
+    }
+    if let Some(link) = link {
+        let plain = |byte: u8| (b'!'..=b'~').contains(&byte) && !b"<>\"".contains(&byte);
+        if !link.starts_with("https://") || !link.bytes().all(plain) {
+            mistakes.push(Mistake::of(told, format!("`{link}` is not an `https:` address")));
+        }
+        fields.push(("link", format!("<{link}>; rel=\"deprecation\"; type=\"text/html\"")));
+    }
+    fields
+}
+
+fn check_mirror(
+    document: &Document,
+    mirror: &At<Mirror>,
+    route: &Route,
+    filters: &FilterSet,
+    mistakes: &mut Vec<Mistake>,
+) {
+    if !document.upstreams.contains_key(&mirror.value.upstream) {
+        let known = document.upstreams.keys().map(String::as_str);
+        mistakes.push(Mistake::of(mirror, unknown("upstream", &mirror.value.upstream, known)));
+    }
+    if !(1..=100).contains(&mirror.value.percent) {
+        mistakes.push(Mistake::of(mirror, "`percent` is between 1 and 100"));
+    }
+    if filters.signing.as_ref().is_some_and(|signing| signing.to_upstream.is_some()) {
+        let message = format!(
+            "route `{}`: `mirror` would hand somebody else requests that are signed as ours",
+            route.name
+        );
+        mistakes.push(Mistake::of(mirror, message));
+    }
+}
