@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use crate::chain::{Chain, Refused};
 use crate::failure::Failure;
 use crate::filter::{Context, Headers, Host, Refusal, Request};
+use crate::flags::Seen;
 use crate::policy::{Match, Policy, RouteRule, Share, version};
 use crate::state::{Answer, Batch, Full, Op};
 use crate::trace::{TraceContext, request_id};
@@ -80,11 +81,15 @@ impl Admission {
     /// Finds the route and decides on the header. May be called again, when a first refusal rests on keys that
     /// were renewed since ([`Refusal::stale_keys`]).
     pub fn head(&mut self, policy: &Policy, request: &Request<'_>, host: &dyn Host) -> Result<(), Refused> {
-        self.context = Context::new(self.peer);
+        self.context = Context { flags: Seen::of(policy.flag_file()), ..Context::new(self.peer) };
         let position = find(policy, request)?;
         self.rule = Some(position);
-        let rule = policy.rules().get(position).ok_or_else(not_found)?;
-        rule.chain.head(request, host, &mut self.context)
+        let rule = policy.rules().get(position).ok_or_else(route_not_found)?;
+        rule.chain.head(request, host, &mut self.context)?;
+        if let Some(flag) = &rule.flag {
+            self.context.flag(flag, request, host);
+        }
+        Ok(())
     }
 
     /// Who of the route's upstreams serves the request, and which in their order that is. Known once the header was
@@ -95,9 +100,10 @@ impl Admission {
         Some((position, rule.upstreams.get(position)?))
     }
 
-    /// The experiment that the request is part of, and the variant that it sees.
+    /// The experiment, or the flag, that the request is shared out by, and the variant that it sees.
     pub fn variant<'p>(&self, policy: &'p Policy) -> Option<(&'p str, &'p str)> {
-        let experiment = self.rule(policy)?.experiment.as_deref()?;
+        let rule = self.rule(policy)?;
+        let experiment = rule.experiment.as_deref().or(rule.flag.as_deref())?;
         Some((experiment, self.share(policy)?.1.variant.as_deref()?))
     }
 
@@ -112,7 +118,7 @@ impl Admission {
         if body.len() > shape::Config::MOST_BODY_BYTES {
             return Err(Failure::BodyTooLarge.into());
         }
-        let rule = self.rule(policy).ok_or_else(not_found)?;
+        let rule = self.rule(policy).ok_or_else(route_not_found)?;
         rule.chain.body(request, body, host, &mut self.context)
     }
 
@@ -124,7 +130,7 @@ impl Admission {
     /// Decides on what state said, answer for operation.
     pub fn answered(&mut self, policy: &Policy, answers: Result<Vec<Answer>, Full>) -> Result<(), Refused> {
         let answers = answers.map_err(|Full| Failure::StateFull)?;
-        let rule = self.rule(policy).ok_or_else(not_found)?;
+        let rule = self.rule(policy).ok_or_else(route_not_found)?;
         rule.chain.answered(&answers, &mut self.context)
     }
 
@@ -140,7 +146,7 @@ impl Admission {
         request: &Request<'_>,
         host: &dyn Host,
     ) -> Result<UpstreamFields, Refused> {
-        let rule = self.rule(policy).ok_or_else(not_found)?;
+        let rule = self.rule(policy).ok_or_else(route_not_found)?;
         let mut fields = UpstreamFields { path: rule.rewrite.clone(), ..self.upstream_fields(request) };
         if let Some((experiment, variant)) = self.variant(policy) {
             fields.set.push((EXPERIMENT.into(), format!("{experiment}={variant}")));
@@ -170,7 +176,7 @@ impl Admission {
         if body.len() > MOST_ANSWER_BYTES {
             return Err(Failure::AnswerTooLarge.into());
         }
-        let rule = self.rule(policy).ok_or_else(not_found)?;
+        let rule = self.rule(policy).ok_or_else(route_not_found)?;
         let path = rule.rewrite.as_deref().unwrap_or(request.path);
         let answer = UpstreamAnswer { status, headers, body, path, nonce: &self.nonce() };
         rule.chain.answer(request, &answer, host, &mut self.context)
@@ -271,7 +277,7 @@ fn find(policy: &Policy, request: &Request<'_>) -> Result<usize, Refused> {
     match policy.route(request.method, request.path, version) {
         Match::Route(rule) if policy.rules().get(rule).is_some_and(unasked) => Err(upgrade_unsupported()),
         Match::Route(rule) => Ok(rule),
-        Match::NotFound => Err(not_found()),
+        Match::NotFound => Err(route_not_found().into()),
         Match::VersionUnknown(versions) => {
             let detail = format!("Ask for one of the versions {}.", versions.join(", "));
             Err(Refusal::new(400, "version_unknown", detail).into())
@@ -319,8 +325,8 @@ fn upgrade_unsupported() -> Refused {
     Refusal::new(400, "upgrade_unsupported", detail).into()
 }
 
-fn not_found() -> Refused {
-    Refusal::new(404, "route_not_found", "There is nothing here.").into()
+pub(crate) fn route_not_found() -> Refusal {
+    Refusal::new(404, "route_not_found", "There is nothing here.")
 }
 
 impl From<Refusal> for Refused {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use crate::certificate::Certificate;
 use crate::crypto::{Local, Verify, VerifyingKey, equal};
 use crate::failure::Failure;
+use crate::flags::{Flags, Seen};
 use crate::jwt::{KeySet, Revocations};
 use crate::policy::Keyring;
 use crate::state::{Answer, Counted, Op};
@@ -101,6 +102,11 @@ pub trait Host {
 
     /// What the issuer says of a token that is no JWT; `None`: it was not asked, or has not answered.
     fn introspected(&self, _issuer: &str, _token: &str) -> Option<Introspected> {
+        None
+    }
+
+    /// The feature flags as they are now; `None`: none were ever read.
+    fn flags(&self) -> Option<Arc<Flags>> {
         None
     }
 
@@ -331,6 +337,8 @@ pub struct Context {
     pub identity: Option<Identity>,
     /// Set by `tenant`.
     pub tenant: Option<Tenant>,
+    /// What feature flags have said of the request.
+    pub flags: Seen,
     /// What limits in shadow would have refused the request for.
     pub would_refuse: Vec<WouldRefuse>,
     /// Set by `signature` once the signature holds over everything the policy wants covered.
@@ -354,6 +362,7 @@ impl Context {
             client: None,
             identity: None,
             tenant: None,
+            flags: Seen::default(),
             would_refuse: Vec::new(),
             signed: None,
             idempotency_key: None,

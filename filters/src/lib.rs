@@ -15,6 +15,7 @@ pub mod compiled;
 pub mod crypto;
 pub mod failure;
 pub mod filter;
+pub mod flags;
 mod plan;
 pub mod policy;
 mod sharing;
@@ -77,6 +78,15 @@ macro_rules! filters {
                 all
             }
 
+            /// What of these counts on feature flags, by filter.
+            pub(crate) fn flags(&self) -> Vec<(&'static str, &flags::When)> {
+                let mut all = Vec::new();
+                $(if let Some(config) = &self.$name {
+                    all.extend(policy::Settings::flags(config).into_iter().map(|when| (stringify!($name), when)));
+                })*
+                all
+            }
+
             /// The filter without which nobody passes but with a client certificate, if there is one.
             pub(crate) fn needs_certificate(&self) -> Option<&'static str> {
                 let client_cert = self.client_cert.as_ref().is_some_and(client_cert::Config::needs_certificate);
@@ -102,6 +112,7 @@ filters! {
     jwt,
     signature,
     tenant,
+    feature,
     nonce,
     rate_limit,
     quota,

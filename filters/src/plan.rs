@@ -4,7 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::filter::{Context, Verdict};
+use crate::filter::{Context, Host, Request, Verdict};
+use crate::flags::When;
 use crate::policy::{Plan, Site, Unusable};
 use crate::state::{Counted, Mode, Op};
 use crate::subject::{By, counter_key, name_mistake};
@@ -32,6 +33,13 @@ pub(crate) trait Limit {
     fn name(&self) -> &str;
     fn by(&self) -> By;
     fn mode(&self) -> Mode;
+    /// While what it holds.
+    fn when(&self) -> Option<&When>;
+}
+
+/// While what a limit holds, in words, for those who compare.
+pub(crate) fn meaning_of(when: &Option<When>) -> String {
+    when.as_ref().map(|when| format!(", {}", when.meaning())).unwrap_or_default()
 }
 
 /// More would make a request's one batch unbounded.
@@ -52,7 +60,8 @@ impl<L: Limit> Limits<L> {
             if let Some(mistake) = name_mistake(limit.name()) {
                 return Err(mistake);
             }
-            make(limit).map_err(|why| format!("limit `{}`: {why}", limit.name()))
+            let about = limit.when().and_then(When::mistake);
+            about.map_or_else(|| make(limit), Err).map_err(|why| format!("limit `{}`: {why}", limit.name()))
         };
         let twice = |limits: &[W], position: usize, name: &str| {
             limits.iter().take(position).any(|seen| seen.name() == name)
@@ -99,17 +108,22 @@ impl<L: Limit> Limits<L> {
         self.own.is_empty() && self.by_plan.values().all(Vec::is_empty)
     }
 
-    /// Asks the state for what each of those that hold takes of the request, in the order written, the plan's last: `op`
+    /// Asks the state for what each of those that hold takes of the request, in the order written, the plan's last: those
+    /// whose flag says so, and those whose flag says nothing, for a limit is safe. `op`
     /// makes it of the limit and the key under which the request is counted. A request that does not say who sends it is
     /// refused with `missing`.
     pub(crate) fn ask(
         &self,
+        (request, host): (&Request<'_>, &dyn Host),
         context: &mut Context,
         missing: &'static str,
         op: impl Fn(&L, String) -> (Counted, Op),
     ) -> Verdict {
         let (mut ops, mut shadows) = (Vec::new(), Vec::new());
         for (scope, limit) in self.scoped(context) {
+            if limit.when().is_some_and(|when| when.holds(request, host, context) == Some(false)) {
+                continue;
+            }
             let key = counter_key(self.kind, limit.name(), limit.by(), scope, &self.route, context);
             match (key, limit.mode()) {
                 (Some(key), _) => ops.push(op(limit, key)),

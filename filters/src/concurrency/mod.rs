@@ -6,7 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict, state_unavailable};
-use crate::plan::{self, Limits};
+use crate::flags::When;
+use crate::plan::{self, Limits, meaning_of};
 use crate::policy::{Plan, Settings, Shared, Site, Unusable};
 use crate::state::{Answer, Counted, Mode, Op};
 use crate::subject::By;
@@ -37,6 +38,8 @@ pub struct Limit {
     /// Whether it holds already.
     #[serde(default)]
     pub mode: Mode,
+    /// That it holds while a feature flag says so, and else for nobody; absent: always.
+    pub when: Option<When>,
 }
 
 fn lease() -> u64 {
@@ -53,10 +56,14 @@ impl Settings for Config {
         let meaning = |limit: &Limit| match limit.by {
             By::Route => "a limit of each route".to_owned(),
             by @ (By::Ip | By::Tenant | By::Client | By::User | By::Device | By::Key) => {
-                format!("{} at once for {} s at most, by {}", limit.most, limit.lease_s, by.name())
+                format!("{} at once for {} s at most, by {}{}", limit.most, limit.lease_s, by.name(), meaning_of(&limit.when))
             }
         };
         self.limits.iter().map(|limit| Shared { name: limit.name.clone(), meaning: meaning(limit) }).collect()
+    }
+
+    fn flags(&self) -> Vec<&When> {
+        self.limits.iter().filter_map(|limit| limit.when.as_ref()).collect()
     }
 
     fn build(self, site: &Site<'_>) -> Result<Box<dyn Filter>, Unusable> {
@@ -96,6 +103,9 @@ impl plan::Limit for Limit {
     fn mode(&self) -> Mode {
         self.mode
     }
+    fn when(&self) -> Option<&When> {
+        self.when.as_ref()
+    }
 }
 
 impl Filter for Concurrency {
@@ -103,8 +113,8 @@ impl Filter for Concurrency {
         "concurrency"
     }
 
-    fn head(&self, _request: &Request<'_>, _host: &dyn Host, context: &mut Context) -> Verdict {
-        self.limits.ask(context, "concurrency_subject_missing", |&Limit { most, lease_s, mode, .. }, key| {
+    fn head(&self, request: &Request<'_>, host: &dyn Host, context: &mut Context) -> Verdict {
+        self.limits.ask((request, host), context, "concurrency_subject_missing", |&Limit { most, lease_s, mode, .. }, key| {
             (Counted::Shared, Op::Hold { key, most, lease_ms: lease_s.saturating_mul(1_000), mode })
         })
     }

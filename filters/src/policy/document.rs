@@ -10,7 +10,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::syntax::Location;
-use super::{Client, Issuer, Listener, Plan, Reference, Route, State, Tenant, Upstream};
+use super::{Client, FlagFile, Issuer, Listener, Plan, Reference, Route, State, Tenant, Upstream};
 use crate::FilterSet;
 use crate::calendar::Calendar;
 
@@ -29,6 +29,11 @@ impl<T> At<T> {
 }
 
 impl<T> At<T> {
+    /// Another value of the same place.
+    pub(crate) fn with<U>(&self, value: U) -> At<U> {
+        At { value, location: self.location }
+    }
+
     /// The line of the file on which the value begins, from 1; 0 when no file holds it.
     pub fn line(&self) -> u64 {
         self.location.line
@@ -41,6 +46,8 @@ impl<T: PartialEq> PartialEq for At<T> {
         self.value == other.value
     }
 }
+
+impl<T: Eq> Eq for At<T> {}
 
 impl<T: Serialize> Serialize for At<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -95,6 +102,8 @@ pub struct Document {
     /// What must be remembered between requests: nonces, limits.
     #[serde(default)]
     pub state: State,
+    /// Feature flags, for `feature`, for limits, and for routes that share their requests by one.
+    pub flags: Option<At<FlagFile>>,
     /// Filters of every route.
     #[serde(default)]
     pub filters: At<FilterSet>,

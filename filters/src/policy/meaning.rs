@@ -13,12 +13,13 @@ use super::syntax;
 use super::tenancy::{self, Plans, Tenancy};
 use super::warning::warnings;
 use super::{
-    Client, Issuer, Mirror, Reference, Route, Secret, Share, Shared, Upstream, WebSocket, clients, issuers,
-    listeners, routes, shared_state, upstreams,
+    Client, FlagFile, Issuer, Mirror, Reference, Route, Secret, Share, Shared, Upstream, WebSocket, clients,
+    flag_file, issuers, listeners, routes, shared_state, upstreams,
 };
 use crate::FilterSet;
 use crate::chain::Chain;
 use crate::filter::Context;
+use crate::flags::FlagUse;
 use crate::sharing;
 use crate::subject::{By, subject};
 
@@ -32,6 +33,9 @@ pub struct Policy {
     paths: Paths,
     /// The clients' keys as they were when the policy was read.
     keyring: Arc<Keyring>,
+    flag_file: Option<Arc<FlagFile>>,
+    /// What it counts on.
+    flag_uses: Vec<FlagUse>,
     warnings: Vec<Mistake>,
 }
 
@@ -44,6 +48,8 @@ pub struct RouteRule {
     /// Whose requests go to the same upstream.
     pub sticky: Option<By>,
     pub experiment: Option<String>,
+    /// The feature flag whose variant says who serves.
+    pub flag: Option<String>,
     /// Fields of every answer that say that the route will go.
     pub deprecation: Vec<(&'static str, String)>,
     pub mirror: Option<Mirror>,
@@ -76,8 +82,14 @@ pub struct Site<'p> {
 
 impl RouteRule {
     /// The position in [`upstreams`](Self::upstreams) of the one that serves a request of this sender, if who sends it
-    /// matters and is known, or else of this draw, which is random.
+    /// matters and is known, or else of this draw, which is random. Where a flag decides and says none of them, the first
+    /// serves.
     pub(crate) fn share(&self, context: &Context, draw: u32) -> Option<usize> {
+        if let Some(flag) = &self.flag {
+            let said = context.flags.variant(flag);
+            let chosen = |share: &Share| said.is_some() && share.variant.as_deref() == said;
+            return Some(self.upstreams.iter().position(chosen).unwrap_or(0));
+        }
         let sender = self.sticky.and_then(|by| subject(by, context));
         match sender {
             Some(sender) => {
@@ -103,16 +115,20 @@ impl Policy {
         issuers::check(&document, &mut mistakes);
         clients::check(&document, &mut mistakes);
         shared_state::check(&document, &mut mistakes);
+        flag_file::check(&document, &mut mistakes);
         let keyring = Arc::new(Keyring::read_as_far_as_possible(&document.clients, secret, &mut mistakes));
         let plans = check_tenancy(&document, &keyring, &mut mistakes);
-        let rules = rules(&document, plans, &keyring, &mut mistakes);
+        let mut flag_uses = flag_file::of_plans(&document);
+        let rules = rules(&document, plans, &keyring, &mut flag_uses, &mut mistakes);
+        flag_file::check_uses(&document, &flag_uses, &mut mistakes);
         let everywhere = everywhere(&document, plans, &keyring, &mut mistakes);
         let paths = Paths::new(&document, &mut mistakes);
         if mistakes.is_empty() {
             // A module has nobody to warn.
             let warnings =
                 if cfg!(target_family = "wasm") { Vec::new() } else { warnings(&document, &paths) };
-            Ok(Self { document, rules, everywhere, paths, keyring, warnings })
+            let flag_file = document.flags.as_ref().map(|source| Arc::new(source.value.clone()));
+            Ok(Self { document, rules, everywhere, paths, keyring, flag_file, flag_uses, warnings })
         } else {
             mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
             Err(mistakes)
@@ -127,6 +143,16 @@ impl Policy {
 
     pub fn document(&self) -> &Document {
         &self.document
+    }
+
+    /// Where feature flags come from.
+    pub(crate) fn flag_file(&self) -> Option<&Arc<FlagFile>> {
+        self.flag_file.as_ref()
+    }
+
+    /// The feature flags that the policy counts on.
+    pub fn flag_uses(&self) -> &[FlagUse] {
+        &self.flag_uses
     }
 
     /// For how many seconds each route that takes a signed request once remembers it, by the route's name.
@@ -181,6 +207,7 @@ fn rules(
     document: &Document,
     plans: &Plans,
     keyring: &Arc<Keyring>,
+    flag_uses: &mut Vec<FlagUse>,
     mistakes: &mut Vec<Mistake>,
 ) -> Vec<RouteRule> {
     if document.routes.is_empty() {
@@ -189,7 +216,8 @@ fn rules(
     let mut names = HashSet::new();
     let mut rules = Vec::new();
     let mut shared: HashMap<(&str, String), (String, &str)> = HashMap::new();
-    for At { value: route, location } in &document.routes {
+    for at in &document.routes {
+        let At { value: route, location } = at;
         if !names.insert(&route.name) {
             mistakes.push(Mistake::at(*location, format!("two routes are named `{}`", route.name)));
         }
@@ -200,6 +228,7 @@ fn rules(
         let filters = document.filters.value.inherited(&route.filters.value, &except);
         let filters = tenancy::with_plans(filters, plans, &except);
         routes::check(document, route, *location, &filters, mistakes);
+        flag_uses.extend(flag_file::of_route(document, at, &filters));
         let site = Site {
             route: &route.name,
             issuers: &document.issuers,
@@ -241,6 +270,7 @@ fn rules(
                 upstreams,
                 sticky: route.sticky.as_ref().map(|by| by.value),
                 experiment: route.experiment.as_ref().map(|name| name.value.clone()),
+                flag: route.flag.as_ref().map(|flag| flag.value.clone()),
                 deprecation,
                 mirror: route.mirror.as_ref().map(|mirror| mirror.value.clone()),
                 rewrite: route.rewrite.as_ref().map(|rewrite| rewrite.value.clone()),

@@ -25,11 +25,15 @@ impl Mistake {
         // The position is told apart from the text; the text would repeat it.
         let text = text.split(" at line ").next().unwrap_or_default().trim_end_matches(',');
         let text = text.split(" --> ").next().unwrap_or_default();
-        let message = match meant(text) {
+        Self::at(location, Self::told(text))
+    }
+
+    /// What a parser says, and what was probably meant.
+    pub(crate) fn told(text: &str) -> String {
+        match meant(text) {
             Some(name) => format!("{text}; did you mean `{name}`?"),
             None => text.to_owned(),
-        };
-        Self::at(location, message)
+        }
     }
 
     /// A mistake in a value of the document.
@@ -65,7 +69,7 @@ fn meant(text: &str) -> Option<&str> {
 }
 
 /// The known name nearest to a misspelt one, when one is near enough to be meant.
-pub(super) fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+pub(crate) fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     known
         .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
         .filter(|(distance, candidate)| *distance * 3 <= candidate.len().max(name.len()))
@@ -74,7 +78,7 @@ pub(super) fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> O
 }
 
 /// Tells of a name that nothing bears.
-pub(super) fn unknown<'n>(what: &str, name: &str, known: impl Iterator<Item = &'n str> + Clone) -> String {
+pub(crate) fn unknown<'n>(what: &str, name: &str, known: impl Iterator<Item = &'n str> + Clone) -> String {
     match nearest(name, known.clone()) {
         Some(near) => format!("there is no {what} `{name}`; did you mean `{near}`?"),
         None => format!("there is no {what} `{name}`; known: {}", known.collect::<Vec<_>>().join(", ")),

@@ -5,6 +5,7 @@
 
 mod clients;
 mod document;
+mod flag_file;
 mod issuers;
 mod keyring;
 mod listeners;
@@ -24,11 +25,13 @@ mod warning;
 
 pub use clients::{ApiKey, CertificateNames, Client, HmacKey};
 pub use document::{Admin, At, Document};
+pub use flag_file::FlagFile;
 pub use issuers::{Algorithm, Discovery, Introspection, Issuer, Jwks};
 pub use keyring::{ClientKey, Keyring, NotSigned, Whose};
 pub use listeners::{ClientCertificates, Listener, ListenerTls, NamedCertificate, StaleCrl};
 pub use meaning::{Policy, RouteRule, Site};
 pub use mistake::{Mistake, Unusable};
+pub(crate) use mistake::{nearest, unknown};
 pub use reference::{Reference, ReferenceError};
 pub use routes::{Deprecated, Mirror, Route, Share, WebSocket};
 pub use routing::{Match, version};
@@ -38,6 +41,7 @@ pub use tenancy::{Plan, Tenancy, Tenant};
 pub use upstreams::{Health, Outlier, Upstream, UpstreamTls};
 
 use crate::filter::Filter;
+use crate::flags::When;
 
 /// A name that routes share, and what it means where it is used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +72,11 @@ pub trait Settings: Sized {
 
     /// What is shared with every other route that names it too, and must therefore mean the same there.
     fn shared(&self) -> Vec<Shared> {
+        Vec::new()
+    }
+
+    /// What counts on feature flags.
+    fn flags(&self) -> Vec<&When> {
         Vec::new()
     }
 

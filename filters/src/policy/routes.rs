@@ -9,6 +9,7 @@ use super::document::{At, Document, ms, n};
 use super::mistake::{Mistake, unknown};
 use super::syntax::Location;
 use crate::FilterSet;
+use crate::flags::is_name;
 use crate::subject::{By, name_mistake};
 use crate::validity::Moment;
 
@@ -40,6 +41,10 @@ pub struct Route {
     /// `X-Torana-Experiment: NAME=VARIANT`, and logs and metrics too. Routes with the same experiment and variants have
     /// each sender see the same one.
     pub experiment: Option<At<String>>,
+    /// The feature flag that says which of `upstreams` serves a request: the one whose `variant` it says, and the first
+    /// where it says none of them. The upstream is told in `X-Torana-Experiment: FLAG=VARIANT`, and logs and metrics
+    /// too. In place of `sticky` and `experiment`.
+    pub flag: Option<At<String>>,
     /// That this route will go, and when: every answer says so.
     pub deprecated: Option<At<Deprecated>>,
     /// Sends a copy of each request to another upstream, whose answer nobody hears.
@@ -86,8 +91,9 @@ pub struct Share {
     /// The name of the upstream.
     pub upstream: String,
     /// Its part of the sum of all weights; 0 to 10000.
+    #[serde(default = "n::<1>")]
     pub weight: u32,
-    /// What its requests see, in an `experiment`; two variants may have the same upstream.
+    /// What its requests see, in an `experiment` or by a `flag`; two variants may have the same upstream.
     pub variant: Option<String>,
 }
 
@@ -130,7 +136,10 @@ pub(super) fn check(
     filters: &FilterSet,
     mistakes: &mut Vec<Mistake>,
 ) {
-    check_experiment(route, mistakes);
+    match &route.flag {
+        Some(flag) => check_flag(flag, route, mistakes),
+        None => check_experiment(route, mistakes),
+    }
     check_retries(route, location, mistakes);
     if route.timeout_ms == 0 {
         mistakes.push(Mistake::at(location, format!("route `{}`: `timeout_ms` is at least 1", route.name)));
@@ -220,6 +229,40 @@ fn check_websocket(
     }
     if filters.signing.is_some() {
         wrong("what passes on a WebSocket cannot be signed or verified: drop `signing` or `websocket`");
+    }
+}
+
+/// A flag needs several variants to say, and nothing else may decide.
+fn check_flag(flag: &At<String>, route: &Route, mistakes: &mut Vec<Mistake>) {
+    let mut wrong =
+        |message: &str| mistakes.push(Mistake::of(flag, format!("route `{}`: {message}", route.name)));
+    if route.sticky.is_some() || route.experiment.is_some() {
+        wrong("a `flag` decides alone: drop `sticky` and `experiment`");
+    }
+    if route.upstreams.len() < 2 {
+        wrong("`flag` needs several `upstreams` to choose from");
+    }
+    if route.upstreams.iter().any(|share| share.value.weight != 1) {
+        wrong("a `flag` decides alone: drop `weight`");
+    }
+    if !is_name(&flag.value) {
+        wrong("`flag` cannot be the name of one");
+    }
+    let mut variants = HashSet::new();
+    for share in &route.upstreams {
+        match &share.value.variant {
+            None => {
+                let message = format!("route `{}`: each upstream of a `flag` has its `variant`", route.name);
+                mistakes.push(Mistake::of(share, message));
+            }
+            Some(variant) if !variants.insert(variant) => {
+                mistakes.push(Mistake::of(share, format!("two variants are named `{variant}`")));
+            }
+            Some(variant) if !is_name(variant) => {
+                mistakes.push(Mistake::of(share, format!("`{variant}` cannot be the name of a variant")));
+            }
+            Some(_) => {}
+        }
     }
 }
 

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::calendar::{Calendar, Per};
 use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict, state_unavailable};
-use crate::plan::{self, Limits};
+use crate::flags::When;
+use crate::plan::{self, Limits, meaning_of};
 use crate::policy::{Plan, Settings, Shared, Site, Unusable};
 use crate::rate_limit::advertise;
 use crate::state::{Answer, Counted, Mode, Op, Volume};
@@ -39,6 +40,8 @@ pub struct Limit {
     /// Whether it holds already.
     #[serde(default)]
     pub mode: Mode,
+    /// That it holds while a feature flag says so, and else for nobody; absent: always.
+    pub when: Option<When>,
 }
 
 impl plan::Limit for Limit {
@@ -50,6 +53,9 @@ impl plan::Limit for Limit {
     }
     fn mode(&self) -> Mode {
         self.mode
+    }
+    fn when(&self) -> Option<&When> {
+        self.when.as_ref()
     }
 }
 
@@ -63,10 +69,14 @@ impl Settings for Config {
         let meaning = |limit: &Limit| match limit.by {
             By::Route => "a quota of each route".to_owned(),
             by @ (By::Ip | By::Tenant | By::Client | By::User | By::Device | By::Key) => {
-                format!("{} a {}, by {}", limit.most, limit.per.name(), by.name())
+                format!("{} a {}, by {}{}", limit.most, limit.per.name(), by.name(), meaning_of(&limit.when))
             }
         };
         self.limits.iter().map(|limit| Shared { name: limit.name.clone(), meaning: meaning(limit) }).collect()
+    }
+
+    fn flags(&self) -> Vec<&When> {
+        self.limits.iter().filter_map(|limit| limit.when.as_ref()).collect()
     }
 
     fn build(self, site: &Site<'_>) -> Result<Box<dyn Filter>, Unusable> {
@@ -104,9 +114,9 @@ impl Filter for Quota {
         "quota"
     }
 
-    fn head(&self, _request: &Request<'_>, host: &dyn Host, context: &mut Context) -> Verdict {
+    fn head(&self, request: &Request<'_>, host: &dyn Host, context: &mut Context) -> Verdict {
         let now_ms = host.now_ms();
-        self.limits.ask(context, "quota_subject_missing", |&Limit { per, most, mode, .. }, key| {
+        self.limits.ask((request, host), context, "quota_subject_missing", |&Limit { per, most, mode, .. }, key| {
             let period = self.calendar.period(per, now_ms);
             let key = format!("{key}@{}", period.name);
             (Counted::Shared, Op::Spend { key, most, cost: self.cost, ends_ms: period.ends_ms, mode })

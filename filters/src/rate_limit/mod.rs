@@ -7,7 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict, state_unavailable};
-use crate::plan::{self, Limits};
+use crate::flags::When;
+use crate::plan::{self, Limits, meaning_of};
 use crate::policy::{Plan, Settings, Shared, Site, Unusable};
 use crate::state::{Answer, Counted, Mode, Op, Rate};
 use crate::subject::By;
@@ -56,6 +57,8 @@ pub struct Limit {
     /// Whether it holds already.
     #[serde(default)]
     pub mode: Mode,
+    /// That it holds while a feature flag says so, and else for nobody; absent: always.
+    pub when: Option<When>,
 }
 
 impl Settings for Config {
@@ -74,11 +77,15 @@ impl Settings for Config {
                     Counted::Shared => "",
                     Counted::Here => ", counted here",
                 };
-                format!("{requests} requests in {per_s} s, {burst} at once, by {}{here}", by.name())
+                format!("{requests} requests in {per_s} s, {burst} at once, by {}{here}{}", by.name(), meaning_of(&limit.when))
             }
         };
         let shared = |limit: &Limit| Shared { name: limit.name.clone(), meaning: meaning(limit) };
         self.limits.iter().map(shared).collect()
+    }
+
+    fn flags(&self) -> Vec<&When> {
+        self.limits.iter().filter_map(|limit| limit.when.as_ref()).collect()
     }
 
     fn build(self, site: &Site<'_>) -> Result<Box<dyn Filter>, Unusable> {
@@ -90,8 +97,8 @@ impl Settings for Config {
             if cost == 0 || cost > burst {
                 return Err(format!("`cost` is between 1 and the burst of every limit; here that is {burst}"));
             }
-            let Limit { name, by, counted, mode, .. } = limit.clone();
-            Ok(Built { name, by, rate, counted, mode })
+            let Limit { name, by, counted, mode, when, .. } = limit.clone();
+            Ok(Built { name, by, rate, counted, mode, when })
         };
         let limits = Limits::build("take", "rate_limit", &self.limits, of_plan, site, make)?;
         if cost == 0 {
@@ -122,6 +129,7 @@ struct Built {
     rate: Rate,
     counted: Counted,
     mode: Mode,
+    when: Option<When>,
 }
 
 impl plan::Limit for Limit {
@@ -133,6 +141,9 @@ impl plan::Limit for Limit {
     }
     fn mode(&self) -> Mode {
         self.mode
+    }
+    fn when(&self) -> Option<&When> {
+        self.when.as_ref()
     }
 }
 
@@ -146,6 +157,9 @@ impl plan::Limit for Built {
     fn mode(&self) -> Mode {
         self.mode
     }
+    fn when(&self) -> Option<&When> {
+        self.when.as_ref()
+    }
 }
 
 impl Filter for RateLimit {
@@ -153,8 +167,8 @@ impl Filter for RateLimit {
         "rate_limit"
     }
 
-    fn head(&self, _request: &Request<'_>, _host: &dyn Host, context: &mut Context) -> Verdict {
-        self.limits.ask(context, "rate_limit_subject_missing", |&Built { rate, counted, mode, .. }, key| {
+    fn head(&self, request: &Request<'_>, host: &dyn Host, context: &mut Context) -> Verdict {
+        self.limits.ask((request, host), context, "rate_limit_subject_missing", |&Built { rate, counted, mode, .. }, key| {
             (counted, Op::Take { key, rate, cost: self.cost, mode })
         })
     }

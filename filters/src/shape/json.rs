@@ -33,6 +33,11 @@ impl Flaw {
     }
 }
 
+/// Whether every reader understands the text the same way.
+pub(crate) fn unambiguous(text: &[u8], max_depth: usize) -> bool {
+    check(text, max_depth).is_ok()
+}
+
 /// Reads the whole body once and keeps nothing of it.
 pub(super) fn check(body: &[u8], max_depth: usize) -> Result<(), Flaw> {
     let mut flaw = Flaw::NotJson;

@@ -14,6 +14,7 @@ use crate::failure::Failure;
 use crate::filter::{Context, Filter, Host, Request, Verdict};
 use crate::policy::{Settings, Site, Unusable};
 
+pub(crate) use json::unambiguous as unambiguous_json;
 pub use path::unambiguous;
 
 /// Fields that begin so are the edge's word to the upstream, or Envoy's to itself. A client's own never pass.
