@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use filters::admission::Admission;
 
 use crate::exchange::Exchange;
+use crate::flags;
 
 /// Writes the line. The query is never written; addresses of payers and payees in the path are masked.
 pub(crate) fn write(
@@ -34,6 +35,7 @@ pub(crate) fn write(
         route,
         policy = exchange.edge.version(),
         experiment = experiment.map(|(experiment, variant)| format!("{experiment}={variant}")),
+        feature_flags = context.and_then(flags::told),
         status,
         code = exchange.refusal.map(|(code, _)| code),
         filter = exchange.refusal.map(|(_, filter)| filter),

@@ -8,6 +8,7 @@ use http::{Method, Response, StatusCode, header};
 use pingora::apps::http_app::ServeHttp;
 use pingora::protocols::http::ServerSession;
 
+use crate::flags::ofrep;
 use crate::gate::Gate;
 use crate::reload::Reload;
 use crate::revoke::{self, Fields};
@@ -35,6 +36,15 @@ impl ServeHttp for Admin {
                 Ok(report) => answer(StatusCode::OK, "application/json", report),
                 Err(error) => answer(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
             },
+            "/flags" => {
+                let told = self.gate.edge().flags().report(&self.gate.metrics().flags);
+                answer(StatusCode::OK, "application/json", told.to_string())
+            }
+            path if path.starts_with(ofrep::PATH) => {
+                let key = path.strip_prefix(ofrep::PATH).and_then(|rest| rest.strip_prefix('/'));
+                let key = key.map(str::to_owned);
+                self.evaluate(session, key).await
+            }
             "/revocations" => self.revocations(session).await,
             "/config" => answer(StatusCode::OK, "application/json", self.reload.report().to_string()),
             "/usage" => {
@@ -47,7 +57,7 @@ impl ServeHttp for Admin {
             _ => answer(
                 StatusCode::NOT_FOUND,
                 "text/plain",
-                "Here are /health, /readiness, /config, /certificates, /revocations, /usage and /metrics.\n"
+                "Here are /health, /readiness, /config, /certificates, /flags, /revocations, /usage and /metrics.\n"
                     .into(),
             ),
         }
@@ -76,6 +86,23 @@ impl Admin {
         )
     }
 
+    /// What flags say of whomever the question names.
+    async fn evaluate(&self, session: &mut ServerSession, key: Option<String>) -> Response<Vec<u8>> {
+        let (status, told) = match session.req_header().method.clone() {
+            Method::POST => match tokio::time::timeout(BODY_WITHIN, body(session, ofrep::MOST_BYTES)).await {
+                Ok(Some(body)) => {
+                    let edge = self.gate.edge();
+                    ofrep::answer(edge.flags(), key.as_deref(), &body, crate::now_ms() / 1_000)
+                }
+                Ok(None) | Err(_) => {
+                    revoke::problem(StatusCode::BAD_REQUEST, "body", "send the whole of a short body")
+                }
+            },
+            _ => revoke::problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "POST"),
+        };
+        answer(status, "application/json", told.to_string())
+    }
+
     async fn revocations(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
         let header = session.req_header();
         let field = |name| header.headers.get(name).map(|value| value.as_bytes().to_vec());
@@ -87,12 +114,14 @@ impl Admin {
         let operators = edge.operators();
         let (status, told) = match method {
             Method::GET => revoke::list(state, operators, fields),
-            Method::POST => match tokio::time::timeout(BODY_WITHIN, body(session)).await {
-                Ok(Some(body)) => revoke::revoke(state, operators, fields, &body).await,
-                Ok(None) | Err(_) => {
-                    revoke::problem(StatusCode::BAD_REQUEST, "body", "send the whole of a short body")
+            Method::POST => {
+                match tokio::time::timeout(BODY_WITHIN, body(session, revoke::MOST_BYTES)).await {
+                    Ok(Some(body)) => revoke::revoke(state, operators, fields, &body).await,
+                    Ok(None) | Err(_) => {
+                        revoke::problem(StatusCode::BAD_REQUEST, "body", "send the whole of a short body")
+                    }
                 }
-            },
+            }
             _ => revoke::problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "GET or POST"),
         };
         answer(status, "application/json", told.to_string())
@@ -102,10 +131,10 @@ impl Admin {
 const BODY_WITHIN: Duration = Duration::from_secs(5);
 
 /// The whole body; `None` when it breaks off or is too long.
-async fn body(session: &mut ServerSession) -> Option<Vec<u8>> {
+async fn body(session: &mut ServerSession, most: usize) -> Option<Vec<u8>> {
     let mut body = Vec::new();
     while let Some(chunk) = session.read_request_body().await.ok()? {
-        if body.len() + chunk.len() > revoke::MOST_BYTES {
+        if body.len() + chunk.len() > most {
             return None;
         }
         body.extend_from_slice(&chunk);

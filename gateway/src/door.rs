@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::access_log;
 use crate::exchange::{Exchange, InFlight};
+use crate::flags;
 use crate::gate::Gate;
 use crate::listener::Connection;
 use crate::message::{Sender, request, target};
@@ -237,6 +238,9 @@ impl ProxyHttp for Door {
         metrics.requests.with_label_values(&[route, method, &status.to_string()]).inc();
         metrics.duration.with_label_values(&[route]).observe(elapsed.as_secs_f64());
         let admission = exchange.admission.as_ref().filter(|_| exchange.upstream.is_some());
+        if let Some(admission) = admission {
+            flags::count(admission.context(), &metrics.flags);
+        }
         if let Some((experiment, variant)) = admission.and_then(|admission| admission.variant(&edge.policy)) {
             metrics.experiments.with_label_values(&[experiment, variant, &status.to_string()]).inc();
         }

@@ -11,6 +11,7 @@ use filters::admission::{Admission, JOINED, asks_for_websocket};
 use filters::chain::Refused;
 use filters::failure::Failure;
 use filters::filter::{Host, Introspected, Refusal};
+use filters::flags::Flags;
 use filters::jwt::{KeySet, Revocations};
 use filters::policy::{Keyring, Policy, RouteRule};
 use filters::state::Answer;
@@ -23,6 +24,7 @@ use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 
 use crate::client_keys::ClientKeys;
 use crate::exchange::Exchange;
+use crate::flags::FeatureFlags;
 use crate::gate::Standing;
 use crate::introspection::Introspection;
 use crate::jwks::KeyStore;
@@ -42,6 +44,7 @@ pub(crate) struct Edge {
     keys: Arc<KeyStore>,
     introspection: Introspection,
     client_keys: ClientKeys,
+    flags: FeatureFlags,
     operators: Operators,
     pub(crate) standing: Standing,
     watch: Arc<Watch>,
@@ -83,6 +86,7 @@ impl Edge {
             Some(before) => before.remembered_from(&policy, now_ms()),
             None => BTreeMap::new(),
         };
+        let flags = FeatureFlags::follow(&policy, &folder, &watch, &standing.flags_audited)?;
         let standing = standing.clone();
         let edge = Self {
             policy,
@@ -90,6 +94,7 @@ impl Edge {
             keys,
             introspection,
             client_keys,
+            flags,
             operators,
             standing,
             watch,
@@ -131,6 +136,10 @@ impl Edge {
 
     pub(crate) fn keys(&self) -> Arc<KeyStore> {
         Arc::clone(&self.keys)
+    }
+
+    pub(crate) fn flags(&self) -> &FeatureFlags {
+        &self.flags
     }
 
     /// Who may revoke tokens.
@@ -386,6 +395,10 @@ impl Host for Now<'_> {
 
     fn introspected(&self, issuer: &str, token: &str) -> Option<Introspected> {
         self.0.introspection.known(issuer, token)
+    }
+
+    fn flags(&self) -> Option<Arc<Flags>> {
+        self.0.flags.current()
     }
 
     fn revocations(&self) -> Option<&Revocations> {

@@ -15,6 +15,7 @@ use filters::admission::{Admission, Draw};
 use filters::certificate::Certificate;
 use filters::chain::Refused;
 use filters::filter::{Headers, Host, Introspected, Refusal, Request};
+use filters::flags::{Evaluation, Flags};
 use filters::jwt::KeySet;
 use filters::policy::{Policy, RouteRule};
 use filters::shape;
@@ -146,6 +147,7 @@ const MOST_BYTES: usize = 2 * shape::Config::MOST_BODY_BYTES;
 /// The issuers' keys and the time.
 struct World {
     keys: KeyStore,
+    flags: Option<Arc<Flags>>,
     introspection: Introspection,
     now_ms: u64,
 }
@@ -156,6 +158,9 @@ impl Host for World {
     }
     fn keys(&self, issuer: &str) -> Option<Arc<KeySet>> {
         self.keys.keys(issuer)
+    }
+    fn flags(&self) -> Option<Arc<Flags>> {
+        self.flags.clone()
     }
     fn introspected(&self, issuer: &str, token: &str) -> Option<Introspected> {
         self.introspection.known(issuer, token)
@@ -180,7 +185,15 @@ pub async fn explain(file: &Path, written: &Written, around: &Around) -> anyhow:
             ));
         }
     }
-    let world = World { keys, introspection, now_ms: around.now_ms };
+    let flags = match crate::flags::file(policy.document(), &folder).map(|path| crate::flags::read(&path)) {
+        None => None,
+        Some(Ok(flags)) => Some(Arc::new(flags)),
+        Some(Err(why)) => {
+            notes.push(format!("flags: none can be read, so none says anything: {why}"));
+            None
+        }
+    };
+    let world = World { keys, flags, introspection, now_ms: around.now_ms };
 
     let certificate = around.certificate.as_deref().map(Certificate::new);
     let request = written.request(around.from, certificate.as_ref());
@@ -199,7 +212,7 @@ pub async fn explain(file: &Path, written: &Written, around: &Around) -> anyhow:
     let plan = admission.context().tenant.as_ref().and_then(|tenant| tenant.plan.as_deref());
     told.decision(admission.rule(&policy), plan, stage, &decided);
     told.learned(&admission);
-    told.outcome(admission.rule(&policy), &decided);
+    told.outcome(&policy, &admission, &decided);
     for note in notes {
         let _ = writeln!(told.text, "note: {note}");
     }
@@ -300,14 +313,22 @@ impl Told<'_> {
         for (what, fact) in facts.into_iter().filter_map(|(what, fact)| Some((what, fact?))) {
             let _ = writeln!(self.text, "{what}: {fact}");
         }
+        for (flag, Evaluation { variant, reason }) in context.flags.said() {
+            let variant = variant.as_deref().unwrap_or("says nothing");
+            let _ = writeln!(self.text, "flag {flag}: {variant} ({reason})");
+        }
     }
 
-    fn outcome(&mut self, rule: Option<&RouteRule>, decided: &Result<(), Refused>) {
-        match (decided, rule) {
+    fn outcome(&mut self, policy: &Policy, admission: &Admission, decided: &Result<(), Refused>) {
+        match (decided, admission.rule(policy)) {
             (Ok(()), Some(rule)) => {
-                let to: Vec<_> = rule.upstreams.iter().map(|share| share.upstream.as_str()).collect();
+                let to: Vec<_> = match (&rule.flag, admission.share(policy)) {
+                    (Some(_), Some((_, share))) => vec![share.upstream.as_str()],
+                    (_, _) => rule.upstreams.iter().map(|share| share.upstream.as_str()).collect(),
+                };
                 let sticks = rule.sticky.map(|by| format!(", always the same for the same {}", by.name()));
-                let (to, sticks) = (to.join(" or "), sticks.unwrap_or_default());
+                let by_flag = rule.flag.as_ref().map(|flag| format!(", as flag {flag} says"));
+                let (to, sticks) = (to.join(" or "), sticks.or(by_flag).unwrap_or_default());
                 let _ = writeln!(self.text, "=> goes to {to}{sticks}, within {} ms", rule.timeout_ms);
             }
             (Ok(()), None) => {}

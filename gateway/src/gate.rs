@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use certs::Watch;
 
 use crate::edge::Edge;
+use crate::flags::Audited;
 use crate::load::{ListenerFiles, Loaded};
 use crate::metrics::Metrics;
 use crate::state::State;
@@ -29,6 +30,8 @@ pub(crate) struct Standing {
     pub(crate) state: Arc<State>,
     pub(crate) connections: Arc<Connections>,
     draining: Arc<AtomicBool>,
+    /// What was told of changes of flags.
+    pub(crate) flags_audited: Audited,
     /// Follows the files of the state.
     pub(crate) watch: Arc<Watch>,
 }
@@ -47,7 +50,8 @@ impl Gate {
         let settings = &loaded.policy.document().state;
         let state = Arc::new(State::new(settings, &loaded.folder, &metrics, &watch)?);
         let (connections, draining) = (Arc::new(Connections::new()), Arc::default());
-        let standing = Standing { metrics, state, connections, draining, watch };
+        let standing =
+            Standing { metrics, state, connections, draining, flags_audited: Audited::default(), watch };
         let (edge, listeners) = Edge::new(loaded, &standing, None)?;
         let gate = Arc::new(Self { standing, edge: ArcSwap::from_pointee(edge) });
         let told = Arc::clone(&gate);

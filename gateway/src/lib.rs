@@ -14,6 +14,7 @@ mod edge;
 pub mod envoy;
 mod exchange;
 pub mod explain;
+mod flags;
 mod gate;
 mod introspection;
 mod jwks;

@@ -17,6 +17,7 @@ use filters::policy::{
 };
 use zeroize::Zeroizing;
 
+use crate::flags;
 use crate::introspection::Introspection;
 use crate::jwks::KeyStore;
 use crate::metrics::Metrics;
@@ -66,6 +67,7 @@ pub(crate) fn load_file(
     let upstreams = files.upstreams(policy.document());
     files.issuers(policy.document());
     files.operators(policy.document());
+    files.flags(&policy);
     let mut mistakes = files.mistakes;
     if mistakes.is_empty() {
         Ok(Loaded { policy, listeners, upstreams, folder, watch, version })
@@ -181,6 +183,14 @@ fn summary(path: &Path, loaded: &Loaded, warnings: &[&Mistake]) -> String {
 pub(crate) fn served_by(rule: &RouteRule) -> String {
     match rule.upstreams.as_slice() {
         [only] => only.upstream.clone(),
+        several if rule.flag.is_some() => {
+            let flag = rule.flag.as_deref().unwrap_or_default();
+            let variants: Vec<_> = several
+                .iter()
+                .map(|s| format!("{} for {}", s.upstream, s.variant.as_deref().unwrap_or_default()))
+                .collect();
+            format!("{} of flag {flag}", variants.join(", "))
+        }
         several => {
             let shares: Vec<_> = several.iter().map(|s| format!("{} {}", s.upstream, s.weight)).collect();
             shares.join(", ")
@@ -275,6 +285,27 @@ impl Files<'_> {
             (&document.admin.revocation_secret, Operators::new(document, self.folder, true))
         {
             self.mistakes.push(Mistake::of(reference, format!("{why:#}")));
+        }
+    }
+
+    /// Whether the flags are there that the policy counts on.
+    fn flags(&mut self, policy: &Policy) {
+        let document = policy.document();
+        let Some(source) = &document.flags else { return };
+        let Some(path) = self.file(&source.value.file) else { return };
+        match flags::read(&path) {
+            Ok(flags) => {
+                let lacking = policy.flag_uses().iter().flat_map(|used| {
+                    let why = flags.lacks(std::slice::from_ref(used));
+                    why.into_iter().map(|why| Mistake::of(&used.flag, why))
+                });
+                for mistake in lacking {
+                    if !self.mistakes.contains(&mistake) {
+                        self.mistakes.push(mistake);
+                    }
+                }
+            }
+            Err(why) => self.mistakes.push(Mistake::of(&source.value.file, why.to_string())),
         }
     }
 

@@ -17,6 +17,7 @@ pub(crate) struct Metrics {
     pub(crate) duration: HistogramVec,
     pub(crate) refusals: IntCounterVec,
     pub(crate) would_refuse: IntCounterVec,
+    pub(crate) flags: IntCounterVec,
     pub(crate) uncounted: IntCounter,
     pub(crate) in_flight: IntGauge,
     pub(crate) state_entries: IntGauge,
@@ -66,6 +67,13 @@ impl Metrics {
                     "Requests that a limit with `mode: shadow` would have refused, by filter and limit",
                 ),
                 &["filter", "limit"],
+            )?,
+            flags: IntCounterVec::new(
+                Opts::new(
+                    "gateway_flag_evaluations_total",
+                    "Requests that a feature flag was asked about, by what it said and OpenFeature's reason",
+                ),
+                &["flag", "variant", "reason"],
             )?,
             uncounted: IntCounter::new(
                 "gateway_uncounted_total",
@@ -159,6 +167,7 @@ impl Metrics {
             Box::new(metrics.duration.clone()),
             Box::new(metrics.refusals.clone()),
             Box::new(metrics.would_refuse.clone()),
+            Box::new(metrics.flags.clone()),
             Box::new(metrics.uncounted.clone()),
             Box::new(metrics.in_flight.clone()),
             Box::new(metrics.state_entries.clone()),

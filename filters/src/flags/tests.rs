@@ -184,6 +184,27 @@ fn what_cannot_be_meant_is_told() {
 }
 
 #[test]
+fn senders_are_shared_out_by_weight_and_stay_where_they_are() {
+    for (rule, expected) in [
+        (json!({ "fractional": [["on", 50], ["off", 50]] }), 500),
+        (json!({ "fractional": [["on", 1], ["off", 9]] }), 100),
+        (
+            json!({ "fractional": [{ "cat": ["salt", { "var": "targetingKey" }] }, ["on", 3], ["off", 1]] }),
+            750,
+        ),
+    ] {
+        let flags = read(&with(&rule)).unwrap();
+        let said = |number: u32| {
+            let facts = json!({ "targetingKey": format!("half-{number}"), "$flagd": { "flagKey": "f" } });
+            flags.evaluate("f", &facts)
+        };
+        let on = (0..1_000).filter(|number| said(*number).variant.as_deref() == Some("on")).count();
+        assert!(on.abs_diff(expected) < 45, "{rule}: {on}");
+        assert_eq!(said(7), said(7));
+    }
+}
+
+#[test]
 fn a_rule_that_would_take_too_long_says_nothing() {
     let list: Vec<u32> = (0..200).collect();
     let inner = json!({ "map": [list, { "+": [{ "var": "" }, 1] }] });

@@ -12,6 +12,7 @@
 mod certificate;
 mod client_keys;
 pub mod envoy;
+mod feature_flags;
 mod introspection;
 mod keys;
 mod plugin;

@@ -8,6 +8,7 @@ use filters::admission::Draw;
 use filters::compiled::Compiled;
 use filters::crypto::Verify;
 use filters::filter::{Host, Introspected, OpaqueToken, WouldRefuse};
+use filters::flags::{Evaluation, Flags, Seen};
 use filters::jwt::{KeySet, Revocations};
 use filters::policy::{Keyring, Policy};
 use filters::state::{LimitsWhenAway, Memory, Op};
@@ -15,6 +16,7 @@ use filters::state::{LimitsWhenAway, Memory, Op};
 use crate::certificate::Certificates;
 use crate::client_keys::{self, ClientKeys};
 use crate::envoy::{Answered, Call, Envoy};
+use crate::feature_flags::{self, FeatureFlags};
 use crate::introspection::{self, Tokens};
 use crate::keys::{self, Keys};
 use crate::revoked::Followed;
@@ -32,6 +34,9 @@ pub struct Plugin {
     pub local: RefCell<Memory>,
     pub keys: RefCell<Keys>,
     pub client_keys: RefCell<ClientKeys>,
+    pub feature_flags: RefCell<FeatureFlags>,
+    /// Counters of what flags have said, by flag and variant: their number is the file's.
+    flags_said: RefCell<HashMap<String, u32>>,
     /// What is revoked.
     pub revocations: Revocations,
     followed: RefCell<Followed>,
@@ -57,6 +62,8 @@ pub struct Unusable(pub String);
 
 /// Under which name Envoy's access log finds what limits in shadow would have refused.
 pub const WOULD_REFUSE: &str = "torana_would_refuse";
+/// Under which name Envoy's access log finds what feature flags have said.
+pub const FLAGS: &str = "torana_flags";
 /// Most limits that a worker counts at once.
 const MOST_LOCAL: usize = 50_000;
 /// Most places that wait to be given back. Beyond it their leases give them back.
@@ -92,6 +99,8 @@ impl Plugin {
             local: RefCell::new(Memory::new(MOST_LOCAL, envoy.now_ms())),
             keys: RefCell::new(Keys::new(&policy, envoy)),
             client_keys: RefCell::new(ClientKeys::new(&policy)),
+            feature_flags: RefCell::new(FeatureFlags::new(&policy, envoy)),
+            flags_said: RefCell::default(),
             followed: RefCell::new(Followed::new(&policy, &revocations, envoy)),
             revocations,
             tokens: RefCell::default(),
@@ -149,6 +158,27 @@ impl Plugin {
         self.client_keys.borrow_mut().told(answered, &self.policy.document().clients, envoy);
     }
 
+    /// Asks for the feature flags, now and then; the answer belongs to [`flags_told`](Self::flags_told).
+    pub fn ask_for_flags(&self, envoy: &dyn Envoy) -> Option<u32> {
+        let flags = self.feature_flags.borrow();
+        if !flags.are_asked_for() {
+            return None;
+        }
+        envoy.call(&Call {
+            cluster: &self.cluster,
+            method: "GET",
+            path: feature_flags::PATH,
+            if_none_match: flags.etag(),
+            body: &[],
+            timeout_ms: KEYS_TIMEOUT_MS,
+        })
+    }
+
+    /// Takes the answer to [`ask_for_flags`](Self::ask_for_flags).
+    pub fn flags_told(&self, answered: &Answered, envoy: &dyn Envoy) {
+        self.feature_flags.borrow_mut().told(answered, &self.policy, envoy);
+    }
+
     /// Asks for what has been revoked since the last time; the answer belongs to
     /// [`revocations_told`](Self::revocations_told).
     pub fn ask_for_revocations(&self, envoy: &dyn Envoy) -> Option<u32> {
@@ -175,6 +205,7 @@ impl Plugin {
         self.keys.borrow().missing(now_ms) > 0
             || !self.revocations.is_known()
             || !self.client_keys.borrow().ring().is_whole()
+            || self.feature_flags.borrow().are_missing()
     }
 
     /// Has the state service fetch an issuer's keys, for a token whose key nobody knows.
@@ -261,6 +292,25 @@ impl Plugin {
         envoy.note(WOULD_REFUSE, &all.join(" "));
     }
 
+    /// Tells what feature flags have said of a request: in a counter each, and in Envoy's access log.
+    pub fn note_flags(&self, seen: &Seen, envoy: &dyn Envoy) {
+        let mut all = Vec::new();
+        let mut counters = self.flags_said.borrow_mut();
+        for (flag, Evaluation { variant, reason }) in seen.said() {
+            let said = variant.as_deref().unwrap_or(reason.name());
+            let name = format!("{flag}={said}");
+            let known = counters.get(&name).copied();
+            if let Some(counter) = known.or_else(|| envoy.counter(&format!("torana_flag.{flag}.{said}"))) {
+                envoy.count(counter);
+                counters.insert(name, counter);
+            }
+            all.push(format!("{flag}={}", variant.as_deref().unwrap_or_default()));
+        }
+        if !all.is_empty() {
+            envoy.note(FLAGS, &all.join(" "));
+        }
+    }
+
     /// Keeps places that a request has left, to be told with the next batch, or soon without one.
     pub fn left(&self, held: Vec<Op>, envoy: &dyn Envoy) {
         if held.is_empty() {
@@ -314,6 +364,10 @@ impl Host for Now<'_> {
 
     fn introspected(&self, issuer: &str, token: &str) -> Option<Introspected> {
         self.plugin.tokens.borrow().get(issuer, token, self.now_ms)
+    }
+
+    fn flags(&self) -> Option<Arc<Flags>> {
+        self.plugin.feature_flags.borrow().current()
     }
 
     fn revocations(&self) -> Option<&Revocations> {

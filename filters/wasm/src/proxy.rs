@@ -37,6 +37,8 @@ struct Root {
     asking: RefCell<Option<u32>>,
     /// The call that asked for the clients' secrets.
     asking_clients: RefCell<Option<u32>>,
+    /// The call that asked for feature flags.
+    asking_flags: RefCell<Option<u32>>,
     /// The call that asked for what is revoked.
     asking_revoked: RefCell<Option<u32>>,
     ticks: u64,
@@ -55,6 +57,12 @@ impl Context for Root {
         {
             self.asking_clients.replace(None);
             plugin.client_keys_told(&answered(length), &Host);
+        }
+        if *self.asking_flags.borrow() == Some(token)
+            && let Some(plugin) = &self.plugin
+        {
+            self.asking_flags.replace(None);
+            plugin.flags_told(&answered(length), &Host);
         }
         if *self.asking_revoked.borrow() == Some(token)
             && let Some(plugin) = &self.plugin
@@ -94,6 +102,9 @@ impl RootContext for Root {
         }
         if self.asking_clients.borrow().is_none() {
             self.asking_clients.replace(plugin.ask_for_client_keys(&Host));
+        }
+        if self.asking_flags.borrow().is_none() {
+            self.asking_flags.replace(plugin.ask_for_flags(&Host));
         }
         if self.asking_revoked.borrow().is_none() {
             self.asking_revoked.replace(plugin.ask_for_revocations(&Host));

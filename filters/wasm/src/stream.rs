@@ -368,13 +368,18 @@ impl Stream {
             envoy.set_request_field(SHARE_FIELD, Some(&position.to_string()));
         }
         envoy.set_request_field(ROUTE_FIELD, Some(&rule.name));
+        plugin.note_flags(&admission.context().flags, envoy);
         self.phase = Phase::Admitted;
         Flow::Continue
     }
 
     fn refuse(&mut self, refused: &Refused, envoy: &dyn Envoy) -> Flow {
+        let undecided = !matches!(self.phase, Phase::Admitted | Phase::Refused);
         self.phase = Phase::Refused;
         if let Some(admission) = &self.admission {
+            if undecided {
+                self.plugin.note_flags(&admission.context().flags, envoy);
+            }
             let (fields, body) = admission.problem(&refused.refusal);
             let fields: Vec<(&str, &str)> =
                 fields.iter().map(|(name, value)| (*name, value.as_str())).collect();

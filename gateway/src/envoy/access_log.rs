@@ -25,6 +25,7 @@ pub(super) fn json_lines(policy: &str) -> Value {
                 "details": "%RESPONSE_CODE_DETAILS%",
                 "duration_ms": "%DURATION%",
                 "would_refuse": "%FILTER_STATE(wasm.torana_would_refuse:PLAIN)%",
+                "feature_flags": "%FILTER_STATE(wasm.torana_flags:PLAIN)%",
                 "upstream": "%UPSTREAM_CLUSTER%",
                 "client_ip": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%",
                 "bytes_received": "%BYTES_RECEIVED%",

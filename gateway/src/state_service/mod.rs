@@ -5,6 +5,7 @@
 //! operation that it did not run, nor run part of a batch; nor tell anything but its health to a client that the policy
 //! does not name.
 
+mod flags;
 mod plain;
 
 use std::net::SocketAddr;
@@ -30,6 +31,7 @@ use tokio::net::TcpListener;
 
 use crate::client_keys::ClientKeys;
 use crate::envoy::handed::Handed;
+use crate::flags::{Audited, FeatureFlags};
 use crate::introspection::{Answer, Introspection};
 use crate::jwks::KeyStore;
 use crate::load::{self, Loaded};
@@ -56,6 +58,7 @@ struct Service {
     allowed_clients: Option<Vec<String>>,
     /// Of this process, and no other.
     life: u64,
+    flags: FeatureFlags,
     operators: Operators,
     metrics: Metrics,
     watch: Arc<Watch>,
@@ -103,6 +106,7 @@ pub async fn run(
     // On loopback, on a socket, or known by its certificate.
     let operators = Operators::new(document, &loaded.folder, true)?;
     let policy = loaded.policy;
+    let flags = FeatureFlags::follow(&policy, &loaded.folder, &watch, &Audited::default())?;
     let service = Service {
         policy,
         state,
@@ -111,6 +115,7 @@ pub async fn run(
         client_keys,
         allowed_clients,
         life,
+        flags,
         operators,
         metrics,
         watch,
@@ -189,6 +194,8 @@ fn app(service: Arc<Service>) -> Router {
         .route("/v1/keys/refresh", post(refresh_keys).layer(DefaultBodyLimit::max(1_024)))
         .route("/v1/introspect", post(introspect).layer(DefaultBodyLimit::max(MOST_TOKEN_BYTES)))
         .route("/v1/revocations", get(changes))
+        .route("/v1/flags", get(flags::told))
+        .route("/flags", get(flags::report))
         .route(
             "/revocations",
             get(revocations).post(revoke_one).layer(DefaultBodyLimit::max(revoke::MOST_BYTES)),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use filters::FilterSet;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -50,6 +50,12 @@ pub struct Case {
     #[serde(default)]
     pub plans: BTreeMap<String, Value>,
     pub default_plan: Option<String>,
+    /// Feature flags, as a file of flagd's has them under `flags`.
+    #[serde(default)]
+    flags: Map<String, Value>,
+    /// Header fields that they may look at.
+    #[serde(default)]
+    pub flag_fields: BTreeMap<String, String>,
     /// Filters of every route.
     #[serde(default)]
     pub everywhere: Value,
@@ -272,6 +278,27 @@ pub struct Named {
     /// The filter's name, or `policy/FILE`.
     pub family: String,
     pub case: Case,
+}
+
+impl Case {
+    /// The file of its feature flags, if it has any, with one that says that they were read.
+    pub fn flags_text(&self) -> Option<String> {
+        let mut flags = self.flags.clone();
+        if flags.is_empty() {
+            return None;
+        }
+        let on = json!({ "state": "ENABLED", "variants": { "on": true }, "defaultVariant": "on" });
+        flags.insert("parity-ready".to_owned(), on);
+        Some(json!({ "flags": flags }).to_string())
+    }
+}
+
+/// What tells one text from another.
+pub(crate) fn digest(text: &str) -> u64 {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
 }
 
 impl Named {

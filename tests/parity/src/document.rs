@@ -27,6 +27,9 @@ pub struct Places {
 /// A path that is served besides the case's own, to learn whether the keys have been loaded.
 pub const READY_PATH: &str = "/parity-ready";
 
+/// As [`READY_PATH`], for feature flags: open while they say so.
+pub const FLAGS_READY_PATH: &str = "/parity-ready-flags";
+
 /// The policy of `named`, which begins at `epoch_ms`. Files are named as [`crate::world`] writes them into `folder`.
 ///
 /// # Errors
@@ -80,6 +83,24 @@ pub fn policy(
         "name": "parity-ready", "methods": ["GET"], "path": READY_PATH, "upstream": "u",
         "filters": { "jwt": {} },
     }));
+    let flags = case.flags_text().map(|text| {
+        let path = folder.join(format!("flags-{:x}.json", crate::case::digest(&text)));
+        (path, text)
+    });
+    if let Some((path, text)) = &flags {
+        // In process nobody reads it.
+        if folder.is_dir() && folder != Path::new("/") {
+            std::fs::write(path, text)?;
+        }
+        routes.push(json!({
+            "name": "parity-ready-flags", "methods": ["GET"], "path": FLAGS_READY_PATH, "upstream": "u",
+            "filters": { "feature": {
+                "when": [{ "flag": "parity-ready", "is": ["on"] }], "closed": "unavailable",
+            } },
+        }));
+    }
+    let flags = flags
+        .map(|(path, _)| json!({ "file": format!("file:{}", path.display()), "fields": case.flag_fields }));
     let mut issuers = json!({ "main": {
         "issuer": "https://issuer.test", "audiences": ["torana"], "algorithms": ["ES256"],
         "jwks": { "file": file("jwks.json") },
@@ -116,6 +137,7 @@ pub fn policy(
         "plans": case.plans,
         "default_plan": case.default_plan,
         "utc_offset": morning(epoch_ms),
+        "flags": flags,
         "filters": if case.everywhere.is_null() { json!({}) } else { case.everywhere.clone() },
         "routes": routes,
     }))

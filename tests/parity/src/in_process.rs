@@ -9,6 +9,7 @@ use filters::admission::{Admission, Draw, JOINED};
 use filters::chain::Refused;
 use filters::crypto::{Local, Verify};
 use filters::filter::{Host, Introspected, Refusal, Request};
+use filters::flags::Flags;
 use filters::jwt::revocation::Kind;
 use filters::jwt::{KeySet, Revocation, Revocations};
 use filters::policy::Policy;
@@ -37,6 +38,7 @@ pub struct InProcess<'k> {
 #[derive(Debug)]
 struct World<'k> {
     keys: &'k Keys,
+    flags: Option<Arc<Flags>>,
     now_ms: u64,
     verifier: &'static dyn Verifier,
     revocations: Revocations,
@@ -52,6 +54,9 @@ impl Host for World<'_> {
     }
     fn keys(&self, issuer: &str) -> Option<Arc<KeySet>> {
         (issuer == "main").then(|| Arc::clone(&self.keys.key_set))
+    }
+    fn flags(&self) -> Option<Arc<Flags>> {
+        self.flags.clone()
     }
     fn introspected(&self, issuer: &str, token: &str) -> Option<Introspected> {
         if issuer == "asked" { introspection::said(token) } else { None }
@@ -83,10 +88,12 @@ impl<'k> InProcess<'k> {
         let policy = Policy::read(&document.to_string(), &|_| Ok(PARTNER_SECRET.to_vec().into())).map_err(
             |mistakes| anyhow!(mistakes.iter().map(|m| m.in_file("case")).collect::<Vec<_>>().join("; ")),
         )?;
+        let flags = named.case.flags_text().map(|text| Flags::read(&text)).transpose();
+        let flags = flags.map_err(|mistakes| anyhow!(mistakes.join("; ")))?.map(Arc::new);
         let memory = Memory::new(policy.document().state.memory.max_entries, now_ms - RUN_UP_MS);
         Ok(Self {
             policy,
-            world: World { keys, now_ms, verifier: &Local, revocations: Revocations::none() },
+            world: World { keys, flags, now_ms, verifier: &Local, revocations: Revocations::none() },
             memory,
         })
     }

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use crate::answering::{Asked, Seen, tell_answer};
 use crate::case::Named;
 use crate::clock::Clock;
-use crate::document::{Places, READY_PATH, policy};
+use crate::document::{FLAGS_READY_PATH, Places, READY_PATH, policy};
 use crate::in_process::{InProcess, RUN_UP_MS};
 use crate::mint::{AUTHORITY, Sent};
 use crate::outcome::{Outcome, answer_fields};
@@ -84,7 +84,7 @@ pub struct Plane<'w> {
 }
 
 /// Codes of what is refused until the data plane has what it decides with.
-const NOT_YET: [&str; 2] = ["token_keys_unavailable", "token_revocations_unavailable"];
+const NOT_YET: [&str; 3] = ["token_keys_unavailable", "token_revocations_unavailable", "feature_off"];
 const READY_WITHIN: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(10);
 
@@ -145,7 +145,7 @@ impl<'w> Plane<'w> {
                 ]))?;
             }
         }
-        plane.ready().await.with_context(|| plane.last_words())?;
+        plane.ready(named.case.flags_text().is_some()).await.with_context(|| plane.last_words())?;
         Ok(plane)
     }
 
@@ -202,10 +202,14 @@ impl<'w> Plane<'w> {
     }
 
     /// Waits until it serves and has its keys.
-    async fn ready(&mut self) -> anyhow::Result<()> {
-        let request = format!(
-            "GET {READY_PATH} HTTP/1.1\r\nhost: {AUTHORITY}\r\nauthorization: Bearer e30.e30.AAAA\r\n\r\n"
-        );
+    async fn ready(&mut self, has_flags: bool) -> anyhow::Result<()> {
+        self.answers(READY_PATH).await?;
+        if has_flags { self.answers(FLAGS_READY_PATH).await } else { Ok(()) }
+    }
+
+    async fn answers(&mut self, path: &str) -> anyhow::Result<()> {
+        let request =
+            format!("GET {path} HTTP/1.1\r\nhost: {AUTHORITY}\r\nauthorization: Bearer e30.e30.AAAA\r\n\r\n");
         let began = Instant::now();
         let mut last = "it does not listen".to_owned();
         while began.elapsed() < READY_WITHIN {

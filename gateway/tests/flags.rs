@@ -1,0 +1,230 @@
+//! Feature flags over the wire: a file that changes counts without another policy, one that cannot be meant changes
+//! nothing, every change is a line of the audit, and what flags say is counted and told.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
+
+mod running;
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use self::running::{LOG, Recorder, TLS, pki, serve, until};
+
+fn flags(open: &str, core: &Value) -> Value {
+    let flag = |variant: &str| json!({ "state": "ENABLED", "variants": { "on": true, "off": false }, "defaultVariant": variant });
+    let mut new_core = flag("off");
+    new_core["targeting"] = core.clone();
+    json!({ "flags": { "open": flag(open), "new-core": new_core } })
+}
+
+fn put(folder: &Path, text: &str) {
+    std::fs::write(folder.join("flags.json.new"), text).unwrap();
+    std::fs::rename(folder.join("flags.json.new"), folder.join("flags.json")).unwrap();
+}
+
+/// Lines of the log that are the audit's.
+fn audited(folder: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(folder.join(LOG)).unwrap();
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines.filter(|line| line["target"] == "audit").collect()
+}
+
+const ROUTES: &str = r#"
+flags: { file: "file:flags.json", fields: { app: x-app-version } }
+routes:
+  - name: refunds
+    methods: [GET]
+    path: /refunds
+    upstream: u
+    filters: { feature: { when: [{ flag: open, is: ["on"] }] } }
+  - name: shared
+    methods: [GET]
+    path: /shared
+    flag: new-core
+    upstreams: [{ upstream: u, variant: "off" }, { upstream: v, variant: "on" }]
+"#;
+
+fn policy(u: &Recorder, v: &Recorder) -> String {
+    format!(
+        r#"
+upstreams:
+  u: {{ addresses: ["127.0.0.1:{}"], tls: {TLS} }}
+  v: {{ addresses: ["127.0.0.1:{}"], tls: {TLS} }}
+{ROUTES}"#,
+        u.port, v.port
+    )
+}
+
+#[tokio::test]
+async fn flags_change_while_the_gateway_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    pki(folder);
+    let (u, v) = (Recorder::start(folder, "u").await, Recorder::start(folder, "v").await);
+    let by_app = json!({ "if": [{ "sem_ver": [{ "var": "app" }, ">=", "2.0.0"] }, "on"] });
+    put(folder, &flags("off", &by_app).to_string());
+    let gateway = serve(folder, &policy(&u, &v)).await;
+
+    assert_eq!(gateway.get("/refunds", &[]).await, (404, "route_not_found".to_owned()));
+    assert_eq!(gateway.get("/shared", &[("x-app-version", "2.1.0")]).await, (200, "v".to_owned()));
+    assert_eq!(gateway.get("/shared", &[("x-app-version", "1.9.0")]).await, (200, "u".to_owned()));
+
+    put(folder, &flags("on", &by_app).to_string());
+    until("the flag opens the route", async || gateway.get("/refunds", &[]).await.0 == 200).await;
+    let lines = audited(folder);
+    let changed = lines.iter().find(|line| line["message"] == "flag changed").unwrap();
+    let told = ["flag", "default_before", "default", "changed", "state"].map(|name| &changed[name]);
+    assert_eq!(told, ["open", "off", "on", "defaultVariant", "ENABLED"]);
+    assert_eq!(lines.iter().filter(|line| line["message"] == "flag changed").count(), 1, "{lines:?}");
+
+    // What cannot be meant changes nothing, and says why.
+    for (text, expected) in [
+        ("{", "EOF"),
+        (r#"{ "flags": {} }"#, "the policy counts on it: there is no flag `open`"),
+        (&flags("on", &json!({ "iff": [] })).to_string(), "there is no operator `iff`; did you mean `if`?"),
+        (&flags("maybe", &by_app).to_string(), "there is no variant `maybe`"),
+    ] {
+        put(folder, text);
+        until("the refusal is told", async || {
+            let told = gateway.admin("/flags").await;
+            told["reloads"]["last_failure"]["reason"].as_str().is_some_and(|why| why.contains(expected))
+        })
+        .await;
+        assert_eq!(gateway.get("/refunds", &[]).await.0, 200, "{expected}");
+    }
+    put(folder, &flags("on", &json!("on")).to_string());
+    until("good flags count again", async || gateway.get("/shared", &[]).await == (200, "v".to_owned()))
+        .await;
+
+    let told = gateway.admin("/flags").await;
+    assert_eq!(told["reloads"]["last_failure"], Value::Null);
+    let new_core = &told["flags"]["new-core"];
+    assert_eq!((&new_core["state"], &new_core["targeting"]), (&json!("ENABLED"), &json!(true)));
+    assert!(new_core["said"]["off"].as_u64().unwrap() >= 1 && new_core["said"]["on"].as_u64().unwrap() >= 2);
+    let on =
+        gateway.metric(r#"gateway_flag_evaluations_total{flag="open",reason="STATIC",variant="off"}"#).await;
+    assert!(on >= 1.0, "{on}");
+    let log = std::fs::read_to_string(folder.join(LOG)).unwrap();
+    assert!(
+        log.contains(r#""feature_flags":"new-core=on""#) && log.contains(r#""experiment":"new-core=on""#)
+    );
+}
+
+/// What other services ask, by OpenFeature's protocol.
+#[tokio::test]
+async fn flags_are_told_to_who_asks() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    pki(folder);
+    let (u, v) = (Recorder::start(folder, "u").await, Recorder::start(folder, "v").await);
+    let mut all = flags("on", &json!({ "if": [{ "==": [{ "var": "targetingKey" }, "alice"] }, "on"] }));
+    all["flags"]["dark"] = json!({ "state": "DISABLED", "variants": { "on": 1 }, "defaultVariant": "on" });
+    all["flags"]["wrong"] = json!({ "state": "ENABLED", "variants": { "on": 1 }, "targeting": "nowhere" });
+    put(folder, &all.to_string());
+    let gateway = serve(folder, &policy(&u, &v)).await;
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let ask = async |path: &str, body: &str| {
+        let url = format!("{}/ofrep/v1/evaluate/flags{path}", gateway.admin);
+        let answer = http.post(url).body(body.to_owned()).send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    for (path, body, status, expected) in [
+        (
+            "/new-core",
+            r#"{"context":{"targetingKey":"alice"}}"#,
+            200,
+            json!({
+                "key": "new-core", "reason": "TARGETING_MATCH", "variant": "on", "value": true, "metadata": {},
+            }),
+        ),
+        (
+            "/new-core",
+            r#"{"context":{"targetingKey":"bob"}}"#,
+            200,
+            json!({
+                "key": "new-core", "reason": "DEFAULT", "variant": "off", "value": false, "metadata": {},
+            }),
+        ),
+        (
+            "/dark",
+            "{}",
+            404,
+            json!({
+                "key": "dark", "errorCode": "FLAG_NOT_FOUND", "errorDetails": "there is no such flag in use",
+            }),
+        ),
+        (
+            "/wrong",
+            "{}",
+            400,
+            json!({
+                "key": "wrong", "errorCode": "GENERAL", "errorDetails": "its targeting says no variant of it",
+            }),
+        ),
+        (
+            "/open",
+            "no JSON",
+            400,
+            json!({
+                "key": "open", "errorCode": "INVALID_CONTEXT",
+                "errorDetails": "send JSON: {\"context\": {\"targetingKey\": \"u-1\"}}",
+            }),
+        ),
+    ] {
+        assert_eq!(ask(path, body).await, (status, expected), "{path} {body}");
+    }
+    let (status, told) = ask("", r#"{"context":{}}"#).await;
+    assert_eq!((status, told["flags"].as_array().unwrap().len()), (200, 4));
+    assert_eq!(gateway.metric(r#"gateway_flag_evaluations_total{flag="open""#).await, 0.0);
+}
+
+/// `check` looks into the file, and `explain` says what flags say.
+#[tokio::test]
+async fn a_policy_and_its_flags_must_fit() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    pki(folder);
+    let (u, v) = (Recorder::start(folder, "u").await, Recorder::start(folder, "v").await);
+    put(folder, &flags("off", &json!("on")).to_string());
+    let gateway = serve(folder, &policy(&u, &v)).await;
+    let run = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_gateway")).args(arguments).current_dir(folder).output();
+        let output = output.unwrap();
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
+        )
+    };
+    let (good, told) = run(&["check", "edge.yaml"]);
+    assert!(good && told.contains("route shared -> u for off, v for on of flag new-core"), "{told}");
+    std::fs::write(folder.join("request.http"), "GET /shared HTTP/1.1\r\nhost: edge\r\n\r\n").unwrap();
+    let (_, told) = run(&["explain", "edge.yaml", "request.http"]);
+    assert!(told.contains("flag new-core: on (TARGETING_MATCH)"), "{told}");
+    assert!(told.contains("=> goes to v, as flag new-core says"), "{told}");
+    std::fs::write(folder.join("request.http"), "GET /refunds HTTP/1.1\r\nhost: edge\r\n\r\n").unwrap();
+    let (good, told) = run(&["explain", "edge.yaml", "request.http"]);
+    assert!(
+        !good && told.contains("flag open: off (STATIC)") && told.contains("=> 404 route_not_found"),
+        "{told}"
+    );
+
+    for (text, expected) in [
+        (r#"{ "flags": {} }"#.to_owned(), "there is no flag `open`"),
+        (flags("off", &json!("on")).to_string().replace("new-core", "newcore"), "did you mean `newcore`?"),
+        (
+            flags("off", &json!("on")).to_string().replace(r#""off":false"#, r#""of":false"#),
+            "did you mean `of`?",
+        ),
+        ("{".to_owned(), "EOF while parsing"),
+    ] {
+        put(folder, &text);
+        let (good, told) = run(&["check", "edge.yaml"]);
+        assert!(!good && told.contains(expected), "{text}: {told}");
+    }
+    std::fs::remove_file(folder.join("flags.json")).unwrap();
+    let (good, told) = run(&["check", "edge.yaml"]);
+    assert!(!good && told.contains("flags.json"), "{told}");
+    drop(gateway);
+}
