@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use crate::chain::{Chain, Refused};
 use crate::failure::Failure;
 use crate::filter::{Context, Headers, Host, Refusal, Request};
-use crate::policy::{Match, Policy, RouteRule, Share, version};
+use crate::policy::{Match, Policy, Preflight, RouteRule, Share, version};
 use crate::state::{Answer, Batch, Full, Op};
 use crate::trace::{TraceContext, request_id};
 use crate::upstream::{MOST_ANSWER_BYTES, Outgoing, UpstreamAnswer, UpstreamFields};
@@ -81,10 +81,17 @@ impl Admission {
     /// were renewed since ([`Refusal::stale_keys`]).
     pub fn head(&mut self, policy: &Policy, request: &Request<'_>, host: &dyn Host) -> Result<(), Refused> {
         self.context = Context::new(self.peer);
-        let position = find(policy, request)?;
-        self.rule = Some(position);
-        let rule = policy.rules().get(position).ok_or_else(not_found)?;
-        rule.chain.head(request, host, &mut self.context)
+        match find(policy, request)? {
+            Found::Rule(position) => {
+                self.rule = Some(position);
+                let rule = policy.rules().get(position).ok_or_else(not_found)?;
+                rule.chain.head(request, host, &mut self.context)
+            }
+            // Answered or refused: it is of no route.
+            Found::Preflight(chain) => {
+                chain.head(request, host, &mut self.context).and_then(|()| Err(not_found()))
+            }
+        }
     }
 
     /// Who of the route's upstreams serves the request, and which in their order that is. Known once the header was
@@ -239,8 +246,15 @@ pub const JOINED: [&str; 2] = ["vary", "link"];
 /// Fields of an answer that tell what is behind the edge, and that no client needs.
 pub const HIDDEN_FROM_CLIENTS: [&str; 1] = ["server"];
 
-/// The position of the rule that serves the request.
-fn find(policy: &Policy, request: &Request<'_>) -> Result<usize, Refused> {
+/// Who decides on a request.
+enum Found<'p> {
+    /// The rule that serves it, by its position.
+    Rule(usize),
+    /// What answers a preflight that could be of several.
+    Preflight(&'p Chain),
+}
+
+fn find<'p>(policy: &'p Policy, request: &Request<'_>) -> Result<Found<'p>, Refused> {
     // Two hosts, or two readings of one. Envoy joins repeated ones with a comma.
     let odd = |byte: u8| byte <= b' ' || b",@/?#".contains(&byte);
     match request.headers.one("host") {
@@ -262,15 +276,25 @@ fn find(policy: &Policy, request: &Request<'_>) -> Result<usize, Refused> {
         Refusal::new(400, "version_ambiguous", detail)
     })?;
     let unasked = |rule: &RouteRule| upgrade == Upgrade::WebSocket && rule.websocket.is_none();
-    if let Some(method) = cors::preflight(request.method, &request.headers)
-        && let Match::Route(position) = policy.route(method, request.path, version)
-        && policy.rules().get(position).is_some_and(|rule| rule.chain.names().any(|name| name == "cors"))
-    {
-        return Ok(position);
+    if let Some(method) = cors::preflight(request.method, &request.headers) {
+        let found = match (version, policy.route(method, request.path, version)) {
+            (None, _) => policy.preflight(method, request.path),
+            // No browser names one.
+            (Some(_), Match::Route(position)) => Some(Preflight::Rule(position)),
+            (Some(_), Match::MethodNotAllowed(_) | Match::VersionUnknown(_) | Match::NotFound) => None,
+        };
+        let has_cors = |rule: &RouteRule| rule.chain.names().any(|name| name == "cors");
+        match found {
+            Some(Preflight::Versions(chain)) => return Ok(Found::Preflight(chain)),
+            Some(Preflight::Rule(position)) if policy.rules().get(position).is_some_and(has_cors) => {
+                return Ok(Found::Rule(position));
+            }
+            Some(Preflight::Rule(_)) | None => {}
+        }
     }
     match policy.route(request.method, request.path, version) {
         Match::Route(rule) if policy.rules().get(rule).is_some_and(unasked) => Err(upgrade_unsupported()),
-        Match::Route(rule) => Ok(rule),
+        Match::Route(rule) => Ok(Found::Rule(rule)),
         Match::NotFound => Err(not_found()),
         Match::VersionUnknown(versions) => {
             let detail = format!("Ask for one of the versions {}.", versions.join(", "));

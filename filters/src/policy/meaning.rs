@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use super::document::{At, Document};
 use super::keyring::{Keyring, window_warnings};
 use super::mistake::{Mistake, unknown};
+use super::preflight::{Preflight, Preflights};
 use super::routing::{Match, Paths};
 use super::syntax;
 use super::tenancy::{self, Plans, Tenancy};
@@ -30,6 +31,7 @@ pub struct Policy {
     /// The filters of every route, for answers to requests that have none.
     everywhere: Chain,
     paths: Paths,
+    preflights: Preflights,
     /// The clients' keys as they were when the policy was read.
     keyring: Arc<Keyring>,
     warnings: Vec<Mistake>,
@@ -108,11 +110,12 @@ impl Policy {
         let rules = rules(&document, plans, &keyring, &mut mistakes);
         let everywhere = everywhere(&document, plans, &keyring, &mut mistakes);
         let paths = Paths::new(&document, &mut mistakes);
+        let preflights = preflights(&document, plans, &keyring);
         if mistakes.is_empty() {
             // A module has nobody to warn.
             let warnings =
                 if cfg!(target_family = "wasm") { Vec::new() } else { warnings(&document, &paths) };
-            Ok(Self { document, rules, everywhere, paths, keyring, warnings })
+            Ok(Self { document, rules, everywhere, paths, preflights, keyring, warnings })
         } else {
             mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
             Err(mistakes)
@@ -174,6 +177,11 @@ impl Policy {
     /// the one that the request [asks for](super::version).
     pub fn route(&self, method: &str, path: &str, version: Option<&str>) -> Match<'_> {
         self.paths.find(method, path, version)
+    }
+
+    /// Who decides on a preflight that names no version, for a request of this method.
+    pub(crate) fn preflight(&self, method: &str, path: &str) -> Option<Preflight<'_>> {
+        self.preflights.of(&self.paths.rules_of(method, path))
     }
 }
 
@@ -268,6 +276,14 @@ fn check_tenancy<'d>(
     let tenancy = Tenancy::of(document, &document.plans, &FilterSet::default(), &[]);
     let site = Site { route: "", issuers, trusted_proxies, clients, keyring, tenancy };
     tenancy::check(document, &site, mistakes)
+}
+
+/// Who decides on preflights of several versions, seen from no route at all.
+fn preflights(document: &Document, plans: &Plans, keyring: &Arc<Keyring>) -> Preflights {
+    let Document { issuers, clients, trusted_proxies, .. } = document;
+    let tenancy = Tenancy::of(document, plans, &FilterSet::default(), &[]);
+    let site = Site { route: "", issuers, trusted_proxies, clients, keyring, tenancy };
+    Preflights::new(document, &site)
 }
 
 /// The filters of every route, on no route at all.
