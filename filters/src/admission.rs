@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use crate::chain::{Chain, Refused};
+use crate::compression::Coding;
 use crate::failure::Failure;
 use crate::filter::{Context, Headers, Host, Refusal, Request};
 use crate::policy::{Match, Policy, Preflight, RouteRule, Share, version};
@@ -181,6 +182,21 @@ impl Admission {
         let path = rule.rewrite.as_deref().unwrap_or(request.path);
         let answer = UpstreamAnswer { status, headers, body, path, nonce: &self.nonce() };
         rule.chain.answer(request, &answer, host, &mut self.context)
+    }
+
+    /// Whether the upstream's answer is compressed, by its header.
+    pub fn coding(
+        &self,
+        policy: &Policy,
+        request: &Request<'_>,
+        (status, fields): (u16, &Headers<'_>),
+    ) -> Coding {
+        self.rule(policy).map_or(Coding::AsItComes, |rule| rule.chain.coding(request, status, fields))
+    }
+
+    /// Whether any answer to this request could be compressed.
+    pub fn compresses(&self, policy: &Policy) -> bool {
+        self.rule(policy).is_some_and(|rule| rule.chain.compresses())
     }
 
     /// What marks this request, and its answer, as new: its id, as a signature's parameters may write it.

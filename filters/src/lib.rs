@@ -107,5 +107,6 @@ filters! {
     quota,
     concurrency,
     signing,
+    compression,
     headers,
 }

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::FilterSet;
 use crate::chain::Chain;
+use crate::compression;
 use crate::filter::Context;
 use crate::sharing;
 use crate::subject::{By, subject};
@@ -56,6 +57,8 @@ pub struct RouteRule {
     pub retries: u32,
     /// Whether WebSockets pass, and their bounds.
     pub websocket: Option<WebSocket>,
+    /// Which answers are compressed, if any.
+    pub compression: Option<compression::Config>,
     pub chain: Chain,
     /// Filters of every route that this one does without.
     pub except: Vec<String>,
@@ -243,6 +246,7 @@ fn rules(
                 mistakes.push(Mistake::at(place(filter), message));
             }
         }
+        let compression = filters.compression.clone();
         match filters.build(&site) {
             Ok(filters) => rules.push(RouteRule {
                 name: route.name.clone(),
@@ -255,6 +259,7 @@ fn rules(
                 timeout_ms: route.timeout_ms,
                 retries: route.retries,
                 websocket: route.websocket.as_ref().map(|websocket| websocket.value),
+                compression,
                 chain: Chain::new(filters),
                 except: except.into_iter().map(str::to_owned).collect(),
             }),
