@@ -10,10 +10,11 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use crate::chain::{Chain, Refused};
+use crate::compression::Coding;
 use crate::failure::Failure;
 use crate::filter::{Context, Headers, Host, Refusal, Request};
 use crate::flags::Seen;
-use crate::policy::{Match, Policy, RouteRule, Share, version};
+use crate::policy::{Match, Policy, Preflight, RouteRule, Share, version};
 use crate::state::{Answer, Batch, Full, Op};
 use crate::trace::{TraceContext, request_id};
 use crate::upstream::{MOST_ANSWER_BYTES, Outgoing, UpstreamAnswer, UpstreamFields};
@@ -82,7 +83,14 @@ impl Admission {
     /// were renewed since ([`Refusal::stale_keys`]).
     pub fn head(&mut self, policy: &Policy, request: &Request<'_>, host: &dyn Host) -> Result<(), Refused> {
         self.context = Context { flags: Seen::of(policy.flag_file()), ..Context::new(self.peer) };
-        let position = find(policy, request)?;
+        let position = match find(policy, request)? {
+            Found::Rule(position) => position,
+            // Answered or refused: it is of no route.
+            Found::Preflight(chain) => {
+                chain.head(request, host, &mut self.context)?;
+                return Err(route_not_found().into());
+            }
+        };
         self.rule = Some(position);
         let rule = policy.rules().get(position).ok_or_else(route_not_found)?;
         rule.chain.head(request, host, &mut self.context)?;
@@ -182,6 +190,21 @@ impl Admission {
         rule.chain.answer(request, &answer, host, &mut self.context)
     }
 
+    /// Whether the upstream's answer is compressed, by its header.
+    pub fn coding(
+        &self,
+        policy: &Policy,
+        request: &Request<'_>,
+        (status, fields): (u16, &Headers<'_>),
+    ) -> Coding {
+        self.rule(policy).map_or(Coding::AsItComes, |rule| rule.chain.coding(request, status, fields))
+    }
+
+    /// Whether any answer to this request could be compressed.
+    pub fn compresses(&self, policy: &Policy) -> bool {
+        self.rule(policy).is_some_and(|rule| rule.chain.compresses())
+    }
+
     /// What marks this request, and its answer, as new: its id, as a signature's parameters may write it.
     fn nonce(&self) -> String {
         self.request_id.replace('-', "")
@@ -245,8 +268,15 @@ pub const JOINED: [&str; 2] = ["vary", "link"];
 /// Fields of an answer that tell what is behind the edge, and that no client needs.
 pub const HIDDEN_FROM_CLIENTS: [&str; 1] = ["server"];
 
-/// The position of the rule that serves the request.
-fn find(policy: &Policy, request: &Request<'_>) -> Result<usize, Refused> {
+/// Who decides on a request.
+enum Found<'p> {
+    /// The rule that serves it, by its position.
+    Rule(usize),
+    /// What answers a preflight that could be of several.
+    Preflight(&'p Chain),
+}
+
+fn find<'p>(policy: &'p Policy, request: &Request<'_>) -> Result<Found<'p>, Refused> {
     // Two hosts, or two readings of one. Envoy joins repeated ones with a comma.
     let odd = |byte: u8| byte <= b' ' || b",@/?#".contains(&byte);
     match request.headers.one("host") {
@@ -268,15 +298,25 @@ fn find(policy: &Policy, request: &Request<'_>) -> Result<usize, Refused> {
         Refusal::new(400, "version_ambiguous", detail)
     })?;
     let unasked = |rule: &RouteRule| upgrade == Upgrade::WebSocket && rule.websocket.is_none();
-    if let Some(method) = cors::preflight(request.method, &request.headers)
-        && let Match::Route(position) = policy.route(method, request.path, version)
-        && policy.rules().get(position).is_some_and(|rule| rule.chain.names().any(|name| name == "cors"))
-    {
-        return Ok(position);
+    if let Some(method) = cors::preflight(request.method, &request.headers) {
+        let found = match (version, policy.route(method, request.path, version)) {
+            (None, _) => policy.preflight(method, request.path),
+            // No browser names one.
+            (Some(_), Match::Route(position)) => Some(Preflight::Rule(position)),
+            (Some(_), Match::MethodNotAllowed(_) | Match::VersionUnknown(_) | Match::NotFound) => None,
+        };
+        let has_cors = |rule: &RouteRule| rule.chain.names().any(|name| name == "cors");
+        match found {
+            Some(Preflight::Versions(chain)) => return Ok(Found::Preflight(chain)),
+            Some(Preflight::Rule(position)) if policy.rules().get(position).is_some_and(has_cors) => {
+                return Ok(Found::Rule(position));
+            }
+            Some(Preflight::Rule(_)) | None => {}
+        }
     }
     match policy.route(request.method, request.path, version) {
         Match::Route(rule) if policy.rules().get(rule).is_some_and(unasked) => Err(upgrade_unsupported()),
-        Match::Route(rule) => Ok(rule),
+        Match::Route(rule) => Ok(Found::Rule(rule)),
         Match::NotFound => Err(route_not_found().into()),
         Match::VersionUnknown(versions) => {
             let detail = format!("Ask for one of the versions {}.", versions.join(", "));

@@ -5,8 +5,9 @@
 
 use std::borrow::Cow;
 
+use crate::compression::Coding;
 use crate::failure::Failure;
-use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict};
+use crate::filter::{Context, Filter, Headers, Host, Refusal, Request, Verdict};
 use crate::state::{Answer, Batch};
 use crate::upstream::{Outgoing, UpstreamAnswer};
 
@@ -110,6 +111,17 @@ impl Chain {
         context: &mut Context,
     ) -> Result<(), Refused> {
         self.each(context, |filter, context| filter.answer(request, answer, host, context))
+    }
+
+    /// Whether the upstream's answer is compressed, by its header.
+    pub fn coding(&self, request: &Request<'_>, status: u16, fields: &Headers<'_>) -> Coding {
+        let codings = self.0.iter().map(|filter| filter.coding(request, status, fields));
+        codings.into_iter().find(|coding| *coding != Coding::AsItComes).unwrap_or(Coding::AsItComes)
+    }
+
+    /// Whether [`coding`](Self::coding) could be anything but [`Coding::AsItComes`].
+    pub fn compresses(&self) -> bool {
+        self.names().any(|name| name == "compression")
     }
 
     /// The fields to add to an answer of this route, whoever gives it.

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::certificate::Certificate;
+use crate::compression::Coding;
 use crate::crypto::{Local, Verify, VerifyingKey, equal};
 use crate::failure::Failure;
 use crate::flags::{Flags, Seen};
@@ -26,7 +27,8 @@ use crate::upstream::{Outgoing, UpstreamAnswer};
 ///    shared state;
 /// 4. [`forward`](Filter::forward) when nothing refuses, with the request as the upstream will get it;
 /// 5. [`answer`](Filter::answer) with the upstream's answer, whole, if [`reads_answer`](Filter::reads_answer);
-/// 6. [`response`](Filter::response) on every answer that leaves the edge, refusals included.
+/// 6. [`coding`](Filter::coding) with the header of the upstream's answer;
+/// 7. [`response`](Filter::response) on every answer that leaves the edge, refusals included.
 pub trait Filter: Send + Sync + std::fmt::Debug {
     /// The filter's name in the policy file, in metrics and in logs.
     fn name(&self) -> &'static str;
@@ -76,6 +78,11 @@ pub trait Filter: Send + Sync + std::fmt::Debug {
         _context: &mut Context,
     ) -> Verdict {
         Verdict::Pass
+    }
+
+    /// Whether the upstream's answer is compressed on its way to the client.
+    fn coding(&self, _request: &Request<'_>, _status: u16, _fields: &Headers<'_>) -> Coding {
+        Coding::AsItComes
     }
 
     /// Adds header fields to the answer.

@@ -118,5 +118,6 @@ filters! {
     quota,
     concurrency,
     signing,
+    compression,
     headers,
 }

@@ -97,6 +97,17 @@ fn settings_of_filters() {
             "signature: { components: ['\"date\";x'] }",
             "parameters that are unknown, missing or do not go together",
         ),
+        // What no request could have would refuse them all.
+        (
+            "signature: { components: ['\"x-app\";sf'] }",
+            "component \"x-app\";sf: the type of this structured field is not known",
+        ),
+        (
+            "signature: { components: ['\"ratelimit\";key=\"a\"'] }",
+            "component \"ratelimit\";key=\"a\": not a structured field of the right type",
+        ),
+        ("signature: { components: ['\"date\";req'] }", "there is no request that this message answers"),
+        ("signature: { components: [\"@status\"] }", "component \"@status\": not in the message"),
         ("signature: { components: [date, date] }", "signature: component `date` is named twice"),
         (&many, "signature: `components` adds at most 27 to those always covered"),
         ("signature: { max_age_s: 0 }", "`max_age_s` is between 1 and 3600, `max_skew_s` at most 300"),

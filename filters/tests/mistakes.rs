@@ -592,6 +592,40 @@ fn pages_of_other_origins_are_named() {
     }
 }
 
+/// What the filter `compression` wants of its settings.
+#[test]
+fn answers_are_compressed_that_can_be() {
+    let many = vec!["a/b"; 33].join(", ");
+    for (filters, expected) in [
+        ("compression: {}", ""),
+        ("compression: { least_bytes: 1, types: [text/event-stream, application/vnd.a.v2+json] }", ""),
+        ("compression: { least_bytes: 0 }", "compression: `least_bytes` is between 1 and 1048576"),
+        ("compression: { least_bytes: 1048577 }", "`least_bytes` is between 1 and 1048576"),
+        ("compression: { types: [] }", "`types` are between 1 and 32 media types"),
+        (&format!("compression: {{ types: [{many}] }}"), "`types` are between 1 and 32 media types"),
+        ("compression: { types: [json] }", "`json` is not a media type: write it as `application/json`"),
+        ("compression: { types: ['text/plain; a=b'] }", "in lower case and without parameters"),
+        ("compression: { types: [Text/Plain] }", "`Text/Plain` is not a media type"),
+        (
+            "compression: { types: [application/problem+json] }",
+            "is what refusals are, and those stay as they are",
+        ),
+        // What is signed is signed as it leaves the upstream.
+        ("compression: {}, signing: { to_upstream: { key: acme-1 } }", ""),
+        (
+            "compression: {}, signing: { to_client: { key: acme-1 } }",
+            "p.yaml:16:5: route `send`: what is signed or verified is not compressed afterwards",
+        ),
+        (
+            "compression: {}, signing: { to_upstream: { key: acme-1 }, from_upstream: { key: acme-1 } }",
+            "write `except: [compression]`, or drop `compression` here",
+        ),
+    ] {
+        let told = read(&format!("{GOOD}    filters: {{ {filters} }}\n")).err().unwrap_or_default();
+        assert!(told.contains(expected) && told.is_empty() == expected.is_empty(), "{filters}: {told}");
+    }
+}
+
 /// [`GOOD`] with these lines above its filters, and these filters of its route.
 fn with_tenants(above: &str, filters: &str) -> String {
     let text = GOOD.replacen("filters:\n", &format!("{above}filters:\n"), 1);

@@ -171,3 +171,34 @@ fn what_nothing_uses_and_nobody_watches() {
         assert_eq!(told(routes, more), expected, "{routes:?} {more}");
     }
 }
+
+#[test]
+fn preflights_of_versions_that_do_not_agree() {
+    let v = |version: &str, cors: &str| {
+        format!("methods: [GET], path: /v, version: \"{version}\", filters: {{ {cors} }}")
+    };
+    let (a, b) = ("cors: { origins: [\"https://a.example\"] }", "cors: { origins: [\"https://b.example\"] }");
+    for (first, second, expected) in [
+        (v("1", a), v("2", a), None),
+        (v("1", ""), v("2", ""), None),
+        (
+            v("1", ""),
+            v("2", a),
+            Some(
+                "route 2: route `two`: a browser's preflight names no version, and route `one` serves GET /v too, without \
+                 `cors`: preflights are refused",
+            ),
+        ),
+        (
+            v("1", a),
+            v("2", b),
+            Some(
+                "route 1: route `one`: a browser's preflight names no version, and no page is let in by every version of \
+                 GET /v: preflights are refused",
+            ),
+        ),
+    ] {
+        let told = told(&[("one", &first), ("two", &second)], "");
+        assert_eq!(told, expected.into_iter().collect::<Vec<_>>(), "{first} {second}");
+    }
+}

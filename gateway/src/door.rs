@@ -9,6 +9,7 @@ use filters::chain::Refused;
 use filters::failure::Failure;
 use filters::upstream::UpstreamFields;
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
 use pingora::prelude::*;
 use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
@@ -16,6 +17,7 @@ use pingora::upstreams::peer::HttpPeer;
 use tokio::sync::watch;
 
 use crate::access_log;
+use crate::compression::{Compression, Compressions};
 use crate::exchange::{Exchange, InFlight};
 use crate::flags;
 use crate::gate::Gate;
@@ -56,6 +58,10 @@ impl ProxyHttp for Door {
             _in_flight: InFlight::enter(&edge.metrics().in_flight),
             edge,
         }
+    }
+
+    fn init_downstream_modules(&self, modules: &mut HttpModules) {
+        modules.add_module(Box::new(Compressions));
     }
 
     async fn early_request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
@@ -141,13 +147,15 @@ impl ProxyHttp for Door {
 
     async fn response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         answer: &mut ResponseHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
         if let (Some(upstream), Some(position)) = (&exchange.upstream, exchange.address) {
             upstream.answered(position);
         }
+        let coding = exchange.edge.coding(session, answer, exchange);
+        Compression::decide(session, coding);
         exchange.edge.dress(answer, exchange)
     }
 
@@ -238,7 +246,7 @@ impl ProxyHttp for Door {
         metrics.requests.with_label_values(&[route, method, &status.to_string()]).inc();
         metrics.duration.with_label_values(&[route]).observe(elapsed.as_secs_f64());
         let admission = exchange.admission.as_ref().filter(|_| exchange.upstream.is_some());
-        if let Some(admission) = admission {
+        if let Some(admission) = &exchange.admission {
             flags::count(admission.context(), &metrics.flags);
         }
         if let Some((experiment, variant)) = admission.and_then(|admission| admission.variant(&edge.policy)) {

@@ -9,12 +9,14 @@ use bytes::Bytes;
 use certs::Watch;
 use filters::admission::{Admission, JOINED, asks_for_websocket};
 use filters::chain::Refused;
+use filters::compression::Coding;
 use filters::failure::Failure;
-use filters::filter::{Host, Introspected, Refusal};
+use filters::filter::{Headers, Host, Introspected, Refusal};
 use filters::flags::Flags;
 use filters::jwt::{KeySet, Revocations};
 use filters::policy::{Keyring, Policy, RouteRule};
 use filters::state::Answer;
+use http::Version;
 use pingora::Result as Answered;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::*;
@@ -354,6 +356,23 @@ impl Edge {
             drain(session).await;
         }
         Ok(())
+    }
+
+    /// Whether the upstream's answer is compressed.
+    pub(crate) fn coding(&self, session: &Session, answer: &ResponseHeader, exchange: &Exchange) -> Coding {
+        let compresses = |admission: &&Admission| admission.compresses(&self.policy);
+        let (Some(admission), Some(sender)) =
+            (exchange.admission.as_ref().filter(compresses), Sender::of(session))
+        else {
+            return Coding::AsItComes;
+        };
+        let fields: Headers<'_> =
+            answer.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        let header = session.req_header();
+        let told = (answer.status.as_u16(), &fields);
+        let coding = admission.coding(&self.policy, &request(header, &sender), told);
+        // Its length is not known in advance, and an older client is told the end in no other way.
+        if header.version < Version::HTTP_11 { coding.of_nothing() } else { coding }
     }
 
     /// The fields of every answer, whoever gives it.

@@ -8,6 +8,7 @@ mod access_log;
 mod admin;
 pub mod api_key;
 mod client_keys;
+mod compression;
 pub mod diff;
 mod door;
 mod edge;

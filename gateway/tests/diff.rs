@@ -120,6 +120,12 @@ fn each_change_is_told_with_whom_it_concerns_and_which_way_it_goes() {
                 "  - route send: nonce.window_s: 300 -> 60",
             ],
         ),
+        // Who passes is another matter.
+        (
+            "  shape: {}\n",
+            "  shape: {}\n  compression: {}\n",
+            &["changes otherwise:", "  ~ every route: compression is"],
+        ),
         // How often, with by whom it is counted.
         (
             limit,

@@ -3,7 +3,8 @@
 //!
 //! Keeps browsers from telling one site's page what another's service answers; it lets nobody in, and keeps out nobody
 //! who has no browser. A preflight, `OPTIONS` with `Access-Control-Request-Method`, is decided on by the route of the
-//! method that it asks for, and answered by the edge before anything else is asked.
+//! method that it asks for, and answered by the edge before anything else is asked. Where several versions serve that
+//! method it is answered as all of them would answer it, for it names none.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,13 @@ pub(crate) fn preflight<'r>(method: &str, headers: &Headers<'r>) -> Option<&'r s
     headers.one(REQUESTED_METHOD).ok().flatten().filter(|_| is_one)
 }
 
+impl Config {
+    /// Whether no page is let in: two lists had none in common.
+    pub(crate) fn names_nobody(&self) -> bool {
+        self.origins.iter().all(String::is_empty)
+    }
+}
+
 impl Settings for Config {
     /// A page must be let in by both.
     fn and(self, child: Self) -> Self {
@@ -62,7 +70,7 @@ impl Settings for Config {
 
     fn build(self, _site: &Site<'_>) -> Result<Box<dyn Filter>, Unusable> {
         const LONGEST_AGE_S: u32 = 86_400;
-        if self.origins.iter().all(String::is_empty) {
+        if self.names_nobody() {
             return Err(Unusable::new("`origins` names no page that may call"));
         }
         let any = self.origins == [ANY];

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use super::document::{At, Document};
 use super::keyring::{Keyring, window_warnings};
 use super::mistake::{Mistake, unknown};
+use super::preflight::{Preflight, Preflights};
 use super::routing::{Match, Paths};
 use super::syntax;
 use super::tenancy::{self, Plans, Tenancy};
@@ -18,6 +19,7 @@ use super::{
 };
 use crate::FilterSet;
 use crate::chain::Chain;
+use crate::compression;
 use crate::filter::Context;
 use crate::flags::FlagUse;
 use crate::sharing;
@@ -31,6 +33,7 @@ pub struct Policy {
     /// The filters of every route, for answers to requests that have none.
     everywhere: Chain,
     paths: Paths,
+    preflights: Preflights,
     /// The clients' keys as they were when the policy was read.
     keyring: Arc<Keyring>,
     flag_file: Option<Arc<FlagFile>>,
@@ -60,6 +63,8 @@ pub struct RouteRule {
     pub retries: u32,
     /// Whether WebSockets pass, and their bounds.
     pub websocket: Option<WebSocket>,
+    /// Which answers are compressed, if any.
+    pub compression: Option<compression::Config>,
     pub chain: Chain,
     /// Filters of every route that this one does without.
     pub except: Vec<String>,
@@ -123,12 +128,23 @@ impl Policy {
         flag_file::check_uses(&document, &flag_uses, &mut mistakes);
         let everywhere = everywhere(&document, plans, &keyring, &mut mistakes);
         let paths = Paths::new(&document, &mut mistakes);
+        let preflights = preflights(&document, plans, &keyring);
         if mistakes.is_empty() {
             // A module has nobody to warn.
             let warnings =
                 if cfg!(target_family = "wasm") { Vec::new() } else { warnings(&document, &paths) };
             let flag_file = document.flags.as_ref().map(|source| Arc::new(source.value.clone()));
-            Ok(Self { document, rules, everywhere, paths, keyring, flag_file, flag_uses, warnings })
+            Ok(Self {
+                document,
+                rules,
+                everywhere,
+                paths,
+                preflights,
+                keyring,
+                flag_file,
+                flag_uses,
+                warnings,
+            })
         } else {
             mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
             Err(mistakes)
@@ -201,6 +217,11 @@ impl Policy {
     pub fn route(&self, method: &str, path: &str, version: Option<&str>) -> Match<'_> {
         self.paths.find(method, path, version)
     }
+
+    /// Who decides on a preflight that names no version, for a request of this method.
+    pub(crate) fn preflight(&self, method: &str, path: &str) -> Option<Preflight<'_>> {
+        self.preflights.of(&self.paths.rules_of(method, path))
+    }
 }
 
 fn rules(
@@ -264,6 +285,7 @@ fn rules(
                 mistakes.push(Mistake::at(place(filter), message));
             }
         }
+        let compression = filters.compression.clone();
         match filters.build(&site) {
             Ok(filters) => rules.push(RouteRule {
                 name: route.name.clone(),
@@ -277,6 +299,7 @@ fn rules(
                 timeout_ms: route.timeout_ms,
                 retries: route.retries,
                 websocket: route.websocket.as_ref().map(|websocket| websocket.value),
+                compression,
                 chain: Chain::new(filters),
                 except: except.into_iter().map(str::to_owned).collect(),
             }),
@@ -298,6 +321,14 @@ fn check_tenancy<'d>(
     let tenancy = Tenancy::of(document, &document.plans, &FilterSet::default(), &[]);
     let site = Site { route: "", issuers, trusted_proxies, clients, keyring, tenancy };
     tenancy::check(document, &site, mistakes)
+}
+
+/// Who decides on preflights of several versions, seen from no route at all.
+fn preflights(document: &Document, plans: &Plans, keyring: &Arc<Keyring>) -> Preflights {
+    let Document { issuers, clients, trusted_proxies, .. } = document;
+    let tenancy = Tenancy::of(document, plans, &FilterSet::default(), &[]);
+    let site = Site { route: "", issuers, trusted_proxies, clients, keyring, tenancy };
+    Preflights::new(document, &site)
 }
 
 /// The filters of every route, on no route at all.

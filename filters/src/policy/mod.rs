@@ -12,6 +12,7 @@ mod listeners;
 mod meaning;
 mod mistake;
 mod overlap;
+mod preflight;
 mod reference;
 mod routes;
 mod routing;
@@ -32,6 +33,7 @@ pub use listeners::{ClientCertificates, Listener, ListenerTls, NamedCertificate,
 pub use meaning::{Policy, RouteRule, Site};
 pub use mistake::{Mistake, Unusable};
 pub(crate) use mistake::{nearest, unknown};
+pub use preflight::Preflight;
 pub use reference::{Reference, ReferenceError};
 pub use routes::{Deprecated, Mirror, Route, Share, WebSocket};
 pub use routing::{Match, version};

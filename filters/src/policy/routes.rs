@@ -153,6 +153,16 @@ pub(super) fn check(
     if let Some(mirror) = &route.mirror {
         check_mirror(document, mirror, route, filters, mistakes);
     }
+    if let (Some(_), Some(signing)) = (&filters.compression, &filters.signing)
+        && signing.reads_answers()
+    {
+        let message = format!(
+            "route `{}`: what is signed or verified is not compressed afterwards: write `except: [compression]`, or drop \
+             `compression` here",
+            route.name
+        );
+        mistakes.push(Mistake::at(location, message));
+    }
     if let Some(websocket) = &route.websocket {
         check_websocket(websocket, route, filters, mistakes);
     }

@@ -86,6 +86,12 @@ impl Paths {
         self.0.at(path).into_iter().flat_map(|found| found.value.iter().map(|served| served.rule))
     }
 
+    /// The positions of the rules of the path and the method, whatever versions they serve, in their order.
+    pub(super) fn rules_of(&self, method: &str, path: &str) -> Vec<usize> {
+        let Ok(found) = self.0.at(path) else { return Vec::new() };
+        found.value.iter().filter(|served| served.method == method).map(|served| served.rule).collect()
+    }
+
     pub(super) fn find(&self, method: &str, path: &str, version: Option<&str>) -> Match<'_> {
         let Ok(found) = self.0.at(path) else { return Match::NotFound };
         let of_method = || found.value.iter().filter(|served| served.method == method);

@@ -3,6 +3,7 @@
 use super::document::{At, Document};
 use super::mistake::Mistake;
 use super::overlap::overlaps;
+use super::preflight;
 use super::routing::Paths;
 use super::tenancy;
 use super::unused::{unused, unwatched};
@@ -70,6 +71,7 @@ pub(super) fn warnings(document: &Document, paths: &Paths) -> Vec<Mistake> {
     warnings.extend(tenancy::warnings(document));
     warnings.extend(unused(document, &effective));
     warnings.extend(unwatched(document));
+    warnings.extend(preflight::refused(document));
     warnings.extend(longest.and_then(|(seconds, route)| too_few_entries(document, seconds, route)));
     warnings.sort_by_key(|warning| (warning.line, warning.column));
     warnings

@@ -70,6 +70,30 @@ impl Component {
         }
     }
 
+    /// An error when no request can have a value for it: required, it would refuse every request.
+    pub(super) fn of_some_request(&self) -> Result<(), ComponentError> {
+        let problem = match &self.part {
+            _ if self.of_request => Some(Problem::NoRequest),
+            Part::Status => Some(Problem::Absent),
+            Part::Field { name, form } => match (form, structure(name)) {
+                (Form::Strict, None) => Some(Problem::FieldType),
+                (Form::Member(_), Some(Structure::List | Structure::Item)) => Some(Problem::NotStructured),
+                (Form::Member(_), None | Some(Structure::Dictionary))
+                | (Form::Strict, Some(_))
+                | (Form::Lines | Form::Bytes, _) => None,
+            },
+            Part::Method
+            | Part::TargetUri
+            | Part::Authority
+            | Part::Scheme
+            | Part::RequestTarget
+            | Part::Path
+            | Part::Query
+            | Part::QueryParam(_) => None,
+        };
+        problem.map_or(Ok(()), |problem| Err(self.error(problem)))
+    }
+
     pub(super) fn item(&self) -> &Item {
         &self.item
     }
@@ -264,10 +288,17 @@ impl Form {
     }
 }
 
-/// `sf` needs the field's type; guessing it would let two readers disagree on the value.
-fn strict(name: &str, combined: &[u8]) -> Result<Vec<u8>, Problem> {
-    let parser = Parser::new(combined);
-    let text = match name {
+/// What a structured field is (RFC 9651).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Structure {
+    Dictionary,
+    List,
+    Item,
+}
+
+/// What the field is; `None`: that is not known here. Guessing it would let two readers disagree on the value.
+fn structure(name: &str) -> Option<Structure> {
+    match name {
         "content-digest"
         | "repr-digest"
         | "want-content-digest"
@@ -275,16 +306,26 @@ fn strict(name: &str, combined: &[u8]) -> Result<Vec<u8>, Problem> {
         | "priority"
         | "signature"
         | "signature-input"
-        | "accept-signature" => parser.parse::<Dictionary>().map_err(|_| Problem::NotStructured)?.serialize(),
+        | "accept-signature" => Some(Structure::Dictionary),
         "ratelimit" | "ratelimit-policy" | "cache-status" | "proxy-status" | "accept-ch" => {
-            parser.parse::<List>().map_err(|_| Problem::NotStructured)?.serialize()
+            Some(Structure::List)
         }
-        "idempotency-key" | "deprecation" | "client-cert" => {
-            Some(parser.parse::<Item>().map_err(|_| Problem::NotStructured)?.serialize())
-        }
+        "idempotency-key" | "deprecation" | "client-cert" => Some(Structure::Item),
         #[cfg(test)]
-        "example-dict" => parser.parse::<Dictionary>().map_err(|_| Problem::NotStructured)?.serialize(),
-        _ => return Err(Problem::FieldType),
+        "example-dict" => Some(Structure::Dictionary),
+        _ => None,
+    }
+}
+
+/// The field as `sf` has it.
+fn strict(name: &str, combined: &[u8]) -> Result<Vec<u8>, Problem> {
+    let parser = Parser::new(combined);
+    let text = match structure(name).ok_or(Problem::FieldType)? {
+        Structure::Dictionary => {
+            parser.parse::<Dictionary>().map_err(|_| Problem::NotStructured)?.serialize()
+        }
+        Structure::List => parser.parse::<List>().map_err(|_| Problem::NotStructured)?.serialize(),
+        Structure::Item => Some(parser.parse::<Item>().map_err(|_| Problem::NotStructured)?.serialize()),
     };
     // An empty list or dictionary has no serialization, though the field is there: its value is empty.
     Ok(text.unwrap_or_default().into_bytes())

@@ -119,8 +119,11 @@ impl Settings for Config {
                 unknown => format!("`clients`: there is no client `{unknown}` that has a key"),
             }));
         }
-        let parse =
-            |text: &str| text.parse::<Component>().map_err(|why| Unusable::new(format!("{why}")));
+        let parse = |text: &str| {
+            let component = text.parse::<Component>();
+            let usable = component.and_then(|component| component.of_some_request().map(|()| component));
+            usable.map_err(|why| Unusable::new(format!("{why}")))
+        };
         let mut named: Vec<Component> = Vec::new();
         for text in &self.components {
             let component = parse(text)?;

@@ -36,6 +36,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// Whether answers are verified or signed.
+    pub(crate) fn reads_answers(&self) -> bool {
+        self.from_upstream.is_some() || self.to_client.is_some()
+    }
+
     /// Whether it signs or verifies with a key of that client.
     pub(crate) fn names(&self, client: &str, its_keys: &[&str]) -> bool {
         let signers = [&self.to_upstream, &self.to_client].into_iter().flatten();

@@ -165,6 +165,35 @@ static SIGNING: LazyLock<Value> = LazyLock::new(|| {
 const GONE: &str = "upstream_reset_before_response_started{connection_termination}";
 
 /// An upstream's answer signed as the payment network signs, and the same with one thing changed.
+/// Envoy compresses by the header that the module leaves.
+#[test]
+fn answers_are_left_as_the_compressor_is_to_find_them() {
+    let field = |name: &str, value: &str| (name.to_owned(), value.as_bytes().to_vec());
+    for (more, whole, expected) in [
+        (vec![field("etag", "\"1\"")], false, vec![("etag", "W/\"1\""), ("vary", "Accept-Encoding")]),
+        // Without a body there is nothing to compress.
+        (vec![field("etag", "\"1\"")], true, vec![("etag", "\"1\""), ("vary", "Accept-Encoding")]),
+        (
+            vec![field("set-cookie", "a=b")],
+            false,
+            vec![("cache-control", "no-transform"), ("set-cookie", "a=b")],
+        ),
+    ] {
+        let envoy = fake("GET", "/x");
+        envoy.fields.borrow_mut().push(field("accept-encoding", "gzip"));
+        let mut stream = Stream::new(plugin(&json!({ "compression": {} }), &envoy));
+        assert_eq!(stream.header(true, &envoy), Flow::Continue);
+        *envoy.answer_told.borrow_mut() = more;
+        assert_eq!(stream.answer(whole, &envoy), Flow::Continue);
+        let set = envoy.answer_set.borrow();
+        let told = set.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let told: Vec<_> = told
+            .filter(|(name, _)| !matches!(*name, ":status" | "x-frame-options" | "x-request-id"))
+            .collect();
+        assert_eq!(told, expected, "{whole}");
+    }
+}
+
 #[test]
 fn an_answer_is_held_until_it_is_whole_and_verified() {
     let key = SigningKey::hmac(SECRET).unwrap();

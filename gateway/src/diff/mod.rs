@@ -303,6 +303,12 @@ fn of_route(before: &Effective<'_>, after: &Effective<'_>) -> Vec<Change> {
             // It requires nothing: it lets pages call.
             ([Step::Field(name)], None, Some(_)) if name == "cors" => (What::Filter, Effect::Looser),
             ([Step::Field(name)], Some(_), None) if name == "cors" => (What::Filter, Effect::Stricter),
+            // Nor does this, whoever passes.
+            ([Step::Field(name)], None, Some(_)) | ([Step::Field(name)], Some(_), None)
+                if name == "compression" =>
+            {
+                (What::Filter, Effect::Other)
+            }
             ([_], None, Some(_)) => (What::Filter, Effect::Stricter),
             ([_], Some(_), None) => (What::Filter, Effect::Looser),
             (..) => (What::Field, Effect::of(&delta)),

@@ -7,7 +7,7 @@ use filters::shape;
 use serde_json::{Value, json};
 
 use super::handed::metadata;
-use super::{Source, access_log, local_reply, ms, routes, socket};
+use super::{Source, access_log, compression, local_reply, ms, routes, socket};
 use crate::load::ListenerFiles;
 
 /// What Envoy holds of a request's body. More than the module does, so that the module answers first.
@@ -104,16 +104,7 @@ impl Source {
                 "codec_type": "AUTO",
                 "access_log": [access_log::json_lines(&self.loaded.version)],
                 "route_config": self.routes()?,
-                "http_filters": [
-                    self.module()?,
-                    {
-                        "name": "envoy.filters.http.router",
-                        "typed_config": {
-                            "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
-                            "suppress_envoy_headers": true,
-                        },
-                    },
-                ],
+                "http_filters": self.filters()?,
                 // The module is told the address at the other end and what the client wrote, and makes of both
                 // what the policy says.
                 "use_remote_address": true,
@@ -151,6 +142,21 @@ impl Source {
                 "local_reply_config": local_reply::problems(),
             },
         }))
+    }
+
+    /// In the order in which they see a request; they see its answer in the other one. So those that compress come first,
+    /// and the module sees every answer plain.
+    fn filters(&self) -> anyhow::Result<Vec<Value>> {
+        let router = json!({
+            "name": "envoy.filters.http.router",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
+                "suppress_envoy_headers": true,
+            },
+        });
+        let mut filters = compression::filters(self.loaded.policy.rules());
+        filters.extend([self.module()?, router]);
+        Ok(filters)
     }
 
     fn longest_route_ms(&self) -> u64 {

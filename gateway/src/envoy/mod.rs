@@ -6,6 +6,7 @@
 
 mod access_log;
 mod clusters;
+mod compression;
 pub(crate) mod handed;
 mod listener;
 mod local_reply;

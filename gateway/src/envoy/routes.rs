@@ -3,7 +3,7 @@
 use filters::policy::{RouteRule, WebSocket};
 use serde_json::{Value, json};
 
-use super::{MIRROR_FIELD, ROUTE_FIELD, SHARE_FIELD, Source, listener, ms};
+use super::{MIRROR_FIELD, ROUTE_FIELD, SHARE_FIELD, Source, compression, listener, ms};
 
 /// Envoy's answer to what no route serves is never seen: the module has answered before.
 pub(super) const NO_ROUTE_BYTES: u32 = 4_096;
@@ -81,6 +81,7 @@ impl Source {
             "name": rule.name,
             "match": { "prefix": "/", "headers": fields },
             "route": action,
+            "typed_per_filter_config": compression::of_route(rule),
         }))
     }
 }

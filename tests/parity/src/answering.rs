@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::case::Answers;
 use crate::mint::{AUTHORITY, PARTNER_SECRET, split};
 use crate::outcome::{FieldMap, upstream_fields};
+use crate::saying::{Length, Says};
 
 /// The field in which a case tells the upstream how to answer.
 pub const TELLS: &str = "x-answer";
@@ -53,8 +54,17 @@ impl Seen {
 /// What it answers.
 #[derive(Debug)]
 pub struct Made {
+    pub status: u16,
     pub fields: Vec<(String, Vec<u8>)>,
     pub body: Vec<u8>,
+    pub length: Length,
+}
+
+impl Made {
+    /// Whether the answer says how long it is.
+    pub fn tells_length(&self) -> bool {
+        self.length == Length::Told && !matches!(self.status, 204 | 304)
+    }
 }
 
 /// How to answer, as it travels in [`TELLS`].
@@ -80,8 +90,14 @@ pub fn answer(method: &str, seen: &Seen) -> anyhow::Result<Made> {
     let mut body = serde_json::to_vec(seen)?;
     let mut fields: Vec<(String, Vec<u8>)> =
         ALWAYS.map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec())).to_vec();
+    let says = Says::of(&seen.fields)?;
+    says.word(&mut fields);
+    if !says.has_body(method) {
+        body.clear();
+    }
+    let Says { status, length, .. } = says;
     let Some((_, told)) = seen.fields.iter().find(|(name, _)| name == TELLS) else {
-        return Ok(Made { fields, body });
+        return Ok(Made { status, fields, body, length });
     };
     let Told { answers, now_s } = serde_json::from_slice(told)?;
     fields.push(("content-digest".to_owned(), digest::content_digest(&body).into_bytes()));
@@ -118,7 +134,7 @@ pub fn answer(method: &str, seen: &Seen) -> anyhow::Result<Made> {
     if answers.another_body {
         body.push(b' ');
     }
-    Ok(Made { fields, body })
+    Ok(Made { status, fields, body, length })
 }
 
 /// Tells the seals of an answer to what the client sent and to what the upstream saw: either may have been signed.

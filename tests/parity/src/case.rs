@@ -12,6 +12,8 @@ use filters::FilterSet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::saying::Says;
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -113,6 +115,8 @@ pub struct Step {
     pub sign: Option<Sign>,
     /// The upstream signs its answer.
     pub answers: Option<Answers>,
+    /// How the upstream words its answer.
+    pub says: Option<Says>,
     /// What is revoked just before the request is sent, as `POST /revocations` is told it: `{ user: user-1 }`.
     pub revoke: Option<serde_json::Map<String, Value>>,
     /// How often the same bytes are sent; the verdict is the last one's.
@@ -244,6 +248,7 @@ impl Default for Step {
             token: None,
             sign: None,
             answers: None,
+            says: None,
             revoke: None,
             times: once(),
             raw: None,

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use anyhow::{Context as _, anyhow};
 use filters::admission::{Admission, Draw, JOINED};
 use filters::chain::Refused;
+use filters::compression::Coding;
 use filters::crypto::{Local, Verify};
-use filters::filter::{Host, Introspected, Refusal, Request};
+use filters::filter::{Headers, Host, Introspected, Refusal, Request};
 use filters::flags::Flags;
 use filters::jwt::revocation::Kind;
 use filters::jwt::{KeySet, Revocation, Revocations};
@@ -17,7 +18,7 @@ use filters::state::{Memory, Op};
 use filters::upstream::UpstreamFields;
 use serde_json::Value;
 
-use crate::answering::{Asked, Seen, answer, tell_answer};
+use crate::answering::{Asked, Made, Seen, answer, tell_answer};
 use crate::case::Named;
 use crate::document::{Places, policy};
 use crate::introspection;
@@ -193,15 +194,32 @@ impl<'k> InProcess<'k> {
             .map_err(|why| Refused::from(Refusal::new(500, "case_unusable", format!("{why:#}"))))?;
         if admission.reads_answer(&self.policy) {
             let headers = made.fields.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
-            admission.answer(&self.policy, request, (200, headers, &made.body), &self.world)?;
+            let answer = (made.status, headers, made.body.as_slice());
+            admission.answer(&self.policy, request, answer, &self.world)?;
         }
+        let coding = self.coding(admission, request, &made);
         let visible = |(name, _): &&(String, Vec<u8>)| !admission.hides(&self.policy, name);
         let fields = self.dressed(admission, made.fields.iter().filter(visible).cloned().collect());
+        let fields = coded(coding, fields);
         let mut answer = told_answer(&fields);
         let to = [&sent.target, &seen.target].map(|target| Asked { method: &sent.method, target });
-        tell_answer(&mut answer, 200, &fields, &made.body, to);
+        tell_answer(&mut answer, made.status, &fields, &made.body, to);
+        let entries = Some(self.memory.len());
+        if made.status != 200 {
+            let verdict = format!("{} -", made.status);
+            return Ok(Outcome { verdict, upstream: None, served_by: None, answer, entries });
+        }
         let verdict = "pass".to_owned();
-        Ok(Outcome { verdict, upstream: Some(upstream), served_by, answer, entries: Some(self.memory.len()) })
+        Ok(Outcome { verdict, upstream: Some(upstream), served_by, answer, entries })
+    }
+
+    /// Whether the answer goes on compressed.
+    fn coding(&self, admission: &Admission, request: &Request<'_>, made: &Made) -> Coding {
+        let length = made.body.len().to_string();
+        let told = made.tells_length().then_some(("content-length", length.as_bytes()));
+        let fields = made.fields.iter().map(|(name, value)| (name.as_str(), value.as_slice()));
+        let fields: Headers<'_> = fields.chain(told).collect();
+        admission.coding(&self.policy, request, (made.status, &fields))
     }
 
     fn refused(&self, admission: &Admission, refusal: &Refusal) -> Outcome {
@@ -227,6 +245,18 @@ impl<'k> InProcess<'k> {
         }
         fields
     }
+}
+
+/// The fields of an answer that goes on so.
+fn coded(coding: Coding, mut fields: Fields) -> Fields {
+    let edits = coding.edits(&fields.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect());
+    fields.retain(|(given, _)| !edits.iter().any(|(name, _)| given == name));
+    let set = edits.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.into_bytes())));
+    fields.extend(set);
+    if coding == Coding::Gzip {
+        fields.push(("content-encoding".to_owned(), b"gzip".to_vec()));
+    }
+    fields
 }
 
 type Fields = Vec<(String, Vec<u8>)>;

@@ -15,6 +15,7 @@ pub mod mint;
 pub mod outcome;
 pub mod plane;
 pub mod replay;
+pub mod saying;
 pub mod upstream;
 pub mod wire;
 pub mod world;

@@ -17,6 +17,7 @@ use crate::answering::{TELLS, tell};
 use crate::case::{Sign, Step, Token};
 use crate::certificates::Certificates;
 use crate::introspection;
+use crate::saying::SAYS;
 
 /// The authority that requests are sent to.
 pub const AUTHORITY: &str = "edge.test";
@@ -206,6 +207,9 @@ impl Sent {
         let (method, target) = (step.method.clone(), step.target.clone());
         if let Some(answers) = &step.answers {
             headers.push((TELLS.to_owned(), tell(answers, times.now_s)?.into_bytes()));
+        }
+        if let Some(says) = &step.says {
+            headers.push((SAYS.to_owned(), serde_json::to_vec(says)?));
         }
         let mut sent =
             Self { method, target, headers, body, peer: step.peer, certificate: step.certificate.clone() };

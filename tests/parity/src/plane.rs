@@ -1,5 +1,6 @@
 //! A data plane under one case's policy: the binaries that users run, over the wire.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -271,11 +272,12 @@ impl<'w> Plane<'w> {
         let mut fields =
             answer_fields(answer.fields.iter().map(|(name, value)| (name.as_str(), value.as_slice())));
         if answer.status == 200 {
-            let seen: Seen = serde_json::from_slice(&answer.body).context("not the upstream's answer")?;
+            let body = answer.plain()?;
+            let seen: Seen = serde_json::from_slice(&body).context("not the upstream's answer")?;
             anyhow::ensure!(seen.body == sent.body, "the upstream got another body");
             let upstream = seen.told(&sent.method);
             let to = [&sent.target, &seen.target].map(|target| Asked { method: &sent.method, target });
-            tell_answer(&mut fields, answer.status, &answer.fields, &answer.body, to);
+            tell_answer(&mut fields, answer.status, &answer.fields, &body, to);
             let served_by = Some(seen.upstream);
             return Ok(Outcome {
                 verdict: "pass".into(),
@@ -364,6 +366,24 @@ impl<'w> Plane<'w> {
 }
 
 impl Raw {
+    /// The body as it was before it was compressed.
+    ///
+    /// # Errors
+    /// When it is not what its field says.
+    pub fn plain(&self) -> anyhow::Result<Vec<u8>> {
+        let coding = self.fields.iter().find(|(name, _)| name == "content-encoding");
+        match coding.map(|(_, value)| value.as_slice()) {
+            None => Ok(self.body.clone()),
+            Some(b"gzip") => {
+                let mut plain = Vec::new();
+                // Not the first member alone: what stands behind it would be an error that nobody saw.
+                flate2::read::MultiGzDecoder::new(self.body.as_slice()).read_to_end(&mut plain)?;
+                Ok(plain)
+            }
+            Some(other) => bail!("the answer is coded {}", other.escape_ascii()),
+        }
+    }
+
     /// The problem's code, `-` when the answer is none.
     pub fn code(&self) -> String {
         let problem: Value = serde_json::from_slice(&self.body).unwrap_or_default();

@@ -12,6 +12,7 @@ use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::Response;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::answering::{Seen, answer};
@@ -27,6 +28,7 @@ const MOST_BODY_BYTES: usize = 1024 * 1024;
 pub struct Upstream {
     pub address: SocketAddr,
     kept: Arc<AtomicUsize>,
+    go_on: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
@@ -40,6 +42,8 @@ impl Upstream {
         let address = listener.local_addr()?;
         let kept = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&kept);
+        let go_on = Arc::new(Notify::new());
+        let goes_on = Arc::clone(&go_on);
         let app = Router::new().fallback(async move |asked: Request| {
             let (asked, body) = asked.into_parts();
             if asked.headers.contains_key("x-stay") {
@@ -48,7 +52,7 @@ impl Upstream {
             }
             let body = to_bytes(body, MOST_BODY_BYTES).await.unwrap_or_default();
             // Not 200, and so no pass, when the case asks for what there is not.
-            echo(name, &asked, &body).unwrap_or_else(|why| {
+            echo(name, &asked, &body, &goes_on).unwrap_or_else(|why| {
                 let mut response = Response::new(Body::from(format!("{why:#}")));
                 *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
                 response
@@ -64,12 +68,17 @@ impl Upstream {
             )
             .await;
         });
-        Ok(Self { address, kept, task })
+        Ok(Self { address, kept, go_on, task })
     }
 
     /// Requests that it was asked to keep so far.
     pub fn kept(&self) -> usize {
         self.kept.load(Ordering::Relaxed)
+    }
+
+    /// Lets the second half of an answer come that was to come in halves.
+    pub fn go_on(&self) {
+        self.go_on.notify_one();
     }
 }
 
@@ -79,15 +88,16 @@ impl Drop for Upstream {
     }
 }
 
-fn echo(name: &str, asked: &Parts, body: &Bytes) -> anyhow::Result<Response> {
+fn echo(name: &str, asked: &Parts, body: &Bytes, go_on: &Arc<Notify>) -> anyhow::Result<Response> {
     let fields = &asked.headers;
     let fields = fields.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect();
     let target = asked.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned();
     let seen = Seen { upstream: name.to_owned(), target, fields, body: body.to_vec() };
     let made = answer(asked.method.as_str(), &seen)?;
+    let builder = Response::builder().status(made.status);
     let response = made
         .fields
         .iter()
-        .fold(Response::builder(), |answer, (name, value)| answer.header(name.as_str(), value.as_slice()));
-    Ok(response.body(Body::from(made.body))?)
+        .fold(builder, |answer, (name, value)| answer.header(name.as_str(), value.as_slice()));
+    Ok(response.body(made.length.body(made.body, go_on))?)
 }

@@ -2,8 +2,9 @@
 
 use std::rc::Rc;
 
-use filters::admission::JOINED;
+use filters::admission::{Admission, JOINED};
 use filters::chain::Refused;
+use filters::compression::Coding;
 use filters::failure::Failure;
 use filters::filter::Headers;
 use filters::upstream::MOST_ANSWER_BYTES;
@@ -44,6 +45,18 @@ fn is_envoys_own(details: Option<&[u8]>) -> bool {
     details.is_some_and(|details| OWN.iter().any(|own| details.starts_with(own)))
 }
 
+/// The status among an answer's fields; 0: there is none.
+fn status(told: &[(String, Vec<u8>)]) -> u16 {
+    let status = told.iter().find(|(name, _)| name == ":status");
+    status.and_then(|(_, value)| std::str::from_utf8(value).ok()?.parse().ok()).unwrap_or_default()
+}
+
+/// An answer's fields but for the pseudo fields.
+fn headers(told: &[(String, Vec<u8>)]) -> Headers<'_> {
+    let own = told.iter().filter(|(name, _)| !name.starts_with(':'));
+    own.map(|(name, value)| (name.as_str(), value.as_slice())).collect()
+}
+
 impl Stream {
     /// An answer's header has come, whoever gives it; `whole`: and nothing else will.
     pub fn answer(&mut self, whole: bool, envoy: &dyn Envoy) -> Flow {
@@ -54,8 +67,31 @@ impl Stream {
             self.answering = Answering::Whole;
             return if whole { self.answered_whole(0, envoy) } else { Flow::Pause };
         }
-        self.dress(envoy);
+        self.dress(self.coding(whole, envoy), envoy);
         Flow::Continue
+    }
+
+    /// Whether Envoy's compressor, which comes next, is to compress the upstream's answer; `whole`: it has no body.
+    fn coding(&self, whole: bool, envoy: &dyn Envoy) -> Coding {
+        let compresses = |admission: &&Admission| admission.compresses(&self.plugin.policy);
+        let admission = match self.phase {
+            Phase::Admitted => self.admission.as_ref().filter(compresses),
+            Phase::New
+            | Phase::Refreshing
+            | Phase::Introspecting(_)
+            | Phase::Headed
+            | Phase::Asked(_)
+            | Phase::Refused => None,
+        };
+        let Some(admission) = admission else { return Coding::AsItComes };
+        if is_envoys_own(envoy.answer_details().as_deref()) {
+            return Coding::AsItComes;
+        }
+        let told = envoy.answer_fields();
+        let (status, fields) = (status(&told), headers(&told));
+        let request = self.received.request(admission.peer());
+        let coding = admission.coding(&self.plugin.policy, &request, (status, &fields));
+        if whole { coding.of_nothing() } else { coding }
     }
 
     /// `length` bytes of the answer's body have come; `whole`: and nothing else will.
@@ -85,22 +121,15 @@ impl Stream {
         let plugin = Rc::clone(&self.plugin);
         let Some(admission) = &mut self.admission else { return Flow::Pause };
         let told = envoy.answer_fields();
-        let status = told.iter().find(|(name, _)| name == ":status");
-        let status = status.and_then(|(_, value)| std::str::from_utf8(value).ok()?.parse().ok());
-        let headers: Headers<'_> = told
-            .iter()
-            .filter(|(name, _)| !name.starts_with(':'))
-            .map(|(name, value)| (name.as_str(), value.as_slice()))
-            .collect();
         let body = if most == 0 { Vec::new() } else { envoy.answer_body(most) };
         self.now_ms = envoy.now_ms();
         let now = Now { plugin: &plugin, now_ms: self.now_ms };
         let request = self.received.request(admission.peer());
-        let answer = (status.unwrap_or_default(), headers, body.as_slice());
+        let answer = (status(&told), headers(&told), body.as_slice());
         match admission.answer(&plugin.policy, &request, answer, &now) {
             Ok(()) => {
                 self.answering = Answering::AsItComes;
-                self.dress(envoy);
+                self.dress(Coding::AsItComes, envoy);
                 Flow::Continue
             }
             Err(refused) => self.refuse_answer(&refused, envoy),
@@ -122,7 +151,7 @@ impl Stream {
     }
 
     /// Adds what belongs on every answer.
-    fn dress(&self, envoy: &dyn Envoy) {
+    fn dress(&self, coding: Coding, envoy: &dyn Envoy) {
         let Some(admission) = &self.admission else { return };
         let ours = admission.answer_fields(&self.plugin.policy);
         let joined = |name: &str| JOINED.contains(&name);
@@ -130,7 +159,11 @@ impl Stream {
         let hides =
             |name: &str| matches!(self.phase, Phase::Admitted) && admission.hides(&self.plugin.policy, name);
         let is_cross_origin = hides("access-control-allow-origin");
-        if ours.len() <= FEW && !is_cross_origin && !ours.iter().any(|(name, _)| joined(name)) {
+        if ours.len() <= FEW
+            && coding == Coding::AsItComes
+            && !is_cross_origin
+            && !ours.iter().any(|(name, _)| joined(name))
+        {
             for (name, value) in &ours {
                 envoy.set_answer_field(name, value);
             }
@@ -140,8 +173,11 @@ impl Stream {
         let told = told.iter().filter(|(name, _)| !hides(name));
         let kept = told.filter(|(name, _)| joined(name) || !ours.iter().any(|(own, _)| own == name));
         let kept = kept.map(|(name, value)| (name.as_str(), value.as_slice()));
-        envoy.set_answer_fields(
-            kept.chain(ours.iter().map(|(name, value)| (&**name, value.as_bytes()))).collect(),
-        );
+        let all: Vec<(&str, &[u8])> =
+            kept.chain(ours.iter().map(|(name, value)| (&**name, value.as_bytes()))).collect();
+        let edits = coding.edits(&all.iter().copied().collect());
+        let edited = edits.iter().filter_map(|(name, value)| Some((*name, value.as_deref()?.as_bytes())));
+        let kept = all.into_iter().filter(|(name, _)| !edits.iter().any(|(edited, _)| edited == name));
+        envoy.set_answer_fields(kept.chain(edited).collect());
     }
 }
