@@ -29,13 +29,15 @@ enum Lets {
     AllInWhenEmpty,
     /// To be there at all lets less in.
     LessInWhenThere,
+    /// To be there at all lets more in.
+    MoreInWhenThere,
     /// Values that let less in come later.
     LessInLater(&'static [&'static [&'static str]]),
 }
 
 /// What is known of settings. What is not here goes neither way, and is told all the same.
 const KNOWN: &[(&str, Lets)] = {
-    use Lets::{AllInWhenEmpty, LessIn, LessInLater, LessInWhenThere, MoreIn};
+    use Lets::{AllInWhenEmpty, LessIn, LessInLater, LessInWhenThere, MoreIn, MoreInWhenThere};
     const STALE_CRL: Lets = LessInLater(&[&["allow"], &["refuse"]]);
     const MODE: Lets = LessInLater(&[&["shadow"], &["enforce"]]);
     &[
@@ -74,6 +76,13 @@ const KNOWN: &[(&str, Lets)] = {
         ("rate_limit.limits.counted", LessInLater(&[&["here"], &["shared"]])),
         ("rate_limit.limits.mode", MODE),
         ("rate_limit.cost", LessIn),
+        ("rate_limit.limits.when", MoreInWhenThere),
+        ("quota.limits.when", MoreInWhenThere),
+        ("concurrency.limits.when", MoreInWhenThere),
+        ("plans.rate_limit.when", MoreInWhenThere),
+        ("plans.quota.when", MoreInWhenThere),
+        ("plans.concurrency.when", MoreInWhenThere),
+        ("feature.when", LessIn),
         ("quota.limits", LessIn),
         ("quota.limits.most", MoreIn),
         ("quota.limits.mode", MODE),
@@ -167,6 +176,11 @@ impl Effect {
             Lets::LessInWhenThere => match (before, after) {
                 (None, Some(_)) => Self::Stricter,
                 (Some(_), None) => Self::Looser,
+                (Some(_), Some(_)) | (None, None) => Self::Other,
+            },
+            Lets::MoreInWhenThere => match (before, after) {
+                (None, Some(_)) => Self::Looser,
+                (Some(_), None) => Self::Stricter,
                 (Some(_), Some(_)) | (None, None) => Self::Other,
             },
             Lets::AllInWhenEmpty => match (is_empty(before), is_empty(after)) {
