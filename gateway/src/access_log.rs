@@ -4,16 +4,15 @@ use std::borrow::Cow;
 
 use filters::admission::Admission;
 
-use crate::exchange::Exchange;
+use crate::exchange::{Cut, Exchange};
 use crate::flags;
 
-/// Writes the line. The query is never written; addresses of payers and payees in the path are masked.
+/// Writes the line. The query is never written; the path is as it may be [`told`].
 pub(crate) fn write(
     exchange: &Exchange,
     route: Option<&str>,
-    method: &str,
-    path: &str,
-    status: u16,
+    (method, path): (&str, &str),
+    cut: Option<Cut>,
     in_flight_ms: f64,
 ) {
     let admission = exchange.admission.as_ref();
@@ -31,12 +30,13 @@ pub(crate) fn write(
         request_id = admission.map(Admission::request_id),
         trace_id = admission.map(|admission| admission.trace().trace_id()),
         method,
-        path = %told(path),
+        path,
         route,
         policy = exchange.edge.version(),
         experiment = experiment.map(|(experiment, variant)| format!("{experiment}={variant}")),
         feature_flags = context.and_then(flags::told),
-        status,
+        status = exchange.status,
+        cut_off = cut.map(Cut::name),
         code = exchange.refusal.map(|(code, _)| code),
         filter = exchange.refusal.map(|(_, filter)| filter),
         duration_ms = in_flight_ms,

@@ -18,8 +18,7 @@ use tokio::sync::watch;
 
 use crate::access_log;
 use crate::compression::{Compression, Compressions};
-use crate::exchange::{Exchange, InFlight};
-use crate::flags;
+use crate::exchange::{Asked, Cut, Exchange, InFlight};
 use crate::gate::Gate;
 use crate::listener::Connection;
 use crate::message::{Sender, request, target};
@@ -45,6 +44,9 @@ impl ProxyHttp for Door {
         let edge = self.gate.edge();
         Exchange {
             started: Instant::now(),
+            asked: None,
+            status: 0,
+            cut: Arc::default(),
             admission: None,
             refusal: None,
             fields: UpstreamFields::default(),
@@ -67,7 +69,9 @@ impl ProxyHttp for Door {
     async fn early_request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
         if let Some(connection) = Connection::of(session.digest()) {
             connection.clock.request_begins();
+            exchange.cut = Arc::clone(&connection.cut);
         }
+        exchange.asked = Some(Asked::by(session.req_header()));
         let Some(sender) = Sender::of(session) else {
             return Error::e_explain(ErrorType::InternalError, "the connection has no IP address");
         };
@@ -156,6 +160,7 @@ impl ProxyHttp for Door {
         }
         let coding = exchange.edge.coding(session, answer, exchange);
         Compression::decide(session, coding);
+        exchange.status = answer.status.as_u16();
         exchange.edge.dress(answer, exchange)
     }
 
@@ -227,40 +232,21 @@ impl ProxyHttp for Door {
         }
     }
 
-    async fn logging(&self, session: &mut Session, _error: Option<&Error>, exchange: &mut Exchange) {
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, exchange: &mut Exchange) {
         if let Some(connection) = Connection::of(session.digest()) {
             connection.clock.request_ends();
         }
-        let status = session.response_written().map_or(0, |answer| answer.status.as_u16());
-        let header = session.req_header();
-        let (path, _) = target(header);
-        let elapsed = exchange.started.elapsed();
-        let edge = Arc::clone(&exchange.edge);
-        let route = edge.route(exchange).unwrap_or("none");
-        // Only the methods of HTTP itself are labels: a client can invent others without end.
-        let method = match header.method.as_str() {
-            known @ ("GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "OPTIONS" | "PATCH") => known,
-            _ => "other",
-        };
-        let metrics = edge.metrics();
-        metrics.requests.with_label_values(&[route, method, &status.to_string()]).inc();
-        metrics.duration.with_label_values(&[route]).observe(elapsed.as_secs_f64());
-        let admission = exchange.admission.as_ref().filter(|_| exchange.upstream.is_some());
-        if let Some(admission) = &exchange.admission {
-            flags::count(admission.context(), &metrics.flags);
+        exchange.status = session.response_written().map_or(0, |answer| answer.status.as_u16());
+        let broke = error.filter(|_| exchange.refusal.is_none() || exchange.status == 0);
+        let cut = broke.map(|error| match (exchange.cut.get(), error.esource()) {
+            (Some(cut), _) => *cut,
+            (None, pingora::ErrorSource::Downstream) => Cut::ClientGone,
+            (None, _) => Cut::UpstreamBroke,
+        });
+        if let Some(told) = exchange.end(cut) {
+            // The next request of this connection finds the place free.
+            let _ = told.await;
         }
-        if let Some((experiment, variant)) = admission.and_then(|admission| admission.variant(&edge.policy)) {
-            metrics.experiments.with_label_values(&[experiment, variant, &status.to_string()]).inc();
-        }
-        edge.release(exchange).await;
-        access_log::write(
-            exchange,
-            edge.route(exchange),
-            method,
-            path,
-            status,
-            elapsed.as_secs_f64() * 1_000.0,
-        );
     }
 
     /// What Pingora writes into its own logs about a request.

@@ -266,7 +266,7 @@ impl Edge {
         }
         exchange.upstream = Some(Arc::clone(upstream));
         exchange.place = Some(upstream.enter().ok_or(Failure::UpstreamOverloaded)?);
-        let answers = self.standing.state.ask(admission.batch(&self.policy)).await;
+        let answers = self.standing.state.ask_for_places(admission.batch(&self.policy)).await;
         if answers.as_ref().is_ok_and(|answers| answers.contains(&Answer::NotCounted)) {
             self.metrics().uncounted.inc();
         }
@@ -306,14 +306,6 @@ impl Edge {
         }
     }
 
-    /// Gives back what the request held.
-    pub(crate) async fn release(&self, exchange: &mut Exchange) {
-        let held = exchange.admission.as_mut().map(Admission::leaves).unwrap_or_default();
-        if !held.is_empty() {
-            self.standing.state.release(held).await;
-        }
-    }
-
     fn note_refusal(&self, exchange: &mut Exchange, refused: &Refused) {
         let Refused { filter, refusal } = refused;
         if !refusal.refuses() {
@@ -350,6 +342,7 @@ impl Edge {
         if !whole {
             session.set_keepalive(None);
         }
+        exchange.status = refused.refusal.status;
         session.write_response_header(Box::new(header), false).await?;
         session.write_response_body(Some(body), true).await?;
         if !whole {

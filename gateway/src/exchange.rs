@@ -1,6 +1,9 @@
-//! What the edge keeps of one request from its header to the end of its answer.
+//! What the edge keeps of one request from its header to the end of its answer, and what is told of it then.
+//!
+//! However an exchange ends, it is counted and logged once, and gives back what it held: at its end, or, when whatever
+//! carries it is dropped with its connection, as it is dropped itself.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -11,8 +14,11 @@ use http::header::HOST;
 use pingora::http::RequestHeader;
 use prometheus::IntGauge;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinHandle;
 
+use crate::access_log;
 use crate::edge::Edge;
+use crate::flags;
 use crate::message::target;
 use crate::upstream::{Repeat, Upstream};
 
@@ -21,6 +27,12 @@ pub(crate) struct Exchange {
     /// Decides on it, from its beginning to its end.
     pub(crate) edge: Arc<Edge>,
     pub(crate) started: Instant,
+    /// What was asked; `None` until the header is read, and once it is told of.
+    pub(crate) asked: Option<Asked>,
+    /// Of the answer that the client is sent, 0 until it is.
+    pub(crate) status: u16,
+    /// Why its connection ends, if that ends before it.
+    pub(crate) cut: Arc<OnceLock<Cut>>,
     /// Set as soon as the header is read.
     pub(crate) admission: Option<Admission>,
     /// The code of a refusal and the filter that decided it.
@@ -45,7 +57,84 @@ pub(crate) struct Exchange {
     pub(crate) _in_flight: InFlight,
 }
 
+/// What a request asked, as far as it is told.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    method: &'static str,
+    /// With addresses masked.
+    path: String,
+}
+
+impl Asked {
+    pub(crate) fn by(header: &RequestHeader) -> Self {
+        // Only the methods of HTTP itself are labels: a client can invent others without end.
+        let method = match header.method.as_str() {
+            "GET" => "GET",
+            "HEAD" => "HEAD",
+            "POST" => "POST",
+            "PUT" => "PUT",
+            "DELETE" => "DELETE",
+            "OPTIONS" => "OPTIONS",
+            "PATCH" => "PATCH",
+            _ => "other",
+        };
+        Self { method, path: access_log::told(target(header).0).into_owned() }
+    }
+}
+
+/// What cut an exchange off before its whole answer was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// The client went away.
+    ClientGone,
+    /// The upstream broke off what it had begun.
+    UpstreamBroke,
+    /// The client's certificate does not count any more.
+    ClientRevoked,
+    /// It took all the time that it may.
+    TimeOver,
+    /// Another policy's listener took over, and it was not done when its time ran out.
+    ListenerChanged,
+    /// The edge dropped it: it was told to stop, say.
+    EdgeStopped,
+}
+
+impl Cut {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::ClientGone => "client_gone",
+            Self::UpstreamBroke => "upstream_broke",
+            Self::ClientRevoked => "client_revoked",
+            Self::TimeOver => "time_over",
+            Self::ListenerChanged => "listener_changed",
+            Self::EdgeStopped => "edge_stopped",
+        }
+    }
+}
+
 impl Exchange {
+    /// It has ended, with its whole answer when nothing cut it off: counts and logs it, and gives back what it held. Does
+    /// nothing when that was done. Who waits for what is given can know that the shared state was told.
+    pub(crate) fn end(&mut self, cut: Option<Cut>) -> Option<JoinHandle<()>> {
+        let Asked { method, path } = self.asked.take()?;
+        let elapsed = self.started.elapsed();
+        let edge = Arc::clone(&self.edge);
+        let (metrics, route, status) = (edge.metrics(), edge.route(self), self.status.to_string());
+        metrics.requests.with_label_values(&[route.unwrap_or("none"), method, &status]).inc();
+        metrics.duration.with_label_values(&[route.unwrap_or("none")]).observe(elapsed.as_secs_f64());
+        if let Some(admission) = &self.admission {
+            flags::count(admission.context(), &metrics.flags);
+        }
+        let admission = self.admission.as_ref().filter(|_| self.upstream.is_some());
+        if let Some((experiment, variant)) = admission.and_then(|admission| admission.variant(&edge.policy)) {
+            metrics.experiments.with_label_values(&[experiment, variant, &status]).inc();
+        }
+        let held = self.admission.as_mut().map(Admission::leaves).unwrap_or_default();
+        let told = edge.standing.state.give_back(held);
+        access_log::write(self, edge.route(self), (method, &path), cut, elapsed.as_secs_f64() * 1_000.0);
+        told
+    }
+
     /// Makes of the client's header the one that the upstream gets.
     pub(crate) fn dress(&self, header: &mut RequestHeader) -> pingora::Result<()> {
         for name in &self.fields.remove {
@@ -66,6 +155,14 @@ impl Exchange {
             header.set_raw_path(target.as_bytes())?;
         }
         Ok(())
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let cut = self.cut.get().copied().unwrap_or(Cut::EdgeStopped);
+        // Nobody is left to wait for it.
+        drop(self.end(Some(cut)));
     }
 }
 

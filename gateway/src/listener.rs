@@ -5,7 +5,7 @@
 
 use std::any::Any;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -30,6 +30,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use crate::door::Door;
+use crate::exchange::Cut;
 use crate::gate::Gate;
 use crate::load::ListenerFiles;
 
@@ -244,12 +245,24 @@ impl Listener {
                 next = line.proxy.process_new(stream, &retired).await;
             }
         };
+        // The stream goes with `serve`: what is in flight on it is cut off, and tells why.
+        let cut = |why| {
+            let _ = connection.cut.set(why);
+        };
         tokio::select! {
             () = serve => {}
-            () = connection.clock.ran_out(line.request_timeout, line.idle_timeout) => {}
-            // The stream goes with `serve`: what is in flight on it is cut off.
-            () = guest.expelled() => {}
-            () = overdue => {}
+            () = async {
+                connection.clock.ran_out(line.request_timeout, line.idle_timeout).await;
+                cut(Cut::TimeOver);
+            } => {}
+            () = async {
+                guest.expelled().await;
+                cut(Cut::ClientRevoked);
+            } => {}
+            () = async {
+                overdue.await;
+                cut(Cut::ListenerChanged);
+            } => {}
         }
     }
 
@@ -278,7 +291,7 @@ impl TlsAccept for Handshakes {
         let clock = Clock::start();
         // The verifier has accepted it, or the handshake would not be complete.
         let certificate = tls.peer_certificate_der().map(|der| Arc::new(Certificate::new(der)));
-        Some(Arc::new(Connection { clock, certificate }))
+        Some(Arc::new(Connection { clock, certificate, cut: Arc::default() }))
     }
 }
 
@@ -288,6 +301,8 @@ pub(crate) struct Connection {
     pub(crate) clock: Clock,
     /// The client's certificate, read once.
     certificate: Option<Arc<Certificate>>,
+    /// Why it ends, when it is the edge that ends it.
+    pub(crate) cut: Arc<OnceLock<Cut>>,
 }
 
 impl Connection {

@@ -29,6 +29,8 @@ pub struct Line {
     /// The first digits of the policy's SHA-256.
     policy: Option<String>,
     status: u16,
+    /// Why the exchange ended before its answer did.
+    cut_off: Option<String>,
     /// Of a refusal.
     code: Option<String>,
     filter: Option<String>,
@@ -215,7 +217,14 @@ impl Line {
             (Decided::Passed, ..) => {
                 let upstreams = rule.into_iter().flat_map(|rule| &rule.upstreams);
                 let upstreams: Vec<&str> = upstreams.map(|share| share.upstream.as_str()).collect();
-                writeln!(told, "=> {status}, answered by {}", upstreams.join(" or "))
+                let upstreams = upstreams.join(" or ");
+                match (&self.cut_off, status) {
+                    (Some(why), 0) => {
+                        writeln!(told, "=> no answer, cut off ({why}) before {upstreams} gave one")
+                    }
+                    (Some(why), _) => writeln!(told, "=> {status}, answered by {upstreams}, cut off ({why})"),
+                    (None, _) => writeln!(told, "=> {status}, answered by {upstreams}"),
+                }
             }
             (Decided::ByEnvoy, ..) => {
                 let details = self.details.as_deref().unwrap_or_default();

@@ -124,6 +124,7 @@ impl Edge {
             header.insert_header(header::CONTENT_LENGTH, body.len())?;
         }
         self.dress(&mut header, exchange)?;
+        exchange.status = status.as_u16();
         session.write_response_header(Box::new(header), false).await?;
         session.write_response_body(Some(body), true).await
     }

@@ -4,6 +4,7 @@
 //! the crate `filters`'; a property test holds both places to the same answers.
 
 mod breaker;
+mod held;
 mod redis;
 mod revoked;
 
@@ -119,12 +120,16 @@ impl State {
 
     /// Gives back what a request held. What cannot be told is given back by its lease.
     pub(crate) async fn release(&self, held: Vec<Op>) {
-        // Giving back needs no room, so the memory cannot be too full for it. With a Redis a place is here if it was taken
-        // while that was away.
-        let _ = self.memory().run(&held, now_ms());
+        // With a Redis a place is here if it was taken while that was away.
+        self.give_back_here(&held);
         if self.redis.is_some() && self.run(&held).await.is_err() {
             tracing::debug!("places were not given back; their leases will");
         }
+    }
+
+    fn give_back_here(&self, held: &[Op]) {
+        // Giving back needs no room, so the memory cannot be too full for it.
+        let _ = self.memory().run(held, now_ms());
     }
 
     /// What tenants have used of days, by the keys of their tallies: of the whole edge with Redis, otherwise of this

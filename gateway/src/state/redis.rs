@@ -347,4 +347,4 @@ fn client(settings: &Settings, folder: &Path, watch: &Watch) -> anyhow::Result<L
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

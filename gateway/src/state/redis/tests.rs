@@ -14,7 +14,11 @@ use crate::state::State;
 
 const T0_MS: u64 = 1_800_000_000_000;
 
-fn write_settings(url: &str, prefix: &str, limits: LimitsWhenAway) -> (tempfile::TempDir, Settings) {
+pub(in super::super) fn write_settings(
+    url: &str,
+    prefix: &str,
+    limits: LimitsWhenAway,
+) -> (tempfile::TempDir, Settings) {
     let folder = tempfile::tempdir().unwrap();
     certs::file::write_secret(&folder.path().join("redis.url"), &format!("{url}\n")).unwrap();
     let redis = Settings {

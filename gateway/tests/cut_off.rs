@@ -1,0 +1,278 @@
+//! Exchanges that end before their answer does: each is counted and logged once, and leaves its place to the next.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
+
+mod running;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use certs::pki::{Authority, Leaf};
+use certs::{Identity, Trust, Versions};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use self::running::{Gateway, LOG, TLS, pki, revoke, serve_on, until};
+
+/// An upstream that answers as the path says: never, without end, with a WebSocket, or not as much as it promised.
+async fn upstream(folder: &Path) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let at = |name: &str| folder.join(name);
+    let identity = Identity::load(&at("txn-core.pem"), &at("txn-core.key")).unwrap();
+    let clients = certs::ClientAuth::Required(Trust::load(&at("internal-ca.pem")).unwrap());
+    let tls = certs::server_config(&identity, clients, Versions::Tls13Only, &[b"http/1.1"]).unwrap();
+    let acceptor = TlsAcceptor::from(tls);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let mut stream = acceptor.accept(stream).await.ok()?;
+                let asked = header(&mut stream).await?;
+                let word = asked.split('/').nth(1).unwrap_or_default();
+                if word == "ws" {
+                    // Pingora closes one that is answered before it has looked for the body that its request has not.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                let (answer, ends): (&[u8], bool) = match word {
+                    "plain" => (
+                        b"HTTP/1.1 200 OK\r\ncontent-length: 13\r\nconnection: close\r\n\r\n{\":name\":\"u\"}",
+                        true,
+                    ),
+                    "stream" => (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n", false),
+                    "broken" => (b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nok", true),
+                    "ws" => {
+                        (b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nok", false)
+                    }
+                    _ => (b"", false),
+                };
+                stream.write_all(answer).await.ok()?;
+                stream.flush().await.ok()?;
+                if word == "ws" {
+                    let (mut read, mut write) = tokio::io::split(stream);
+                    return tokio::io::copy(&mut read, &mut write).await.ok().map(drop);
+                }
+                if !ends {
+                    let mut rest = Vec::new();
+                    let _ = stream.read_to_end(&mut rest).await;
+                }
+                stream.shutdown().await.ok()
+            });
+        }
+    });
+    port
+}
+
+/// What comes until an empty line.
+async fn header(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> Option<String> {
+    let mut read = Vec::new();
+    while !read.ends_with(b"\r\n\r\n") {
+        read.push(stream.read_u8().await.ok()?);
+    }
+    Some(String::from_utf8_lossy(&read).into_owned())
+}
+
+/// How an exchange ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    HangsUp,
+    Revoked,
+    /// By the upstream, or by the edge's own bounds.
+    ByItself,
+}
+
+struct House {
+    folder: TempDir,
+    gateway: Gateway,
+}
+
+impl House {
+    async fn start(state: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        pki(folder.path());
+        let port = upstream(folder.path()).await;
+        let tls = r#"{ certificate: "file:edge.pem", key: "file:edge.key",
+            client_certificates: { ca: "file:partner-ca.pem", crl: "file:partner-ca.crl" } }"#;
+        // Leases that no test outlives: a place that comes free was given back.
+        let policy = format!(
+            r#"{state}
+upstreams: {{ u: {{ addresses: ["127.0.0.1:{port}"], outlier: {{ failures: 0 }}, tls: {TLS} }} }}
+filters: {{ concurrency: {{ limits: [{{ name: one, by: ip, most: 1, lease_s: 3600 }}] }} }}
+routes:
+  - {{ name: plain, methods: [GET], path: "/plain/{{id}}", upstream: u }}
+  - {{ name: next, methods: [GET], path: "/next/{{id}}", rewrite: /plain/next, upstream: u }}
+  - {{ name: silent, methods: [GET], path: "/silent/{{id}}", upstream: u, timeout_ms: 600000 }}
+  - {{ name: stream, methods: [GET], path: "/stream/{{id}}", upstream: u, timeout_ms: 600000 }}
+  - {{ name: broken, methods: [GET], path: "/broken/{{id}}", upstream: u }}
+  - {{ name: upload, methods: [POST], path: "/upload/{{id}}", upstream: u, timeout_ms: 600000 }}
+  - {{ name: ws, methods: [GET], path: "/ws/{{id}}", upstream: u, websocket: {{ idle_timeout_ms: 600000, most_s: 600 }} }}
+  - {{ name: brief, methods: [GET], path: "/brief/{{id}}", rewrite: /ws/brief, upstream: u, websocket: {{ most_s: 1 }} }}
+"#
+        );
+        let gateway = serve_on(folder.path(), &tls.replace('\n', " "), &policy).await;
+        Self { folder, gateway }
+    }
+
+    /// A client's connection, with a certificate of its own of that name.
+    async fn connect(&self, name: &str, protocol: &[u8]) -> TlsStream<TcpStream> {
+        let at = |name: &str| self.folder.path().join(name);
+        let ca = Authority::load(&at("partner-ca.pem"), &at("partner-ca.key")).unwrap();
+        ca.issue(&Leaf::new(name, &[name])).unwrap().write(self.folder.path(), name).unwrap();
+        let trust = Trust::load(&at("edge-ca.pem")).unwrap();
+        let identity = Identity::load(&at(&format!("{name}.pem")), &at(&format!("{name}.key"))).unwrap();
+        let mut tls = certs::client_config(&trust, Some(&identity), Versions::Tls12And13).unwrap();
+        tls.alpn_protocols = vec![protocol.to_vec()];
+        let address = self.gateway.url.trim_start_matches("https://").replace("localhost", "127.0.0.1");
+        let stream = TcpStream::connect(address).await.unwrap();
+        TlsConnector::from(Arc::new(tls)).connect("localhost".try_into().unwrap(), stream).await.unwrap()
+    }
+
+    /// The lines of the access log about a path: route, status and what cut it off.
+    fn logged(&self, path: &str) -> Vec<(String, u64, String)> {
+        let log = std::fs::read_to_string(self.folder.path().join(LOG)).unwrap();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let of_path = lines.filter(|line| line["path"] == path);
+        let word = |line: &Value, name: &str| line[name].as_str().unwrap_or_default().to_owned();
+        of_path
+            .map(|line| {
+                (word(&line, "route"), line["status"].as_u64().unwrap_or(9_999), word(&line, "cut_off"))
+            })
+            .collect()
+    }
+
+    /// An exchange of a route is begun, ends like that, and is told of like this.
+    async fn check(&self, id: usize, route: &str, end: End, expected: (u64, &str)) {
+        let (name, path) = (format!("guest-{id}"), format!("/{route}/{id}"));
+        let mut client = self.connect(&name, b"http/1.1").await;
+        let (method, more) = match route {
+            "upload" => ("POST", "content-type: application/json\r\ncontent-length: 9\r\n\r\n{"),
+            "ws" | "brief" => (
+                "GET",
+                "connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+            ),
+            _ => ("GET", "connection: close\r\n\r\n"),
+        };
+        let before = self.counted(route, method, expected.0).await;
+        let asked = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\n{more}");
+        client.write_all(asked.as_bytes()).await.unwrap();
+        client.flush().await.unwrap();
+        if expected.0 != 0 && route != "upload" {
+            header(&mut client).await.unwrap();
+            if matches!(route, "ws" | "brief") {
+                let mut heard = [0; 4];
+                client.read_exact(&mut heard[..2]).await.unwrap();
+                client.write_all(b"hi").await.unwrap();
+                client.read_exact(&mut heard[2..]).await.unwrap();
+                assert_eq!(&heard, b"okhi");
+            }
+        } else {
+            until("it is in flight", async || self.gateway.metric("gateway_requests_in_flight ").await > 0.0)
+                .await;
+        }
+        match end {
+            End::HangsUp => {
+                let _ = client.shutdown().await;
+                drop(client);
+            }
+            End::Revoked => {
+                revoke(self.folder.path(), "partner-ca", &name);
+                let _ = client.read_to_end(&mut Vec::new()).await;
+            }
+            End::ByItself => drop(client.read_to_end(&mut Vec::new()).await),
+        }
+        let what = format!("{route}, {end:?}");
+        until(&what, async || !self.logged(&path).is_empty()).await;
+        // The place is the next one's at once, and nothing of the last is told later.
+        until(&what, async || self.gateway.get(&format!("/next/{id}"), &[]).await.0 == 200).await;
+        assert_eq!(self.logged(&path), [(route.to_owned(), expected.0, expected.1.to_owned())], "{what}");
+        assert_eq!(self.counted(route, method, expected.0).await, before + 1.0, "{what}");
+        assert_eq!(self.gateway.metric("gateway_requests_in_flight ").await, 0.0, "{what}");
+    }
+
+    async fn counted(&self, route: &str, method: &str, status: u64) -> f64 {
+        let labels = format!(r#"{{method="{method}",route="{route}",status="{status}"}}"#);
+        self.gateway.metric(&format!("gateway_requests_total{labels}")).await
+    }
+}
+
+const CASES: [(&str, End, (u64, &str)); 11] = [
+    ("silent", End::HangsUp, (0, "client_gone")),
+    ("silent", End::Revoked, (0, "client_revoked")),
+    ("stream", End::HangsUp, (200, "client_gone")),
+    ("stream", End::Revoked, (200, "client_revoked")),
+    ("broken", End::ByItself, (200, "upstream_broke")),
+    ("upload", End::HangsUp, (400, "")),
+    ("upload", End::Revoked, (0, "client_revoked")),
+    // Who has had enough of a WebSocket ends it so.
+    ("ws", End::HangsUp, (101, "")),
+    ("ws", End::Revoked, (101, "client_revoked")),
+    ("brief", End::ByItself, (101, "time_over")),
+    ("plain", End::ByItself, (200, "")),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_cut_off_is_told_once_and_holds_nothing() {
+    let house = House::start("").await;
+    for (id, (route, end, expected)) in CASES.into_iter().enumerate() {
+        house.check(id, route, end, expected).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nor_does_it_where_places_are_shared() {
+    let redis_folder = tempfile::tempdir().unwrap();
+    let redis = engines::Redis::start(redis_folder.path()).await.unwrap();
+    let at = redis_folder.path().join("redis.url");
+    certs::file::write_secret(&at, &redis.url()).unwrap();
+    let state = format!(r#"state: {{ redis: {{ url: "file:{}", timeout_ms: 5000 }} }}"#, at.display());
+    let house = House::start(&state).await;
+    until("the shared state is known", async || house.gateway.metric("gateway_redis_up").await > 0.0).await;
+    for (id, (route, end, expected)) in CASES.into_iter().enumerate() {
+        house.check(id, route, end, expected).await;
+    }
+}
+
+/// On HTTP/2 requests end apart from their connection and with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_of_many_is_cut_off_like_a_connection() {
+    let house = House::start("").await;
+    for (id, route, end, expected) in [
+        (0, "silent", End::HangsUp, (0, "client_gone")),
+        (1, "silent", End::Revoked, (0, "client_revoked")),
+        (2, "stream", End::HangsUp, (200, "client_gone")),
+        (3, "stream", End::Revoked, (200, "client_revoked")),
+    ] {
+        let (name, path) = (format!("guest-{id}"), format!("/{route}/{id}"));
+        drop(house.connect(&name, b"h2").await);
+        let http = running::client(house.folder.path(), Some(&name));
+        let asked = http.get(format!("{}{path}", house.gateway.url));
+        let (begun, begins) = tokio::sync::oneshot::channel();
+        let asking = tokio::spawn(async move {
+            let answer = asked.send().await.unwrap();
+            begun.send(()).unwrap();
+            let _ = answer.bytes().await;
+        });
+        match route {
+            "stream" => begins.await.unwrap(),
+            _ => {
+                until("it is in flight", async || {
+                    house.gateway.metric("gateway_requests_in_flight ").await > 0.0
+                })
+                .await;
+            }
+        }
+        match end {
+            End::HangsUp => asking.abort(),
+            End::Revoked => revoke(house.folder.path(), "partner-ca", &name),
+            End::ByItself => {}
+        }
+        until(&path, async || !house.logged(&path).is_empty()).await;
+        until(&path, async || house.gateway.get(&format!("/plain/{id}"), &[]).await.0 == 200).await;
+        assert_eq!(house.logged(&path), [(route.to_owned(), expected.0, expected.1.to_owned())]);
+    }
+}
