@@ -17,7 +17,7 @@ use pingora::upstreams::peer::HttpPeer;
 use tokio::sync::watch;
 
 use crate::access_log;
-use crate::compression::{Compression, Compressions};
+use crate::compression::Compressions;
 use crate::exchange::{Asked, Cut, Exchange, InFlight};
 use crate::gate::Gate;
 use crate::listener::Connection;
@@ -90,26 +90,30 @@ impl ProxyHttp for Door {
         } else {
             Some(self.idle_timeout.as_secs().max(1))
         });
-        let answered = match edge.admit(session, exchange, self.request_timeout).await {
-            Ok(body) if edge.reads_answer(exchange) => edge.carry(session, exchange, body).await,
+        let refused = match edge.admit(session, exchange, self.request_timeout).await {
+            Ok(body) if edge.reads_answer(exchange) => match edge.carry(session, exchange, body).await {
+                Ok(answer) => return edge.pass_on(session, exchange, answer).await.map(|()| true),
+                Err(refused) => refused,
+            },
             Ok(_) => {
-                if let Some(websocket) = exchange.websocket {
-                    let idle = Duration::from_millis(websocket.idle_timeout_ms);
-                    session.set_write_timeout(Some(idle));
-                    // The client may listen for as long as the upstream has something to say.
-                    session.set_read_timeout(None);
-                    if let Some(connection) = Connection::of(session.digest()) {
-                        connection.clock.ends_within(Duration::from_secs(websocket.most_s));
-                    }
+                let Some(websocket) = exchange.websocket else { return Ok(false) };
+                session.set_write_timeout(Some(Duration::from_millis(websocket.idle_timeout_ms)));
+                // The client may listen for as long as the upstream has something to say.
+                session.set_read_timeout(None);
+                if let Some(connection) = Connection::of(session.digest()) {
+                    connection.clock.ends_within(Duration::from_secs(websocket.most_s));
                 }
-                return Ok(false);
+                match edge.ask_for_websocket(session.req_header(), exchange, websocket).await {
+                    Ok(answer) => {
+                        let passed = edge.pass_websocket(session, exchange, answer, websocket).await;
+                        return passed.map(|()| true);
+                    }
+                    Err(failure) => failure.into(),
+                }
             }
-            Err(refused) => Err(refused),
+            Err(refused) => refused,
         };
-        match answered {
-            Ok(answer) => edge.pass_on(session, exchange, answer).await?,
-            Err(refused) => edge.refuse(session, exchange, refused).await?,
-        }
+        edge.refuse(session, exchange, refused).await?;
         Ok(true)
     }
 
@@ -155,13 +159,9 @@ impl ProxyHttp for Door {
         answer: &mut ResponseHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        if let (Some(upstream), Some(position)) = (&exchange.upstream, exchange.address) {
-            upstream.answered(position);
-        }
-        let coding = exchange.edge.coding(session, answer, exchange);
-        Compression::decide(session, coding);
-        exchange.status = answer.status.as_u16();
-        exchange.edge.dress(answer, exchange)
+        let edge = Arc::clone(&exchange.edge);
+        edge.answered(exchange);
+        edge.answer(session, answer, exchange)
     }
 
     /// A connection that could not be made has carried nothing: any request may go to another one.
@@ -193,7 +193,7 @@ impl ProxyHttp for Door {
         let is_whole = !session.as_ref().retry_buffer_truncated() && session.response_written().is_none();
         let broke = matches!(error.esource(), pingora::ErrorSource::Upstream)
             && matches!(error.etype(), ConnectionClosed | ReadError | WriteError);
-        if !is_safe || !is_whole || exchange.websocket.is_some() {
+        if !is_safe || !is_whole {
             error.set_retry(false);
             return error;
         }

@@ -22,9 +22,10 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::*;
 use pingora::protocols::Digest;
 use pingora::proxy::Session;
-use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
+use pingora::upstreams::peer::HttpPeer;
 
 use crate::client_keys::ClientKeys;
+use crate::compression::Compression;
 use crate::exchange::Exchange;
 use crate::flags::FeatureFlags;
 use crate::gate::Standing;
@@ -166,13 +167,16 @@ impl Edge {
     /// The upstream's next address for this request; `None` when no address serves.
     pub(crate) fn peer(&self, exchange: &mut Exchange) -> Option<HttpPeer> {
         let timeout = Duration::from_millis(self.rule(exchange)?.timeout_ms);
-        let (position, mut peer) = exchange.upstream.as_ref()?.peer(timeout)?;
-        if let Some(websocket) = exchange.websocket {
-            peer.options.read_timeout = Some(Duration::from_millis(websocket.idle_timeout_ms));
-            peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::default();
-        }
+        let (position, peer) = exchange.upstream.as_ref()?.peer(timeout)?;
         exchange.address = Some(position);
         Some(peer)
+    }
+
+    /// The upstream has answered, whatever it was.
+    pub(crate) fn answered(&self, exchange: &Exchange) {
+        if let (Some(upstream), Some(position)) = (&exchange.upstream, exchange.address) {
+            upstream.answered(position);
+        }
     }
 
     /// The upstream did not answer the request at the address that was tried last.
@@ -351,8 +355,20 @@ impl Edge {
         Ok(())
     }
 
+    /// Makes of the upstream's answer the one that the client gets as it comes.
+    pub(crate) fn answer(
+        &self,
+        session: &mut Session,
+        answer: &mut ResponseHeader,
+        exchange: &mut Exchange,
+    ) -> Answered<()> {
+        Compression::decide(session, self.coding(session, answer, exchange));
+        exchange.status = answer.status.as_u16();
+        self.dress(answer, exchange)
+    }
+
     /// Whether the upstream's answer is compressed.
-    pub(crate) fn coding(&self, session: &Session, answer: &ResponseHeader, exchange: &Exchange) -> Coding {
+    fn coding(&self, session: &Session, answer: &ResponseHeader, exchange: &Exchange) -> Coding {
         let compresses = |admission: &&Admission| admission.compresses(&self.policy);
         let (Some(admission), Some(sender)) =
             (exchange.admission.as_ref().filter(compresses), Sender::of(session))

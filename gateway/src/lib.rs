@@ -33,6 +33,7 @@ mod state;
 pub mod state_service;
 mod upstream;
 mod usage;
+mod websocket;
 mod whole;
 
 /// Milliseconds since the Unix epoch.

@@ -14,6 +14,7 @@ use pingora::connectors::http::Connector;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::client::HttpSession;
 use pingora::proxy::Session;
+use pingora::upstreams::peer::HttpPeer;
 
 use crate::door::failure;
 use crate::edge::{Edge, Now};
@@ -66,7 +67,7 @@ impl Edge {
         Ok(answer)
     }
 
-    /// The answer of the first address to which a connection can be made; what may have arrived is never sent again.
+    /// Asks once: what may have arrived is never sent again.
     async fn ask_upstream(
         &self,
         asked: &RequestHeader,
@@ -77,33 +78,34 @@ impl Edge {
         exchange.dress(&mut header).map_err(|_| Failure::Malformed)?;
         self.copy(&header, exchange);
         alone(&mut header, body.len()).map_err(|_| Failure::Malformed)?;
+        let (mut session, peer) = self.reach(exchange).await?;
+        let timeout = Duration::from_millis(self.rule(exchange).ok_or(Failure::Malformed)?.timeout_ms);
+        let answer = tokio::time::timeout(timeout, talk(&mut session, header, body)).await;
+        let failure = match answer {
+            Ok(Ok(answer)) => {
+                self.answered(exchange);
+                let idle_timeout = peer.options.idle_timeout;
+                self.standing.connections.0.release_http_session(session, &peer, idle_timeout).await;
+                return Ok(answer);
+            }
+            Ok(Err(failure @ Failure::AnswerTooLarge)) => return Err(failure),
+            Ok(Err(failure)) => failure,
+            Err(_) => Failure::UpstreamTimeout,
+        };
+        self.failed(exchange);
+        Err(failure)
+    }
+
+    /// The first address to which a connection can be made.
+    pub(crate) async fn reach(&self, exchange: &mut Exchange) -> Result<(HttpSession, HttpPeer), Failure> {
         for _ in 0..TRIES {
             let peer = self.peer(exchange).ok_or(Failure::UpstreamUnreachable)?;
-            let Ok((mut session, _reused)) = self.standing.connections.0.get_http_session(&peer).await else {
-                self.failed(exchange);
-                continue;
-            };
-            if self.believes(exchange, session.digest()).is_err() {
-                self.failed(exchange);
-                continue;
+            let reached = self.standing.connections.0.get_http_session(&peer).await.ok();
+            let believed = reached.filter(|(session, _)| self.believes(exchange, session.digest()).is_ok());
+            match believed {
+                Some((session, _reused)) => return Ok((session, peer)),
+                None => self.failed(exchange),
             }
-            let timeout = Duration::from_millis(self.rule(exchange).ok_or(Failure::Malformed)?.timeout_ms);
-            let answer = tokio::time::timeout(timeout, talk(&mut session, header, body)).await;
-            let failure = match answer {
-                Ok(Ok(answer)) => {
-                    if let (Some(upstream), Some(position)) = (&exchange.upstream, exchange.address) {
-                        upstream.answered(position);
-                    }
-                    let idle_timeout = peer.options.idle_timeout;
-                    self.standing.connections.0.release_http_session(session, &peer, idle_timeout).await;
-                    return Ok(answer);
-                }
-                Ok(Err(failure @ Failure::AnswerTooLarge)) => return Err(failure),
-                Ok(Err(failure)) => failure,
-                Err(_) => Failure::UpstreamTimeout,
-            };
-            self.failed(exchange);
-            return Err(failure);
         }
         Err(Failure::UpstreamUnreachable)
     }
@@ -131,7 +133,7 @@ impl Edge {
 }
 
 /// Makes of the header one that stands alone on a connection of HTTP/1.1.
-fn alone(header: &mut RequestHeader, length: usize) -> Answered<()> {
+pub(crate) fn alone(header: &mut RequestHeader, length: usize) -> Answered<()> {
     let framed = header.headers.contains_key(header::CONTENT_LENGTH);
     for name in HOP.iter().filter(|name| **name != header::HOST) {
         header.remove_header(*name);

@@ -4,77 +4,43 @@
 
 mod running;
 
-use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
-
+use certs::Identity;
 use certs::pki::{Authority, Leaf};
-use certs::{Identity, Trust, Versions};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::client::TlsStream;
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream as ClientStream;
+use tokio_rustls::server::TlsStream;
 
-use self::running::{Gateway, LOG, TLS, pki, revoke, serve_on, until};
+use self::running::{
+    ASKS_FOR_WEBSOCKET, Gateway, LOG, OPENS_WEBSOCKET, TLS, connect, header, pki, raw_upstream, revoke,
+    serve_on, until,
+};
 
 /// An upstream that answers as the path says: never, without end, with a WebSocket, or not as much as it promised.
-async fn upstream(folder: &Path) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let at = |name: &str| folder.join(name);
-    let identity = Identity::load(&at("txn-core.pem"), &at("txn-core.key")).unwrap();
-    let clients = certs::ClientAuth::Required(Trust::load(&at("internal-ca.pem")).unwrap());
-    let tls = certs::server_config(&identity, clients, Versions::Tls13Only, &[b"http/1.1"]).unwrap();
-    let acceptor = TlsAcceptor::from(tls);
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let acceptor = acceptor.clone();
-            tokio::spawn(async move {
-                let mut stream = acceptor.accept(stream).await.ok()?;
-                let asked = header(&mut stream).await?;
-                let word = asked.split('/').nth(1).unwrap_or_default();
-                if word == "ws" {
-                    // Pingora closes one that is answered before it has looked for the body that its request has not.
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-                let (answer, ends): (&[u8], bool) = match word {
-                    "plain" => (
-                        b"HTTP/1.1 200 OK\r\ncontent-length: 13\r\nconnection: close\r\n\r\n{\":name\":\"u\"}",
-                        true,
-                    ),
-                    "stream" => (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n", false),
-                    "broken" => (b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nok", true),
-                    "ws" => {
-                        (b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nok", false)
-                    }
-                    _ => (b"", false),
-                };
-                stream.write_all(answer).await.ok()?;
-                stream.flush().await.ok()?;
-                if word == "ws" {
-                    let (mut read, mut write) = tokio::io::split(stream);
-                    return tokio::io::copy(&mut read, &mut write).await.ok().map(drop);
-                }
-                if !ends {
-                    let mut rest = Vec::new();
-                    let _ = stream.read_to_end(&mut rest).await;
-                }
-                stream.shutdown().await.ok()
-            });
+async fn answer(asked: String, mut stream: TlsStream<TcpStream>) -> Option<()> {
+    let word = asked.split('/').nth(1).unwrap_or_default();
+    let (answer, ends): (&[u8], bool) = match word {
+        "plain" => {
+            (b"HTTP/1.1 200 OK\r\ncontent-length: 13\r\nconnection: close\r\n\r\n{\":name\":\"u\"}", true)
         }
-    });
-    port
-}
-
-/// What comes until an empty line.
-async fn header(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> Option<String> {
-    let mut read = Vec::new();
-    while !read.ends_with(b"\r\n\r\n") {
-        read.push(stream.read_u8().await.ok()?);
+        "stream" => (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n", false),
+        "broken" => (b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nok", true),
+        "ws" => (OPENS_WEBSOCKET, false),
+        _ => (b"", false),
+    };
+    stream.write_all(answer).await.ok()?;
+    stream.flush().await.ok()?;
+    if word == "ws" {
+        let (mut read, mut write) = tokio::io::split(stream);
+        return tokio::io::copy(&mut read, &mut write).await.ok().map(drop);
     }
-    Some(String::from_utf8_lossy(&read).into_owned())
+    if !ends {
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest).await;
+    }
+    stream.shutdown().await.ok()
 }
 
 /// How an exchange ends.
@@ -95,7 +61,7 @@ impl House {
     async fn start(state: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         pki(folder.path());
-        let port = upstream(folder.path()).await;
+        let port = raw_upstream(folder.path(), answer).await;
         let tls = r#"{ certificate: "file:edge.pem", key: "file:edge.key",
             client_certificates: { ca: "file:partner-ca.pem", crl: "file:partner-ca.crl" } }"#;
         // Leases that no test outlives: a place that comes free was given back.
@@ -119,17 +85,12 @@ routes:
     }
 
     /// A client's connection, with a certificate of its own of that name.
-    async fn connect(&self, name: &str, protocol: &[u8]) -> TlsStream<TcpStream> {
+    async fn connect(&self, name: &str, protocol: &[u8]) -> ClientStream<TcpStream> {
         let at = |name: &str| self.folder.path().join(name);
         let ca = Authority::load(&at("partner-ca.pem"), &at("partner-ca.key")).unwrap();
         ca.issue(&Leaf::new(name, &[name])).unwrap().write(self.folder.path(), name).unwrap();
-        let trust = Trust::load(&at("edge-ca.pem")).unwrap();
         let identity = Identity::load(&at(&format!("{name}.pem")), &at(&format!("{name}.key"))).unwrap();
-        let mut tls = certs::client_config(&trust, Some(&identity), Versions::Tls12And13).unwrap();
-        tls.alpn_protocols = vec![protocol.to_vec()];
-        let address = self.gateway.url.trim_start_matches("https://").replace("localhost", "127.0.0.1");
-        let stream = TcpStream::connect(address).await.unwrap();
-        TlsConnector::from(Arc::new(tls)).connect("localhost".try_into().unwrap(), stream).await.unwrap()
+        connect(self.folder.path(), &self.gateway, Some(&identity), protocol).await
     }
 
     /// The lines of the access log about a path: route, status and what cut it off.
@@ -151,10 +112,7 @@ routes:
         let mut client = self.connect(&name, b"http/1.1").await;
         let (method, more) = match route {
             "upload" => ("POST", "content-type: application/json\r\ncontent-length: 9\r\n\r\n{"),
-            "ws" | "brief" => (
-                "GET",
-                "connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
-            ),
+            "ws" | "brief" => ("GET", ASKS_FOR_WEBSOCKET),
             _ => ("GET", "connection: close\r\n\r\n"),
         };
         let before = self.counted(route, method, expected.0).await;
@@ -164,11 +122,10 @@ routes:
         if expected.0 != 0 && route != "upload" {
             header(&mut client).await.unwrap();
             if matches!(route, "ws" | "brief") {
-                let mut heard = [0; 4];
-                client.read_exact(&mut heard[..2]).await.unwrap();
+                let mut heard = [0; 2];
                 client.write_all(b"hi").await.unwrap();
-                client.read_exact(&mut heard[2..]).await.unwrap();
-                assert_eq!(&heard, b"okhi");
+                client.read_exact(&mut heard).await.unwrap();
+                assert_eq!(&heard, b"hi");
             }
         } else {
             until("it is in flight", async || self.gateway.metric("gateway_requests_in_flight ").await > 0.0)

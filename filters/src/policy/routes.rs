@@ -72,7 +72,8 @@ pub struct Route {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct WebSocket {
-    /// Milliseconds that may pass without a word from the upstream, its answer included. Have it ping more often.
+    /// Milliseconds that may pass without a word from either side, the upstream's answer included. Have one ping more
+    /// often.
     pub idle_timeout_ms: u64,
     /// Seconds after which it is closed, whatever passes: whoever opened it must show again who he is.
     pub most_s: u64,

@@ -14,7 +14,11 @@ use axum::response::IntoResponse;
 use axum::{Json, Router};
 use certs::serve::PeerCertificate;
 use filters::signature::{digest, message};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::client::TlsStream as ClientStream;
+use tokio_rustls::server::TlsStream as ServerStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// Where a gateway's log is, in its folder.
 pub const LOG: &str = "gateway.log";
@@ -125,6 +129,66 @@ pub fn revoke(folder: &Path, ca: &str, name: &str) {
     let reason = crl::Reason::KeyCompromise;
     crl::revoke(&at(ca, "crl"), &authority, &[serial], reason, time::Duration::days(1)).unwrap();
 }
+
+/// An upstream that reads the header of a request, and does with its connection what it is told to.
+pub async fn raw_upstream<F>(
+    folder: &Path,
+    serve: impl Fn(String, ServerStream<TcpStream>) -> F + Clone + Send + 'static,
+) -> u16
+where
+    F: Future<Output = Option<()>> + Send,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let at = |name: &str| folder.join(name);
+    let identity = certs::Identity::load(&at("txn-core.pem"), &at("txn-core.key")).unwrap();
+    let clients = certs::ClientAuth::Required(certs::Trust::load(&at("internal-ca.pem")).unwrap());
+    let tls = certs::server_config(&identity, clients, certs::Versions::Tls13Only, &[b"http/1.1"]).unwrap();
+    let acceptor = TlsAcceptor::from(tls);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (acceptor, serve) = (acceptor.clone(), serve.clone());
+            tokio::spawn(async move {
+                let mut stream = acceptor.accept(stream).await.ok()?;
+                let asked = header(&mut stream).await?;
+                serve(asked, stream).await
+            });
+        }
+    });
+    port
+}
+
+/// What comes until an empty line.
+pub async fn header(stream: &mut (impl AsyncRead + Unpin)) -> Option<String> {
+    let mut read = Vec::new();
+    while !read.ends_with(b"\r\n\r\n") {
+        read.push(stream.read_u8().await.ok()?);
+    }
+    Some(String::from_utf8_lossy(&read).into_owned())
+}
+
+/// A connection to the gateway.
+pub async fn connect(
+    folder: &Path,
+    gateway: &Gateway,
+    identity: Option<&certs::Identity>,
+    protocol: &[u8],
+) -> ClientStream<TcpStream> {
+    let trust = certs::Trust::load(&folder.join("edge-ca.pem")).unwrap();
+    let mut tls = certs::client_config(&trust, identity, certs::Versions::Tls12And13).unwrap();
+    tls.alpn_protocols = vec![protocol.to_vec()];
+    let address = gateway.url.trim_start_matches("https://").replace("localhost", "127.0.0.1");
+    let stream = TcpStream::connect(address).await.unwrap();
+    TlsConnector::from(Arc::new(tls)).connect("localhost".try_into().unwrap(), stream).await.unwrap()
+}
+
+/// What a client asks a WebSocket with, but the path.
+pub const ASKS_FOR_WEBSOCKET: &str = "connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
+    sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+/// What opens one.
+pub const OPENS_WEBSOCKET: &[u8] =
+    b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
 
 /// How the policy says that an upstream is known.
 pub const TLS: &str = r#"{ server_name: txn-core.torana.internal, ca: "file:internal-ca.pem", certificate: "file:gateway.pem", key: "file:gateway.key" }"#;

@@ -1,0 +1,195 @@
+//! WebSockets (RFC 6455): the edge itself asks the upstream for one, and carries what then passes.
+//!
+//! Pingora would, but when the upstream answers at once it takes the end of the request, which has no body, for the end of
+//! what passes (its issue 946).
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use filters::failure::Failure;
+use filters::policy::WebSocket;
+use http::{StatusCode, header};
+use pingora::Result as Answered;
+use pingora::http::RequestHeader;
+use pingora::protocols::http::client::HttpSession;
+use pingora::protocols::http::v1::client::HttpSession as Upstream;
+use pingora::proxy::Session;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::door::failure;
+use crate::edge::Edge;
+use crate::exchange::{Cut, Exchange};
+use crate::upstream::HOP;
+use crate::whole::alone;
+
+/// Read from an upstream at once.
+const CHUNK_BYTES: usize = 16 << 10;
+
+/// For the upstream to be told that it is over.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// An upstream that has answered whether it opens the WebSocket.
+pub(crate) struct Answer(Upstream);
+
+impl Edge {
+    /// Asks the upstream for the WebSocket that the client has asked for.
+    pub(crate) async fn ask_for_websocket(
+        &self,
+        asked: &RequestHeader,
+        exchange: &mut Exchange,
+        WebSocket { idle_timeout_ms, .. }: WebSocket,
+    ) -> Result<Answer, Failure> {
+        let mut header = asked.clone();
+        let dressed = exchange.dress(&mut header).and_then(|()| {
+            alone(&mut header, 0)?;
+            header.insert_header(header::CONNECTION, "Upgrade")?;
+            header.insert_header(header::UPGRADE, "websocket")
+        });
+        dressed.map_err(|_| Failure::Malformed)?;
+        let (HttpSession::H1(mut upstream), _) = self.reach(exchange).await? else {
+            return Err(Failure::UpstreamFailed);
+        };
+        let idle_timeout = Duration::from_millis(idle_timeout_ms);
+        (upstream.read_timeout, upstream.write_timeout) = (Some(idle_timeout), Some(idle_timeout));
+        let answered = timeout(idle_timeout, ask(&mut upstream, header)).await;
+        let failure = match answered {
+            Ok(Ok(())) => {
+                self.answered(exchange);
+                return Ok(Answer(upstream));
+            }
+            Ok(Err(failure)) => failure,
+            Err(_) => Failure::UpstreamTimeout,
+        };
+        self.failed(exchange);
+        Err(failure)
+    }
+
+    /// Passes the upstream's answer on and, if that opens the WebSocket, carries what passes until one side ends it,
+    /// nothing has passed for too long, or it is cut off.
+    pub(crate) async fn pass_websocket(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+        Answer(mut upstream): Answer,
+        WebSocket { idle_timeout_ms, .. }: WebSocket,
+    ) -> Answered<()> {
+        let Some(mut answer) = upstream.resp_header().cloned() else {
+            return Ok(());
+        };
+        let opens = upstream.was_upgraded();
+        if !opens {
+            let length = answer.headers.get(header::CONTENT_LENGTH).cloned();
+            HOP.iter().for_each(|name| drop(answer.remove_header(*name)));
+            match (answer.status, length) {
+                (StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED, _) => {}
+                (_, Some(length)) => answer.insert_header(header::CONTENT_LENGTH, length)?,
+                (_, None) => answer.insert_header(header::TRANSFER_ENCODING, "chunked")?,
+            }
+        }
+        self.answer(session, &mut answer, exchange)?;
+        session.write_response_header(Box::new(answer), false).await.map_err(|error| error.into_down())?;
+        if opens {
+            let cut = carry(session, upstream, Duration::from_millis(idle_timeout_ms)).await;
+            let cut = exchange.cut.get().copied().or(cut);
+            if let Some(told) = exchange.end(cut) {
+                let _ = told.await;
+            }
+            return Ok(());
+        }
+        while let Some(chunk) = upstream.read_body_bytes().await.map_err(|error| error.into_up())? {
+            session.write_response_body(Some(chunk), false).await.map_err(|error| error.into_down())?;
+        }
+        session.write_response_body(None, true).await
+    }
+}
+
+/// Sends the request, and reads the header of the answer that counts.
+async fn ask(upstream: &mut Upstream, asked: RequestHeader) -> Result<(), Failure> {
+    let failed = |error: Box<pingora::Error>| failure(&error.into_up()).unwrap_or(Failure::UpstreamFailed);
+    upstream.write_request_header(Box::new(asked)).await.map_err(failed)?;
+    loop {
+        upstream.read_response().await.map_err(failed)?;
+        let opens = upstream.get_header_bytes(header::UPGRADE).eq_ignore_ascii_case(b"websocket");
+        match upstream.get_status() {
+            Some(StatusCode::SWITCHING_PROTOCOLS) if opens => return Ok(()),
+            // To something else, or to nothing that it names.
+            Some(StatusCode::SWITCHING_PROTOCOLS) | None => return Err(Failure::UpstreamFailed),
+            Some(status) if status.is_informational() => {}
+            Some(_) => return Ok(()),
+        }
+    }
+}
+
+/// Carries what passes, and tells what cut it off. While a client does not take what it is sent, nothing is read of it.
+async fn carry(session: &mut Session, mut upstream: Upstream, idle_timeout: Duration) -> Option<Cut> {
+    // What came right behind the header of the answer is not on the connection any more.
+    let first = tokio::select! {
+        biased;
+        first = upstream.read_body_bytes() => first,
+        () = std::future::ready(()) => Ok(Some(Bytes::new())),
+    };
+    match first {
+        Ok(Some(first)) if first.is_empty() => {}
+        Ok(Some(first)) => {
+            if session.write_response_body(Some(first), false).await.is_err() {
+                return Some(Cut::ClientGone);
+            }
+        }
+        Ok(None) => return None,
+        Err(_) => return Some(Cut::UpstreamBroke),
+    }
+    let (mut from_upstream, mut to_upstream) = tokio::io::split(upstream.into_inner());
+    // An upstream that does not read until what it says is read must not keep us from reading it.
+    let (says, mut said) = mpsc::channel::<Bytes>(1);
+    let tells = async move {
+        while let Some(bytes) = said.recv().await {
+            to_upstream.write_all(&bytes).await?;
+            to_upstream.flush().await?;
+        }
+        to_upstream.shutdown().await
+    };
+    tokio::pin!(tells);
+    let mut heard = BytesMut::new();
+    let cut = loop {
+        heard.reserve(CHUNK_BYTES);
+        let ended = {
+            let client = async {
+                let room = says.reserve().await;
+                (room, session.read_request_body().await)
+            };
+            tokio::select! {
+                (room, said) = client => match (room, said) {
+                    (Ok(room), Ok(Some(bytes))) => {
+                        room.send(bytes);
+                        None
+                    }
+                    (_, Ok(None)) => Some(None),
+                    (Ok(_), Err(_)) => Some(Some(Cut::ClientGone)),
+                    (Err(_), _) => Some(Some(Cut::UpstreamBroke)),
+                },
+                read = from_upstream.read_buf(&mut heard) => match read {
+                    Ok(0) => Some(None),
+                    Ok(_) => None,
+                    Err(_) => Some(Some(Cut::UpstreamBroke)),
+                },
+                _ = &mut tells => Some(Some(Cut::UpstreamBroke)),
+                () = tokio::time::sleep(idle_timeout) => Some(Some(Cut::TimeOver)),
+            }
+        };
+        if let Some(cut) = ended {
+            break cut;
+        }
+        if !heard.is_empty()
+            && session.write_response_body(Some(heard.split().freeze()), false).await.is_err()
+        {
+            break Some(Cut::ClientGone);
+        }
+    };
+    drop(says);
+    if cut != Some(Cut::UpstreamBroke) {
+        let _ = timeout(GOODBYE, tells).await;
+    }
+    cut
+}
