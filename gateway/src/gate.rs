@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use certs::Watch;
+use tokio::sync::watch;
 
 use crate::edge::Edge;
 use crate::flags::Audited;
@@ -21,6 +22,8 @@ use crate::whole::Connections;
 pub(crate) struct Gate {
     standing: Standing,
     edge: ArcSwap<Edge>,
+    /// True once nothing may go on.
+    stopped: watch::Sender<bool>,
 }
 
 /// What every policy of this process shares.
@@ -53,7 +56,8 @@ impl Gate {
         let standing =
             Standing { metrics, state, connections, draining, flags_audited: Audited::default(), watch };
         let (edge, listeners) = Edge::new(loaded, &standing, None)?;
-        let gate = Arc::new(Self { standing, edge: ArcSwap::from_pointee(edge) });
+        let gate =
+            Arc::new(Self { standing, edge: ArcSwap::from_pointee(edge), stopped: watch::channel(false).0 });
         let told = Arc::clone(&gate);
         gate.standing.metrics.tell_of(move || vec![told.edge().watch()])?;
         Ok((gate, listeners))
@@ -84,5 +88,15 @@ impl Gate {
     /// From now on connections are closed after their answer, and the gateway is not ready.
     pub(crate) fn drain(&self) {
         self.standing.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Cuts off whatever is still in flight.
+    pub(crate) fn stop(&self) {
+        self.stopped.send_replace(true);
+    }
+
+    /// Tells those who wait when everything is cut off.
+    pub(crate) fn stopped(&self) -> watch::Receiver<bool> {
+        self.stopped.subscribe()
     }
 }

@@ -58,6 +58,8 @@ pub(crate) struct Way {
 struct Line {
     proxy: Arc<HttpProxy<Door>>,
     retired: watch::Sender<bool>,
+    /// True once the edge cuts off what is in flight.
+    stopped: watch::Receiver<bool>,
     handshake_timeout: Duration,
     request_timeout: Duration,
     idle_timeout: Duration,
@@ -116,6 +118,7 @@ impl Line {
         Self {
             proxy: Arc::new(proxy),
             retired,
+            stopped: gate.stopped(),
             handshake_timeout: Duration::from_millis(settings.handshake_timeout_ms),
             request_timeout,
             idle_timeout,
@@ -262,6 +265,11 @@ impl Listener {
             () = async {
                 overdue.await;
                 cut(Cut::ListenerChanged);
+            } => {}
+            () = async {
+                // An error cannot be: the gate is there for as long as the process.
+                let _ = line.stopped.clone().wait_for(|stopped| *stopped).await;
+                cut(Cut::EdgeStopped);
             } => {}
         }
     }

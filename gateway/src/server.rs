@@ -120,8 +120,11 @@ impl BackgroundService for Standing {
     }
 }
 
-/// Turns SIGTERM and SIGINT into a drain: no new connections, what is in flight finishes, then the process
-/// ends, without waiting out a grace period that nobody needs.
+/// For requests that are cut off as the edge stops.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Turns SIGTERM and SIGINT into a drain: no new connections, what is in flight finishes or is cut off,
+/// then the process ends, without waiting out a grace period that nobody needs.
 struct Drain {
     gate: Arc<Gate>,
     limit: Duration,
@@ -141,7 +144,15 @@ impl ShutdownSignalWatch for Drain {
             while gate.in_flight() > 0 && started.elapsed() < limit {
                 std::thread::sleep(Duration::from_millis(20));
             }
-            tracing::info!(unfinished = gate.in_flight(), "stopped");
+            let unfinished = gate.in_flight();
+            gate.stop();
+            // For what is cut off to be told of, and what it held to be given back.
+            let stopped = Instant::now();
+            let state = &gate.standing().state;
+            while (gate.in_flight() > 0 || state.is_telling()) && stopped.elapsed() < FAREWELL {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            tracing::info!(unfinished, "stopped");
             std::process::exit(0);
         });
         ShutdownSignal::GracefulTerminate

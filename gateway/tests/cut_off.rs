@@ -4,6 +4,8 @@
 
 mod running;
 
+use std::path::Path;
+
 use certs::Identity;
 use certs::pki::{Authority, Leaf};
 use serde_json::Value;
@@ -82,6 +84,11 @@ routes:
         );
         let gateway = serve_on(folder.path(), &tls.replace('\n', " "), &policy).await;
         Self { folder, gateway }
+    }
+
+    async fn knows_the_state(&self) {
+        until("the shared state is known", async || self.gateway.metric("gateway_redis_up").await > 0.0)
+            .await;
     }
 
     /// A client's connection, with a certificate of its own of that name.
@@ -184,14 +191,54 @@ async fn what_is_cut_off_is_told_once_and_holds_nothing() {
 async fn nor_does_it_where_places_are_shared() {
     let redis_folder = tempfile::tempdir().unwrap();
     let redis = engines::Redis::start(redis_folder.path()).await.unwrap();
-    let at = redis_folder.path().join("redis.url");
-    certs::file::write_secret(&at, &redis.url()).unwrap();
-    let state = format!(r#"state: {{ redis: {{ url: "file:{}", timeout_ms: 5000 }} }}"#, at.display());
-    let house = House::start(&state).await;
-    until("the shared state is known", async || house.gateway.metric("gateway_redis_up").await > 0.0).await;
+    let house = House::start(&shared(redis_folder.path(), &redis)).await;
+    house.knows_the_state().await;
     for (id, (route, end, expected)) in CASES.into_iter().enumerate() {
         house.check(id, route, end, expected).await;
     }
+}
+
+/// What the edge does not wait for as it stops is told of, and holds nothing at the edge that comes after it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_in_flight_as_the_edge_stops() {
+    let redis_folder = tempfile::tempdir().unwrap();
+    let redis = engines::Redis::start(redis_folder.path()).await.unwrap();
+    for (route, status) in [("silent", 0), ("stream", 200), ("ws", 101)] {
+        let mut house = House::start(&shared(redis_folder.path(), &redis)).await;
+        house.knows_the_state().await;
+        let path = format!("/{route}/1");
+        let mut client = house.connect("guest", b"http/1.1").await;
+        let more = if route == "ws" { ASKS_FOR_WEBSOCKET } else { "\r\n" };
+        client
+            .write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n{more}").as_bytes())
+            .await
+            .unwrap();
+        client.flush().await.unwrap();
+        if status != 0 {
+            header(&mut client).await.unwrap();
+        }
+        until("it is in flight", async || house.gateway.metric("gateway_requests_in_flight ").await > 0.0)
+            .await;
+        assert_eq!(house.gateway.get("/next/1", &[]).await.0, 429, "{route}: it holds the place");
+        let stops = std::process::Command::new("kill").arg(house.gateway.child.id().to_string()).status();
+        assert!(stops.unwrap().success());
+        let ended = tokio::task::spawn_blocking(move || {
+            house.gateway.child.wait().unwrap();
+            house
+        });
+        let house = ended.await.unwrap();
+        assert_eq!(house.logged(&path), [(route.to_owned(), status, "edge_stopped".to_owned())], "{route}");
+        let next = House::start(&shared(redis_folder.path(), &redis)).await;
+        next.knows_the_state().await;
+        assert_eq!(next.gateway.get("/next/1", &[]).await.0, 200, "{route}: its place is free");
+    }
+}
+
+/// Where the edges of a test remember together.
+fn shared(folder: &Path, redis: &engines::Redis) -> String {
+    let at = folder.join("redis.url");
+    certs::file::write_secret(&at, &redis.url()).unwrap();
+    format!(r#"state: {{ redis: {{ url: "file:{}", timeout_ms: 5000 }} }}"#, at.display())
 }
 
 /// On HTTP/2 requests end apart from their connection and with it.

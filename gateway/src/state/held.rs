@@ -5,26 +5,39 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
-use filters::state::{Answer, Batch, Full, Op};
+use filters::state::{Answer, Batch, Full, Op, Unanswered};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use super::State;
 
-type Answers = Result<Vec<Answer>, Full>;
+type Answers<E> = Result<Vec<Answer>, E>;
 
 impl State {
     /// [Asks](Self::ask), and gives back what was held if nobody waits for the answer any more.
-    pub(crate) async fn ask_for_places(self: &Arc<Self>, batch: Batch) -> Answers {
-        let ops = batch.all();
-        if !self.is_shared() || !ops.iter().any(|op| matches!(op, Op::Hold { .. })) {
-            return self.ask(batch).await;
-        }
+    pub(crate) async fn ask_for_places(self: &Arc<Self>, batch: Batch) -> Answers<Full> {
         let state = Arc::clone(self);
-        let answers = Box::pin(async move { state.ask(batch).await });
-        Asking { state: Arc::clone(self), ops, answers: Some(answers) }.await
+        self.held_while_awaited(batch.all(), async move { state.ask(batch).await }).await
+    }
+
+    /// [Runs](Self::run) them, and gives back what was held if nobody waits for the answer any more.
+    pub(crate) async fn run_for_places(self: &Arc<Self>, ops: Vec<Op>) -> Answers<Unanswered> {
+        let (state, run) = (Arc::clone(self), ops.clone());
+        self.held_while_awaited(ops, async move { state.run(&run).await }).await
+    }
+
+    async fn held_while_awaited<E: Send + 'static>(
+        self: &Arc<Self>,
+        ops: Vec<Op>,
+        answers: impl Future<Output = Answers<E>> + Send + 'static,
+    ) -> Answers<E> {
+        if !self.is_shared() || !ops.iter().any(|op| matches!(op, Op::Hold { .. })) {
+            return answers.await;
+        }
+        Asking { state: Arc::clone(self), ops, answers: Some(Box::pin(answers)) }.await
     }
 
     /// Gives places back: here at once, in the shared state by the time that the task is done.
@@ -36,24 +49,49 @@ impl State {
             self.give_back_here(&held);
             return None;
         }
-        let state = Arc::clone(self);
         // Without a runtime the process is ending: their leases give them back.
-        Handle::try_current().ok().map(|runtime| runtime.spawn(async move { state.release(held).await }))
+        let runtime = Handle::try_current().ok()?;
+        let (state, telling) = (Arc::clone(self), Telling::of(self));
+        Some(runtime.spawn(async move {
+            state.release(held).await;
+            drop(telling);
+        }))
+    }
+
+    /// Whether the shared state is being told of places that are given back.
+    pub(crate) fn is_telling(&self) -> bool {
+        self.telling.load(Ordering::Relaxed) > 0
+    }
+}
+
+/// The shared state being told, counted until dropped.
+struct Telling(Arc<State>);
+
+impl Telling {
+    fn of(state: &Arc<State>) -> Self {
+        state.telling.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(state))
+    }
+}
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        self.0.telling.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// A question under way. Dropped before it is answered, it is answered all the same.
-struct Asking {
+struct Asking<E: Send + 'static> {
     state: Arc<State>,
     ops: Vec<Op>,
     /// Until they are there.
-    answers: Option<Pin<Box<dyn Future<Output = Answers> + Send>>>,
+    answers: Option<Pin<Box<dyn Future<Output = Answers<E>> + Send>>>,
 }
 
-impl Future for Asking {
-    type Output = Answers;
+impl<E: Send + 'static> Future for Asking<E> {
+    type Output = Answers<E>;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answers> {
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answers<E>> {
         // Nobody polls a future that has been ready.
         let Some(answers) = &mut self.answers else { return Poll::Pending };
         let answered = answers.as_mut().poll(context);
@@ -64,15 +102,17 @@ impl Future for Asking {
     }
 }
 
-impl Drop for Asking {
+impl<E: Send + 'static> Drop for Asking<E> {
     fn drop(&mut self) {
         let (Some(answers), Ok(runtime)) = (self.answers.take(), Handle::try_current()) else { return };
         let (state, ops) = (Arc::clone(&self.state), std::mem::take(&mut self.ops));
+        let telling = Telling::of(&state);
         runtime.spawn(async move {
             let held = answers.await.map(|answers| places(&ops, &answers)).unwrap_or_default();
             if !held.is_empty() {
                 state.release(held).await;
             }
+            drop(telling);
         });
     }
 }
@@ -135,15 +175,24 @@ mod tests {
         };
         state.release(held().await).await;
         for polls in 0..20 {
-            let mut asking = Box::pin(state.ask_for_places(batch()));
-            for _ in 0..polls {
-                if let Poll::Ready(answers) = futures_poll(asking.as_mut()).await {
-                    state.release(places(std::slice::from_ref(&hold), &answers.unwrap())).await;
-                    break;
+            for for_whom in ["a request of ours", "an Envoy worker"] {
+                let asking = async {
+                    match for_whom {
+                        "a request of ours" => state.ask_for_places(batch()).await.unwrap(),
+                        _ => state.run_for_places(vec![hold.clone()]).await.unwrap(),
+                    }
+                };
+                let mut asking = Box::pin(asking);
+                for _ in 0..polls {
+                    if let Poll::Ready(answers) = futures_poll(asking.as_mut()).await {
+                        state.release(places(std::slice::from_ref(&hold), &answers)).await;
+                        break;
+                    }
+                    tokio::time::sleep(Duration::from_micros(50)).await;
                 }
-                tokio::time::sleep(Duration::from_micros(50)).await;
+                drop(asking);
+                state.release(held().await).await;
             }
-            drop(asking);
             // Nobody waits for it to be told either.
             drop(state.give_back(held().await));
         }

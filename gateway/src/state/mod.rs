@@ -9,6 +9,7 @@ mod redis;
 mod revoked;
 
 use std::path::Path;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ pub(crate) struct State {
     redis: Option<Redis>,
     limits_when_away: LimitsWhenAway,
     revoked: Revoked,
+    /// How often the shared state is being told of places given back.
+    telling: AtomicUsize,
 }
 
 impl State {
@@ -51,6 +54,7 @@ impl State {
             redis: redis.transpose()?,
             limits_when_away: settings.limits_when_away,
             revoked: Revoked::new(settings.redis.is_some(), metrics),
+            telling: AtomicUsize::new(0),
         })
     }
 

@@ -235,7 +235,7 @@ async fn run_batch(State(service): State<Arc<Service>>, body: Bytes) -> Response
         let why = format!("a batch has at most {MOST_OPS} operations");
         return service.refuse(StatusCode::BAD_REQUEST, "batch_too_long", &why);
     }
-    match service.state.run(&ops).await {
+    match service.state.run_for_places(ops).await {
         Ok(answers) => {
             service.metrics.state_batches.with_label_values(&["run"]).inc();
             Json(answers).into_response()
