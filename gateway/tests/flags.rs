@@ -5,12 +5,13 @@
 
 mod running;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
 
-use self::running::{LOG, Recorder, TLS, pki, serve, until};
+use self::running::{LOG, Recorder, TLS, pki, serve, under_load, until};
 
 fn flags(open: &str, core: &Value) -> Value {
     let flag = |variant: &str| json!({ "state": "ENABLED", "variants": { "on": true, "off": false }, "defaultVariant": variant });
@@ -44,6 +45,12 @@ routes:
     path: /shared
     flag: new-core
     upstreams: [{ upstream: u, variant: "off" }, { upstream: v, variant: "on" }]
+  - name: both
+    methods: [GET]
+    path: /both
+    flag: new-core
+    upstreams: [{ upstream: u, variant: "off" }, { upstream: v, variant: "on" }]
+    filters: { feature: { when: [{ flag: open, is: ["on"] }] } }
 "#;
 
 fn policy(u: &Recorder, v: &Recorder) -> String {
@@ -113,6 +120,41 @@ async fn flags_change_while_the_gateway_runs() {
 }
 
 /// What other services ask, by OpenFeature's protocol.
+/// Both flags change together: who finds the route open is served by the upstream that the other one says then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_files_of_flags_are_taken_under_load_and_no_request_sees_half_of_two() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    pki(folder);
+    let (u, v) = (Recorder::start(folder, "u").await, Recorder::start(folder, "v").await);
+    let both = |variant: &str| flags(variant, &json!({ "if": [true, variant] })).to_string();
+    put(folder, &both("off"));
+    let gateway = serve(folder, &policy(&u, &v)).await;
+    let url = format!("{}/both", gateway.url);
+    let ask = move |http: reqwest::Client| {
+        let asked = http.get(&url).send();
+        async move {
+            let answer = asked.await.map_err(|error| error.to_string())?;
+            let status = answer.status().as_u16();
+            let body: Value = answer.json().await.map_err(|error| error.to_string())?;
+            Ok::<_, String>((status, body[":name"].as_str().unwrap_or_default().to_owned()))
+        }
+    };
+    let told = under_load(folder, ask, async {
+        for number in 1..=10 {
+            put(folder, &both(if number % 2 == 1 { "on" } else { "off" }));
+            let expected = if number % 2 == 1 { 200 } else { 404 };
+            until("the file is taken", async || gateway.get("/both", &[]).await.0 == expected).await;
+        }
+    })
+    .await;
+    let mut count = BTreeMap::new();
+    told.into_iter().for_each(|told| *count.entry(told).or_insert(0) += 1);
+    println!("{count:?}");
+    let whole = [Ok((200, "v".to_owned())), Ok((404, String::new()))];
+    assert!(count.keys().eq(&whole), "{count:?}");
+}
+
 #[tokio::test]
 async fn flags_are_told_to_who_asks() {
     let folder = tempfile::tempdir().unwrap();

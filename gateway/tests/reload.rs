@@ -6,13 +6,11 @@ mod running;
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
 
-use self::running::{Gateway, Recorder, TLS, client, free_port, pki, serve, until};
+use self::running::{Gateway, Recorder, TLS, client, free_port, pki, serve, under_load, until};
 
 /// Which policy decides shows in what the upstream gets and in what the client is told.
 fn policy(recorder: &Recorder, number: u32) -> String {
@@ -63,32 +61,18 @@ async fn decided(http: &reqwest::Client, url: &str) -> Result<u32, String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_policies_take_over_under_load_and_no_request_fails() {
     let (folder, recorder, gateway) = started(|recorder| policy(recorder, 0)).await;
-    let done = Arc::new(AtomicBool::new(false));
-    let mut load = tokio::task::JoinSet::new();
-    for sender in 0..10 {
-        // One of them connects anew for each request.
-        let kept = client(folder.path(), None);
-        let (done, url) = (Arc::clone(&done), gateway.url.clone());
-        let trust = folder.path().to_owned();
-        load.spawn(async move {
-            let mut seen = Vec::new();
-            // Each 50 a second, 500 together.
-            let mut ticks = tokio::time::interval(Duration::from_millis(20));
-            while !done.load(Ordering::Relaxed) {
-                ticks.tick().await;
-                let http = if sender == 0 { client(&trust, None) } else { kept.clone() };
-                seen.push(decided(&http, &url).await);
-            }
-            seen
-        });
-    }
-    for number in 1..=10 {
-        gateway.change(folder.path(), &policy(&recorder, number));
-        taken(&gateway, u64::from(number)).await;
-    }
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    done.store(true, Ordering::Relaxed);
-    let seen: Vec<_> = load.join_all().await.into_iter().flatten().collect();
+    let url = gateway.url.clone();
+    let ask = move |http| {
+        let url = url.clone();
+        async move { decided(&http, &url).await }
+    };
+    let seen = under_load(folder.path(), ask, async {
+        for number in 1..=10 {
+            gateway.change(folder.path(), &policy(&recorder, number));
+            taken(&gateway, u64::from(number)).await;
+        }
+    })
+    .await;
     let failed: Vec<_> = seen.iter().filter_map(|seen| seen.as_ref().err()).collect();
     assert!(failed.is_empty(), "{} of {}: {:?}", failed.len(), seen.len(), failed.first());
     let policies: BTreeSet<u32> = seen.iter().flatten().copied().collect();

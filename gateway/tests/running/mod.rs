@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::extract::Request;
@@ -236,6 +236,37 @@ pub fn client(folder: &Path, identity: Option<&str>) -> reqwest::Client {
     let identity = identity.map(|name| certs::Identity::load(&at(name, "pem"), &at(name, "key")).unwrap());
     let tls = certs::client_config(&trust, identity.as_ref(), certs::Versions::Tls12And13).unwrap();
     certs::client::https(tls, certs::client::ClientLimits::default()).unwrap()
+}
+
+/// What 500 requests a second were told while something else went on; one in ten on a connection of its own.
+pub async fn under_load<F>(
+    folder: &Path,
+    ask: impl Fn(reqwest::Client) -> F + Clone + Send + 'static,
+    meanwhile: impl Future<Output = ()>,
+) -> Vec<F::Output>
+where
+    F: Future<Output: Send + 'static> + Send,
+{
+    let done = Arc::new(AtomicBool::new(false));
+    let mut load = tokio::task::JoinSet::new();
+    for sender in 0..10 {
+        let kept = client(folder, None);
+        let (done, folder, ask) = (Arc::clone(&done), folder.to_owned(), ask.clone());
+        load.spawn(async move {
+            let mut told = Vec::new();
+            // Each 50 a second.
+            let mut ticks = tokio::time::interval(Duration::from_millis(20));
+            while !done.load(Ordering::Relaxed) {
+                ticks.tick().await;
+                told.push(ask(if sender == 0 { client(&folder, None) } else { kept.clone() }).await);
+            }
+            told
+        });
+    }
+    meanwhile.await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    done.store(true, Ordering::Relaxed);
+    load.join_all().await.into_iter().flatten().collect()
 }
 
 impl Gateway {
