@@ -8,12 +8,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use certs::Watch;
+use filters::policy::Policy;
+use tokio::task::JoinSet;
 
 use crate::edge::Edge;
 use crate::flags::Audited;
 use crate::load::{ListenerFiles, Loaded};
 use crate::metrics::Metrics;
+use crate::reload::Snapshot;
 use crate::state::State;
+use crate::upstream::probe;
 use crate::whole::Connections;
 
 /// The gateway's one entrance: every listener leads here.
@@ -84,5 +88,25 @@ impl Gate {
     /// From now on connections are closed after their answer, and the gateway is not ready.
     pub(crate) fn drain(&self) {
         self.standing.draining.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Snapshot for Edge {
+    fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    fn version(&self) -> &str {
+        Self::version(self)
+    }
+
+    fn begin(&self) -> JoinSet<()> {
+        let mut work = JoinSet::new();
+        work.spawn(self.watch().run());
+        work.spawn(Arc::clone(&self.issuers.keys).keep_fresh());
+        for (name, upstream) in self.probed() {
+            work.spawn(probe::keep_probing(name, upstream, self.metrics().healthy.clone()));
+        }
+        work
     }
 }
