@@ -10,13 +10,14 @@ use pingora::protocols::http::ServerSession;
 
 use crate::flags::ofrep;
 use crate::gate::Gate;
+use crate::listeners::Listeners;
 use crate::reload::Reload;
 use crate::revoke::{self, Fields};
 use crate::usage;
 
 pub(crate) struct Admin {
     gate: Arc<Gate>,
-    reload: Arc<Reload>,
+    reload: Arc<Reload<Listeners>>,
 }
 
 #[async_trait]
@@ -65,7 +66,7 @@ impl ServeHttp for Admin {
 }
 
 impl Admin {
-    pub(crate) fn new(gate: &Arc<Gate>, reload: &Arc<Reload>) -> Self {
+    pub(crate) fn new(gate: &Arc<Gate>, reload: &Arc<Reload<Listeners>>) -> Self {
         Self { gate: Arc::clone(gate), reload: Arc::clone(reload) }
     }
 

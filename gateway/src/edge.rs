@@ -29,8 +29,7 @@ use crate::compression::Compression;
 use crate::exchange::Exchange;
 use crate::flags::FeatureFlags;
 use crate::gate::Standing;
-use crate::introspection::Introspection;
-use crate::jwks::KeyStore;
+use crate::issuers::Issuers;
 use crate::load::{ListenerFiles, Loaded};
 use crate::message::{Sender, drain, is_small, read_body, request, target};
 use crate::metrics::Metrics;
@@ -44,8 +43,7 @@ use crate::upstream::mirror::{self, Copy};
 pub(crate) struct Edge {
     pub(crate) policy: Policy,
     upstreams: BTreeMap<String, Arc<Upstream>>,
-    keys: Arc<KeyStore>,
-    introspection: Introspection,
+    pub(crate) issuers: Issuers,
     client_keys: ClientKeys,
     flags: FeatureFlags,
     operators: Operators,
@@ -67,14 +65,9 @@ impl Edge {
         let Loaded { policy, listeners, upstreams: files, folder, watch, version } = loaded;
         watch.include(Arc::clone(&standing.watch));
         let document = policy.document();
-        let keys = Arc::new(match before {
-            Some(before) => before.keys.successor(&document.issuers, &folder, &watch)?,
-            None => KeyStore::new(&document.issuers, &folder, standing.metrics.clone(), &watch)?,
-        });
-        let introspection = Introspection::new(&document.issuers, &folder, standing.metrics.clone(), &watch)?;
+        let issuers_before = before.map(|before| &before.issuers);
+        let issuers = Issuers::new(document, &folder, &standing.metrics, &watch, issuers_before)?;
         let operators = Operators::new(document, &folder, document.admin.address.ip().is_loopback())?;
-        let issuers = Arc::clone(&keys);
-        watch.holds(move || issuers.report());
         let keys_before = before.map(|before| before.client_keys.clone());
         let client_keys = ClientKeys::follow(document, &folder, &watch, keys_before)?;
         let mut upstreams = BTreeMap::new();
@@ -94,8 +87,7 @@ impl Edge {
         let edge = Self {
             policy,
             upstreams,
-            keys,
-            introspection,
+            issuers,
             client_keys,
             flags,
             operators,
@@ -137,10 +129,6 @@ impl Edge {
         Arc::clone(&self.watch)
     }
 
-    pub(crate) fn keys(&self) -> Arc<KeyStore> {
-        Arc::clone(&self.keys)
-    }
-
     pub(crate) fn flags(&self) -> &FeatureFlags {
         &self.flags
     }
@@ -156,7 +144,7 @@ impl Edge {
 
     /// What keeps the edge from serving every route.
     pub(crate) fn missing(&self) -> Vec<String> {
-        let keys = self.keys.missing().into_iter().map(|issuer| format!("keys of issuer {issuer}"));
+        let keys = self.issuers.keys.missing().into_iter().map(|issuer| format!("keys of issuer {issuer}"));
         let draining = self.standing.is_draining().then(|| "draining".to_owned());
         let state = &self.standing.state;
         let unheard = (!state.is_known()).then(|| "first word of the shared state".to_owned());
@@ -300,8 +288,8 @@ impl Edge {
             return first;
         };
         let knows_more = match (stale_keys, opaque_token) {
-            (Some(issuer), _) => self.keys.refresh_unknown(issuer).await,
-            (None, Some(token)) => self.introspection.ask(&token.issuer, &token.text).await.is_some(),
+            (Some(issuer), _) => self.issuers.keys.refresh_unknown(issuer).await,
+            (None, Some(token)) => self.issuers.introspection.ask(&token.issuer, &token.text).await.is_some(),
             (None, None) => false,
         };
         match knows_more {
@@ -410,7 +398,7 @@ impl Host for Now<'_> {
     }
 
     fn keys(&self, issuer: &str) -> Option<Arc<KeySet>> {
-        self.0.keys.keys(issuer)
+        self.0.issuers.keys.keys(issuer)
     }
 
     fn remembers_since_s(&self, route: &str) -> i64 {
@@ -422,7 +410,7 @@ impl Host for Now<'_> {
     }
 
     fn introspected(&self, issuer: &str, token: &str) -> Option<Introspected> {
-        self.0.introspection.known(issuer, token)
+        self.0.issuers.introspection.known(issuer, token)
     }
 
     fn flags(&self) -> Option<Arc<Flags>> {

@@ -8,13 +8,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use certs::Watch;
+use filters::policy::Policy;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::edge::Edge;
 use crate::flags::Audited;
 use crate::load::{ListenerFiles, Loaded};
 use crate::metrics::Metrics;
+use crate::reload::Snapshot;
 use crate::state::State;
+use crate::upstream::probe;
 use crate::whole::Connections;
 
 /// The gateway's one entrance: every listener leads here.
@@ -98,5 +102,25 @@ impl Gate {
     /// Tells those who wait when everything is cut off.
     pub(crate) fn stopped(&self) -> watch::Receiver<bool> {
         self.stopped.subscribe()
+    }
+}
+
+impl Snapshot for Edge {
+    fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    fn version(&self) -> &str {
+        Self::version(self)
+    }
+
+    fn begin(&self) -> JoinSet<()> {
+        let mut work = JoinSet::new();
+        work.spawn(self.watch().run());
+        work.spawn(Arc::clone(&self.issuers.keys).keep_fresh());
+        for (name, upstream) in self.probed() {
+            work.spawn(probe::keep_probing(name, upstream, self.metrics().healthy.clone()));
+        }
+        work
     }
 }

@@ -168,12 +168,20 @@ impl KeyStore {
         self.issuers.get(issuer)?.held(self.clock.now()).map(|held| Arc::clone(&held.keys))
     }
 
-    /// What every issuer that has usable keys has published, as JSON, and an entity tag of that.
+    /// What every issuer that has usable keys has published, by what it is known as, as JSON, and an entity tag of that.
     pub(crate) fn published(&self) -> (String, String) {
-        let issuers = self.issuers.iter().filter_map(|(name, issuer)| {
-            let held = issuer.held(self.clock.now())?;
+        let mut latest: BTreeMap<String, Arc<Held>> = BTreeMap::new();
+        for issuer in self.issuers.values() {
+            let Some(held) = issuer.held(self.clock.now()) else { continue };
+            // Under two names it is one issuer still.
+            let told = latest.entry(issuer.settings.known_as()).or_insert_with(|| Arc::clone(&held));
+            if held.since > told.since {
+                *told = held;
+            }
+        }
+        let issuers = latest.iter().filter_map(|(known_as, held)| {
             // What was parsed as a key set is JSON.
-            Some((name, serde_json::from_str::<Box<serde_json::value::RawValue>>(&held.text).ok()?))
+            Some((known_as, serde_json::from_str::<Box<serde_json::value::RawValue>>(&held.text).ok()?))
         });
         let issuers: BTreeMap<_, _> = issuers.collect();
         let body = serde_json::json!({ "issuers": issuers }).to_string();

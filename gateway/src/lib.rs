@@ -18,6 +18,7 @@ pub mod explain;
 mod flags;
 mod gate;
 mod introspection;
+mod issuers;
 mod jwks;
 mod listener;
 mod listeners;

@@ -5,14 +5,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use certs::Watch;
-use filters::policy::{At, Document};
+use filters::policy::{At, Document, Mistake};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, ShutdownWatch};
 use tokio::sync::Notify;
 
+use crate::edge::Edge;
 use crate::gate::Gate;
 use crate::listener::{Listener, Way};
-use crate::load::ListenerFiles;
+use crate::load::{ListenerFiles, Loaded};
+use crate::metrics::Metrics;
+use crate::reload::Serving;
 
 /// The open listeners. Which one is which is told by the address.
 pub(crate) struct Listeners {
@@ -76,6 +79,36 @@ impl Listeners {
 
     fn open(&self) -> MutexGuard<'_, Vec<Arc<Listener>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Serving for Listeners {
+    type Snapshot = Edge;
+
+    const NAME: &str = "gateway";
+
+    fn metrics(&self) -> &Metrics {
+        self.gate.metrics()
+    }
+
+    fn snapshot(&self) -> Arc<Edge> {
+        self.gate.edge()
+    }
+
+    async fn take_over(&self, loaded: Loaded) -> Result<Arc<Edge>, Vec<Mistake>> {
+        let failed = |error: anyhow::Error| vec![Mistake::whole(format!("{error:#}"))];
+        let before = self.gate.edge();
+        let (edge, files) = Edge::new(loaded, self.gate.standing(), Some(&before)).map_err(failed)?;
+        let missing = edge.issuers.fetch_missing(&before.issuers).await;
+        if !missing.is_empty() {
+            return Err(missing);
+        }
+        let prepared = self.prepare(edge.policy.document(), files, &edge.watch()).map_err(failed)?;
+        let edge = Arc::new(edge);
+        // Requests first: a connection that arrives the old way is decided on by the new policy, never the reverse.
+        self.gate.pass_to(Arc::clone(&edge));
+        self.put_to_use(prepared);
+        Ok(edge)
     }
 }
 

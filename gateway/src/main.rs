@@ -58,9 +58,17 @@ enum Command {
     ///
     /// Envoy's module asks it once a request at most, so that a nonce is taken once and a limit holds across all
     /// workers. It listens where the policy says, `state.service`: on loopback, on a Unix socket, or anywhere with
-    /// mutual TLS. There also are /health, /readiness (503 while an issuer's keys are missing) and /metrics.
+    /// mutual TLS. There also are /health, /readiness (503 while an issuer's keys are missing), /config and /metrics.
     ///
-    /// What it remembers is gone when it ends: requests that were signed before it started are then refused.
+    /// The file is followed as `serve` follows it, SIGHUP included: issuers, clients, tenants and flags of another policy
+    /// count at Envoy's workers within a second or two, what was asked before is answered by the policy before, and a
+    /// policy with mistakes changes nothing. /config tells which one serves and what is wrong with the other. `state` and
+    /// `admin` need a restart. Write Envoy's configuration for it too: either may come first.
+    ///
+    /// What it remembers is gone when it ends: requests that were signed before it started are then refused. Another
+    /// policy leaves it as it is.
+    ///
+    /// It and Envoy's module speak one version's language: upgrade both together.
     ///
     /// With --envoy it also keeps what Envoy serves up to date: it follows certificates, keys, CAs and revocation lists
     /// as the gateway does, and hands on what it has accepted; whatever it refuses changes nothing, is logged and is
@@ -234,7 +242,7 @@ fn state(policy: &Path, envoy: Option<&Path>) -> ExitCode {
     log_as_json();
     logged(policy, |loaded| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        runtime.block_on(state_service::run(loaded, envoy, gateway::stop_signal()))
+        runtime.block_on(state_service::run(policy, loaded, envoy, gateway::stop_signal()))
     })
 }
 

@@ -1,35 +1,65 @@
-//! Another policy takes over while the gateway runs: when its file changes, or on SIGHUP.
+//! Another policy takes over while a process runs: when its file changes, or on SIGHUP.
 //!
 //! The new policy and everything that it refers to is read, checked and opened first; then it takes over at once and
 //! whole. Whatever is wrong with it changes nothing: the policy before it goes on, and says so on `/config`, in the log
-//! and in the metrics.
+//! and in the metrics. The gateway and the state service do it in the same way.
+
+mod sight;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use filters::policy::{Document, Mistake};
+use filters::policy::{Document, Mistake, Policy};
 use serde::Serialize;
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
 
-use crate::edge::Edge;
-use crate::gate::Gate;
-use crate::listeners::Listeners;
+use self::sight::Sight;
 use crate::load::{self, Loaded};
-use crate::upstream::probe;
+use crate::metrics::Metrics;
 
 /// Between two looks at the file. It is read again when two of them see the same other text: an editor may be writing.
 const LOOK: Duration = Duration::from_millis(500);
-/// Looks after which a refused policy is tried again as it is: what it refers to may have come.
-const LOOKS_TO_A_RETRY: u32 = 20;
+
+/// Who serves by one policy, and then by another.
+pub(crate) trait Serving: Send + Sync + 'static {
+    type Snapshot: Snapshot;
+
+    /// What it is called.
+    const NAME: &str;
+
+    fn metrics(&self) -> &Metrics;
+
+    /// The one that serves now.
+    fn snapshot(&self) -> Arc<Self::Snapshot>;
+
+    /// Has a policy take over that was read. Everything that can fail comes first.
+    ///
+    /// # Errors
+    /// What it needs and is not there. Nothing has changed.
+    fn take_over(
+        &self,
+        loaded: Loaded,
+    ) -> impl Future<Output = Result<Arc<Self::Snapshot>, Vec<Mistake>>> + Send;
+}
+
+/// One policy and everything that serves it. What was begun with it ends with it, whatever has taken over.
+pub(crate) trait Snapshot: Send + Sync + 'static {
+    fn policy(&self) -> &Policy;
+
+    /// The first digits of the policy file's SHA-256.
+    fn version(&self) -> &str;
+
+    /// Begins what the policy needs done beside requests. It ends when that is dropped.
+    fn begin(&self) -> JoinSet<()>;
+}
 
 /// Follows the file of the policy that serves, and is what `/config` tells.
-pub(crate) struct Reload {
+pub(crate) struct Reload<S> {
     file: PathBuf,
-    gate: Arc<Gate>,
-    listeners: Arc<Listeners>,
+    serving: Arc<S>,
     hang_up: Arc<AtomicBool>,
     told: Mutex<Told>,
 }
@@ -67,33 +97,28 @@ impl HangUp {
     }
 }
 
-impl Reload {
-    pub(crate) fn new(
-        file: &Path,
-        gate: &Arc<Gate>,
-        listeners: &Arc<Listeners>,
-        hang_up: HangUp,
-    ) -> Arc<Self> {
-        let (gate, listeners) = (Arc::clone(gate), Arc::clone(listeners));
+impl<S: Serving> Reload<S> {
+    pub(crate) fn new(file: &Path, serving: &Arc<S>, hang_up: HangUp) -> Arc<Self> {
+        let serving = Arc::clone(serving);
         let now = OffsetDateTime::now_utc();
-        gate.metrics().policy_since.set(unix_s(now));
-        let version = gate.edge().version().to_owned();
+        serving.metrics().policy_since.set(unix_s(now));
+        let version = serving.snapshot().version().to_owned();
         let told = Mutex::new(Told { version, since: now, reloads: 0, refused: None });
-        Arc::new(Self { file: file.to_owned(), gate, listeners, hang_up: hang_up.0, told })
+        Arc::new(Self { file: file.to_owned(), serving, hang_up: hang_up.0, told })
     }
 
     /// What `/config` tells.
     pub(crate) fn report(&self) -> serde_json::Value {
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let edge = self.gate.edge();
+        let snapshot = self.serving.snapshot();
+        let policy = snapshot.policy();
         let mut report = serde_json::to_value(told).unwrap_or_default();
         if let Some(report) = report.as_object_mut() {
             report.insert("file".to_owned(), self.file.display().to_string().into());
-            let routes: Vec<_> = edge.policy.rules().iter().map(|rule| rule.name.as_str()).collect();
+            let routes: Vec<_> = policy.rules().iter().map(|rule| rule.name.as_str()).collect();
             report.insert("routes".to_owned(), routes.into());
             let file = self.file.to_string_lossy();
-            let warnings: Vec<_> =
-                edge.policy.warnings().iter().map(|warning| warning.in_file(&file)).collect();
+            let warnings: Vec<_> = policy.warnings().iter().map(|warning| warning.in_file(&file)).collect();
             report.insert("warnings".to_owned(), warnings.into());
         }
         report
@@ -101,10 +126,10 @@ impl Reload {
 
     /// Does the background work of the policy that serves, and has others take over, until the future is dropped.
     pub(crate) async fn run(&self) {
-        let mut work = self.work();
+        let mut work = self.begin();
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut sight = Sight::new(self.gate.edge().version().to_owned());
+        let mut sight = Sight::new(self.serving.snapshot().version().to_owned());
         loop {
             looks.tick().await;
             let changed = sight.look(self.version_on_disk().await);
@@ -115,9 +140,9 @@ impl Reload {
             if changed || asked {
                 let taken = self.reload().await;
                 if taken.is_ok() {
-                    work = self.work();
+                    work = self.begin();
                 }
-                sight.tried(self.gate.edge().version(), taken.is_ok());
+                sight.tried(self.serving.snapshot().version(), taken.is_ok());
             } else if sight.is_settled() {
                 self.settled();
             }
@@ -126,19 +151,12 @@ impl Reload {
         }
     }
 
-    /// What a policy needs done beside requests. It ends when the next one's begins.
-    fn work(&self) -> JoinSet<()> {
-        let edge = self.gate.edge();
+    fn begin(&self) -> JoinSet<()> {
         // Upstreams and issuers of a policy before are told of no more.
-        edge.metrics().healthy.reset();
-        edge.metrics().jwks_keys.reset();
-        let mut work = JoinSet::new();
-        work.spawn(edge.watch().run());
-        work.spawn(edge.keys().keep_fresh());
-        for (name, upstream) in edge.probed() {
-            work.spawn(probe::keep_probing(name, upstream, edge.metrics().healthy.clone()));
-        }
-        work
+        let metrics = self.serving.metrics();
+        metrics.healthy.reset();
+        metrics.jwks_keys.reset();
+        self.serving.snapshot().begin()
     }
 
     async fn version_on_disk(&self) -> Option<String> {
@@ -149,15 +167,16 @@ impl Reload {
 
     async fn reload(&self) -> Result<(), Unchanged> {
         let outcome = self.take_over().await;
-        let metrics = self.gate.metrics();
+        let metrics = self.serving.metrics();
         let now = OffsetDateTime::now_utc();
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         match &outcome {
-            Ok(edge) => {
-                let warnings = edge.policy.warnings().len();
-                tracing::info!(version = edge.version(), before = told.version, warnings, "policy taken");
+            Ok(snapshot) => {
+                let warnings = snapshot.policy().warnings().len();
+                let version = snapshot.version();
+                tracing::info!(version, before = told.version, warnings, "policy taken");
                 let reloads = told.reloads + 1;
-                *told = Told { version: edge.version().to_owned(), since: now, reloads, refused: None };
+                *told = Told { version: version.to_owned(), since: now, reloads, refused: None };
                 metrics.policy_since.set(unix_s(now));
                 metrics.policy_reloads.with_label_values(&["taken"]).inc();
             }
@@ -189,55 +208,31 @@ impl Reload {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.refused.take().is_some() {
             tracing::info!(version = told.version, "the policy file is what serves again");
-            self.gate.metrics().policy_refused.set(0);
+            self.serving.metrics().policy_refused.set(0);
         }
     }
 
-    /// Everything that can fail comes first.
-    async fn take_over(&self) -> Result<Arc<Edge>, Unchanged> {
+    async fn take_over(&self) -> Result<Arc<S::Snapshot>, Unchanged> {
         let file = self.file.clone();
         let loaded = tokio::task::spawn_blocking(move || load::load(&file)).await;
-        let on_disk = self.version_on_disk().await;
-        let refuse = |mistakes: &[Mistake]| {
-            let file = self.file.to_string_lossy();
-            let mistakes = mistakes.iter().map(|mistake| mistake.in_file(&file)).collect();
-            Unchanged { version: on_disk.clone(), mistakes }
+        let loaded = loaded.unwrap_or_else(|error| Err(vec![Mistake::whole(error.to_string())]));
+        let (version, outcome) = match loaded {
+            Err(mistakes) => (self.version_on_disk().await, Err(mistakes)),
+            Ok(loaded) => {
+                let version = Some(loaded.version.clone());
+                let before = self.serving.snapshot();
+                let fixed = fixed(before.policy().document(), loaded.policy.document(), S::NAME);
+                match fixed.is_empty() {
+                    true => (version, self.serving.take_over(loaded).await),
+                    false => (version, Err(fixed)),
+                }
+            }
         };
-        let failed = |error: &anyhow::Error| refuse(&[Mistake::whole(format!("{error:#}"))]);
-        let loaded = loaded.map_err(|error| failed(&error.into()))?.map_err(|mistakes| refuse(&mistakes))?;
-        let before = self.gate.edge();
-        let fixed = fixed(before.policy.document(), loaded.policy.document());
-        if !fixed.is_empty() {
-            return Err(refuse(&fixed));
-        }
-        let Loaded { version, .. } = &loaded;
-        let version = Some(version.clone());
-        let document = loaded.policy.document().clone();
-        let made = Edge::new(loaded, self.gate.standing(), Some(&before));
-        let (edge, files) = made.map_err(|error| failed(&error))?;
-        edge.keys().fetch_missing().await;
-        // Who had none before loses nothing.
-        let (keys, keys_before) = (edge.keys(), before.keys());
-        let missing_before = keys_before.missing();
-        let missing: Vec<Mistake> = keys
-            .missing()
-            .iter()
-            .filter(|issuer| !missing_before.contains(issuer))
-            .map(|issuer| {
-                let why = "has no keys: they could not be fetched, so its tokens would be refused";
-                Mistake::whole(format!("issuer `{issuer}` {why}"))
-            })
-            .collect();
-        if !missing.is_empty() {
-            return Err(Unchanged { version, ..refuse(&missing) });
-        }
-        let prepared = self.listeners.prepare(&document, files, &edge.watch());
-        let prepared = prepared.map_err(|error| failed(&error))?;
-        let edge = Arc::new(edge);
-        // Requests first: a connection that arrives the old way is decided on by the new policy, never the reverse.
-        self.gate.pass_to(Arc::clone(&edge));
-        self.listeners.put_to_use(prepared);
-        Ok(edge)
+        let file = self.file.to_string_lossy();
+        outcome.map_err(|mistakes| {
+            let mistakes = mistakes.iter().map(|mistake| mistake.in_file(&file)).collect();
+            Unchanged { version, mistakes }
+        })
     }
 }
 
@@ -247,21 +242,22 @@ struct Unchanged {
     mistakes: Vec<String>,
 }
 
-fn fixed(before: &Document, after: &Document) -> Vec<Mistake> {
+fn fixed(before: &Document, after: &Document, name: &str) -> Vec<Mistake> {
     let changed = FIXED.iter().filter(|(_, same)| !same(before, after));
     changed
-        .map(|(name, _)| {
+        .map(|(part, _)| {
             Mistake::whole(format!(
-                "`{name}` cannot change while the gateway runs: restart it with the new policy"
+                "`{part}` cannot change while the {name} runs: restart it with the new policy"
             ))
         })
         .collect()
 }
 
-/// The parts of a policy that cannot change while the gateway runs, and whether two policies have the same.
+/// The parts of a policy that cannot change while a process runs, and whether two policies have the same.
 pub(crate) const FIXED: [(&str, Same); 2] = [
     ("admin", |before, after| before.admin == after.admin),
-    // Another memory would know no nonce, and let through once more whatever was signed a moment ago.
+    // Another memory would know no nonce, and let through once more whatever was signed a moment ago. Here is too where
+    // the state service listens.
     ("state", |before, after| before.state == after.state),
 ];
 
@@ -270,111 +266,4 @@ pub(crate) type Same = fn(&Document, &Document) -> bool;
 
 fn unix_s(at: OffsetDateTime) -> f64 {
     (at - OffsetDateTime::UNIX_EPOCH).as_seconds_f64()
-}
-
-/// What looks at the file have seen.
-#[derive(Debug)]
-struct Sight {
-    serving: String,
-    /// Of the last look.
-    last: Option<String>,
-    /// What was tried last and refused, and the looks since.
-    refused: Option<(Option<String>, u32)>,
-    /// What serves was tried again, and is refused by now.
-    in_vain: bool,
-}
-
-impl Sight {
-    fn new(serving: String) -> Self {
-        Self { last: Some(serving.clone()), serving, refused: None, in_vain: false }
-    }
-
-    /// Notes what the file is now, `None` when it cannot be read, and tells whether it is to be tried.
-    fn look(&mut self, found: Option<String>) -> bool {
-        let stands_still = self.last == found;
-        self.last = found;
-        self.in_vain &= stands_still;
-        if self.is_settled() {
-            self.refused = None;
-        }
-        if self.is_settled() || !stands_still {
-            return false;
-        }
-        match &mut self.refused {
-            Some((refused, looks)) if *refused == self.last => {
-                *looks += 1;
-                looks.is_multiple_of(LOOKS_TO_A_RETRY)
-            }
-            Some(_) | None => true,
-        }
-    }
-
-    fn tried(&mut self, serving: &str, taken: bool) {
-        serving.clone_into(&mut self.serving);
-        self.in_vain = !taken && self.last.as_deref() == Some(serving);
-        self.refused = (!taken).then(|| match self.refused.take() {
-            Some((refused, looks)) if refused == self.last => (refused, looks),
-            Some(_) | None => (self.last.clone(), 0),
-        });
-    }
-
-    /// Whether the file is what serves.
-    fn is_settled(&self) -> bool {
-        !self.in_vain && self.last.as_deref() == Some(self.serving.as_str())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Looks one after the other: what each finds, and whether it is tried; what is tried is taken if it is `good…`.
-    fn check(looks: &[(&str, bool)]) {
-        let mut sight = Sight::new("first".to_owned());
-        for (position, (found, due)) in looks.iter().enumerate() {
-            let found = (*found != "nothing").then(|| (*found).to_owned());
-            assert_eq!(sight.look(found.clone()), *due, "look {position} of {looks:?}");
-            if *due {
-                let good = found.filter(|found| found.starts_with("good"));
-                let serving = good.clone().unwrap_or_else(|| sight.serving.clone());
-                sight.tried(&serving, good.is_some());
-            }
-        }
-    }
-
-    #[test]
-    fn a_file_is_tried_when_it_stands_still_and_is_another() {
-        check(&[("first", false), ("first", false)]);
-        check(&[("good", false), ("good", true), ("good", false), ("good", false)]);
-        check(&[("half", false), ("good", false), ("good", true), ("good", false)]);
-        check(&[("bad", false), ("bad", true), ("bad", false), ("first", false), ("first", false)]);
-        check(&[("bad", false), ("bad", true), ("first", false), ("bad", false), ("bad", true)]);
-        check(&[("nothing", false), ("nothing", true), ("nothing", false), ("good", false), ("good", true)]);
-        check(&[("bad", false), ("bad", true), ("good", false), ("good", true), ("good", false)]);
-    }
-
-    /// What serves could not take over again: that is told, and tried, until it could.
-    #[test]
-    fn what_was_asked_for_in_vain_is_not_forgotten() {
-        let mut sight = Sight::new("good".to_owned());
-        let good = || Some("good".to_owned());
-        assert!(!sight.look(good()));
-        sight.tried("good", false);
-        for _ in 1..LOOKS_TO_A_RETRY {
-            assert!(!sight.look(good()) && !sight.is_settled());
-        }
-        assert!(sight.look(good()), "tried again");
-        sight.tried("good", true);
-        assert!(!sight.look(good()) && sight.is_settled());
-    }
-
-    #[test]
-    fn what_is_refused_is_tried_again_now_and_then() {
-        let mut looks = vec![("bad", false), ("bad", true)];
-        for _ in 0..3 {
-            looks.extend(vec![("bad", false); LOOKS_TO_A_RETRY as usize - 1]);
-            looks.push(("bad", true));
-        }
-        check(&looks);
-    }
 }

@@ -49,7 +49,7 @@ pub fn run(file: &Path, loaded: Loaded, options: Options) -> anyhow::Result<()> 
     let prepared = listeners.prepare(&document, files, &gate.edge().watch())?;
     listeners.put_to_use(prepared);
     server.add_service(Accepting(Arc::clone(&listeners)));
-    let reload = Reload::new(file, &gate, &listeners, hang_up);
+    let reload = Reload::new(file, &listeners, hang_up);
     let mut admin = Service::new("admin".to_owned(), Admin::new(&gate, &reload));
     drop(std::net::TcpListener::bind(admin_address).with_context(|| format!("{admin_address}"))?);
     admin.add_tcp(&admin_address.to_string());
@@ -93,7 +93,7 @@ fn announce(gate: Arc<Gate>, document: &Document) {
     });
 }
 
-struct Policies(Arc<Reload>);
+struct Policies(Arc<Reload<Listeners>>);
 
 #[async_trait]
 impl BackgroundService for Policies {

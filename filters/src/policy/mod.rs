@@ -8,6 +8,7 @@ mod document;
 mod flag_file;
 mod issuers;
 mod keyring;
+mod known_as;
 mod listeners;
 mod meaning;
 mod mistake;

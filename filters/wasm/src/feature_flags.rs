@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::envoy::{Answered, Envoy};
 
-/// Where they are asked for.
-pub const PATH: &str = "/v1/flags";
+/// Where they are asked for, before what their file is known as.
+const PATH: &str = "/v1/flags";
 
 /// Under which name workers share them.
 const TOLD: &str = "torana/flags";
@@ -22,7 +22,8 @@ const TOLD: &str = "torana/flags";
 pub struct FeatureFlags {
     flags: Option<Arc<Flags>>,
     etag: Option<String>,
-    is_asked_for: bool,
+    /// Where they are asked for; `None`: the policy has none.
+    path: Option<String>,
 }
 
 /// What workers share.
@@ -37,8 +38,8 @@ struct Shared {
 impl FeatureFlags {
     /// With what other workers know. Without a file of flags, none are asked for.
     pub fn new(policy: &Policy, envoy: &dyn Envoy) -> Self {
-        let Some(file) = file(policy) else { return Self::default() };
-        let mut new = Self { is_asked_for: true, ..Self::default() };
+        let Some(file) = known_as(policy) else { return Self::default() };
+        let mut new = Self { path: Some(format!("{PATH}/{file}")), ..Self::default() };
         let shared = envoy.shared(TOLD).and_then(|bytes| serde_json::from_slice::<Shared>(&bytes).ok());
         if let Some(Shared { json, .. }) = shared.filter(|shared| shared.file == file) {
             new.take(&json, None, policy);
@@ -50,13 +51,14 @@ impl FeatureFlags {
         self.flags.clone()
     }
 
-    pub fn are_asked_for(&self) -> bool {
-        self.is_asked_for
+    /// Where to ask for them, if there is anything to ask for.
+    pub fn path(&self) -> Option<&str> {
+        self.path.as_deref()
     }
 
     /// Whether they are wanted and none were ever told.
     pub fn are_missing(&self) -> bool {
-        self.is_asked_for && self.flags.is_none()
+        self.path.is_some() && self.flags.is_none()
     }
 
     pub fn etag(&self) -> Option<&str> {
@@ -74,7 +76,7 @@ impl FeatureFlags {
             envoy.warn("the state service's flags cannot be used here; the last ones stay");
             return;
         }
-        let Some(file) = file(policy) else { return };
+        let Some(file) = known_as(policy) else { return };
         let shared = Shared { file, etag: answered.etag.clone(), json: json.to_owned() };
         if let Ok(text) = serde_json::to_vec(&shared) {
             envoy.share(TOLD, &text);
@@ -92,6 +94,6 @@ impl FeatureFlags {
     }
 }
 
-fn file(policy: &Policy) -> Option<String> {
-    Some(policy.document().flags.as_ref()?.value.file.value.to_string())
+fn known_as(policy: &Policy) -> Option<String> {
+    Some(policy.document().flags.as_ref()?.value.known_as())
 }

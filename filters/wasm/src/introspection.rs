@@ -23,6 +23,7 @@ pub struct Tokens {
 
 #[derive(Serialize)]
 struct Question<'q> {
+    /// What it is known as.
     issuer: &'q str,
     token: &'q str,
 }
@@ -35,9 +36,9 @@ struct Told {
     until_ms: u64,
 }
 
-/// What to send.
-pub fn question(token: &OpaqueToken) -> Option<Vec<u8>> {
-    serde_json::to_vec(&Question { issuer: &token.issuer, token: &token.text }).ok()
+/// What to send of a token of the issuer that is known as that.
+pub fn question(issuer: &str, token: &str) -> Option<Vec<u8>> {
+    serde_json::to_vec(&Question { issuer, token }).ok()
 }
 
 impl Tokens {

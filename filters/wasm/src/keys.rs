@@ -25,6 +25,8 @@ pub struct Keys {
 
 #[derive(Debug)]
 struct Issuer {
+    /// What the state service knows it as, whatever the policies of both call it.
+    known_as: String,
     /// The name under which all workers share what one has fetched.
     shared_as: String,
     stale_ms: u64,
@@ -32,6 +34,8 @@ struct Issuer {
     /// When an unknown key last made us ask.
     refreshed_ms: Option<u64>,
     held: Option<Held>,
+    /// Whether what is held is what the state service told last: that nothing changed is said of no more than that.
+    is_told: bool,
 }
 
 #[derive(Debug)]
@@ -43,7 +47,7 @@ struct Held {
     confirmed_ms: u64,
 }
 
-/// What the state service tells.
+/// What the state service tells, of every issuer by what it is known as.
 #[derive(Deserialize)]
 struct Told<'t> {
     #[serde(borrow)]
@@ -64,19 +68,20 @@ impl Keys {
         let mut issuers = BTreeMap::new();
         for (name, issuer) in &policy.document().issuers {
             let Some(jwks) = &issuer.value.jwks else { continue };
-            let source = jwks.url.clone().or_else(|| jwks.file.as_ref().map(ToString::to_string));
-            let shared_as =
-                format!("torana/keys/{name}/{}/{}", issuer.value.issuer, source.unwrap_or_default());
+            let known_as = issuer.value.known_as();
+            let shared_as = format!("torana/keys/{known_as}");
             let held = envoy.shared(&shared_as).and_then(|bytes| {
                 let shared: SharedKeys<'_> = serde_json::from_slice(&bytes).ok()?;
                 held(shared.jwks.get(), shared.confirmed_ms)
             });
             let issuer = Issuer {
+                known_as,
                 shared_as,
                 stale_ms: jwks.stale_s.saturating_mul(1_000),
                 refresh_unknown_ms: jwks.unknown_kid_refresh_s.saturating_mul(1_000),
                 refreshed_ms: None,
                 held,
+                is_told: false,
             };
             issuers.insert(name.clone(), issuer);
         }
@@ -113,15 +118,14 @@ impl Keys {
                     envoy.warn("the state service's keys cannot be read");
                     return;
                 };
-                for (name, text) in told.issuers {
-                    if let Some(issuer) = self.issuers.get_mut(&name) {
-                        issuer.take(text.get(), now_ms, envoy);
-                    }
+                for issuer in self.issuers.values_mut() {
+                    let text = told.issuers.get(&issuer.known_as);
+                    issuer.is_told = text.is_some_and(|text| issuer.take(text.get(), now_ms, envoy));
                 }
                 self.etag.clone_from(&answered.etag);
             }
             Some(304) => {
-                for issuer in self.issuers.values_mut() {
+                for issuer in self.issuers.values_mut().filter(|issuer| issuer.is_told) {
                     if let Some(held) = &mut issuer.held {
                         held.confirmed_ms = now_ms;
                     }
@@ -133,29 +137,34 @@ impl Keys {
         }
     }
 
-    /// Whether an unknown key may make us ask for that issuer's keys now; at a bounded rate.
-    pub fn may_refresh(&mut self, issuer: &str, now_ms: u64) -> bool {
-        let Some(issuer) = self.issuers.get_mut(issuer) else { return false };
+    /// What the issuer is known as, if an unknown key may make us ask for its keys now; at a bounded rate.
+    pub fn may_refresh(&mut self, issuer: &str, now_ms: u64) -> Option<&str> {
+        let issuer = self.issuers.get_mut(issuer)?;
         let long_enough = issuer
             .refreshed_ms
             .is_none_or(|before| now_ms.saturating_sub(before) >= issuer.refresh_unknown_ms);
-        if long_enough {
+        long_enough.then(|| {
             issuer.refreshed_ms = Some(now_ms);
-        }
-        long_enough
+            issuer.known_as.as_str()
+        })
     }
 }
 
 impl Issuer {
-    fn take(&mut self, text: &str, now_ms: u64, envoy: &dyn Envoy) {
+    /// Whether they can be read.
+    fn take(&mut self, text: &str, now_ms: u64, envoy: &dyn Envoy) -> bool {
         match &mut self.held {
             Some(held) if held.text == text => held.confirmed_ms = now_ms,
             Some(_) | None => match held(text, now_ms) {
                 Some(held) => self.held = Some(held),
-                None => return envoy.warn("the keys of an issuer cannot be read"),
+                None => {
+                    envoy.warn("the keys of an issuer cannot be read");
+                    return false;
+                }
             },
         }
         self.share(envoy);
+        true
     }
 
     fn share(&self, envoy: &dyn Envoy) {
@@ -168,4 +177,113 @@ impl Issuer {
 fn held(text: &str, confirmed_ms: u64) -> Option<Held> {
     let set = Arc::new(KeySet::parse(text.as_bytes()).ok()?);
     Some(Held { set, text: text.to_owned(), confirmed_ms })
+}
+
+#[cfg(test)]
+mod tests {
+    use filters::policy::Secret;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::fake::Fake;
+
+    const T0: u64 = 1_700_000_000_000;
+    const STALE_MS: u64 = 86_400_000;
+
+    /// A policy that believes issuers, each by its name and where its keys come from.
+    fn policy(issuers: &[(&str, &str)]) -> Policy {
+        let tls = json!({ "certificate": "file:c", "key": "file:k" });
+        let issuer = |url: &str| {
+            json!({
+                "issuer": url, "audiences": ["a"], "algorithms": ["ES256"], "jwks": { "url": format!("{url}/keys") },
+            })
+        };
+        let issuers: BTreeMap<_, _> = issuers.iter().map(|(name, url)| (name, issuer(url))).collect();
+        let document = json!({
+            "listeners": [{ "name": "l", "address": "127.0.0.1:1", "tls": tls }],
+            "admin": { "address": "127.0.0.1:2" },
+            "upstreams": { "u": {
+                "addresses": ["127.0.0.1:3"],
+                "tls": { "server_name": "u", "ca": "file:a", "certificate": "file:c", "key": "file:k" },
+            } },
+            "issuers": issuers,
+            "routes": [{ "name": "r", "methods": ["GET"], "path": "/", "upstream": "u" }],
+        });
+        Policy::read(&document.to_string(), &|_| Ok(Secret::LATER)).unwrap()
+    }
+
+    fn jwks(kid: &str) -> Value {
+        json!({ "keys": [{
+            "kty": "EC", "crv": "P-256", "kid": kid, "alg": "ES256",
+            "x": "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4", "y": "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM",
+        }] })
+    }
+
+    fn known_as(policy: &Policy, name: &str) -> String {
+        policy.document().issuers[name].value.known_as()
+    }
+
+    /// What is said of issuers, by their names in a policy; nothing: nothing has changed.
+    fn answered(policy: &Policy, said: Option<&[(&str, Value)]>) -> Answered {
+        let Some(said) = said else { return Answered { status: Some(304), ..Answered::default() } };
+        let issuers: BTreeMap<_, _> =
+            said.iter().map(|(name, jwks)| (known_as(policy, name), jwks)).collect();
+        let body = json!({ "issuers": issuers }).to_string().into_bytes();
+        Answered { status: Some(200), etag: Some("\"e\"".to_owned()), body }
+    }
+
+    fn kid(keys: &Keys, issuer: &str, now_ms: u64) -> Option<String> {
+        keys.get(issuer, now_ms)?.iter().find_map(|key| key.kid.clone())
+    }
+
+    /// That nothing has changed is said of what was told, and of no other keys: those grow old.
+    #[test]
+    fn keys_that_are_told_no_more_grow_stale() {
+        let garbage = || json!({ "keys": "none" });
+        for (then, stays) in [
+            (vec![("one", jwks("1")), ("two", jwks("2"))], true),
+            (vec![("one", jwks("1"))], false),
+            (vec![("one", jwks("1")), ("two", garbage())], false),
+        ] {
+            let policy = policy(&[("one", "https://one.test"), ("two", "https://two.test")]);
+            let envoy = Fake::default();
+            let mut keys = Keys::new(&policy, &envoy);
+            let both = [("one", jwks("1")), ("two", jwks("2"))];
+            keys.told(&answered(&policy, Some(&both)), T0, &envoy);
+            keys.told(&answered(&policy, Some(&then)), T0 + 1, &envoy);
+            for step in 1..=2 {
+                keys.told(&answered(&policy, None), T0 + step * STALE_MS, &envoy);
+            }
+            let late_ms = T0 + 2 * STALE_MS + 1;
+            assert_eq!(kid(&keys, "one", late_ms).as_deref(), Some("1"));
+            assert_eq!(kid(&keys, "two", late_ms).is_some(), stays, "{then:?}");
+            // Nor do others take them for fresh.
+            let reborn = Keys::new(&policy, &envoy);
+            assert_eq!(kid(&reborn, "two", late_ms).is_some(), stays, "{then:?}");
+        }
+    }
+
+    /// Whatever the state service's policy calls an issuer, its keys are that issuer's alone.
+    #[test]
+    fn issuers_are_known_by_more_than_their_names() {
+        let ours = policy(&[("one", "https://one.test"), ("two", "https://two.test")]);
+        let said = [("one", jwks("1")), ("two", jwks("2"))];
+        let one_and_two = (Some("1"), Some("2"));
+        for (theirs, expected) in [
+            (policy(&[("one", "https://one.test"), ("two", "https://two.test")]), one_and_two),
+            (policy(&[("one", "https://two.test"), ("two", "https://one.test")]), (Some("2"), Some("1"))),
+            (policy(&[("one", "https://other.test"), ("two", "https://two.test")]), (None, Some("2"))),
+        ] {
+            let envoy = Fake::default();
+            let mut keys = Keys::new(&ours, &envoy);
+            keys.told(&answered(&theirs, Some(&said)), T0, &envoy);
+            let held = (kid(&keys, "one", T0), kid(&keys, "two", T0));
+            assert_eq!((held.0.as_deref(), held.1.as_deref()), expected);
+        }
+        // What workers share of an issuer is not another's either, whatever a policy calls it.
+        let envoy = Fake::default();
+        Keys::new(&ours, &envoy).told(&answered(&ours, Some(&said)), T0, &envoy);
+        let renamed = Keys::new(&policy(&[("two", "https://one.test"), ("one", "https://new.test")]), &envoy);
+        assert_eq!((kid(&renamed, "two", T0).as_deref(), kid(&renamed, "one", T0)), (Some("1"), None));
+    }
 }

@@ -16,7 +16,7 @@ use filters::state::{LimitsWhenAway, Memory, Op};
 use crate::certificate::Certificates;
 use crate::client_keys::{self, ClientKeys};
 use crate::envoy::{Answered, Call, Envoy};
-use crate::feature_flags::{self, FeatureFlags};
+use crate::feature_flags::FeatureFlags;
 use crate::introspection::{self, Tokens};
 use crate::keys::{self, Keys};
 use crate::revoked::Followed;
@@ -161,13 +161,10 @@ impl Plugin {
     /// Asks for the feature flags, now and then; the answer belongs to [`flags_told`](Self::flags_told).
     pub fn ask_for_flags(&self, envoy: &dyn Envoy) -> Option<u32> {
         let flags = self.feature_flags.borrow();
-        if !flags.are_asked_for() {
-            return None;
-        }
         envoy.call(&Call {
             cluster: &self.cluster,
             method: "GET",
-            path: feature_flags::PATH,
+            path: flags.path()?,
             if_none_match: flags.etag(),
             body: &[],
             timeout_ms: KEYS_TIMEOUT_MS,
@@ -210,22 +207,22 @@ impl Plugin {
 
     /// Has the state service fetch an issuer's keys, for a token whose key nobody knows.
     pub fn refresh(&self, issuer: &str, envoy: &dyn Envoy) -> Option<u32> {
-        if !self.keys.borrow_mut().may_refresh(issuer, envoy.now_ms()) {
-            return None;
-        }
+        let mut keys = self.keys.borrow_mut();
+        let known_as = keys.may_refresh(issuer, envoy.now_ms())?;
         envoy.call(&Call {
             cluster: &self.cluster,
             method: "POST",
             path: keys::REFRESH_PATH,
             if_none_match: None,
-            body: issuer.as_bytes(),
+            body: known_as.as_bytes(),
             timeout_ms: KEYS_TIMEOUT_MS,
         })
     }
 
     /// Has the state service ask an issuer about a token that only it can read.
     pub fn introspect(&self, token: &OpaqueToken, envoy: &dyn Envoy) -> Option<u32> {
-        let body = introspection::question(token)?;
+        let issuer = self.policy.document().issuers.get(&*token.issuer)?;
+        let body = introspection::question(&issuer.value.known_as(), &token.text)?;
         envoy.call(&Call {
             cluster: &self.cluster,
             method: "POST",

@@ -340,7 +340,12 @@ fn a_body_is_refused_as_soon_as_it_is_too_large() {
 
 /// A token of the trusted issuer, by a key that nobody knows.
 const UNKNOWN_KEY: &str = "eyJhbGciOiJFUzI1NiIsImtpZCI6Im5ldyJ9.eyJpc3MiOiJodHRwczovL2lzc3Vlci50ZXN0In0.AAAA";
-const KEYS: &str = r#"{"issuers":{"main":{"keys":[{"kty":"EC","crv":"P-256","kid":"old","alg":"ES256","x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}}}"#;
+const KEYS: &str = r#"{"keys":[{"kty":"EC","crv":"P-256","kid":"old","alg":"ES256","x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}"#;
+
+/// What an issuer of the policy is known as.
+fn known_as(plugin: &Plugin, issuer: &str) -> String {
+    plugin.policy.document().issuers[issuer].value.known_as()
+}
 
 #[test]
 fn an_unknown_key_is_asked_for_at_a_bounded_rate() {
@@ -349,8 +354,9 @@ fn an_unknown_key_is_asked_for_at_a_bounded_rate() {
     let plugin = plugin(&json!({ "jwt": {} }), &envoy);
     let mut first = Stream::new(Rc::clone(&plugin));
     assert_eq!(first.header(true, &envoy), Flow::Pause);
-    assert_eq!(envoy.calls.borrow()[..], [("/v1/keys/refresh".to_owned(), b"main".to_vec())]);
-    first.called(&answered(200, KEYS), &envoy);
+    let main = known_as(&plugin, "main");
+    assert_eq!(envoy.calls.borrow()[..], [("/v1/keys/refresh".to_owned(), main.clone().into_bytes())]);
+    first.called(&answered(200, &format!("{{\"issuers\":{{\"{main}\":{KEYS}}}}}")), &envoy);
     assert_eq!(envoy.code(), "token_key_unknown");
 
     // The keys are there for the next incarnation of this worker, and for others.
@@ -451,7 +457,8 @@ fn an_opaque_token_is_asked_about_once() {
         plugin.revocations.known();
         let mut stream = Stream::new(Rc::clone(&plugin));
         assert_eq!(stream.header(true, &envoy), Flow::Pause);
-        let question = br#"{"issuer":"asked","token":"opaque"}"#.to_vec();
+        let issuer = known_as(&plugin, "asked");
+        let question = json!({ "issuer": issuer, "token": "opaque" }).to_string().into_bytes();
         assert_eq!(envoy.calls.borrow()[..], [("/v1/introspect".to_owned(), question)]);
         stream.called(&answer, &envoy);
         assert_eq!((envoy.code().as_str(), envoy.resumed.get()), (expected, u32::from(expected.is_empty())));

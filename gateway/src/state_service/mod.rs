@@ -6,13 +6,15 @@
 //! does not name.
 
 mod flags;
+mod known;
+mod place;
 mod plain;
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use arc_swap::ArcSwap;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
@@ -20,23 +22,23 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use certs::pki::Purpose;
-use certs::serve::{Limits, PeerCertificate};
-use certs::{TlsFiles, Versions, Watch};
+use certs::Watch;
+use certs::serve::PeerCertificate;
 use filters::filter::Introspected;
-use filters::policy::{At, Policy, StateService, StateTls};
+use filters::policy::At;
 use filters::state::{Op, Unanswered};
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
-use crate::client_keys::ClientKeys;
+use self::known::Known;
+use self::place::Place;
 use crate::envoy::handed::Handed;
-use crate::flags::{Audited, FeatureFlags};
-use crate::introspection::{Answer, Introspection};
-use crate::jwks::KeyStore;
-use crate::load::{self, Loaded};
+use crate::flags::Audited;
+use crate::introspection::Answer;
+use crate::load::Loaded;
 use crate::metrics::Metrics;
-use crate::revoke::{self, Fields, Operators};
+use crate::reload::{HangUp, Reload};
+use crate::revoke::{self, Fields};
 use crate::state::State as Remembered;
 
 /// Most operations in one batch.
@@ -46,147 +48,74 @@ const MOST_BYTES: usize = 64 * 1024;
 /// Longest token that is asked about with what is around it, bytes.
 const MOST_TOKEN_BYTES: usize = 40 * 1024;
 
+/// What is asked is answered with what is known of the policy that serves when it comes, whatever takes over meanwhile.
 #[derive(Debug)]
 struct Service {
-    policy: Policy,
+    standing: Standing,
+    known: ArcSwap<Known>,
+}
+
+/// What stays while policies come and go.
+#[derive(Debug)]
+struct Standing {
     state: Arc<Remembered>,
-    keys: Arc<KeyStore>,
-    introspection: Introspection,
-    /// `None`: whoever asks is not known, and is told no secret.
-    client_keys: Option<ClientKeys>,
+    metrics: Metrics,
     /// The names of which a client's certificate must bear one; `None`: clients show none.
     allowed_clients: Option<Vec<String>>,
-    /// Of this process, and no other.
-    life: u64,
-    flags: FeatureFlags,
-    operators: Operators,
-    metrics: Metrics,
+    /// What was told of changes of flags.
+    flags_audited: Audited,
+    /// Follows the files of the state and of the place where the service listens.
     watch: Arc<Watch>,
     /// Envoy's files; `None`: Envoy reads its own.
     handed: Option<Arc<Handed>>,
 }
 
-/// Serves until `shutdown`, then finishes what is in flight. Meanwhile follows the files of the Envoy whose configuration
-/// is in the folder `envoy`, if there is one.
+/// Serves until `shutdown`, then finishes what is in flight. Meanwhile follows the policy's file, and the files of the
+/// Envoy whose configuration is in the folder `envoy`, if there is one.
 pub async fn run(
+    file: &Path,
     loaded: Loaded,
     envoy: Option<&Path>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> anyhow::Result<()> {
+    let hang_up = HangUp::receive().context("SIGHUP cannot be received")?;
     let document = loaded.policy.document();
-    let settings = document.state.service.as_ref().map(|At { value, .. }| value).context(
+    let settings = document.state.service.as_ref().map(|At { value, .. }| value.clone()).context(
         "the policy has no `state.service`: write `state: { service: { address: \"127.0.0.1:7070\" } }`",
     )?;
-    // Of its own: what the edge's listeners and upstreams show is followed as Envoy was told of it.
-    let watch = Watch::new("gateway state");
+    let folder = loaded.folder.clone();
     let metrics = Metrics::new()?;
+    let watch = Watch::new("gateway state");
+    let state = Arc::new(Remembered::new(&document.state, &folder, &metrics, &watch)?);
     let handed = envoy.map(|folder| Handed::new(folder, &metrics)).transpose()?.map(Arc::new);
-    let (own, of_envoy) = (Arc::clone(&watch), handed.clone());
-    metrics.tell_of(move || {
-        let of_envoy = of_envoy.as_ref().and_then(|handed| handed.watch());
-        std::iter::once(Arc::clone(&own)).chain(of_envoy).collect()
-    })?;
-    let keys = Arc::new(KeyStore::new(&document.issuers, &loaded.folder, metrics.clone(), &watch)?);
-    let introspection = Introspection::new(&document.issuers, &loaded.folder, metrics.clone(), &watch)?;
-    let state = Arc::new(Remembered::new(&document.state, &loaded.folder, &metrics, &watch)?);
-    let issuers = Arc::clone(&keys);
-    watch.holds(move || issuers.report());
-    let client_keys = match settings.knows_its_clients() {
-        true => Some(ClientKeys::follow(document, &loaded.folder, &watch, None)?),
-        false => None,
-    };
-    let fresh = tokio::spawn(Arc::clone(&keys).keep_fresh());
-    let watched = Arc::clone(&state);
-    let looking = tokio::spawn(async move { watched.keep_watch().await });
-    let place = Place::open(settings, &loaded.folder, &watch).await?;
-    let following = tokio::spawn(Arc::clone(&watch).run());
-    let handing = handed.clone().map(|handed| tokio::spawn(handed.run()));
     let allowed_clients = settings.tls.as_ref().map(|tls| tls.allowed_clients.value.clone());
-    let life = rand::random();
-    // On loopback, on a socket, or known by its certificate.
-    let operators = Operators::new(document, &loaded.folder, true)?;
-    let policy = loaded.policy;
-    let flags = FeatureFlags::follow(&policy, &loaded.folder, &watch, &Audited::default())?;
-    let service = Service {
-        policy,
-        state,
-        keys,
-        introspection,
-        client_keys,
-        allowed_clients,
-        life,
-        flags,
-        operators,
-        metrics,
-        watch,
-        handed,
-    };
-    let app = app(Arc::new(service));
-    let limits = Limits::default();
-    match place {
-        Place::Tls(listener, tls) => certs::serve::serve(listener, tls, app, limits, shutdown).await?,
-        Place::Tcp(listener) => plain::serve(listener, app, limits, shutdown).await,
-        Place::Socket(socket) => plain::serve(socket, app, limits, shutdown).await,
+    let flags_audited = Audited::default();
+    let standing = Standing { state, metrics, allowed_clients, flags_audited, watch, handed };
+    let known = ArcSwap::from_pointee(Known::new(loaded, &standing, None)?);
+    let service = Arc::new(Service { standing, known });
+    let Standing { state, metrics, watch, handed, .. } = &service.standing;
+    let told = Arc::clone(&service);
+    metrics.tell_of(move || {
+        let of_envoy = told.standing.handed.as_ref().and_then(|handed| handed.watch());
+        std::iter::once(Arc::clone(&told.known().watch)).chain(of_envoy).collect()
+    })?;
+    let reload = Reload::new(file, &service, hang_up);
+    let place = Place::open(&settings, &folder, watch).await?;
+    // They end when this does.
+    let mut work = JoinSet::new();
+    let (watched, following) = (Arc::clone(state), Arc::clone(&reload));
+    work.spawn(async move { watched.keep_watch().await });
+    work.spawn(async move { following.run().await });
+    work.spawn(Arc::clone(watch).run());
+    if let Some(handed) = handed {
+        work.spawn(Arc::clone(handed).run());
     }
-    fresh.abort();
-    looking.abort();
-    following.abort();
-    if let Some(handing) = handing {
-        handing.abort();
-    }
+    place.serve(app(&service, reload), shutdown).await?;
     tracing::info!("stopped");
     Ok(())
 }
 
-/// Where it listens.
-enum Place {
-    Tls(TcpListener, certs::ServerTls),
-    Tcp(TcpListener),
-    Socket(plain::Socket),
-}
-
-impl Place {
-    async fn open(settings: &StateService, folder: &Path, watch: &Watch) -> anyhow::Result<Self> {
-        match (settings.address, &settings.socket, &settings.tls) {
-            (Some(address), _, tls) => {
-                let listener = TcpListener::bind(address).await.with_context(|| format!("{address}"))?;
-                tracing::info!(%address, mutual_tls = tls.is_some(), "ready");
-                Ok(match tls {
-                    Some(files) => Self::Tls(listener, server_tls(files, address, folder, watch)?),
-                    None => Self::Tcp(listener),
-                })
-            }
-            (None, Some(path), _) => {
-                let path = folder.join(path);
-                let socket = plain::Socket::open(&path).await.with_context(|| path.display().to_string())?;
-                tracing::info!(socket = %path.display(), "ready");
-                Ok(Self::Socket(socket))
-            }
-            (None, None, _) => anyhow::bail!("the state service has neither `address` nor `socket`"),
-        }
-    }
-}
-
-fn server_tls(
-    files: &StateTls,
-    address: SocketAddr,
-    folder: &Path,
-    watch: &Watch,
-) -> anyhow::Result<certs::ServerTls> {
-    let file = |reference| load::file(folder, reference).map_err(anyhow::Error::msg);
-    let files = TlsFiles {
-        certificate: file(&files.certificate)?,
-        key: file(&files.key)?,
-        ca: file(&files.client_ca)?,
-        crl: files.crl.as_ref().map(file).transpose()?,
-        stale_crl: load::stale_crl(files.stale_crl),
-    };
-    let live = files.watch(watch, "state", Purpose::Server)?;
-    live.serves(watch, "state", address);
-    Ok(live.server(watch, Versions::Tls13Only, &[b"http/1.1"])?)
-}
-
-fn app(service: Arc<Service>) -> Router {
+fn app(service: &Arc<Service>, reload: Arc<Reload<Service>>) -> Router {
     Router::new()
         .route("/v1/state", post(run_batch).layer(DefaultBodyLimit::max(MOST_BYTES)))
         .route("/v1/keys", get(keys))
@@ -194,7 +123,7 @@ fn app(service: Arc<Service>) -> Router {
         .route("/v1/keys/refresh", post(refresh_keys).layer(DefaultBodyLimit::max(1_024)))
         .route("/v1/introspect", post(introspect).layer(DefaultBodyLimit::max(MOST_TOKEN_BYTES)))
         .route("/v1/revocations", get(changes))
-        .route("/v1/flags", get(flags::told))
+        .route("/v1/flags/{file}", get(flags::told))
         .route("/flags", get(flags::report))
         .route(
             "/revocations",
@@ -202,16 +131,17 @@ fn app(service: Arc<Service>) -> Router {
         )
         .route("/certificates", get(certificates))
         .route("/usage", get(usage))
-        .route_layer(from_fn_with_state(Arc::clone(&service), only_allowed_clients))
+        .route("/config", get(async move || Json(reload.report())))
+        .route_layer(from_fn_with_state(Arc::clone(service), only_allowed_clients))
         .route("/health", get(|| async { Json(json!({ "status": "up" })) }))
         .route("/readiness", get(readiness))
         .route("/metrics", get(metrics))
-        .with_state(service)
+        .with_state(Arc::clone(service))
 }
 
 /// A certificate of the right CA says who its holder is, not that it may ask here.
 async fn only_allowed_clients(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
-    let Some(allowed) = &service.allowed_clients else { return next.run(request).await };
+    let Some(allowed) = &service.standing.allowed_clients else { return next.run(request).await };
     let shown = request.extensions().get::<PeerCertificate>().and_then(|shown| shown.0.as_ref());
     if shown.is_some_and(|facts| allowed.iter().any(|name| facts.has_dns(name))) {
         return next.run(request).await;
@@ -235,9 +165,9 @@ async fn run_batch(State(service): State<Arc<Service>>, body: Bytes) -> Response
         let why = format!("a batch has at most {MOST_OPS} operations");
         return service.refuse(StatusCode::BAD_REQUEST, "batch_too_long", &why);
     }
-    match service.state.run_for_places(ops).await {
+    match service.standing.state.run_for_places(ops).await {
         Ok(answers) => {
-            service.metrics.state_batches.with_label_values(&["run"]).inc();
+            service.standing.metrics.state_batches.with_label_values(&["run"]).inc();
             Json(answers).into_response()
         }
         Err(why @ Unanswered::Full) => {
@@ -251,7 +181,11 @@ async fn run_batch(State(service): State<Arc<Service>>, body: Bytes) -> Response
 
 /// The keys of every issuer that has any.
 async fn keys(State(service): State<Arc<Service>>, headers: HeaderMap) -> Response {
-    let (etag, body) = service.keys.published();
+    published(&service.known(), &headers)
+}
+
+fn published(known: &Known, headers: &HeaderMap) -> Response {
+    let (etag, body) = known.issuers.keys.published();
     if headers.get(header::IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == etag.as_bytes()) {
         return (StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response();
     }
@@ -260,13 +194,14 @@ async fn keys(State(service): State<Arc<Service>>, headers: HeaderMap) -> Respon
 
 /// The clients' secrets that are in files, to whom the socket or its certificate lets ask.
 async fn client_keys(State(service): State<Arc<Service>>, headers: HeaderMap) -> Response {
-    let Some(keys) = &service.client_keys else {
+    let known = service.known();
+    let Some(keys) = &known.client_keys else {
         let why = "secrets are told on a socket or over mutual TLS only";
         return (StatusCode::FORBIDDEN, Json(json!({ "code": "not_told_here", "detail": why })))
             .into_response();
     };
     let (generation, body) = keys.written();
-    let etag = format!("\"{:x}-{generation}\"", service.life);
+    let etag = format!("\"{:x}-{generation}\"", known.life);
     if headers.get(header::IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == etag.as_bytes()) {
         return (StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response();
     }
@@ -274,10 +209,17 @@ async fn client_keys(State(service): State<Arc<Service>>, headers: HeaderMap) ->
     ([(header::CONTENT_TYPE, "application/json".to_owned()), (header::ETAG, etag)], body).into_response()
 }
 
-/// Fetches the keys of the issuer that the body names, at the rate that the policy bounds, and answers with all.
-async fn refresh_keys(State(service): State<Arc<Service>>, issuer: String) -> Response {
-    if service.keys.refresh_unknown(&issuer).await {
-        keys(State(service), HeaderMap::new()).await
+/// Fetches the keys of the issuer that is known as the body says, at the rate that the policy bounds, and answers with
+/// all.
+async fn refresh_keys(State(service): State<Arc<Service>>, known_as: String) -> Response {
+    let known = service.known();
+    let issuers = &known.issuers;
+    let refreshed = match issuers.named(&known_as) {
+        Some(issuer) => issuers.keys.refresh_unknown(issuer).await,
+        None => false,
+    };
+    if refreshed {
+        published(&known, &HeaderMap::new())
     } else {
         service.refuse(StatusCode::TOO_MANY_REQUESTS, "not_refreshed", "there are no newer keys, or not yet")
     }
@@ -286,6 +228,7 @@ async fn refresh_keys(State(service): State<Arc<Service>>, issuer: String) -> Re
 /// A token that only its issuer can read.
 #[derive(serde::Deserialize)]
 struct Opaque {
+    /// What it is known as.
     issuer: String,
     token: String,
 }
@@ -295,7 +238,12 @@ async fn introspect(State(service): State<Arc<Service>>, body: Bytes) -> Respons
     let Ok(Opaque { issuer, token }) = serde_json::from_slice(&body) else {
         return service.refuse(StatusCode::BAD_REQUEST, "token_malformed", "name an `issuer` and a `token`");
     };
-    let Some(Answer { said, until_ms }) = service.introspection.ask(&issuer, &token).await else {
+    let known = service.known();
+    let answer = match known.issuers.named(&issuer) {
+        Some(issuer) => known.issuers.introspection.ask(issuer, &token).await,
+        None => None,
+    };
+    let Some(Answer { said, until_ms }) = answer else {
         let why = "the issuer cannot be asked about it";
         return service.refuse(StatusCode::SERVICE_UNAVAILABLE, "introspection_unavailable", why);
     };
@@ -309,16 +257,16 @@ async fn introspect(State(service): State<Arc<Service>>, body: Bytes) -> Respons
 /// Which changes of the list of what is revoked a worker knows.
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(default)]
-struct Known {
+struct Heard {
     epoch: String,
     after: u64,
 }
 
 /// What has been revoked, or taken back, since a worker last asked.
-async fn changes(State(service): State<Arc<Service>>, Query(known): Query<Known>) -> Response {
-    let told = service.state.revoked().told(&known.epoch, known.after);
+async fn changes(State(service): State<Arc<Service>>, Query(heard): Query<Heard>) -> Response {
+    let told = service.standing.state.revoked().told(&heard.epoch, heard.after);
     let outcome = if told.is_news() { "told" } else { "unchanged" };
-    service.metrics.revocation_pulls.with_label_values(&[outcome]).inc();
+    service.standing.metrics.revocation_pulls.with_label_values(&[outcome]).inc();
     Json(told).into_response()
 }
 
@@ -328,43 +276,45 @@ fn fields(headers: &HeaderMap) -> Fields<'_> {
 }
 
 async fn revocations(State(service): State<Arc<Service>>, headers: HeaderMap) -> Response {
-    let (status, told) = revoke::list(&service.state, &service.operators, fields(&headers));
+    let (status, told) = revoke::list(&service.standing.state, &service.known().operators, fields(&headers));
     (status, Json(told)).into_response()
 }
 
 async fn revoke_one(State(service): State<Arc<Service>>, headers: HeaderMap, body: Bytes) -> Response {
-    let (status, told) = revoke::revoke(&service.state, &service.operators, fields(&headers), &body).await;
+    let (state, known) = (&service.standing.state, service.known());
+    let (status, told) = revoke::revoke(state, &known.operators, fields(&headers), &body).await;
     (status, Json(told)).into_response()
 }
 
 async fn readiness(State(service): State<Arc<Service>>) -> Response {
-    let mut missing = service.keys.missing();
-    if !service.state.revoked().list().is_known() {
+    let known = service.known();
+    let mut missing = known.issuers.keys.missing();
+    if !service.standing.state.revoked().list().is_known() {
         missing.push("list of what is revoked");
     }
     let status = if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let age_s = service.state.revocations_age_s();
+    let age_s = service.standing.state.revocations_age_s();
     (status, Json(json!({ "missing": missing, "revocations_age_s": age_s }))).into_response()
 }
 
 async fn metrics(State(service): State<Arc<Service>>) -> Response {
-    let entries = service.state.entries();
-    service.metrics.tell_revocations(&service.state);
-    service.metrics.state_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], service.metrics.text()).into_response()
+    let Standing { state, metrics, .. } = &service.standing;
+    metrics.tell_revocations(state);
+    metrics.state_entries.set(i64::try_from(state.entries()).unwrap_or(i64::MAX));
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.text()).into_response()
 }
 
 /// What tenants have used, as the gateway's admin address tells it.
 async fn usage(State(service): State<Arc<Service>>, uri: Uri) -> Response {
-    match crate::usage::told(&service.policy, &service.state, uri.query()).await {
+    match crate::usage::told(&service.known().policy, &service.standing.state, uri.query()).await {
         Ok(told) => Json(told).into_response(),
         Err(untold) => (untold.status(), format!("{untold}\n")).into_response(),
     }
 }
 
 async fn certificates(State(service): State<Arc<Service>>) -> Response {
-    let mut report = service.watch.report();
-    if let Some(handed) = &service.handed {
+    let mut report = service.known().watch.report();
+    if let Some(handed) = &service.standing.handed {
         let of_envoy = handed.report();
         report.listeners.extend(of_envoy.listeners);
         report.clients.extend(of_envoy.clients);
@@ -373,8 +323,13 @@ async fn certificates(State(service): State<Arc<Service>>) -> Response {
 }
 
 impl Service {
+    /// What is known now.
+    fn known(&self) -> Arc<Known> {
+        self.known.load_full()
+    }
+
     fn refuse(&self, status: StatusCode, code: &'static str, detail: &str) -> Response {
-        self.metrics.state_batches.with_label_values(&[code]).inc();
+        self.standing.metrics.state_batches.with_label_values(&[code]).inc();
         (status, Json(json!({ "code": code, "detail": detail }))).into_response()
     }
 }
