@@ -6,6 +6,7 @@
 
 mod access_log;
 mod admin;
+mod answer;
 pub mod api_key;
 mod client_keys;
 mod compression;
