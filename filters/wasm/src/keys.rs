@@ -1,6 +1,7 @@
 //! The issuers' keys, as the state service last told them.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use filters::jwt::KeySet;
@@ -33,6 +34,8 @@ struct Issuer {
     refresh_unknown_ms: u64,
     /// When an unknown key last made us ask.
     refreshed_ms: Option<u64>,
+    /// Counts those who wait for the answer.
+    waiting: Rc<()>,
     held: Option<Held>,
     /// Whether what is held is what the state service told last: that nothing changed is said of no more than that.
     is_told: bool,
@@ -80,6 +83,7 @@ impl Keys {
                 stale_ms: jwks.stale_s.saturating_mul(1_000),
                 refresh_unknown_ms: jwks.unknown_kid_refresh_s.saturating_mul(1_000),
                 refreshed_ms: None,
+                waiting: Rc::default(),
                 held,
                 is_told: false,
             };
@@ -137,18 +141,31 @@ impl Keys {
         }
     }
 
-    /// What the issuer is known as, if an unknown key may make us ask for its keys now; at a bounded rate.
-    pub fn may_refresh(&mut self, issuer: &str, now_ms: u64) -> Option<&str> {
+    /// What the issuer is known as, if an unknown key may make us ask for its keys now: at a bounded rate, and while
+    /// another request waits for the answer.
+    pub fn may_refresh(&mut self, issuer: &str, now_ms: u64) -> Option<(&str, Waiting)> {
         let issuer = self.issuers.get_mut(issuer)?;
-        let long_enough = issuer
-            .refreshed_ms
-            .is_none_or(|before| now_ms.saturating_sub(before) >= issuer.refresh_unknown_ms);
-        long_enough.then(|| {
-            issuer.refreshed_ms = Some(now_ms);
-            issuer.known_as.as_str()
-        })
+        match Rc::strong_count(&issuer.waiting) - 1 {
+            0 => {
+                let before = issuer.refreshed_ms.map(|before| now_ms.saturating_sub(before));
+                if before.is_some_and(|ago| ago < issuer.refresh_unknown_ms) {
+                    return None;
+                }
+                issuer.refreshed_ms = Some(now_ms);
+            }
+            1..MOST_WAITING => {}
+            _ => return None,
+        }
+        Some((&issuer.known_as, Waiting(Rc::clone(&issuer.waiting))))
     }
 }
+
+/// Most requests of a worker that wait for one issuer's keys at once. Each asks; the state service fetches once for all.
+const MOST_WAITING: usize = 64;
+
+/// A request waits for an issuer's keys for as long as this is there.
+#[derive(Debug)]
+pub struct Waiting(#[expect(dead_code, reason = "it is counted by being there")] Rc<()>);
 
 impl Issuer {
     /// Whether they can be read.

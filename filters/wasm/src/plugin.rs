@@ -18,7 +18,7 @@ use crate::client_keys::{self, ClientKeys};
 use crate::envoy::{Answered, Call, Envoy};
 use crate::feature_flags::FeatureFlags;
 use crate::introspection::{self, Tokens};
-use crate::keys::{self, Keys};
+use crate::keys::{self, Keys, Waiting};
 use crate::revoked::Followed;
 use crate::trip;
 use crate::verify::ByHost;
@@ -206,17 +206,18 @@ impl Plugin {
     }
 
     /// Has the state service fetch an issuer's keys, for a token whose key nobody knows.
-    pub fn refresh(&self, issuer: &str, envoy: &dyn Envoy) -> Option<u32> {
+    pub fn refresh(&self, issuer: &str, envoy: &dyn Envoy) -> Option<Waiting> {
         let mut keys = self.keys.borrow_mut();
-        let known_as = keys.may_refresh(issuer, envoy.now_ms())?;
-        envoy.call(&Call {
+        let (known_as, waiting) = keys.may_refresh(issuer, envoy.now_ms())?;
+        let call = Call {
             cluster: &self.cluster,
             method: "POST",
             path: keys::REFRESH_PATH,
             if_none_match: None,
             body: known_as.as_bytes(),
             timeout_ms: KEYS_TIMEOUT_MS,
-        })
+        };
+        envoy.call(&call).map(|_| waiting)
     }
 
     /// Has the state service ask an issuer about a token that only it can read.

@@ -16,6 +16,7 @@ use filters::state::{Answer, Begun, Full, Trip, Unanswered};
 
 use self::answering::Answering;
 use crate::envoy::{Answered, Envoy};
+use crate::keys::Waiting;
 use crate::plugin::{Now, Plugin};
 use crate::trip::{ask, said};
 
@@ -59,7 +60,9 @@ enum Phase {
     /// Nothing was decided.
     New,
     /// The header awaits fresh keys.
-    Refreshing,
+    Refreshing {
+        _counted: Waiting,
+    },
     /// The header awaits what an issuer says of its token.
     Introspecting(Box<OpaqueToken>),
     /// The header passed; the body is awaited.
@@ -172,7 +175,7 @@ impl Stream {
         let decided = self.head();
         let waits_for = match &decided {
             Err(Refused { refusal: Refusal { stale_keys: Some(issuer), .. }, .. }) => {
-                self.plugin.refresh(issuer, envoy).map(|_| Phase::Refreshing)
+                self.plugin.refresh(issuer, envoy).map(|_counted| Phase::Refreshing { _counted })
             }
             Err(Refused { refusal: Refusal { opaque_token: Some(token), .. }, .. }) => {
                 self.plugin.introspect(token, envoy).map(|_| Phase::Introspecting(token.clone()))
@@ -193,7 +196,11 @@ impl Stream {
         match self.phase {
             Phase::Admitted => return Flow::Continue,
             Phase::Refused => return Flow::Pause,
-            Phase::New | Phase::Refreshing | Phase::Introspecting(_) | Phase::Headed | Phase::Asked(_) => {}
+            Phase::New
+            | Phase::Refreshing { .. }
+            | Phase::Introspecting(_)
+            | Phase::Headed
+            | Phase::Asked(_) => {}
         }
         if length > Config::MOST_BODY_BYTES {
             return self.refuse(&Failure::BodyTooLarge.into(), envoy);
@@ -206,7 +213,7 @@ impl Stream {
         match self.phase {
             Phase::Headed => self.whole(envoy),
             Phase::New
-            | Phase::Refreshing
+            | Phase::Refreshing { .. }
             | Phase::Introspecting(_)
             | Phase::Asked(_)
             | Phase::Admitted
@@ -227,7 +234,7 @@ impl Stream {
         match self.phase {
             Phase::Admitted => Flow::Continue,
             Phase::New
-            | Phase::Refreshing
+            | Phase::Refreshing { .. }
             | Phase::Introspecting(_)
             | Phase::Headed
             | Phase::Asked(_)
@@ -239,7 +246,7 @@ impl Stream {
     pub fn called(&mut self, answered: &Answered, envoy: &dyn Envoy) {
         self.now_ms = envoy.now_ms();
         let flow = match std::mem::replace(&mut self.phase, Phase::New) {
-            Phase::Refreshing => {
+            Phase::Refreshing { .. } => {
                 self.plugin.keys_told(answered, envoy);
                 let decided = self.head();
                 self.headed(decided, envoy)

@@ -376,6 +376,46 @@ fn an_unknown_key_is_asked_for_at_a_bounded_rate() {
     );
 }
 
+/// Who arrives while the keys are being fetched waits for them too, up to a bound; who gives up makes room.
+#[test]
+fn all_wait_for_one_fetch() {
+    let envoy = fake("GET", "/x");
+    envoy.fields.borrow_mut().push(("authorization".into(), format!("Bearer {UNKNOWN_KEY}").into_bytes()));
+    let plugin = plugin(&json!({ "jwt": {} }), &envoy);
+    let told =
+        |keys: &str| answered(200, &format!("{{\"issuers\":{{\"{}\":{keys}}}}}", known_as(&plugin, "main")));
+    plugin.keys_told(&told(KEYS), &envoy);
+    let arrives = || {
+        let mut stream = Stream::new(Rc::clone(&plugin));
+        assert_eq!(stream.header(true, &envoy), Flow::Pause);
+        stream
+    };
+    let mut waiting: Vec<Stream> = (0..64).map(|_| arrives()).collect();
+    assert_eq!((envoy.code().as_str(), envoy.calls.borrow().len()), ("", 64), "each asks");
+    let _ = arrives();
+    assert_eq!(
+        (envoy.code().as_str(), envoy.calls.borrow().len()),
+        ("token_key_unknown", 64),
+        "one too many"
+    );
+    envoy.answered.borrow_mut().clear();
+    drop(waiting.pop());
+    waiting.push(arrives());
+    assert_eq!((envoy.code().as_str(), envoy.calls.borrow().len()), ("", 65));
+    // That key comes; the signature is nonsense, so the token is refused for that.
+    let new = told(&KEYS.replace("\"old\"", "\"new\""));
+    for mut stream in waiting {
+        stream.called(&new, &envoy);
+        assert_eq!(envoy.code(), "token_signature");
+        envoy.answered.borrow_mut().clear();
+    }
+    // Nobody waits any more, and it was asked a moment ago.
+    envoy.fields.borrow_mut().last_mut().unwrap().1 =
+        format!("Bearer {}", UNKNOWN_KEY.replace("5ldyJ9", "5ldzIifQ")).into_bytes();
+    let _ = arrives();
+    assert_eq!(envoy.calls.borrow().len(), 65);
+}
+
 /// Until the state service has told the whole list no token is looked at; what one worker was told the next one starts
 /// with, if that was a moment ago; and whatever else is told changes nothing.
 #[test]

@@ -77,7 +77,7 @@ impl Stream {
         let admission = match self.phase {
             Phase::Admitted => self.admission.as_ref().filter(compresses),
             Phase::New
-            | Phase::Refreshing
+            | Phase::Refreshing { .. }
             | Phase::Introspecting(_)
             | Phase::Headed
             | Phase::Asked(_)
