@@ -54,8 +54,7 @@ impl Edge {
             session.set_keepalive(None);
         }
         exchange.status = refused.refusal.status;
-        session.write_response_header(Box::new(header), false).await?;
-        session.write_response_body(Some(body), true).await?;
+        send(session, header, body).await?;
         if !whole {
             drain(session).await;
         }
@@ -106,4 +105,11 @@ impl Edge {
         }
         Ok(())
     }
+}
+
+/// Sends a whole answer. If it cannot be sent the client is gone.
+pub(crate) async fn send(session: &mut Session, header: ResponseHeader, body: Bytes) -> Answered<()> {
+    let gone = |error: Box<Error>| error.into_down();
+    session.write_response_header(Box::new(header), false).await.map_err(gone)?;
+    session.write_response_body(Some(body), true).await.map_err(gone)
 }

@@ -92,7 +92,13 @@ impl ProxyHttp for Door {
         });
         let refused = match edge.admit(session, exchange, self.request_timeout).await {
             Ok(body) if edge.reads_answer(exchange) => match edge.carry(session, exchange, body).await {
-                Ok(answer) => return edge.pass_on(session, exchange, answer).await.map(|()| true),
+                Ok(Some(answer)) => return edge.pass_on(session, exchange, answer).await.map(|()| true),
+                Ok(None) => {
+                    session.set_keepalive(None);
+                    let cut = exchange.cut.get().copied().unwrap_or(Cut::ClientGone);
+                    drop(exchange.end(Some(cut)));
+                    return Ok(true);
+                }
                 Err(refused) => refused,
             },
             Ok(_) => {
@@ -240,8 +246,9 @@ impl ProxyHttp for Door {
         let broke = error.filter(|_| exchange.refusal.is_none() || exchange.status == 0);
         let cut = broke.map(|error| match (exchange.cut.get(), error.esource()) {
             (Some(cut), _) => *cut,
-            (None, pingora::ErrorSource::Downstream) => Cut::ClientGone,
-            (None, _) => Cut::UpstreamBroke,
+            (None, _) if is_of_client(error) => Cut::ClientGone,
+            (None, pingora::ErrorSource::Upstream) => Cut::UpstreamBroke,
+            (None, _) => Cut::EdgeFailed,
         });
         if let Some(told) = exchange.end(cut) {
             // The next request of this connection finds the place free.
@@ -262,6 +269,17 @@ fn draw() -> Draw {
     Draw { request_id: rand::random(), trace_id: rand::random(), span_id: rand::random() }
 }
 
+/// Whether it is the client's connection that broke. Pingora does not say so of an answer that cannot be written; of
+/// upstreams it says it always.
+fn is_of_client(error: &Error) -> bool {
+    use pingora::ErrorType::{WriteError, WriteTimedout};
+    match error.esource() {
+        pingora::ErrorSource::Downstream => true,
+        pingora::ErrorSource::Unset => matches!(error.etype(), WriteError | WriteTimedout),
+        pingora::ErrorSource::Upstream | pingora::ErrorSource::Internal => false,
+    }
+}
+
 /// What a client is told when the upstream failed; `None` when the client itself is gone.
 pub(crate) fn failure(error: &Error) -> Option<Failure> {
     use pingora::ErrorType::{
@@ -269,9 +287,9 @@ pub(crate) fn failure(error: &Error) -> Option<Failure> {
         InvalidCert, ReadError, ReadTimedout, TLSHandshakeFailure, TLSHandshakeTimedout, WriteError,
         WriteTimedout,
     };
-    if matches!(error.esource(), pingora::ErrorSource::Downstream) {
+    if is_of_client(error) {
         return match error.etype() {
-            WriteError | ReadError | ConnectionClosed => None,
+            WriteError | WriteTimedout | ReadError | ConnectionClosed => None,
             _ => Some(Failure::Malformed),
         };
     }

@@ -95,6 +95,8 @@ pub(crate) enum Cut {
     TimeOver,
     /// Another policy's listener took over, and it was not done when its time ran out.
     ListenerChanged,
+    /// The edge could not go on with it.
+    EdgeFailed,
     /// The edge dropped it: it was told to stop, say.
     EdgeStopped,
 }
@@ -107,6 +109,7 @@ impl Cut {
             Self::ClientRevoked => "client_revoked",
             Self::TimeOver => "time_over",
             Self::ListenerChanged => "listener_changed",
+            Self::EdgeFailed => "edge_failed",
             Self::EdgeStopped => "edge_stopped",
         }
     }

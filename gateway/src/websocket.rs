@@ -101,7 +101,7 @@ impl Edge {
         while let Some(chunk) = upstream.read_body_bytes().await.map_err(|error| error.into_up())? {
             session.write_response_body(Some(chunk), false).await.map_err(|error| error.into_down())?;
         }
-        session.write_response_body(None, true).await
+        session.write_response_body(None, true).await.map_err(|error| error.into_down())
     }
 }
 

@@ -16,6 +16,7 @@ use pingora::protocols::http::client::HttpSession;
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 
+use crate::answer::send;
 use crate::door::failure;
 use crate::edge::{Edge, Now};
 use crate::exchange::Exchange;
@@ -50,21 +51,26 @@ pub(crate) struct Whole {
 }
 
 impl Edge {
-    /// Asks the upstream, and decides on its answer.
+    /// Asks the upstream, and decides on its answer; `None` once the client is gone, who waits for none.
     pub(crate) async fn carry(
         &self,
-        session: &Session,
+        session: &mut Session,
         exchange: &mut Exchange,
         body: Bytes,
-    ) -> Result<Whole, Refused> {
+    ) -> Result<Option<Whole>, Refused> {
         let sender = Sender::of(session).ok_or(Failure::Malformed)?;
-        let answer = self.ask_upstream(session.req_header(), exchange, body).await?;
+        let asked = session.req_header().clone();
+        let answer = tokio::select! {
+            answer = self.ask_upstream(&asked, exchange, body) => answer?,
+            // It ends with the client's connection, or its stream, and never with something to read.
+            _ = session.as_downstream_mut().read_body_or_idle(true) => return Ok(None),
+        };
         let admission = exchange.admission.as_mut().ok_or(Failure::Malformed)?;
         let headers: Headers<'_> =
             answer.fields.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
         let told = (answer.status.as_u16(), headers, answer.body.as_ref());
-        admission.answer(&self.policy, &request(session.req_header(), &sender), told, &Now(self))?;
-        Ok(answer)
+        admission.answer(&self.policy, &request(&asked, &sender), told, &Now(self))?;
+        Ok(Some(answer))
     }
 
     /// Asks once: what may have arrived is never sent again.
@@ -127,8 +133,7 @@ impl Edge {
         }
         self.dress(&mut header, exchange)?;
         exchange.status = status.as_u16();
-        session.write_response_header(Box::new(header), false).await?;
-        session.write_response_body(Some(body), true).await
+        send(session, header, body).await
     }
 }
 

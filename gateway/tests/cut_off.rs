@@ -5,7 +5,10 @@
 mod running;
 
 use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use certs::Identity;
 use certs::pki::{Authority, Leaf};
 use serde_json::Value;
@@ -69,12 +72,20 @@ impl House {
         // Leases that no test outlives: a place that comes free was given back.
         let policy = format!(
             r#"{state}
-upstreams: {{ u: {{ addresses: ["127.0.0.1:{port}"], outlier: {{ failures: 0 }}, tls: {TLS} }} }}
+clients: {{ acme: {{ hmac_keys: [{{ id: acme-1, secret: "env:ACME_SECRET" }}] }} }}
+upstreams: {{ u: {{ addresses: ["127.0.0.1:{port}"], outlier: {{ failures: 1 }}, tls: {TLS} }} }}
 filters: {{ concurrency: {{ limits: [{{ name: one, by: ip, most: 1, lease_s: 3600 }}] }} }}
 routes:
   - {{ name: plain, methods: [GET], path: "/plain/{{id}}", upstream: u }}
   - {{ name: next, methods: [GET], path: "/next/{{id}}", rewrite: /plain/next, upstream: u }}
   - {{ name: silent, methods: [GET], path: "/silent/{{id}}", upstream: u, timeout_ms: 600000 }}
+  - name: signed
+    methods: [GET]
+    path: "/signed/{{id}}"
+    rewrite: /silent/signed
+    upstream: u
+    timeout_ms: 600000
+    filters: {{ signing: {{ to_client: {{ key: acme-1 }} }} }}
   - {{ name: stream, methods: [GET], path: "/stream/{{id}}", upstream: u, timeout_ms: 600000 }}
   - {{ name: broken, methods: [GET], path: "/broken/{{id}}", upstream: u }}
   - {{ name: upload, methods: [POST], path: "/upload/{{id}}", upstream: u, timeout_ms: 600000 }}
@@ -164,9 +175,12 @@ routes:
     }
 }
 
-const CASES: [(&str, End, (u64, &str)); 11] = [
+const CASES: [(&str, End, (u64, &str)); 13] = [
     ("silent", End::HangsUp, (0, "client_gone")),
     ("silent", End::Revoked, (0, "client_revoked")),
+    // The edge asks for the whole of an answer that it signs.
+    ("signed", End::HangsUp, (0, "client_gone")),
+    ("signed", End::Revoked, (0, "client_revoked")),
     ("stream", End::HangsUp, (200, "client_gone")),
     ("stream", End::Revoked, (200, "client_revoked")),
     ("broken", End::ByItself, (200, "upstream_broke")),
@@ -250,14 +264,25 @@ async fn a_stream_of_many_is_cut_off_like_a_connection() {
         (1, "silent", End::Revoked, (0, "client_revoked")),
         (2, "stream", End::HangsUp, (200, "client_gone")),
         (3, "stream", End::Revoked, (200, "client_revoked")),
+        (4, "signed", End::HangsUp, (0, "client_gone")),
+        (5, "signed", End::Revoked, (0, "client_revoked")),
+        (6, "upload", End::HangsUp, (0, "client_gone")),
+        (7, "upload", End::Revoked, (0, "client_revoked")),
     ] {
         let (name, path) = (format!("guest-{id}"), format!("/{route}/{id}"));
         drop(house.connect(&name, b"h2").await);
         let http = running::client(house.folder.path(), Some(&name));
-        let asked = http.get(format!("{}{path}", house.gateway.url));
+        let url = format!("{}{path}", house.gateway.url);
+        let asked = match route {
+            "upload" => {
+                let body = reqwest::Body::wrap(Unfinished(Some(Bytes::from_static(b"{"))));
+                http.post(url).header("content-type", "application/json").body(body)
+            }
+            _ => http.get(url),
+        };
         let (begun, begins) = tokio::sync::oneshot::channel();
         let asking = tokio::spawn(async move {
-            let answer = asked.send().await.unwrap();
+            let Ok(answer) = asked.send().await else { return };
             begun.send(()).unwrap();
             let _ = answer.bytes().await;
         });
@@ -278,5 +303,26 @@ async fn a_stream_of_many_is_cut_off_like_a_connection() {
         until(&path, async || !house.logged(&path).is_empty()).await;
         until(&path, async || house.gateway.get(&format!("/plain/{id}"), &[]).await.0 == 200).await;
         assert_eq!(house.logged(&path), [(route.to_owned(), expected.0, expected.1.to_owned())]);
+    }
+    // Whose client is gone is no failure of the upstream's.
+    let failed = r#"gateway_refusals_total{code="upstream_failed",filter="edge"}"#;
+    assert_eq!(house.gateway.metric(failed).await, 0.0);
+}
+
+/// A body of which nothing more comes.
+struct Unfinished(Option<Bytes>);
+
+impl http_body::Body for Unfinished {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        match self.0.take() {
+            Some(bytes) => Poll::Ready(Some(Ok(http_body::Frame::data(bytes)))),
+            None => Poll::Pending,
+        }
     }
 }
