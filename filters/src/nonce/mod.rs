@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict, state_unavailable};
 use crate::policy::{Settings, Site, Unusable};
 use crate::signature::freshness::Window;
-use crate::state::{Answer, Op};
+use crate::state::{Answer, Op, Window as Counted};
 
 /// Requires a fresh nonce in the request's signature (RFC 9421 section 7.2.2). Needs the filter `signature`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -98,7 +98,8 @@ impl Filter for Nonce {
         // Lengths tell the parts apart, whatever is in them.
         let key = format!("nonce/{}/{}/{nonce}", signed.keyid.len(), signed.keyid);
         let ttl_ms = config.remembered_s().saturating_mul(1_000);
-        context.ask(Op::Remember { key, ttl_ms, made_s: signed.created });
+        let window = Some(Counted { route: self.route.clone(), window_s: config.window_s });
+        context.ask(Op::Remember { key, ttl_ms, made_s: signed.created, window });
         Verdict::Pass
     }
 

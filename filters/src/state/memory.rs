@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Answer, Cells, Op, Usage, UsageByTenant, run};
+use super::{Answer, Cells, Op, Usage, UsageByTenant, Windows, run};
 
 /// A bounded store of expiring cells. When it is full of cells that are still needed it refuses new ones:
 /// to forget a nonce early would let it be replayed.
@@ -80,6 +80,7 @@ struct Expiring {
     /// What tenants use, by day.
     usage: BTreeMap<String, Day>,
     since_us: u64,
+    windows: Windows,
 }
 
 #[derive(Debug)]
@@ -158,6 +159,14 @@ impl Cells for Expiring {
     fn since_us(&self) -> u64 {
         self.since_us
     }
+
+    fn windows(&self) -> &Windows {
+        &self.windows
+    }
+
+    fn windows_mut(&mut self) -> &mut Windows {
+        &mut self.windows
+    }
 }
 
 #[cfg(test)]
@@ -168,7 +177,7 @@ mod tests {
     const T0: u64 = 1_700_000_000_000;
 
     fn remember(key: &str, ttl_ms: u64) -> [Op; 1] {
-        [Op::Remember { key: key.into(), ttl_ms, made_s: 1_700_000_000 }]
+        [Op::Remember { key: key.into(), ttl_ms, made_s: 1_700_000_000, window: None }]
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod mode;
 mod trip;
 mod usage;
 mod volume;
+mod windows;
 
 use std::borrow::Cow;
 
@@ -24,6 +25,7 @@ pub use mode::Mode;
 pub use trip::{Begun, Ended, Trip, Unanswered};
 pub use usage::{Usage, UsageByTenant};
 pub use volume::Volume;
+pub use windows::{Window, Windows};
 
 /// One operation on shared state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,8 +49,15 @@ pub enum Op {
         mode: Mode,
     },
     /// Remembers `key` for `ttl_ms`; refused when it is remembered already, and when it was made, at `made_s`
-    /// in Unix seconds, before the memory began: it may have been there before.
-    Remember { key: String, ttl_ms: u64, made_s: i64 },
+    /// in Unix seconds, before the memory began, or before what was made then was remembered as long as it counts in its
+    /// `window`: it may have been there before.
+    Remember {
+        key: String,
+        ttl_ms: u64,
+        made_s: i64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        window: Option<Window>,
+    },
     /// Holds one of the `most` places of `key`, for `lease_ms` at most.
     Hold {
         key: String,
@@ -198,7 +207,7 @@ pub enum Answer {
     Remembered,
     /// To [`Op::Remember`]: it was remembered before.
     Seen,
-    /// To [`Op::Remember`]: it is older than the memory.
+    /// To [`Op::Remember`]: it is older than the memory, or than what that has kept of its kind.
     TooOld,
     /// To [`Op::Hold`].
     Held(Place),
@@ -262,6 +271,10 @@ pub trait Cells {
     fn since_us(&self) -> u64 {
         0
     }
+
+    /// For how long routes have remembered.
+    fn windows(&self) -> &Windows;
+    fn windows_mut(&mut self) -> &mut Windows;
 }
 
 /// Runs a batch: every operation is judged, and only if none refuses is anything written. The keys of a batch
@@ -280,6 +293,11 @@ pub fn run(batch: &[Op], now_ms: u64, cells: &mut dyn Cells) -> Vec<Answer> {
     let judged: Vec<(Answer, Option<Write<'_>>)> = batch.iter().map(|op| judge(op, now_us, cells)).collect();
     let refused = judged.iter().any(|(answer, _)| answer.refuses());
     if !refused {
+        for op in batch {
+            if let Op::Remember { window: Some(window), .. } = op {
+                cells.windows_mut().note(window, unix_s(now_us));
+            }
+        }
         for (_, write) in &judged {
             if let Some(Write { key, value, until_us }) = write {
                 cells.put(key, *value, *until_us);
@@ -354,10 +372,12 @@ fn strictly<'k>(op: &'k Op, now_us: u64, cells: &dyn Cells) -> (Answer, Option<W
             let (answer, value) = volume::spend(spent, *most, *cost, *ends_ms, now_us);
             (answer, (until_us > now_us).then_some(Write { key: key.into(), value, until_us }))
         }
-        Op::Remember { key, ttl_ms, made_s } => {
+        Op::Remember { key, ttl_ms, made_s, window } => {
             // Whole seconds: what was made in the second of the beginning counts as after it.
-            let since_s = i64::try_from(cells.since_us() / 1_000_000).unwrap_or(i64::MAX);
-            if *made_s < since_s {
+            let too_old = *made_s < unix_s(cells.since_us());
+            let forgotten =
+                |window: &Window| cells.windows().may_have_forgotten(window, *made_s, unix_s(now_us));
+            if too_old || window.as_ref().is_some_and(forgotten) {
                 (Answer::TooOld, None)
             } else if cells.get(key, now_us).is_some() {
                 (Answer::Seen, None)
@@ -393,6 +413,10 @@ fn hold<'k>(
         }
     }
     (Answer::Busy { retry_after_ms: first_end_us.saturating_sub(now_us).div_ceil(1_000) }, None)
+}
+
+fn unix_s(time_us: u64) -> i64 {
+    i64::try_from(time_us / 1_000_000).unwrap_or(i64::MAX)
 }
 
 fn cell(key: &str, place: u32) -> String {

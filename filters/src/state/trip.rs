@@ -120,7 +120,7 @@ mod tests {
     }
 
     fn nonce() -> Op {
-        Op::Remember { key: "n".into(), ttl_ms: 1_000, made_s: 0 }
+        Op::Remember { key: "n".into(), ttl_ms: 1_000, made_s: 0, window: None }
     }
 
     fn begin(ops: &[(Op, Counted)], local: &mut Memory) -> Begun {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use certs::{Live, TrustFiles, Watch};
 use filters::policy::Redis as Settings;
-use filters::state::{Allowance, Answer, Mode, Op, Place, Unanswered, Usage, UsageByTenant, Volume};
+use filters::state::{Allowance, Answer, Mode, Op, Place, Unanswered, Usage, UsageByTenant, Volume, Window};
 use prometheus::{Histogram, IntCounterVec, IntGauge};
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{
@@ -158,7 +158,8 @@ impl Redis {
     /// One call. `now_us`: a time in place of Redis's own.
     async fn ask(&self, ops: &[Op], now_us: Option<u64>) -> redis::RedisResult<Vec<Answer>> {
         let mut call = redis::cmd("EVALSHA");
-        call.arg(self.script.get_hash()).arg(ops.len().saturating_add(1)).arg(self.since());
+        call.arg(self.script.get_hash()).arg(ops.len().saturating_add(2)).arg(self.since());
+        call.arg(format!("{}windows", self.prefix));
         for op in ops {
             call.arg(format!("{}{}", self.prefix, op.key()));
         }
@@ -172,8 +173,12 @@ impl Redis {
                     let most = (*most).min(Volume::MOST);
                     call.arg("spend").arg(most).arg(*cost).arg(*ends_ms).arg(shadow(*mode));
                 }
-                Op::Remember { ttl_ms, made_s, .. } => {
+                Op::Remember { ttl_ms, made_s, window, .. } => {
                     call.arg("remember").arg(us(*ttl_ms)).arg(*made_s);
+                    match window {
+                        Some(Window { route, window_s }) => call.arg(*window_s).arg(route),
+                        None => call.arg("").arg(""),
+                    };
                 }
                 Op::Hold { most, lease_ms, mode, .. } => {
                     let most = (*most).min(Op::MOST_PLACES);
@@ -348,3 +353,5 @@ fn client(settings: &Settings, folder: &Path, watch: &Watch) -> anyhow::Result<L
 
 #[cfg(test)]
 pub(super) mod tests;
+#[cfg(test)]
+mod windows_tests;

@@ -324,3 +324,36 @@ async fn what_is_new_in_a_policy_counts_at_every_worker() {
     edge.taken(reloads + 1).await;
     assert!(edge.config().await["refused"].is_null());
 }
+
+/// What a narrow window took, and what has been forgotten since, a wide one does not take once more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_window_that_grew_takes_nothing_twice() {
+    certs::install_crypto_provider();
+    let world = World::new().await.unwrap();
+    let route = |window_s: u64| {
+        json!({
+            "name": "once", "methods": ["GET"], "path": "/once", "upstream": "u", "filters": {
+                "signature": { "signer": "client", "max_age_s": window_s }, "nonce": { "window_s": window_s },
+            },
+        })
+    };
+    let case = format!("name: windows\nstate_socket: true\nrequests: []\nroutes: [{}]", route(10));
+    let mut edge = Edge::start(&world, &case).await;
+    let nonce = |number: u32| format!("a-nonce-of-many-letters-{number}");
+    edge.every_worker_says("pass", |number| edge.signed("/once", "partner-1", Some(&nonce(number)), 0)).await;
+    let taken = edge.signed("/once", "partner-1", Some(&nonce(0)), 0);
+    edge.every_worker_says("nonce_replayed", |_| edge.signed("/once", "partner-1", Some(&nonce(0)), 0)).await;
+
+    edge.roll_out(First::Envoy, |policy| policy["routes"][0] = route(300)).await;
+    edge.clock.set(world.epoch_ms + 20_000).unwrap();
+    // Signed when the narrow window took what it takes no more: that may be among what it has taken.
+    edge.every_worker_says("created_before_start", |number| {
+        edge.signed("/once", "partner-1", Some(&nonce(1_000 + number)), 0)
+    })
+    .await;
+    assert_eq!(edge.verdict(&edge.signed("/once", "partner-1", Some(&nonce(2_000)), 15_000)).await, "pass");
+    // By now the memory has nothing of the narrow window left.
+    edge.clock.set(world.epoch_ms + 150_000).unwrap();
+    assert_eq!(edge.verdict(&taken).await, "created_before_start");
+    assert_eq!(edge.verdict(&edge.signed("/once", "partner-1", Some(&nonce(2_001)), 145_000)).await, "pass");
+}

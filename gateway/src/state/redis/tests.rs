@@ -5,14 +5,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use filters::policy::State as Settings;
 use filters::policy::{At, Reference};
-use filters::state::{Batch, Cells, Counted, LimitsWhenAway, Memory, Mode, Rate, UsageByTenant, run};
+use filters::state::{
+    Batch, Cells, Counted, LimitsWhenAway, Memory, Mode, Rate, UsageByTenant, Windows, run,
+};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use super::*;
 use crate::state::State;
 
-const T0_MS: u64 = 1_800_000_000_000;
+pub(super) const T0_MS: u64 = 1_800_000_000_000;
 
 pub(in super::super) fn write_settings(
     url: &str,
@@ -35,7 +37,7 @@ pub(in super::super) fn write_settings(
     (folder, redis)
 }
 
-fn redis(url: &str, prefix: &str) -> Redis {
+pub(super) fn redis(url: &str, prefix: &str) -> Redis {
     let (folder, settings) = write_settings(url, prefix, LimitsWhenAway::Local);
     let settings = settings.redis.unwrap().value;
     Redis::new(&settings, folder.path(), &Metrics::new().unwrap(), &certs::Watch::new("test")).unwrap()
@@ -52,7 +54,7 @@ fn take(key: &str, requests: u32, per_ms: u64, burst: u32, cost: u32) -> Op {
 enum Step {
     Take { key: u8, rate: usize, cost: u32, mode: Mode },
     Spend { key: u8, most: u64, cost: u32, ends_ms: u64, mode: Mode },
-    Remember { key: u8, ttl_ms: u64, age_s: i64 },
+    Remember { key: u8, ttl_ms: u64, age_s: i64, window: Option<(u8, u64)> },
     Hold { key: u8, most: u32, lease_ms: u64, mode: Mode },
     Release { held: usize },
     Tally { day: u8, tenant: u8, cost: u32 },
@@ -115,7 +117,8 @@ fn step() -> impl Strategy<Value = Step> {
         (0..2u8, 0..6u64, 1..4u32, ends_ms(), mode())
             .prop_map(|(key, most, cost, ends_ms, mode)| Step::Spend { key, most, cost, ends_ms, mode }),
         (0..2u8, 0..3u8, 0..4u32).prop_map(|(day, tenant, cost)| Step::Tally { day, tenant, cost }),
-        (0..3u8, span_ms(), 0..4i64).prop_map(|(key, ttl_ms, age_s)| Step::Remember { key, ttl_ms, age_s }),
+        (0..3u8, span_ms(), 0..4i64, proptest::option::of((0..3u8, 1..4u64)))
+            .prop_map(|(key, ttl_ms, age_s, window)| Step::Remember { key, ttl_ms, age_s, window }),
         (0..2u8, 0..4u32, span_ms(), mode()).prop_map(|(key, most, lease_ms, mode)| Step::Hold {
             key,
             most,
@@ -144,9 +147,10 @@ fn ops(steps: &[Step], now_ms: u64, held: &[Op]) -> Vec<Op> {
                 usage: Usage::of_request(cost),
                 until_ms: T0_MS + 10_000_000_000,
             },
-            Step::Remember { key, ttl_ms, age_s } => {
+            Step::Remember { key, ttl_ms, age_s, window } => {
                 let made_s = i64::try_from(now_ms / 1_000).unwrap() - age_s;
-                Op::Remember { key: format!("n{key}"), ttl_ms, made_s }
+                let window = window.map(|(route, window_s)| Window { route: format!("r{route}"), window_s });
+                Op::Remember { key: format!("n{key}"), ttl_ms, made_s, window }
             }
             Step::Hold { key, most, lease_ms, mode } => {
                 Op::Hold { key: format!("h{key}"), most, lease_ms, mode }
@@ -224,7 +228,7 @@ impl Arithmetic for Memory {
 
 /// Forgets nothing, so that a clock may step back.
 #[derive(Default)]
-struct Everything(HashMap<String, (u64, u64)>, HashMap<String, UsageByTenant>);
+struct Everything(HashMap<String, (u64, u64)>, HashMap<String, UsageByTenant>, Windows);
 
 impl Cells for Everything {
     fn get(&self, key: &str, now_us: u64) -> Option<u64> {
@@ -238,6 +242,12 @@ impl Cells for Everything {
     }
     fn since_us(&self) -> u64 {
         T0_MS * 1_000
+    }
+    fn windows(&self) -> &Windows {
+        &self.2
+    }
+    fn windows_mut(&mut self) -> &mut Windows {
+        &mut self.2
     }
 }
 
@@ -269,7 +279,7 @@ fn now_s() -> i64 {
 }
 
 fn nonce(name: &str) -> Op {
-    Op::Remember { key: name.into(), ttl_ms: 60_000, made_s: now_s() + 60 }
+    Op::Remember { key: name.into(), ttl_ms: 60_000, made_s: now_s() + 60, window: None }
 }
 
 /// Two edges on one Redis: a nonce is taken once, a limit and the places in flight hold across both.
@@ -387,7 +397,7 @@ async fn an_outage_is_survived() {
         until(outage, &|n| nonce(&format!("after-{outage}-{n}")), remembered).await;
     }
     // It has lost its memory once: what was signed before that may have been taken before.
-    let old = Op::Remember { key: "old".into(), ttl_ms: 60_000, made_s: now_s() - 60 };
+    let old = Op::Remember { key: "old".into(), ttl_ms: 60_000, made_s: now_s() - 60, window: None };
     assert_eq!(ask(&old).await, Answer::TooOld);
 }
 
@@ -401,7 +411,8 @@ async fn a_redis_that_was_started_again_begins_anew() {
     let mut connection = shared.connection().unwrap();
     // As old as that file might say.
     let () = redis::cmd("SET").arg("again:since").arg(1).query_async(&mut connection).await.unwrap();
-    let made = |name: &str| Op::Remember { key: name.into(), ttl_ms: 60_000, made_s: now_s() - 30 };
+    let made =
+        |name: &str| Op::Remember { key: name.into(), ttl_ms: 60_000, made_s: now_s() - 30, window: None };
     assert_eq!(shared.run(&[made("before")]).await, Ok(vec![Answer::Remembered]));
     // What a start empties, and nothing else does unasked: the scripts.
     let () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut connection).await.unwrap();
