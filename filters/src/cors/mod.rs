@@ -51,6 +51,17 @@ impl Config {
     pub(crate) fn names_nobody(&self) -> bool {
         self.origins.iter().all(String::is_empty)
     }
+
+    /// What both of two versions let in. Here, other than from a parent to its child, who names no field lets none in.
+    pub(crate) fn also(self, other: Self) -> Self {
+        let both = |some: &[String], others: &[String]| {
+            let named = |field: &&String| others.iter().any(|other| other.eq_ignore_ascii_case(field));
+            some.iter().filter(named).cloned().collect()
+        };
+        let request_fields = both(&self.request_fields, &other.request_fields);
+        let response_fields = both(&self.response_fields, &other.response_fields);
+        Self { request_fields, response_fields, ..self.and(other) }
+    }
 }
 
 impl Settings for Config {

@@ -83,7 +83,7 @@ impl Versions<'_> {
         for rule in &self.rules {
             let cors = cors_of(document, &document.routes.get(*rule)?.value)?;
             all = Some(match all {
-                Some(others) => others.and(cors),
+                Some(others) => others.also(cors),
                 None => cors,
             });
         }

@@ -63,6 +63,12 @@ impl Trip {
         self.released.iter().chain(&self.shared).cloned().collect()
     }
 
+    /// Nobody will hear what the shared state says: what was sent along, which may not have arrived. Told twice it does no
+    /// harm.
+    pub fn abandon(self) -> Vec<Op> {
+        self.released
+    }
+
     /// What the shared state said, or, if it is away, what the policy says then.
     pub fn end(
         self,

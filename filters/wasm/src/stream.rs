@@ -275,6 +275,9 @@ impl Stream {
 
     /// The request has ended, however it did.
     pub fn ended(&mut self, envoy: &dyn Envoy) {
+        if let Phase::Asked(trip) = std::mem::replace(&mut self.phase, Phase::Refused) {
+            self.plugin.left(trip.abandon(), envoy);
+        }
         if let Some(admission) = &mut self.admission {
             self.plugin.left(admission.leaves(), envoy);
         }

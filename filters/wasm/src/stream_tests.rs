@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use filters::compiled::{Compiled, Secret};
 use filters::signature::digest::content_digest;
 use filters::signature::message::{Message, Params, SigningKey, sign};
+use filters::state::{Op, Place};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -302,6 +303,29 @@ fn the_state_is_asked_once_and_decides() {
         // A late second answer changes nothing.
         stream.called(&answered(200, TAKEN), &envoy);
         assert_eq!(envoy.resumed.get(), u32::from(expected.is_empty()));
+    }
+}
+
+/// Places that others have left go with a request's batch; if it is cut off meanwhile they go with the next one too.
+#[test]
+fn what_was_sent_along_with_a_request_that_is_cut_off_is_sent_again() {
+    let envoy = fake("GET", "/x");
+    let plugin = plugin(&limit("shared"), &envoy);
+    let left = vec![Op::Release { key: "one".into(), place: Place { number: 1, until_us: 9 } }];
+    plugin.left(left.clone(), &envoy);
+    for (answer, then) in
+        [(None, left), (Some(r#"["released",{"taken":{"remaining":0,"reset_ms":9}}]"#), vec![])]
+    {
+        let mut stream = Stream::new(Rc::clone(&plugin));
+        assert_eq!(stream.header(true, &envoy), Flow::Pause);
+        assert!(envoy.calls.borrow().last().is_some_and(|(_, body)| body.starts_with(br#"[{"release""#)));
+        if let Some(answer) = answer {
+            stream.called(&answered(200, answer), &envoy);
+        }
+        stream.ended(&envoy);
+        let untold = plugin.releases();
+        assert_eq!(untold, then);
+        plugin.left(untold, &envoy);
     }
 }
 
