@@ -121,14 +121,7 @@ impl Plugin {
         if keys.is_empty() {
             return None;
         }
-        envoy.call(&Call {
-            cluster: &self.cluster,
-            method: "GET",
-            path: keys::PATH,
-            if_none_match: keys.etag(),
-            body: &[],
-            timeout_ms: KEYS_TIMEOUT_MS,
-        })
+        self.get(keys::PATH, keys.etag(), envoy)
     }
 
     /// Takes the answer to [`ask_for_keys`](Self::ask_for_keys).
@@ -143,14 +136,7 @@ impl Plugin {
         if !keys.are_asked_for() {
             return None;
         }
-        envoy.call(&Call {
-            cluster: &self.cluster,
-            method: "GET",
-            path: client_keys::PATH,
-            if_none_match: keys.etag(),
-            body: &[],
-            timeout_ms: KEYS_TIMEOUT_MS,
-        })
+        self.get(client_keys::PATH, keys.etag(), envoy)
     }
 
     /// Takes the answer to [`ask_for_client_keys`](Self::ask_for_client_keys).
@@ -161,14 +147,7 @@ impl Plugin {
     /// Asks for the feature flags, now and then; the answer belongs to [`flags_told`](Self::flags_told).
     pub fn ask_for_flags(&self, envoy: &dyn Envoy) -> Option<u32> {
         let flags = self.feature_flags.borrow();
-        envoy.call(&Call {
-            cluster: &self.cluster,
-            method: "GET",
-            path: flags.path()?,
-            if_none_match: flags.etag(),
-            body: &[],
-            timeout_ms: KEYS_TIMEOUT_MS,
-        })
+        self.get(flags.path()?, flags.etag(), envoy)
     }
 
     /// Takes the answer to [`ask_for_flags`](Self::ask_for_flags).
@@ -180,14 +159,7 @@ impl Plugin {
     /// [`revocations_told`](Self::revocations_told).
     pub fn ask_for_revocations(&self, envoy: &dyn Envoy) -> Option<u32> {
         let path = self.followed.borrow().path()?;
-        envoy.call(&Call {
-            cluster: &self.cluster,
-            method: "GET",
-            path: &path,
-            if_none_match: None,
-            body: &[],
-            timeout_ms: KEYS_TIMEOUT_MS,
-        })
+        self.get(&path, None, envoy)
     }
 
     /// Takes the answer to [`ask_for_revocations`](Self::ask_for_revocations).
@@ -209,29 +181,14 @@ impl Plugin {
     pub fn refresh(&self, issuer: &str, envoy: &dyn Envoy) -> Option<Waiting> {
         let mut keys = self.keys.borrow_mut();
         let (known_as, waiting) = keys.may_refresh(issuer, envoy.now_ms())?;
-        let call = Call {
-            cluster: &self.cluster,
-            method: "POST",
-            path: keys::REFRESH_PATH,
-            if_none_match: None,
-            body: known_as.as_bytes(),
-            timeout_ms: KEYS_TIMEOUT_MS,
-        };
-        envoy.call(&call).map(|_| waiting)
+        self.post(keys::REFRESH_PATH, known_as.as_bytes(), KEYS_TIMEOUT_MS, envoy).map(|_| waiting)
     }
 
     /// Has the state service ask an issuer about a token that only it can read.
     pub fn introspect(&self, token: &OpaqueToken, envoy: &dyn Envoy) -> Option<u32> {
         let issuer = self.policy.document().issuers.get(&*token.issuer)?;
         let body = introspection::question(&issuer.value.known_as(), &token.text)?;
-        envoy.call(&Call {
-            cluster: &self.cluster,
-            method: "POST",
-            path: introspection::PATH,
-            if_none_match: None,
-            body: &body,
-            timeout_ms: KEYS_TIMEOUT_MS,
-        })
+        self.post(introspection::PATH, &body, KEYS_TIMEOUT_MS, envoy)
     }
 
     /// Takes the answer to [`introspect`](Self::introspect).
@@ -239,7 +196,8 @@ impl Plugin {
         self.tokens.borrow_mut().told(token, answered, now_ms);
     }
 
-    /// Random numbers for a request; `None` when there are none: then no request can be told from another. Bytes are drawn for many at once: each draw is a call.
+    /// Random numbers for a request; `None` when there are none: then no request can be told from another. Bytes are drawn
+    /// for many at once: each draw is a call.
     pub fn draw(&self, envoy: &dyn Envoy) -> Option<Draw> {
         let mut random = self.random.borrow_mut();
         if random.len() < DRAW_BYTES {
@@ -259,14 +217,7 @@ impl Plugin {
 
     /// Sends a batch.
     pub fn ask_state(&self, body: &[u8], envoy: &dyn Envoy) -> Option<u32> {
-        envoy.call(&Call {
-            cluster: &self.cluster,
-            method: "POST",
-            path: trip::PATH,
-            if_none_match: None,
-            body,
-            timeout_ms: self.timeout_ms,
-        })
+        self.post(trip::PATH, body, self.timeout_ms, envoy)
     }
 
     /// Tells what limits in shadow would have refused: in a counter each, and in Envoy's access log.
@@ -337,6 +288,25 @@ impl Plugin {
         {
             self.releases.borrow_mut().extend(releases);
         }
+    }
+
+    /// Asks the state service for something, unless that is as it was told.
+    fn get(&self, path: &str, if_none_match: Option<&str>, envoy: &dyn Envoy) -> Option<u32> {
+        let Self { cluster, .. } = self;
+        envoy.call(&Call {
+            cluster,
+            method: "GET",
+            path,
+            if_none_match,
+            body: &[],
+            timeout_ms: KEYS_TIMEOUT_MS,
+        })
+    }
+
+    /// Has the state service do something.
+    fn post(&self, path: &str, body: &[u8], timeout_ms: u64, envoy: &dyn Envoy) -> Option<u32> {
+        let Self { cluster, .. } = self;
+        envoy.call(&Call { cluster, method: "POST", path, if_none_match: None, body, timeout_ms })
     }
 }
 
