@@ -70,6 +70,7 @@ routes:
   - {{ name: idle, methods: [GET], path: /idle, upstream: u, websocket: {{ idle_timeout_ms: 200 }} }}
   - {{ name: silent, methods: [GET], path: /silent, upstream: u, websocket: {{ idle_timeout_ms: 200 }} }}
   - {{ name: ws, methods: [GET], path: "/{{word}}", upstream: u, websocket: {{}} }}
+  - {{ name: compressed, methods: [GET], path: /talkative, upstream: u, websocket: {{}}, filters: {{ compression: {{ least_bytes: 1 }} }} }}
 "#
         );
         let gateway = serve(folder.path(), &policy).await;
@@ -79,7 +80,7 @@ routes:
     /// Asks for a WebSocket, and says something in the same breath.
     async fn ask(&self, path: &str, says: &str) -> ClientStream<TcpStream> {
         let mut client = connect(self.folder.path(), &self.gateway, None, b"http/1.1").await;
-        let asked = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n{ASKS_FOR_WEBSOCKET}{says}");
+        let asked = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\naccept-encoding: gzip\r\n{ASKS_FOR_WEBSOCKET}{says}");
         client.write_all(asked.as_bytes()).await.unwrap();
         client.flush().await.unwrap();
         client
