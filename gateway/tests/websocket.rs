@@ -80,7 +80,9 @@ routes:
     /// Asks for a WebSocket, and says something in the same breath.
     async fn ask(&self, path: &str, says: &str) -> ClientStream<TcpStream> {
         let mut client = connect(self.folder.path(), &self.gateway, None, b"http/1.1").await;
-        let asked = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\naccept-encoding: gzip\r\n{ASKS_FOR_WEBSOCKET}{says}");
+        let asked = format!(
+            "GET {path} HTTP/1.1\r\nhost: localhost\r\naccept-encoding: gzip\r\n{ASKS_FOR_WEBSOCKET}{says}"
+        );
         client.write_all(asked.as_bytes()).await.unwrap();
         client.flush().await.unwrap();
         client

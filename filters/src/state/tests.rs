@@ -211,7 +211,7 @@ proptest! {
         requests in 1u32..=Rate::MAX_REQUESTS, per_ms in 1u64..=Rate::MAX_PER_MS, burst in 1u32..=Rate::MAX_REQUESTS,
     ) {
         if let Ok(rate) = Rate::new(requests, per_ms, burst) {
-            let _ = take(tat, now, &rate, cost);
+            let _ = rate::take(tat, now, &rate, cost);
         }
     }
 }
