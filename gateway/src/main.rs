@@ -152,7 +152,7 @@ enum Command {
     ///
     /// That tells which filter decided and where the policy says so, and warns when another policy did; a log has no
     /// header fields and no body. The log of an Envoy with this policy does as well. Exit status 0 when it passed, 1 when
-    /// it was refused.
+    /// it was refused, or was cut off before anybody can tell.
     #[command(verbatim_doc_comment)]
     Explain {
         /// The policy file.
