@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 
-use self::running::{Recorder, TLS, pki, serve, until};
+use self::running::{LOG, Recorder, TLS, pki, serve, until};
 
 /// A state service that is killed when the test ends.
 struct State(Child);
@@ -82,6 +82,34 @@ async fn every_process_of_the_policy_is_told() {
     assert_eq!(http.delete(&url).send().await.unwrap().status(), 405);
     let answer = http.post(&url).json(&json!({ "session": "s-1" })).send().await.unwrap();
     assert_eq!(answer.status(), 200);
+    let answer = http.post(&url).header("user-agent", "identity/2").json(&json!({ "usr": "u" })).send().await;
+    assert_eq!(answer.unwrap().status(), 400);
+
+    // Who asked for what.
+    let audited = || {
+        let log = std::fs::read_to_string(folder.path().join(LOG)).unwrap();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let lines = lines.filter(|line| line["target"] == "audit");
+        let lines = lines.filter(|line| line["message"].as_str().unwrap().starts_with("revocation "));
+        lines.filter(|line| line["message"] != "revocation taken back").collect::<Vec<_>>()
+    };
+    until("it is in the log", async || audited().iter().any(|line| line["agent"] == "identity/2")).await;
+    let audited = audited();
+    let asked = |id: &str| audited.iter().find(|line| line["id"] == id).unwrap();
+    let word = |line: &Value, field: &str| line[field].as_str().unwrap_or_default().to_owned();
+    let user = asked("u-1");
+    assert_eq!(word(user, "message"), "revocation asked for");
+    assert_eq!((word(user, "kind"), word(user, "tenant")), ("user".to_owned(), "acme".to_owned()));
+    assert_eq!((word(user, "credential"), user["status"].as_u64()), ("loopback".to_owned(), Some(200)));
+    assert!(word(user, "from").starts_with("127.0.0.1:"), "{user}");
+    assert!(word(user, "agent").starts_with("gateway revoke"), "{user}");
+    assert_eq!(word(asked("s-1"), "agent"), "");
+    let refused = audited.iter().find(|line| line["agent"] == "identity/2").unwrap();
+    assert_eq!(
+        (word(refused, "message"), refused["status"].as_u64()),
+        ("revocation refused".to_owned(), Some(400))
+    );
+
     assert!(gateway.metric("gateway_revocations ").await > 1.0);
     assert!(gateway.metric("gateway_revocations_age_seconds ").await.abs() < f64::EPSILON);
 }

@@ -9,7 +9,7 @@ use filters::jwt::Revocation;
 use filters::policy::{At, Document};
 use serde_json::Value;
 
-use super::Wanted;
+use super::{Wanted, audit};
 use crate::load;
 use crate::metrics::Metrics;
 use crate::now_ms;
@@ -42,7 +42,7 @@ pub fn run(options: &Options) -> anyhow::Result<String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(1).build()?;
     runtime.block_on(async {
         match document.state.redis {
-            Some(_) => in_redis(document, &read.folder, asked.map(|(revocation, _)| revocation)).await,
+            Some(_) => in_redis(document, &read.folder, asked).await,
             None => over_http(document, &read.folder, asked.map(|(_, wanted)| wanted)).await,
         }
     })
@@ -51,12 +51,13 @@ pub fn run(options: &Options) -> anyhow::Result<String> {
 async fn in_redis(
     document: &Document,
     folder: &Path,
-    revocation: Option<Revocation>,
+    asked: Option<(Revocation, &Wanted)>,
 ) -> anyhow::Result<String> {
     let watch = Watch::new("gateway revoke");
     let state = State::new(&document.state, folder, &Metrics::new()?, &watch)?;
-    if let Some(revocation) = revocation {
+    if let Some((revocation, wanted)) = asked {
         let counts = state.revoke(revocation).await?;
+        audit::commanded(wanted);
         return Ok(format!("{}; every edge knows within seconds", told(&counts)));
     }
     state.pull_revocations().await?;
@@ -72,17 +73,16 @@ async fn over_http(document: &Document, folder: &Path, wanted: Option<&Wanted>) 
         }
         None => None,
     };
-    let plain = reqwest::Client::builder().no_proxy().timeout(WITHIN);
+    let plain = || reqwest::Client::builder().no_proxy().timeout(WITHIN).user_agent(audit::agent());
     let (mut answers, mut taken, mut missed) = (Vec::new(), false, false);
-    let mut places = vec![("gateway", format!("http://{}", document.admin.address), plain.build()?)];
+    let mut places = vec![("gateway", format!("http://{}", document.admin.address), plain().build()?)];
     if let Some(At { value: service, .. }) = &document.state.service {
-        let builder = reqwest::Client::builder().no_proxy().timeout(WITHIN);
         match (&service.address, &service.socket, &service.tls) {
             (Some(address), None, None) => {
-                places.push(("state service", format!("http://{address}"), builder.build()?));
+                places.push(("state service", format!("http://{address}"), plain().build()?));
             }
             (_, Some(socket), _) => {
-                let client = builder.unix_socket(folder.join(socket)).build()?;
+                let client = plain().unix_socket(folder.join(socket)).build()?;
                 places.push(("state service", "http://localhost".to_owned(), client));
             }
             (Some(address), None, Some(_)) => {
