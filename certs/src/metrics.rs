@@ -110,6 +110,7 @@ impl Families {
                 KeyKind::Device => "device",
                 KeyKind::Jwks => "jwks",
                 KeyKind::Network => "network",
+                KeyKind::ApiKey => "api_key",
             };
             let name = format!("{kind}/{}/{}", key.owner, key.id);
             self.expiry.with_label_values(&[name.as_str(), "key"]).set((at - now).as_seconds_f64());

@@ -105,7 +105,7 @@ pub struct Key {
     pub kind: KeyKind,
     /// Whose it is: a client, an issuer, the network.
     pub owner: String,
-    /// What messages call it: `keyid` or `kid`.
+    /// What messages call it: `keyid` or `kid`. Of an API key, its name among people and how its hash begins.
     pub id: String,
     #[serde(with = "time::serde::rfc3339::option", default)]
     pub not_before: Option<OffsetDateTime>,
@@ -129,6 +129,9 @@ pub enum KeyKind {
     Jwks,
     /// Shared with the payment network.
     Network,
+    /// Sent by a client; its hash alone is held.
+    #[serde(rename = "api_key")]
+    ApiKey,
 }
 
 impl From<&Facts> for Leaf {

@@ -16,7 +16,11 @@ const TLS: &str =
 
 /// A policy of these routes, each a name and what is said of it, and the warnings of it. All require a token.
 fn told(routes: &[(&str, &str)], more: &str) -> Vec<String> {
-    let mut text = format!("{HEAD}filters: {{ jwt: {{ issuers: [main] }} }}\n{more}");
+    let everywhere = match more.starts_with("filters:") {
+        true => "",
+        false => "filters: { jwt: { issuers: [main] } }\n",
+    };
+    let mut text = format!("{HEAD}{everywhere}{more}");
     if !more.contains("upstreams:") {
         text.push_str(&format!("upstreams:\n  core: {{ addresses: [\"127.0.0.1:9001\"], {TLS} }}\n"));
     }
@@ -200,5 +204,84 @@ fn preflights_of_versions_that_do_not_agree() {
     ] {
         let told = told(&[("one", &first), ("two", &second)], "");
         assert_eq!(told, expected.into_iter().collect::<Vec<_>>(), "{first} {second}");
+    }
+}
+
+/// A place that is free again while its request lasts lets in one too many.
+#[test]
+fn leases_that_routes_outlive() {
+    let own = |lease: &str, route: &str| {
+        format!(
+            "methods: [GET], path: /v1/one, {route}, filters: {{ concurrency: {{ limits: [{{ name: at-once, by: user, \
+             most: 2{lease} }}] }} }}"
+        )
+    };
+    let plan = "plans:\n  gold: { concurrency: [{ name: in-flight, by: tenant, most: 9, lease_s: 30 }] }\n\
+                default_plan: gold\n";
+    let required = "methods: [GET], path: /v1/one, websocket: { most_s: 31 }, filters: { tenant: {} }";
+    let excepting = format!("{required}, except: [concurrency]");
+    let elsewhere = "methods: [GET], path: /v1/two, filters: { tenant: {} }";
+    let everywhere = "concurrency: { limits: [{ name: all, by: user, most: 5, lease_s: 4 }] }";
+    let shared = |what: &str| format!("filters: {{ jwt: {{ issuers: [main] }}, {everywhere} }}\n{what}");
+    for (routes, more, expected) in [
+        (vec![own(", lease_s: 900", "websocket: { most_s: 900 }")], String::new(), vec![]),
+        (vec![own(", lease_s: 15", "timeout_ms: 5000, retries: 2")], String::new(), vec![]),
+        (
+            vec![own("", "websocket: { most_s: 900 }")],
+            String::new(),
+            vec![
+                "route 1: limit `at-once`: a WebSocket of route `r1` may last `most_s: 900`, its place is free again after \
+                 `lease_s: 60`, and more than 2 are let in; write `lease_s: 900`",
+            ],
+        ),
+        (
+            vec![own(", lease_s: 3600", "websocket: { most_s: 3601 }")],
+            String::new(),
+            vec![
+                "route 1: limit `at-once`: a WebSocket of route `r1` may last `most_s: 3601`, its place is free again after \
+                 `lease_s: 3600`, and more than 2 are let in; write `lease_s: 3600`, which is the most, and let the route \
+                 last no longer",
+            ],
+        ),
+        (
+            vec![own(", lease_s: 5", "timeout_ms: 5001")],
+            String::new(),
+            vec![
+                "route 1: limit `at-once`: a request of route `r1` may last `timeout_ms: 5001`, its place is free again \
+                 after `lease_s: 5`, and more than 2 are let in; write `lease_s: 6`",
+            ],
+        ),
+        (
+            vec![own(", lease_s: 14", "timeout_ms: 5000, retries: 2, websocket: { most_s: 10 }")],
+            String::new(),
+            vec![
+                "route 1: limit `at-once`: a request of route `r1` may last `timeout_ms: 5000`, 3 times with `retries`, its \
+                 place is free again after `lease_s: 14`, and more than 2 are let in; write `lease_s: 15`",
+            ],
+        ),
+        // Of a plan, on every route that requires `tenant`.
+        (
+            vec![required.to_owned(), elsewhere.to_owned()],
+            plan.to_owned(),
+            vec![
+                "plan `gold`: limit `in-flight`: a WebSocket of route `r1` may last `most_s: 31`, its place is free again \
+                 after `lease_s: 30`, and more than 9 are let in; write `lease_s: 31`",
+            ],
+        ),
+        (vec![required.replace("tenant: {}", ""), elsewhere.to_owned()], plan.to_owned(), vec![]),
+        // Of every route, but for one that does without.
+        (
+            vec!["methods: [GET], path: /v1/two".to_owned(), excepting],
+            shared(plan),
+            vec![
+                "limit `all`: a request of route `r1` may last `timeout_ms: 5000`, its place is free again after \
+                 `lease_s: 4`, and more than 5 are let in; write `lease_s: 5`",
+                "route 2: route `r2` does without `concurrency`",
+            ],
+        ),
+    ] {
+        let names = ["r1", "r2"];
+        let routes: Vec<_> = names.into_iter().zip(routes.iter().map(String::as_str)).collect();
+        assert_eq!(told(&routes, &more), expected, "{routes:?} {more}");
     }
 }

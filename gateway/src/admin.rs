@@ -12,7 +12,7 @@ use crate::flags::ofrep;
 use crate::gate::Gate;
 use crate::listeners::Listeners;
 use crate::reload::Reload;
-use crate::revoke::{self, Fields};
+use crate::revoke::{self, Caller, Fields};
 use crate::usage;
 
 pub(crate) struct Admin {
@@ -105,10 +105,12 @@ impl Admin {
     }
 
     async fn revocations(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
-        let header = session.req_header();
+        let (header, from) = (session.req_header(), session.client_addr());
         let field = |name| header.headers.get(name).map(|value| value.as_bytes().to_vec());
         let (authorization, content_type) = (field(header::AUTHORIZATION), field(header::CONTENT_TYPE));
-        let method = header.method.clone();
+        let (method, agent) = (header.method.clone(), field(header::USER_AGENT));
+        let from = from.and_then(|from| from.as_inet().copied());
+        let caller = Caller::Admin { from, agent: agent.as_deref() };
         let fields =
             Fields { authorization: authorization.as_deref(), content_type: content_type.as_deref() };
         let (state, edge) = (&self.gate.standing().state, self.gate.edge());
@@ -117,7 +119,7 @@ impl Admin {
             Method::GET => revoke::list(state, operators, fields),
             Method::POST => {
                 match tokio::time::timeout(BODY_WITHIN, body(session, revoke::MOST_BYTES)).await {
-                    Ok(Some(body)) => revoke::revoke(state, operators, fields, &body).await,
+                    Ok(Some(body)) => revoke::revoke_for(caller, state, operators, fields, &body).await,
                     Ok(None) | Err(_) => {
                         revoke::problem(StatusCode::BAD_REQUEST, "body", "send the whole of a short body")
                     }

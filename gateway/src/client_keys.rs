@@ -1,5 +1,6 @@
 //! The clients' shared secrets, followed while the edge runs: a file that changes is used from then on, as a whole
-//! with all the others, or refused with a reason.
+//! with all the others, or refused with a reason. And what is told of them, and of the API keys, which change with the
+//! policy alone.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,8 +26,17 @@ struct Held {
     ring: Arc<Keyring>,
     /// Since when each key is held, by its id.
     first_seen: BTreeMap<String, OffsetDateTime>,
+    /// The API keys, by their names among people.
+    api_keys: BTreeMap<String, HeldApiKey>,
     /// What files hold, by reference, for Envoy's workers.
     written: BTreeMap<String, Zeroizing<Vec<u8>>>,
+}
+
+struct HeldApiKey {
+    client: String,
+    sha256: String,
+    window: Window,
+    first_seen: OffsetDateTime,
 }
 
 impl ClientKeys {
@@ -122,29 +132,83 @@ impl Held {
             (id.to_owned(), known.unwrap_or(now))
         });
         let first_seen = first_seen.collect();
-        Ok(Self { first_seen, ring: Arc::new(ring), written })
+        let api_keys = Self::api_keys(clients, before, now);
+        Ok(Self { first_seen, ring: Arc::new(ring), api_keys, written })
+    }
+
+    fn api_keys(
+        clients: &BTreeMap<String, Client>,
+        before: Option<&Self>,
+        now: OffsetDateTime,
+    ) -> BTreeMap<String, HeldApiKey> {
+        let written = clients
+            .iter()
+            .flat_map(|(client, keys)| keys.api_keys.iter().map(move |key| (client, &key.value)));
+        let held = written.map(|(client, key)| {
+            let before = before.and_then(|before| before.api_keys.get(&key.id));
+            let first_seen =
+                before.filter(|before| before.sha256 == key.sha256).map(|before| before.first_seen);
+            let held = HeldApiKey {
+                client: client.clone(),
+                sha256: key.sha256.clone(),
+                window: key.window(),
+                first_seen: first_seen.unwrap_or(now),
+            };
+            (key.id.clone(), held)
+        });
+        held.collect()
     }
 
     fn report(&self, now_ms: u64) -> Vec<Key> {
-        let mut by_owner: BTreeMap<&str, BTreeMap<&str, Window>> = BTreeMap::new();
-        for (id, key) in self.ring.iter() {
-            by_owner.entry(&key.client.name).or_default().insert(id, key.window);
-        }
-        let mut keys = Vec::new();
-        for (owner, windows) in by_owner {
-            let all: Vec<Window> = windows.values().copied().collect();
-            keys.extend(windows.into_iter().map(|(id, window)| Key {
-                kind: KeyKind::Hmac,
-                owner: owner.to_owned(),
-                id: id.to_owned(),
-                not_before: window.not_before.map(Moment::time),
-                not_after: window.not_after.map(Moment::time),
-                first_seen: self.first_seen.get(id).copied(),
-                next_rotation: next_rotation(window, &all, now_ms).map(Moment::time),
-            }));
-        }
+        /// How much of a hash tells which one it is.
+        const DIGITS: usize = 8;
+        let hmac = self.ring.iter().map(|(id, key)| Told {
+            owner: &key.client.name,
+            id: id.to_owned(),
+            window: key.window,
+            first_seen: self.first_seen.get(id).copied(),
+        });
+        let api_keys = self.api_keys.iter().map(|(id, key)| Told {
+            owner: &key.client,
+            id: format!("{id} (sha256 {})", key.sha256.get(..DIGITS).unwrap_or_default()),
+            window: key.window,
+            first_seen: Some(key.first_seen),
+        });
+        let mut keys = told(KeyKind::Hmac, hmac, now_ms);
+        keys.extend(told(KeyKind::ApiKey, api_keys, now_ms));
         keys
     }
+}
+
+/// A key, for a report.
+struct Told<'h> {
+    owner: &'h str,
+    id: String,
+    window: Window,
+    first_seen: Option<OffsetDateTime>,
+}
+
+/// Keys of one kind, by owner. One gives way to the next of its owner's.
+fn told<'h>(kind: KeyKind, keys: impl Iterator<Item = Told<'h>>, now_ms: u64) -> Vec<Key> {
+    let mut by_owner: BTreeMap<&str, Vec<Told<'_>>> = BTreeMap::new();
+    for key in keys {
+        by_owner.entry(key.owner).or_default().push(key);
+    }
+    let mut report = Vec::new();
+    for (owner, mut keys) in by_owner {
+        keys.sort_by(|one, other| one.id.cmp(&other.id));
+        let all: Vec<Window> = keys.iter().map(|key| key.window).collect();
+        report.extend(keys.into_iter().map(|Told { id, window, first_seen, .. }| Key {
+            kind,
+            owner: owner.to_owned(),
+            id,
+            not_before: window.not_before.map(Moment::time),
+            not_after: window.not_after.map(Moment::time),
+            first_seen,
+            next_rotation: next_rotation(window, &all, now_ms).map(Moment::time),
+        }));
+    }
+    report
 }
 
 impl Subject for Held {

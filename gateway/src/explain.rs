@@ -213,6 +213,12 @@ pub async fn explain(file: &Path, written: &Written, around: &Around) -> anyhow:
     told.decision(admission.rule(&policy), plan, stage, &decided);
     told.learned(&admission);
     told.outcome(&policy, &admission, &decided);
+    if admission.context().identity.is_some() {
+        let file = file.display();
+        notes.push(format!(
+            "whether its token is revoked was not looked at: `gateway revoke {file} --list` tells what is"
+        ));
+    }
     for note in notes {
         let _ = writeln!(told.text, "note: {note}");
     }

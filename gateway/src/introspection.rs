@@ -2,6 +2,9 @@
 //!
 //! Requests with the same token wait for one question. Tokens are known here by their hash alone. An issuer that cannot
 //! be asked, or says what cannot be understood, has said nothing: the request is refused, and the next one asks again.
+//!
+//! Whoever sends tokens that do not count takes nothing from whoever sends good ones: what is remembered of them has a
+//! bound of its own, and some questions are kept for tokens that have counted before.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt::Write as _;
@@ -27,6 +30,10 @@ use crate::now_ms;
 
 /// The longest answer, bytes.
 const MOST_BYTES: usize = 16 * 1024;
+/// Most tokens that do not count that are remembered of an issuer; each takes some 100 bytes.
+const MOST_INACTIVE: usize = 4_096;
+/// One question in so many is kept for tokens that have counted before.
+const KEPT_ONE_IN: usize = 4;
 
 type Hash = [u8; 32];
 type Question = Arc<OnceCell<Option<Answer>>>;
@@ -47,6 +54,8 @@ struct Asked {
     /// Questions under way, by token.
     asking: Mutex<HashMap<Hash, Question>>,
     places: Semaphore,
+    /// Of those places, the ones for tokens of which nobody knows whether they ever counted.
+    for_strangers: Semaphore,
 }
 
 /// What an issuer has said, and until when that counts, Unix milliseconds.
@@ -56,11 +65,38 @@ pub(crate) struct Answer {
     pub(crate) until_ms: u64,
 }
 
-/// A bounded memory; when it is full the oldest goes.
-#[derive(Debug, Default)]
+/// What is remembered of tokens.
+#[derive(Debug)]
 struct Known {
-    answers: HashMap<Hash, Answer>,
+    /// Those that count, and, until others take their room, those that did when they were last asked about.
+    active: Bounded<Answer>,
+    /// Those that do not, with when they may be asked about again, Unix milliseconds.
+    inactive: Bounded<u64>,
+}
+
+/// A bounded memory; when it is full the oldest goes.
+#[derive(Debug)]
+struct Bounded<T> {
+    most: usize,
+    entries: HashMap<Hash, T>,
     order: VecDeque<Hash>,
+}
+
+impl<T> Bounded<T> {
+    fn new(most: usize) -> Self {
+        Self { most, entries: HashMap::new(), order: VecDeque::new() }
+    }
+
+    fn put(&mut self, hash: Hash, entry: T) {
+        if self.entries.insert(hash, entry).is_none() {
+            self.order.push_back(hash);
+        }
+        while self.order.len() > self.most {
+            if let Some(oldest) = self.order.pop_front() {
+                self.entries.remove(&oldest);
+            }
+        }
+    }
 }
 
 impl Introspection {
@@ -103,7 +139,9 @@ impl Introspection {
 
     async fn put(&self, issuer: &str, asked: &Asked, hash: &Hash, token: &str) -> Option<Answer> {
         let outcome = |outcome: &str| self.metrics.introspections.with_label_values(&[issuer, outcome]).inc();
-        let Ok(_place) = asked.places.try_acquire() else {
+        let stranger = !asked.has_counted(hash);
+        let of_strangers = stranger.then(|| asked.for_strangers.try_acquire()).transpose();
+        let (Ok(_of_strangers), Ok(_place)) = (of_strangers, asked.places.try_acquire()) else {
             outcome("too_many");
             return None;
         };
@@ -165,12 +203,18 @@ impl Asked {
         if let Some(At { value: reference, .. }) = &settings.client_secret {
             load::secret(folder, reference).map_err(anyhow::Error::msg).context("client_secret")?;
         }
+        let places = settings.max_in_flight as usize;
+        let known = Known {
+            active: Bounded::new(settings.cache_entries as usize),
+            inactive: Bounded::new(MOST_INACTIVE),
+        };
         Ok(Self {
-            places: Semaphore::new(settings.max_in_flight as usize),
+            places: Semaphore::new(places),
+            for_strangers: Semaphore::new(places - places / KEPT_ONE_IN),
             settings: settings.clone(),
             folder: folder.to_owned(),
             client,
-            known: Mutex::default(),
+            known: Mutex::new(known),
             asking: Mutex::default(),
         })
     }
@@ -224,20 +268,28 @@ impl Asked {
     }
 
     fn known(&self, hash: &Hash, now_ms: u64) -> Option<Answer> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.answers.get(hash).filter(|answer| now_ms <= answer.until_ms).cloned()
+        let known = self.remembered();
+        if let Some(until_ms) = known.inactive.entries.get(hash).filter(|until_ms| now_ms <= **until_ms) {
+            return Some(Answer { said: Introspected::Inactive, until_ms: *until_ms });
+        }
+        known.active.entries.get(hash).filter(|answer| now_ms <= answer.until_ms).cloned()
+    }
+
+    /// Whether the token counted when its issuer said so, however long ago that is.
+    fn has_counted(&self, hash: &Hash) -> bool {
+        self.remembered().active.entries.contains_key(hash)
     }
 
     fn remember(&self, hash: Hash, answer: Answer) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.answers.insert(hash, answer).is_none() {
-            known.order.push_back(hash);
+        let mut known = self.remembered();
+        match answer.said {
+            Introspected::Active(_) => known.active.put(hash, answer),
+            Introspected::Inactive => known.inactive.put(hash, answer.until_ms),
         }
-        while known.order.len() > self.settings.cache_entries as usize {
-            if let Some(oldest) = known.order.pop_front() {
-                known.answers.remove(&oldest);
-            }
-        }
+    }
+
+    fn remembered(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn asking(&self) -> MutexGuard<'_, HashMap<Hash, Question>> {

@@ -138,14 +138,18 @@ enum Decided {
     Refused,
     /// Envoy answered by itself: the upstream was away, say.
     ByEnvoy,
+    /// Nobody can tell: the exchange ended before anybody answered.
+    Unknown,
 }
 
 impl Line {
     fn decided(&self) -> Decided {
-        match (&self.code, self.details.as_deref()) {
-            (Some(_), _) => Decided::Refused,
-            (None, None | Some("via_upstream")) => Decided::Passed,
-            (None, Some(_)) => Decided::ByEnvoy,
+        // The gateway tells 0 of an answer that never began, and so does Envoy.
+        match (&self.code, self.status, self.details.as_deref()) {
+            (Some(_), ..) => Decided::Refused,
+            (None, 0, _) => Decided::Unknown,
+            (None, _, None | Some("via_upstream")) => Decided::Passed,
+            (None, _, Some(_)) => Decided::ByEnvoy,
         }
     }
 
@@ -182,7 +186,7 @@ impl Line {
                 (Decided::Passed, ..) => "passed",
                 (Decided::Refused, true, _) => "REFUSED",
                 (Decided::Refused, false, true) if !by_edge => "passed",
-                (Decided::Refused, false, _) | (Decided::ByEnvoy, ..) => "unknown",
+                (Decided::Refused, false, _) | (Decided::ByEnvoy | Decided::Unknown, ..) => "unknown",
             };
             let place = places.of_filter(rule, plan, name);
             let _ = writeln!(told, "  {name:<12} {says:<9}{place}");
@@ -218,13 +222,15 @@ impl Line {
                 let upstreams = rule.into_iter().flat_map(|rule| &rule.upstreams);
                 let upstreams: Vec<&str> = upstreams.map(|share| share.upstream.as_str()).collect();
                 let upstreams = upstreams.join(" or ");
-                match (&self.cut_off, status) {
-                    (Some(why), 0) => {
-                        writeln!(told, "=> no answer, cut off ({why}) before {upstreams} gave one")
-                    }
-                    (Some(why), _) => writeln!(told, "=> {status}, answered by {upstreams}, cut off ({why})"),
-                    (None, _) => writeln!(told, "=> {status}, answered by {upstreams}"),
+                match &self.cut_off {
+                    Some(why) => writeln!(told, "=> {status}, answered by {upstreams}, cut off ({why})"),
+                    None => writeln!(told, "=> {status}, answered by {upstreams}"),
                 }
+            }
+            (Decided::Unknown, ..) => {
+                let why = self.cut_off.as_ref().or(self.details.as_ref());
+                let why = why.map(|why| format!(" ({why})")).unwrap_or_default();
+                writeln!(told, "=> no answer: cut off before there was one{why}")
             }
             (Decided::ByEnvoy, ..) => {
                 let details = self.details.as_deref().unwrap_or_default();

@@ -152,7 +152,7 @@ enum Command {
     ///
     /// That tells which filter decided and where the policy says so, and warns when another policy did; a log has no
     /// header fields and no body. The log of an Envoy with this policy does as well. Exit status 0 when it passed, 1 when
-    /// it was refused.
+    /// it was refused, or was cut off before anybody can tell.
     #[command(verbatim_doc_comment)]
     Explain {
         /// The policy file.
@@ -187,7 +187,8 @@ enum Command {
     /// the policy shares a Redis it is told, and every gateway and state service of the fleet hears of it; otherwise the
     /// gateway and the state service of this policy on this host are told, and know it until they end. Identity services
     /// send the same over HTTP: `POST /revocations` with {"user": "u-1", "tenant": "acme", "for_s": 3600} on the admin
-    /// address. Exit status 0 when it is revoked.
+    /// address. Who asked is told in the log of the edge that was asked (`target: audit`), and on standard error where
+    /// Redis was told. Exit status 0 when it is revoked.
     #[command(verbatim_doc_comment)]
     Revoke(revoke::Options),
     /// Make an API key for a client, for the filter `api_key`.
@@ -226,7 +227,13 @@ fn main() -> ExitCode {
                 }
             })
         }
-        Command::Revoke(options) => outcome(revoke::run(&options)),
+        Command::Revoke(options) => {
+            // What the audit wants to know of it, where no edge is asked.
+            let audit = tracing_subscriber::EnvFilter::new("off,audit=info");
+            let lines = tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(audit);
+            lines.with_writer(std::io::stderr).init();
+            outcome(revoke::run(&options))
+        }
         Command::ApiKey { command } => outcome(api_key::run(&command)),
         Command::Schema => print(&load::schema()),
     }

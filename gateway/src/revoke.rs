@@ -5,8 +5,10 @@
 //! `user`, and `GET /revocations` for what is revoked now. It says who may ask ([`Operators`]); what becomes of it is
 //! [`crate::state`]'s.
 
+mod audit;
 mod command;
 
+pub(crate) use audit::Caller;
 pub use command::{Options, run};
 
 use std::fmt;
@@ -73,14 +75,19 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    fn revocation(&self, now_ms: u64) -> Result<Revocation, String> {
+    /// What it names.
+    fn named(&self) -> impl Iterator<Item = (Kind, &str)> {
         let all = [
             (Kind::Token, &self.token),
             (Kind::Session, &self.session),
             (Kind::Device, &self.device),
             (Kind::User, &self.user),
         ];
-        let mut named = all.iter().filter_map(|(kind, id)| Some((*kind, (*id).clone()?)));
+        all.into_iter().filter_map(|(kind, id)| Some((kind, id.as_deref()?)))
+    }
+
+    fn revocation(&self, now_ms: u64) -> Result<Revocation, String> {
+        let mut named = self.named();
         let (Some((kind, id)), None) = (named.next(), named.next()) else {
             return Err("name exactly one of `token`, `session`, `device` and `user`".to_owned());
         };
@@ -99,7 +106,7 @@ impl Wanted {
             return Err(format!("`issued_until_s` is at most {MOST_AHEAD_S} seconds from now"));
         }
         let until_ms = now_ms.saturating_add(kept_s.saturating_mul(1_000));
-        let tenant = self.tenant.clone();
+        let (id, tenant) = (id.to_owned(), self.tenant.clone());
         let revocation = Revocation { kind, id, tenant, issued_until_ms, until_ms, undone: self.undo };
         match revocation.is_readable() {
             true => Ok(revocation),
@@ -197,22 +204,27 @@ pub(crate) fn list(state: &State, operators: &Operators, fields: Fields<'_>) -> 
     (StatusCode::OK, json!({ "revocations": all, "age_s": age_s }))
 }
 
-/// `POST /revocations`.
+/// `POST /revocations` of the state service.
 pub(crate) async fn revoke(state: &State, operators: &Operators, fields: Fields<'_>, body: &[u8]) -> Answer {
-    if let Err(refused) = operators.may(fields.authorization) {
-        return refused;
-    }
-    // A page in an operator's browser can send other types to an address on loopback, this one not without being asked.
-    if fields.content_type.is_none_or(|kind| !kind.starts_with(b"application/json")) {
-        let detail = "send JSON, and say so: Content-Type: application/json";
-        return problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type", detail);
-    }
-    let wanted = serde_json::from_slice(body).map_err(|why| why.to_string());
-    let revocation = match wanted.and_then(|wanted: Wanted| wanted.revocation(now_ms())) {
-        Ok(revocation) => revocation,
-        Err(why) => return problem(StatusCode::BAD_REQUEST, "revocation_malformed", &why),
+    revoke_for(Caller::StateService, state, operators, fields, body).await
+}
+
+/// `POST /revocations`.
+pub(crate) async fn revoke_for(
+    caller: Caller<'_>,
+    state: &State,
+    operators: &Operators,
+    fields: Fields<'_>,
+    body: &[u8],
+) -> Answer {
+    let (wanted, revocation) = match understood(operators, fields, body) {
+        Ok(understood) => understood,
+        Err(answer) => {
+            audit::refused(caller, answer.0);
+            return answer;
+        }
     };
-    match state.revoke(revocation).await {
+    let answer = match state.revoke(revocation).await {
         Ok(counts) => (StatusCode::OK, json!(counts)),
         Err(why @ NotRevoked::Full) => {
             problem(StatusCode::INSUFFICIENT_STORAGE, "revocations_full", &why.to_string())
@@ -220,7 +232,28 @@ pub(crate) async fn revoke(state: &State, operators: &Operators, fields: Fields<
         Err(why @ NotRevoked::Away) => {
             problem(StatusCode::SERVICE_UNAVAILABLE, "state_away", &why.to_string())
         }
+    };
+    audit::asked(caller, operators, &wanted, answer.0);
+    answer
+}
+
+fn understood(
+    operators: &Operators,
+    fields: Fields<'_>,
+    body: &[u8],
+) -> Result<(Wanted, Revocation), Answer> {
+    operators.may(fields.authorization)?;
+    // A page in an operator's browser can send other types to an address on loopback, this one not without being asked.
+    if fields.content_type.is_none_or(|kind| !kind.starts_with(b"application/json")) {
+        let detail = "send JSON, and say so: Content-Type: application/json";
+        return Err(problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type", detail));
     }
+    let wanted = serde_json::from_slice(body).map_err(|why| why.to_string());
+    let understood = wanted.and_then(|wanted: Wanted| {
+        let revocation = wanted.revocation(now_ms())?;
+        Ok((wanted, revocation))
+    });
+    understood.map_err(|why| problem(StatusCode::BAD_REQUEST, "revocation_malformed", &why))
 }
 
 pub(crate) fn problem(status: StatusCode, code: &'static str, detail: &str) -> Answer {

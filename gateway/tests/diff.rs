@@ -46,7 +46,11 @@ routes:
 
 /// Exit status, output and complaints of `gateway diff` from [`OLD`] to another policy.
 fn diff(folder: &Path, new: &str, more: &[&str]) -> (i32, String, String) {
-    fs::write(folder.join("old.yaml"), OLD).unwrap();
+    between(folder, OLD, new, more)
+}
+
+fn between(folder: &Path, old: &str, new: &str, more: &[&str]) -> (i32, String, String) {
+    fs::write(folder.join("old.yaml"), old).unwrap();
     fs::write(folder.join("new.yaml"), new).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_gateway"))
         .args(["diff", "old.yaml", "new.yaml"])
@@ -185,7 +189,7 @@ fn each_change_is_told_with_whom_it_concerns_and_which_way_it_goes() {
         (
             limit,
             "requests: 60, per_s: 30, burst: 5",
-            &["  ~ every route: rate_limit.limits.user.burst: is new: 5 (by user"],
+            &["  - every route: rate_limit.limits.user.burst: 60 -> 5 (by user"],
         ),
         // Whose requests another route gets, which may ask for less.
         (
@@ -195,6 +199,13 @@ fn each_change_is_told_with_whom_it_concerns_and_which_way_it_goes() {
                 "  ! route any: is new and anybody may call it: ",
                 "  ! route any: GET /v1/status comes here now, to route status before, so without jwt  [new.yaml:35]",
                 "  ~ route status: path: /v1/status -> /v1/health",
+            ],
+        ),
+        (
+            "    path: /v1/send\n    upstream: core\n    filters: { jwt: { scopes: [pay] }, signature: {}, nonce: {} }\n",
+            "    path: /v1/pay\n    upstream: core\n    filters: { jwt: { scopes: [pay] }, signature: {}, nonce: {} }\n  - { name: any, methods: [POST], path: \"/v1/{x}\", upstream: core, filters: { jwt: {}, signature: {}, nonce: {} } }\n",
+            &[
+                "  ! route any: POST /v1/send comes here now, to route send before, and asks for less: jwt.scopes  [new.yaml:31]",
             ],
         ),
         ("methods: [POST]", "methods: [POST, PUT]", &["  ! route send: methods: + PUT"]),
@@ -284,6 +295,30 @@ fn policies_that_mean_the_same_are_the_same() {
     let (status, told, _) = diff(folder.path(), OLD, &["--json"]);
     let told: serde_json::Value = serde_json::from_str(&told).unwrap();
     assert_eq!((status, &told["changes"]), (0, &serde_json::json!([])));
+}
+
+/// Who does without a filter that refuses nobody asks for no less.
+#[test]
+fn another_route_without_compression_is_no_looser() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = "    path: /v1/status\n    upstream: core\n";
+    for (filter, told) in [
+        (
+            "compression: {}",
+            "  ~ route any: GET /v1/status comes here now, to route status before  [new.yaml:36]",
+        ),
+        (
+            "ip_access: { deny: [10.0.0.0/8] }",
+            "  ! route any: GET /v1/status comes here now, to route status before, so without ip_access  [new.yaml:36]",
+        ),
+    ] {
+        let old = OLD.replacen(open, &format!("{open}    filters: {{ {filter} }}\n"), 1);
+        let any = "  - { name: any, methods: [GET], path: \"/v1/{x}\", upstream: core }\n  - { name: next";
+        let new =
+            old.replacen("path: /v1/status", "path: /v1/health", 1).replacen("  - { name: next", any, 1);
+        let (_, text, _) = between(folder.path(), &old, &new, &[]);
+        assert!(text.lines().any(|line| line == told), "{filter}: expected {told}\ntold {text}");
+    }
 }
 
 #[test]

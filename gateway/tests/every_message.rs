@@ -2,7 +2,7 @@
 //!
 //! Looked for are the texts in `filters/src/policy/` and `gateway/src/load.rs`, where mistakes and warnings are told, and
 //! those of `Unusable`, which filters tell of their settings. A message without a case fails here: add one to
-//! `filters/tests/` (`mistakes.rs`, `bounds.rs`, `warnings.rs`) or `gateway/tests/check.rs`.
+//! `filters/tests/` (`mistakes/`, `bounds.rs`, `warnings.rs`) or `gateway/tests/check.rs`.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
 

@@ -45,6 +45,9 @@ routes:
 const JWKS: &str = r#"{"keys":[{"kty":"EC","crv":"P-256","kid":"one","alg":"ES256",
     "x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}"#;
 
+/// Of `u-1`, with the scope `pay`, for ten minutes from 2026-11-24T12:00:00Z, signed by the key of RFC 7517 appendix A.2.
+const TOKEN: &str = "eyJhbGciOiJFUzI1NiIsImtpZCI6Im9uZSIsInR5cCI6ImF0K2p3dCJ9.eyJpc3MiOiJodHRwczovL2lzc3Vlci50ZXN0IiwiYXVkIjoidXBpIiwic3ViIjoidS0xIiwiaWF0IjoxNzk1NTIxNjAwLCJleHAiOjE3OTU1MjIyMDAsInNjb3BlIjoicGF5In0.RoH9kqABsAXsI4sCnlFG3YuC1au_69ALaZLWbHiNqqzn0iRAeYknD4yt6DGhHjVHhzPq6CrsueB5frMQc-YTPQ";
+
 fn explain(folder: &Path, request: &str, more: &[&str]) -> (i32, String, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_gateway"))
         .args(["explain", "edge.yaml", "-"])
@@ -144,6 +147,13 @@ fn each_request_is_told_filter_by_filter_with_the_line_that_decides() {
         for line in expected {
             assert!(told.contains(line), "{request}\nexpected {line}\ntold {told}");
         }
+    }
+    // Whether a token is revoked, only the edges know; where none was believed there is nothing to ask them.
+    let with_token = send.replace("host: a", &format!("host: a\r\nauthorization: Bearer {TOKEN}"));
+    let note = "note: whether its token is revoked was not looked at: `gateway revoke edge.yaml --list` tells what is";
+    for (at, status, is_noted) in [("2026-11-24T12:01:00Z", 0, true), ("2026-11-24T12:11:00Z", 1, false)] {
+        let (code, told, _) = explain(folder.path(), &with_token, &["--at", at]);
+        assert_eq!((code, told.lines().any(|line| line == note)), (status, is_noted), "{at}\n{told}");
     }
     for (request, more, expected) in [
         ("nonsense", &[][..], "line 1 is no request line"),

@@ -129,11 +129,8 @@ async fn requests_are_found_in_the_log_with_what_decided() {
     expect(folder.path(), LOG, &keyless, 1, &[&another[..], &other_filter].concat());
 }
 
-/// Envoy's lines have other fields.
-#[test]
-fn a_line_of_envoy_tells_as_much() {
-    let folder = tempfile::tempdir().unwrap();
-    let policy = r#"
+/// A policy that nobody serves, for lines that are made up.
+const SMALL: &str = r#"
 listeners: [{ name: edge, address: "127.0.0.1:0", tls: { certificate: "file:edge.pem", key: "file:edge.key" } }]
 admin: { address: "127.0.0.1:1" }
 upstreams:
@@ -144,7 +141,41 @@ filters: { shape: {} }
 routes:
   - { name: open, methods: [GET], path: /v1/open, upstream: core }
 "#;
-    std::fs::write(folder.path().join("edge.yaml"), policy).unwrap();
+
+/// Of a request that went before anybody answered, nobody knows how far it came.
+#[test]
+fn what_was_cut_off_before_an_answer_tells_nothing_of_filters() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("edge.yaml"), SMALL).unwrap();
+    let line = |id: &str, status: u16, more: &str| {
+        format!(
+            r#"{{"timestamp":"2026-11-24T12:00:00Z","target":"access","request_id":"{id}","method":"GET","path":"/v1/open","route":"open","policy":"0123456789ab","status":{status},"client_ip":"192.0.2.7",{more}}}"#
+        )
+    };
+    let log = [
+        line("a", 0, r#""cut_off":"client_gone""#),
+        line("b", 200, r#""cut_off":"upstream_broke""#),
+        line("c", 413, r#""cut_off":"client_gone","code":"body_too_large","filter":"shape""#),
+        line("d", 0, r#""flags":"DC","details":"downstream_remote_disconnect","refused":null"#),
+        line("e", 0, r#""flags":"-""#),
+    ];
+    std::fs::write(folder.path().join("edge.log"), log.join("\n") + "\n").unwrap();
+    for (id, status, says, outcome) in [
+        ("a", 1, "unknown ", "=> no answer: cut off before there was one (client_gone)"),
+        ("b", 0, "passed ", "=> 200, answered by core, cut off (upstream_broke)"),
+        ("c", 1, "REFUSED ", "=> 413 body_too_large, by shape"),
+        ("d", 1, "unknown ", "=> no answer: cut off before there was one (downstream_remote_disconnect)"),
+        ("e", 1, "unknown ", "=> no answer: cut off before there was one"),
+    ] {
+        expect(folder.path(), "edge.log", id, status, &[&format!("  shape        {says}"), outcome]);
+    }
+}
+
+/// Envoy's lines have other fields.
+#[test]
+fn a_line_of_envoy_tells_as_much() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("edge.yaml"), SMALL).unwrap();
     let line = |id: &str, status: u16, details: &str, refused: &str| {
         let route = if details.is_empty() { "null" } else { "\"open\"" };
         format!(

@@ -267,3 +267,48 @@ impl Gateway {
         Facts::from_der(&chain[0]).map_err(anyhow::Error::msg)
     }
 }
+
+/// Of an API key it is told which one is held, since when and until when, and no more of its hash than tells that.
+#[tokio::test]
+async fn what_is_held_of_clients_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    pki(folder.path());
+    let upstream = Recorder::start(folder.path(), "u").await;
+    let (first, second) = ("2c26b46b".to_owned() + &"0".repeat(56), "fcde2b2e".to_owned() + &"1".repeat(56));
+    let clients = |second: &str| {
+        format!(
+            "clients:\n  kiosk:\n    hmac_keys: [{{ id: kiosk-1, secret: \"env:ACME_SECRET\" }}]\n    api_keys:\n      \
+             - {{ id: kiosk-1, sha256: {first}, not_after: 2999-06-30T00:00:00Z }}\n      \
+             - {{ id: kiosk-2, sha256: {second}, not_before: 2999-06-01T00:00:00Z }}\n\
+             filters: {{}}{}",
+            policy(&upstream)
+        )
+    };
+    let gateway = serve(folder.path(), &clients(&second)).await;
+    let plain = reqwest::Client::builder().no_proxy().build().unwrap();
+    let told = async || {
+        let answer = plain.get(format!("{}/certificates", gateway.admin)).send().await.unwrap();
+        let text = answer.text().await.unwrap();
+        assert!(!text.contains(&"0".repeat(20)) && !text.contains(&"1".repeat(20)), "{text}");
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()["keys"].clone()
+    };
+    let keys = told().await;
+    let of = |keys: &serde_json::Value, field: &str| -> Vec<String> {
+        keys.as_array().unwrap().iter().map(|key| key[field].as_str().unwrap_or("-").to_owned()).collect()
+    };
+    assert_eq!(of(&keys, "kind"), ["hmac", "api_key", "api_key"]);
+    assert_eq!(of(&keys, "owner"), ["kiosk"; 3]);
+    assert_eq!(of(&keys, "id"), ["kiosk-1", "kiosk-1 (sha256 2c26b46b)", "kiosk-2 (sha256 fcde2b2e)"]);
+    assert_eq!(of(&keys, "not_before"), ["-", "-", "2999-06-01T00:00:00Z"]);
+    assert_eq!(of(&keys, "not_after"), ["-", "2999-06-30T00:00:00Z", "-"]);
+    assert_eq!(of(&keys, "next_rotation"), ["-", "2999-06-01T00:00:00Z", "-"]);
+
+    // With another policy the one that stays is as old as it was, and the one that is another is new.
+    let next = gateway.head.clone() + &clients(&second.replace("fcde", "abcd"));
+    std::fs::write(folder.path().join("edge.yaml"), next).unwrap();
+    until("the other policy serves", async || of(&told().await, "id")[2] == "kiosk-2 (sha256 abcd2b2e)")
+        .await;
+    let (before, after) = (of(&keys, "first_seen"), of(&told().await, "first_seen"));
+    assert_eq!(after[..2], before[..2]);
+    assert_ne!(after[2], before[2]);
+}

@@ -297,6 +297,7 @@ impl Answer for Seen {
                     KeyKind::Device => "device",
                     KeyKind::Jwks => "jwks",
                     KeyKind::Network => "network",
+                    KeyKind::ApiKey => "api_key",
                 };
                 let age =
                     age_s.map(|age_s| format!(", at least {} h old", age_s / 3_600)).unwrap_or_default();

@@ -32,7 +32,8 @@ pub struct Limit {
     pub by: By,
     /// Most in flight; at most 1024.
     pub most: u32,
-    /// Seconds after which a place is free again whatever became of its request; longer than any request takes.
+    /// Seconds after which a place is free again whatever became of its request; longer than any request
+    /// takes, or any WebSocket.
     #[serde(default = "lease")]
     pub lease_s: u64,
     /// Whether it holds already.
@@ -41,6 +42,9 @@ pub struct Limit {
     /// That it holds while a feature flag says so, and else for nobody; absent: always.
     pub when: Option<When>,
 }
+
+/// The longest lease, seconds.
+pub(crate) const MOST_LEASE_S: u64 = 3_600;
 
 fn lease() -> u64 {
     60
@@ -71,8 +75,8 @@ impl Settings for Config {
             if limit.most == 0 || limit.most > Op::MOST_PLACES {
                 return Err(format!("`most` is between 1 and {}", Op::MOST_PLACES));
             }
-            if !(1..=3_600).contains(&limit.lease_s) {
-                return Err("`lease_s` is between 1 and 3600".to_owned());
+            if !(1..=MOST_LEASE_S).contains(&limit.lease_s) {
+                return Err(format!("`lease_s` is between 1 and {MOST_LEASE_S}"));
             }
             Ok(limit.clone())
         };

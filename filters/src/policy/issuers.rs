@@ -100,10 +100,11 @@ pub struct Introspection {
     /// Seconds that a token that does not count is not asked about again; 1 to 60.
     #[serde(default = "ms::<5>")]
     pub negative_cache_s: u64,
-    /// Answers to remember; 1 to 1000000.
+    /// Tokens that count to remember; 1 to 1000000. Of those that do not, 4096 are remembered beside them.
     #[serde(default = "n::<10_000>")]
     pub cache_entries: u32,
-    /// Most questions under way; further tokens are refused with 503 meanwhile.
+    /// Most questions under way; further tokens are refused with 503 meanwhile. A quarter of them is for tokens that have
+    /// counted before alone, so that whoever makes tokens up takes no question from those.
     #[serde(default = "n::<64>")]
     pub max_in_flight: u32,
 }

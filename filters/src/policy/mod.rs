@@ -9,6 +9,7 @@ mod flag_file;
 mod issuers;
 mod keyring;
 mod known_as;
+mod lease;
 mod listeners;
 mod meaning;
 mod mistake;

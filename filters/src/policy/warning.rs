@@ -1,6 +1,7 @@
 //! What a policy may say and its writer should know that it says: told by `check`, refused by nobody.
 
 use super::document::{At, Document};
+use super::lease::outlived;
 use super::mistake::Mistake;
 use super::overlap::overlaps;
 use super::preflight;
@@ -71,6 +72,7 @@ pub(super) fn warnings(document: &Document, paths: &Paths) -> Vec<Mistake> {
     warnings.extend(tenancy::warnings(document));
     warnings.extend(unused(document, &effective));
     warnings.extend(unwatched(document));
+    warnings.extend(outlived(document));
     warnings.extend(preflight::refused(document));
     warnings.extend(longest.and_then(|(seconds, route)| too_few_entries(document, seconds, route)));
     warnings.sort_by_key(|warning| (warning.line, warning.column));

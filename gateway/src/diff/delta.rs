@@ -33,6 +33,9 @@ impl Step {
     }
 }
 
+/// Fields that, when they are not written, say what another one beside them does.
+const STAND_FOR: [(&str, &str); 1] = [("burst", "requests")];
+
 /// What an entry of a list is known by.
 const NAMES: [&str; 3] = ["name", "id", "upstream"];
 
@@ -93,9 +96,23 @@ fn members(
             (Step::Entry(_), Some(old), Some(new)) => same_scalars(old, new),
             (Step::Entry(_) | Step::Field(_), ..) => beside.to_vec(),
         };
+        let (before, after) = match step {
+            Step::Field(_) => (said(old, new, key), said(new, old, key)),
+            Step::Entry(_) => (old.get(key), new.get(key)),
+        };
         path.push(step);
-        walk(path, old.get(key), new.get(key), &beside, found);
+        walk(path, before, after, &beside, found);
         path.pop();
+    }
+}
+
+/// What a field says, though only the other side has it written.
+fn said<'v>(fields: &'v Map<String, Value>, others: &Map<String, Value>, key: &str) -> Option<&'v Value> {
+    let written = |fields: &Map<String, Value>| fields.get(key).is_some_and(|value| !value.is_null());
+    let stands_for = STAND_FOR.iter().find(|(field, _)| *field == key && written(others));
+    match stands_for {
+        Some((_, other)) if !written(fields) => fields.get(*other),
+        Some(_) | None => fields.get(key),
     }
 }
 
@@ -165,5 +182,17 @@ mod tests {
             &[("", json!([{"name": "x", "n": 1}, {"name": "x", "n": 2}]), json!([{"name": "x", "n": 1}]))],
         );
         check(json!([{"dns": "a"}]), json!([]), &[("", json!([{"dns": "a"}]), json!([]))]);
+        // A burst that is not written is as many as `requests`.
+        let limit = |requests: u32, burst: Option<u32>| json!({"requests": requests, "burst": burst});
+        check(limit(9, None), limit(9, Some(5)), &[("burst", json!(9), json!(5))]);
+        check(limit(9, Some(5)), limit(9, None), &[("burst", json!(5), json!(9))]);
+        check(limit(9, None), limit(9, Some(9)), &[]);
+        check(limit(9, None), limit(4, None), &[("requests", json!(9), json!(4))]);
+        check(
+            limit(9, None),
+            limit(4, Some(12)),
+            &[("burst", json!(9), json!(12)), ("requests", json!(9), json!(4))],
+        );
+        check(json!({"requests": 9}), json!({"burst": 9, "requests": 9}), &[]);
     }
 }

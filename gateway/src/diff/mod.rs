@@ -6,18 +6,19 @@
 
 mod delta;
 mod effect;
+mod taken_over;
 mod told;
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use filters::FilterSet;
-use filters::policy::{At, Document, Match, Mistake, Policy, Route, RouteRule};
+use filters::policy::{At, Document, Mistake, Policy, Route, RouteRule};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use self::delta::{Delta, Step, deltas, deltas_of_entries};
 pub use self::effect::Effect;
+use self::taken_over::taken_over;
 use crate::load::{self, PolicyFile};
 use crate::reload::FIXED;
 
@@ -251,54 +252,13 @@ fn of_routes(before: &Policy, after: &Policy) -> Vec<Change> {
     changes
 }
 
-/// Requests on which another route decides now: one that came with a path that fits them better, or one whose path fits
-/// them too and that got none of them while another was there. `pairs` are routes that are the same.
-fn taken_over(
-    before: &Policy,
-    after: &Policy,
-    (old, new): (&[Effective<'_>], &[Effective<'_>]),
-    pairs: &[(usize, usize)],
-) -> Vec<Change> {
-    let requests: BTreeSet<(&str, String, Option<&str>)> =
-        old.iter().chain(new).flat_map(Effective::requests).collect();
-    let mut changes = Vec::new();
-    for (method, path, version) in requests {
-        let serves = |policy: &Policy| {
-            let found = policy.route(method, &path, version);
-            if let Match::Route(rule) = found { Some(rule) } else { None }
-        };
-        let (Some(from), Some(to)) = (serves(before), serves(after)) else { continue };
-        let (Some(old), Some(new)) = (old.get(from), new.get(to)) else { continue };
-        if pairs.contains(&(from, to)) {
-            continue;
-        }
-        let kept = |filter: &str| new.rule.chain.names().any(|other| other == filter);
-        let effect = if old.rule.chain.names().all(kept) { Effect::Other } else { Effect::Looser };
-        let version = version.map(|version| format!(" of version {version}")).unwrap_or_default();
-        let told = |route: &Effective<'_>| {
-            let filters: Vec<_> = route.rule.chain.names().collect();
-            json!({ "route": route.rule.name, "filters": filters })
-        };
-        let change = new.change(effect, What::TakenOver, &format!("{method} {path}{version}"));
-        changes.push(Change { before: Some(told(old)), after: Some(told(new)), ..change });
-    }
-    changes
-}
-
-fn of_route(before: &Effective<'_>, after: &Effective<'_>) -> Vec<Change> {
-    let mut changes = Vec::new();
-    match (before.filters.lets_anybody_in(), after.filters.lets_anybody_in()) {
-        (false, true) => changes.push(after.change(Effect::Looser, What::Opened, "")),
-        (true, false) => changes.push(after.change(Effect::Stricter, What::Closed, "")),
-        (true, true) | (false, false) => {}
-    }
-    if before.rule.name != after.rule.name {
-        let change = after.change(Effect::Other, What::Field, "name");
-        let (before, after) = (before.rule.name.as_str().into(), after.rule.name.as_str().into());
-        changes.push(Change { before: Some(before), after: Some(after), ..change });
-    }
+/// What differs in the filters in effect, and which way each goes.
+fn filter_deltas(
+    before: &Effective<'_>,
+    after: &Effective<'_>,
+) -> impl Iterator<Item = (What, Effect, Delta)> + use<> {
     let filters = |route: &Effective<'_>| serde_json::to_value(&route.filters).unwrap_or_default();
-    let filters = deltas(&filters(before), &filters(after)).into_iter().map(|delta| {
+    deltas(&filters(before), &filters(after)).into_iter().map(|delta| {
         let (what, effect) = match (delta.path.as_slice(), &delta.before, &delta.after) {
             // It requires nothing: it lets pages call.
             ([Step::Field(name)], None, Some(_)) if name == "cors" => (What::Filter, Effect::Looser),
@@ -313,8 +273,23 @@ fn of_route(before: &Effective<'_>, after: &Effective<'_>) -> Vec<Change> {
             ([_], Some(_), None) => (What::Filter, Effect::Looser),
             (..) => (What::Field, Effect::of(&delta)),
         };
-        (what, effect, 0, delta)
-    });
+        (what, effect, delta)
+    })
+}
+
+fn of_route(before: &Effective<'_>, after: &Effective<'_>) -> Vec<Change> {
+    let mut changes = Vec::new();
+    match (before.filters.lets_anybody_in(), after.filters.lets_anybody_in()) {
+        (false, true) => changes.push(after.change(Effect::Looser, What::Opened, "")),
+        (true, false) => changes.push(after.change(Effect::Stricter, What::Closed, "")),
+        (true, true) | (false, false) => {}
+    }
+    if before.rule.name != after.rule.name {
+        let change = after.change(Effect::Other, What::Field, "name");
+        let (before, after) = (before.rule.name.as_str().into(), after.rule.name.as_str().into());
+        changes.push(Change { before: Some(before), after: Some(after), ..change });
+    }
+    let filters = filter_deltas(before, after).map(|(what, effect, delta)| (what, effect, 0, delta));
     let settings = deltas(&json!({ "routes": before.settings() }), &json!({ "routes": after.settings() }));
     let settings = settings.into_iter().map(|delta| (What::Field, Effect::of(&delta), 1, delta));
     for (what, effect, skip, delta) in filters.chain(settings) {

@@ -63,17 +63,19 @@ fn said(change: &Change) -> String {
         (What::Route, None, Some(route)) => format!("is new: {}", flow(route)),
         (What::Route, ..) => "is gone".to_owned(),
         (What::TakenOver, old, new) => {
-            let filters = |route: &Option<Value>| -> Vec<String> {
-                let filters = route.as_ref().and_then(|route| route["filters"].as_array());
-                filters.into_iter().flatten().map(flow).collect()
-            };
-            let kept = filters(new);
-            let lost: Vec<String> =
-                filters(old).into_iter().filter(|filter| !kept.contains(filter)).collect();
-            let lost =
-                if lost.is_empty() { String::new() } else { format!(", so without {}", lost.join(", ")) };
+            let looser = new.as_ref().and_then(|route| route["looser"].as_array());
+            let looser = looser.into_iter().flatten().map(flow);
+            // A whole filter is named by one word, a setting by its path.
+            let (settings, filters): (Vec<String>, Vec<String>) = looser.partition(|path| path.contains('.'));
+            let mut less = String::new();
+            for (how, paths) in [(", so without ", filters), (", and asks for less: ", settings)] {
+                if !paths.is_empty() {
+                    less.push_str(how);
+                    less.push_str(&paths.join(", "));
+                }
+            }
             let before = old.as_ref().map(|route| flow(&route["route"])).unwrap_or_default();
-            format!("{path} comes here now, to route {before} before{lost}")
+            format!("{path} comes here now, to route {before} before{less}")
         }
         (What::Filter, Some(settings), _) => format!("{path} is gone; it was {}", flow(settings)),
         (What::Filter, None, settings) => {

@@ -19,7 +19,8 @@ const SECRET: &str = "a secret of the edge, at the issuer";
 /// What an issuer is asked, and the field that tells who asks.
 type Question = (String, Option<String>);
 
-/// An issuer over TLS: of the token `good` it says that it counts, of `bad` that it does not; and other tokens it fails.
+/// An issuer over TLS: of tokens that begin with `bad` it says that they do not count, of those with `slow` nothing for
+/// long, and some others it fails; the rest count.
 struct House {
     folder: tempfile::TempDir,
     port: u16,
@@ -59,7 +60,7 @@ impl House {
                     body.strip_prefix("token=").and_then(|rest| rest.split('&').next()).unwrap_or_default();
                 let exp = now_ms() / 1_000 + 3_600;
                 match token {
-                    "bad" => "{\"active\":false}".to_owned().into_response(),
+                    bad if bad.starts_with("bad") => "{\"active\":false}".to_owned().into_response(),
                     "lies" => (StatusCode::FOUND, "{\"active\":true}").into_response(),
                     "fails" => (StatusCode::INTERNAL_SERVER_ERROR, "{\"active\":true}").into_response(),
                     "nonsense" => "active".to_owned().into_response(),
@@ -68,7 +69,7 @@ impl House {
                     "huge" => {
                         format!("{{\"active\":true,\"x\":\"{}\"}}", "x".repeat(MOST_BYTES)).into_response()
                     }
-                    "slow" => {
+                    slow if slow.starts_with("slow") => {
                         tokio::time::sleep(Duration::from_secs(30)).await;
                         "{\"active\":true}".to_owned().into_response()
                     }
@@ -197,6 +198,61 @@ async fn requests_with_one_token_wait_for_one_question() {
     let gone = tokio::time::timeout(Duration::from_millis(10), introspection.ask("main", "never"));
     assert!(gone.await.is_err());
     assert!(introspection.issuers["main"].asking().is_empty(), "nobody waits for it any more");
+}
+
+/// Whoever sends tokens that do not count takes no room and no question from whoever sends good ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_that_count_nothing_take_nothing_from_others() {
+    let house = House::start(None).await;
+    let settings = Settings {
+        max_in_flight: 4,
+        timeout_ms: 20_000,
+        cache_s: 300,
+        negative_cache_s: 60,
+        ..house.settings()
+    };
+    let introspection = Arc::new(house.introspection(settings));
+    assert_eq!(is_active(introspection.ask("main", "good").await), Some(true));
+    for number in 0..10 {
+        let bad = format!("bad{number}");
+        assert_eq!(is_active(introspection.ask("main", &bad).await), Some(false));
+    }
+    assert!(introspection.known("main", "good").is_some(), "ten others that do not count drove it out");
+    assert!(matches!(introspection.known("main", "bad0"), Some(Introspected::Inactive)));
+
+    // What was said of it is over, and all who are not known ask at once.
+    let asked = &introspection.issuers["main"];
+    let hash = sha256(b"good");
+    asked.remembered().active.entries.get_mut(&hash).unwrap().until_ms = 0;
+    assert!(introspection.known("main", "good").is_none());
+    let before = house.times_asked();
+    let mut flood = tokio::task::JoinSet::new();
+    for number in 0..10 {
+        let introspection = Arc::clone(&introspection);
+        flood.spawn(async move { introspection.ask("main", &format!("slow{number}")).await.is_some() });
+    }
+    // Seven find no place, and the issuer is asked about the other three.
+    for _ in 0..7 {
+        assert!(!flood.join_next().await.unwrap().unwrap());
+    }
+    while house.times_asked() < before + 3 {
+        tokio::task::yield_now().await;
+    }
+    assert!(introspection.ask("main", "stranger").await.is_none());
+    assert_eq!(is_active(introspection.ask("main", "good").await), Some(true));
+    assert_eq!(house.times_asked(), before + 4);
+}
+
+#[test]
+fn a_memory_that_is_full_forgets_the_oldest() {
+    let mut bounded = Bounded::new(2);
+    for (hash, entry) in [(1, "a"), (2, "b"), (1, "c"), (3, "d")] {
+        bounded.put([hash; 32], entry);
+    }
+    let mut left: Vec<_> = bounded.entries.into_iter().map(|(hash, entry)| (hash[0], entry)).collect();
+    left.sort_unstable();
+    assert_eq!(left, [(2, "b"), (3, "d")]);
+    assert_eq!(bounded.order.len(), 2);
 }
 
 /// The edge is known by its certificate instead of a secret; with none of the right CA it is nobody.

@@ -1,15 +1,20 @@
 //! `gateway revoke`: in the fleet's Redis, or at the processes of the policy on this host.
 
+use std::error::Error as _;
+use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use certs::Watch;
+use certs::client::ClientLimits;
+use certs::pki::Purpose;
+use certs::{IdentityFiles, Must, Reader, TrustFiles, Versions, Watch};
 use filters::jwt::Revocation;
-use filters::policy::{At, Document};
+use filters::policy::{At, Document, Reference, UpstreamTls};
 use serde_json::Value;
 
-use super::Wanted;
+use super::{Wanted, audit};
 use crate::load;
 use crate::metrics::Metrics;
 use crate::now_ms;
@@ -42,7 +47,7 @@ pub fn run(options: &Options) -> anyhow::Result<String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(1).build()?;
     runtime.block_on(async {
         match document.state.redis {
-            Some(_) => in_redis(document, &read.folder, asked.map(|(revocation, _)| revocation)).await,
+            Some(_) => in_redis(document, &read.folder, asked).await,
             None => over_http(document, &read.folder, asked.map(|(_, wanted)| wanted)).await,
         }
     })
@@ -51,12 +56,13 @@ pub fn run(options: &Options) -> anyhow::Result<String> {
 async fn in_redis(
     document: &Document,
     folder: &Path,
-    revocation: Option<Revocation>,
+    asked: Option<(Revocation, &Wanted)>,
 ) -> anyhow::Result<String> {
     let watch = Watch::new("gateway revoke");
     let state = State::new(&document.state, folder, &Metrics::new()?, &watch)?;
-    if let Some(revocation) = revocation {
+    if let Some((revocation, wanted)) = asked {
         let counts = state.revoke(revocation).await?;
+        audit::commanded(wanted);
         return Ok(format!("{}; every edge knows within seconds", told(&counts)));
     }
     state.pull_revocations().await?;
@@ -72,26 +78,28 @@ async fn over_http(document: &Document, folder: &Path, wanted: Option<&Wanted>) 
         }
         None => None,
     };
-    let plain = reqwest::Client::builder().no_proxy().timeout(WITHIN);
+    let plain = || reqwest::Client::builder().no_proxy().timeout(WITHIN).user_agent(audit::agent());
     let (mut answers, mut taken, mut missed) = (Vec::new(), false, false);
-    let mut places = vec![("gateway", format!("http://{}", document.admin.address), plain.build()?)];
+    let mut places = vec![("gateway", format!("http://{}", document.admin.address), plain().build()?)];
     if let Some(At { value: service, .. }) = &document.state.service {
-        let builder = reqwest::Client::builder().no_proxy().timeout(WITHIN);
         match (&service.address, &service.socket, &service.tls) {
             (Some(address), None, None) => {
-                places.push(("state service", format!("http://{address}"), builder.build()?));
+                places.push(("state service", format!("http://{address}"), plain().build()?));
             }
             (_, Some(socket), _) => {
-                let client = builder.unix_socket(folder.join(socket)).build()?;
+                let client = plain().unix_socket(folder.join(socket)).build()?;
                 places.push(("state service", "http://localhost".to_owned(), client));
             }
-            (Some(address), None, Some(_)) => {
-                missed = true;
-                answers.push(format!(
-                    "state service: not told: it wants a certificate of `state.service.tls.allowed_clients`: send \
-                     https://{address}/revocations with one of those"
-                ));
-            }
+            (Some(address), None, Some(tls)) => match over_tls(&tls.client, folder, *address, WITHIN) {
+                Ok(client) => {
+                    let url = format!("https://{}:{}", tls.client.server_name.value, address.port());
+                    places.push(("state service", url, client));
+                }
+                Err(why) => {
+                    missed = true;
+                    answers.push(format!("state service: not told: `state.service.tls.client`: {why:#}"));
+                }
+            },
             (None, None, _) => {}
         }
     }
@@ -106,7 +114,7 @@ async fn over_http(document: &Document, folder: &Path, wanted: Option<&Wanted>) 
         }
         let answer = match request.send().await {
             Ok(answer) => answer,
-            Err(why) if why.is_connect() && !why.is_timeout() => {
+            Err(why) if nobody_listens(&why) => {
                 answers.push(format!("{name}: does not run"));
                 continue;
             }
@@ -138,6 +146,39 @@ async fn over_http(document: &Document, folder: &Path, wanted: Option<&Wanted>) 
         (true, true) => bail!("not everybody took it, and no Redis is shared: {}", answers.join("; ")),
         (false, _) => bail!("nobody took it, and no Redis is shared: {}", answers.join("; ")),
     }
+}
+
+/// As Envoy connects to the state service.
+fn over_tls(
+    files: &UpstreamTls,
+    folder: &Path,
+    address: SocketAddr,
+    within: Duration,
+) -> anyhow::Result<reqwest::Client> {
+    let file = |reference: &At<Reference>| load::file(folder, reference).map_err(anyhow::Error::msg);
+    let watch = Watch::new("gateway revoke");
+    let crl = files.crl.as_ref().map(file).transpose()?;
+    let trust = TrustFiles { ca: file(&files.ca)?, crl, stale: load::stale_crl(files.stale_crl) };
+    let trust = watch.trust("state/ca".to_owned(), trust)?;
+    let identity = IdentityFiles { certificate: file(&files.certificate)?, key: file(&files.key)? };
+    let (names, issuer) = (Vec::new(), certs::Issuer::Any);
+    let must = Must { purpose: Purpose::Client, names, issuer, reader: Reader::Ours };
+    let identity = watch.identity("state".to_owned(), identity, must)?;
+    let tls = certs::client_config(&trust.current(), Some(&*identity.current()), Versions::Tls12And13)?;
+    let limits = ClientLimits { connect_timeout: within, timeout: within, ..ClientLimits::default() };
+    Ok(certs::client::https_to(tls, limits, &files.server_name.value, address)?)
+}
+
+/// Whether the connection was refused, or its socket is not there. A handshake that fails is somebody who listens.
+fn nobody_listens(why: &reqwest::Error) -> bool {
+    let mut cause = why.source();
+    while let Some(why) = cause {
+        if let Some(why) = why.downcast_ref::<io::Error>() {
+            return matches!(why.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound);
+        }
+        cause = why.source();
+    }
+    false
 }
 
 fn told(revocation: &Revocation) -> String {
