@@ -117,12 +117,6 @@ pub trait Host {
         None
     }
 
-    /// Since when, Unix seconds, signed requests of the route are remembered for as long as they count: older ones may
-    /// have been taken and forgotten.
-    fn remembers_since_s(&self, _route: &str) -> i64 {
-        0
-    }
-
     /// Who verifies signatures: the crate's own code, unless the data plane has something faster.
     fn verifier(&self) -> &dyn Verify {
         &Local

@@ -46,8 +46,6 @@ pub(crate) struct Edge {
     pub(crate) standing: Standing,
     watch: Arc<Watch>,
     version: String,
-    /// Since when each route remembers signed requests for as long as it does now, Unix seconds.
-    remembers_since_s: BTreeMap<String, i64>,
 }
 
 impl Edge {
@@ -74,45 +72,11 @@ impl Edge {
                 upstreams.insert(name.clone(), Arc::new(upstream));
             }
         }
-        let remembers_since_s = match before {
-            Some(before) => before.remembered_from(&policy, now_ms()),
-            None => BTreeMap::new(),
-        };
         let flags = FeatureFlags::follow(&policy, &folder, &watch, &standing.flags_audited)?;
         let standing = standing.clone();
-        let edge = Self {
-            policy,
-            upstreams,
-            issuers,
-            client_keys,
-            flags,
-            operators,
-            standing,
-            watch,
-            version,
-            remembers_since_s,
-        };
+        let edge =
+            Self { policy, upstreams, issuers, client_keys, flags, operators, standing, watch, version };
         Ok((edge, listeners))
-    }
-
-    /// Since when the routes of the policy that takes over remember requests as long as they count there. Where that is
-    /// longer than before, what was signed until now may have been taken and forgotten.
-    fn remembered_from(&self, after: &Policy, now_ms: u64) -> BTreeMap<String, i64> {
-        let known = self.policy.nonces_remembered_s();
-        // Seconds are whole: what was signed in this one may have been before.
-        let from_now_s = i64::try_from(now_ms / 1_000).unwrap_or(i64::MAX).saturating_add(1);
-        let mut since = BTreeMap::new();
-        for (route, remembered_s) in after.nonces_remembered_s() {
-            match known.get(route) {
-                Some(before_s) if *before_s >= remembered_s => {
-                    since.extend(self.remembers_since_s.get(route).map(|since| (route.to_owned(), *since)));
-                }
-                Some(_) | None => {
-                    since.insert(route.to_owned(), from_now_s);
-                }
-            }
-        }
-        since
     }
 
     /// The first digits of the policy file's SHA-256.
@@ -305,10 +269,6 @@ impl Host for Now<'_> {
 
     fn keys(&self, issuer: &str) -> Option<Arc<KeySet>> {
         self.0.issuers.keys.keys(issuer)
-    }
-
-    fn remembers_since_s(&self, route: &str) -> i64 {
-        self.0.remembers_since_s.get(route).copied().unwrap_or(0)
     }
 
     fn keyring(&self) -> Option<Arc<Keyring>> {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict, state_unavailable};
 use crate::policy::{Settings, Site, Unusable};
 use crate::signature::freshness::Window;
-use crate::state::{Answer, Op, Window as Counted};
+use crate::state::{Answer, Op};
 
 /// Requires a fresh nonce in the request's signature (RFC 9421 section 7.2.2). Needs the filter `signature`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -32,9 +32,25 @@ impl Default for Config {
     }
 }
 
-impl Config {
+/// For how long a policy remembers nonces: whatever route takes a signed request first, each of them knows that it was
+/// taken, for as long as any of them would take it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    window_s: u64,
+    max_skew_s: u64,
+}
+
+impl Kept {
+    /// What the widest of these windows needs.
+    pub(crate) fn of(routes: impl Iterator<Item = Config>) -> Self {
+        routes.fold(Self::default(), |kept, Config { window_s, max_skew_s, .. }| Self {
+            window_s: kept.window_s.max(window_s),
+            max_skew_s: kept.max_skew_s.max(max_skew_s),
+        })
+    }
+
     /// Seconds that a nonce is remembered: longer than any request that carries it could be taken.
-    pub(crate) fn remembered_s(&self) -> u64 {
+    pub(crate) fn remembered_s(self) -> u64 {
         self.window_s.saturating_add(self.max_skew_s).saturating_add(MARGIN_S)
     }
 }
@@ -56,7 +72,7 @@ impl Settings for Config {
         if self.min_length == 0 || self.min_length > self.max_length || self.max_length > 256 {
             return Err(Unusable::new("`min_length` is at least 1, `max_length` no less and at most 256"));
         }
-        Ok(Box::new(Nonce { route: site.route.to_owned(), config: self }))
+        Ok(Box::new(Nonce { kept: site.nonces, config: self }))
     }
 }
 
@@ -65,7 +81,7 @@ const MARGIN_S: u64 = 60;
 
 #[derive(Debug)]
 struct Nonce {
-    route: String,
+    kept: Kept,
     config: Config,
 }
 
@@ -92,14 +108,10 @@ impl Filter for Nonce {
             let (code, detail) = stale.of_request();
             return refuse(code, detail);
         }
-        if signed.created < host.remembers_since_s(&self.route) {
-            return too_old();
-        }
         // Lengths tell the parts apart, whatever is in them.
         let key = format!("nonce/{}/{}/{nonce}", signed.keyid.len(), signed.keyid);
-        let ttl_ms = config.remembered_s().saturating_mul(1_000);
-        let window = Some(Counted { route: self.route.clone(), window_s: config.window_s });
-        context.ask(Op::Remember { key, ttl_ms, made_s: signed.created, window });
+        let ttl_ms = self.kept.remembered_s().saturating_mul(1_000);
+        context.ask(Op::Remember { key, ttl_ms, made_s: signed.created, window_s: Some(self.kept.window_s) });
         Verdict::Pass
     }
 

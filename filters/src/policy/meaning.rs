@@ -22,6 +22,7 @@ use crate::chain::Chain;
 use crate::compression;
 use crate::filter::Context;
 use crate::flags::FlagUse;
+use crate::nonce;
 use crate::sharing;
 use crate::subject::{By, subject};
 
@@ -83,6 +84,16 @@ pub struct Site<'p> {
     /// [`Host::keyring`]: crate::filter::Host::keyring
     pub keyring: &'p Arc<Keyring>,
     pub tenancy: Tenancy<'p>,
+    /// For how long nonces are remembered.
+    pub nonces: nonce::Kept,
+}
+
+/// For how long a policy remembers nonces.
+pub(super) fn nonces(document: &Document) -> nonce::Kept {
+    nonce::Kept::of(document.routes.iter().filter_map(|At { value: route, .. }| {
+        let except: Vec<&str> = route.except.iter().map(|filter| filter.value.as_str()).collect();
+        document.filters.value.inherited(&route.filters.value, &except).nonce
+    }))
 }
 
 impl RouteRule {
@@ -113,7 +124,7 @@ impl Policy {
         text: &str,
         secret: &dyn Fn(&Reference) -> Result<Secret, String>,
     ) -> Result<Self, Vec<Mistake>> {
-        let document = syntax::read(text).map_err(|mistake| vec![mistake])?;
+        let document = syntax::read(text)?;
         let mut mistakes = Vec::new();
         listeners::check(&document, &mut mistakes);
         upstreams::check(&document, &mut mistakes);
@@ -171,17 +182,6 @@ impl Policy {
         &self.flag_uses
     }
 
-    /// For how many seconds each route that takes a signed request once remembers it, by the route's name.
-    pub fn nonces_remembered_s(&self) -> BTreeMap<&str, u64> {
-        let routes = self.document.routes.iter().map(|route| &route.value);
-        let remembered = routes.filter_map(|route| {
-            let except: Vec<&str> = route.except.iter().map(|filter| filter.value.as_str()).collect();
-            let filters = self.document.filters.value.inherited(&route.filters.value, &except);
-            Some((route.name.as_str(), filters.nonce?.remembered_s()))
-        });
-        remembered.collect()
-    }
-
     /// What the policy may say and its writer should know that it says, in the order of the file: routes that
     /// anybody may call, say, and every filter that a route does without.
     pub fn warnings(&self) -> &[Mistake] {
@@ -234,6 +234,7 @@ fn rules(
     if document.routes.is_empty() {
         mistakes.push(Mistake::whole("`routes` is empty: nothing could be called"));
     }
+    let nonces = nonces(document);
     let mut names = HashSet::new();
     let mut rules = Vec::new();
     let mut shared: HashMap<(&str, String), (String, &str)> = HashMap::new();
@@ -257,6 +258,7 @@ fn rules(
             clients: &document.clients,
             keyring,
             tenancy: Tenancy::of(document, plans, &filters, &except),
+            nonces,
         };
         // A mistake lies where the filter is named: on the route if it names it, above otherwise.
         let place = |filter| match route.filters.value.has(filter) {
@@ -319,7 +321,8 @@ fn check_tenancy<'d>(
 ) -> &'d Plans {
     let Document { issuers, clients, trusted_proxies, .. } = document;
     let tenancy = Tenancy::of(document, &document.plans, &FilterSet::default(), &[]);
-    let site = Site { route: "", issuers, trusted_proxies, clients, keyring, tenancy };
+    let nonces = nonces(document);
+    let site = Site { route: "", issuers, trusted_proxies, clients, keyring, tenancy, nonces };
     tenancy::check(document, &site, mistakes)
 }
 
@@ -327,7 +330,8 @@ fn check_tenancy<'d>(
 fn preflights(document: &Document, plans: &Plans, keyring: &Arc<Keyring>) -> Preflights {
     let Document { issuers, clients, trusted_proxies, .. } = document;
     let tenancy = Tenancy::of(document, plans, &FilterSet::default(), &[]);
-    let site = Site { route: "", issuers, trusted_proxies, clients, keyring, tenancy };
+    let nonces = nonces(document);
+    let site = Site { route: "", issuers, trusted_proxies, clients, keyring, tenancy, nonces };
     Preflights::new(document, &site)
 }
 
@@ -341,7 +345,8 @@ fn everywhere(
     let Document { issuers, clients, trusted_proxies, .. } = document;
     let filters = tenancy::with_plans(document.filters.value.clone(), plans, &[]);
     let tenancy = Tenancy::of(document, plans, &filters, &[]);
-    let site = Site { route: "", issuers, trusted_proxies, clients, keyring, tenancy };
+    let nonces = nonces(document);
+    let site = Site { route: "", issuers, trusted_proxies, clients, keyring, tenancy, nonces };
     let built = filters.build(&site);
     Chain::new(built.unwrap_or_else(|why| {
         mistakes.push(Mistake::at(document.filters.location, format!("every route: {why}")));

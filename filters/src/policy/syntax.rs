@@ -5,6 +5,7 @@
 
 #[cfg(not(target_family = "wasm"))]
 mod backend {
+    use serde::de::{MapAccess, SeqAccess, Visitor};
     use serde::{Deserialize, Deserializer};
     use serde_saphyr::Spanned;
 
@@ -31,12 +32,102 @@ mod backend {
     }
 
     /// Reads a document.
-    pub(crate) fn read(text: &str) -> Result<Document, Mistake> {
+    pub(crate) fn read(text: &str) -> Result<Document, Vec<Mistake>> {
+        let document = parse(text)?;
+        match parse::<Written>(text)? {
+            Written::Value(nothing) if nothing.is_empty() => Ok(document),
+            Written::Value(nothing) => Err(nothing),
+            Written::Nothing => Err(vec![Mistake::whole("the document is empty")]),
+        }
+    }
+
+    fn parse<'t, T: Deserialize<'t>>(text: &'t str) -> Result<T, Vec<Mistake>> {
         serde_saphyr::from_str_with_options(text, options()).map_err(|error| {
             let error = error.without_snippet();
             let location = error.location().map_or(Location::UNKNOWN, Location::from);
-            Mistake::of_syntax(location, &error.to_string())
+            vec![Mistake::of_syntax(location, &error.to_string())]
         })
+    }
+
+    /// What stands in a place. Nothing, or `null`, would be read as if the key were not there: `jwt:` would ask for no
+    /// token.
+    enum Written {
+        Nothing,
+        /// Something, and the keys in it that have nothing.
+        Value(Vec<Mistake>),
+    }
+
+    impl<'de> Deserialize<'de> for Written {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            deserializer.deserialize_any(Reader)
+        }
+    }
+
+    struct Reader;
+
+    impl<'de> Visitor<'de> for Reader {
+        type Value = Written;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a value")
+        }
+
+        fn visit_unit<E>(self) -> Result<Written, E> {
+            Ok(Written::Nothing)
+        }
+
+        fn visit_none<E>(self) -> Result<Written, E> {
+            Ok(Written::Nothing)
+        }
+
+        fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Written, D::Error> {
+            Written::deserialize(deserializer)
+        }
+
+        fn visit_bool<E>(self, _: bool) -> Result<Written, E> {
+            Ok(Written::Value(Vec::new()))
+        }
+
+        fn visit_i64<E>(self, _: i64) -> Result<Written, E> {
+            Ok(Written::Value(Vec::new()))
+        }
+
+        fn visit_u64<E>(self, _: u64) -> Result<Written, E> {
+            Ok(Written::Value(Vec::new()))
+        }
+
+        fn visit_f64<E>(self, _: f64) -> Result<Written, E> {
+            Ok(Written::Value(Vec::new()))
+        }
+
+        fn visit_str<E>(self, _: &str) -> Result<Written, E> {
+            Ok(Written::Value(Vec::new()))
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Written, A::Error> {
+            let mut nothing = Vec::new();
+            while let Some(At { value, location }) = seq.next_element::<At<Written>>()? {
+                match value {
+                    Written::Nothing => nothing.push(Mistake::at(location, "nothing is written after `-`")),
+                    Written::Value(within) => nothing.extend(within),
+                }
+            }
+            Ok(Written::Value(nothing))
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Written, A::Error> {
+            let mut nothing = Vec::new();
+            while let Some(At { value: key, location }) = map.next_key::<At<String>>()? {
+                match map.next_value()? {
+                    Written::Nothing => nothing.push(Mistake::at(
+                        location,
+                        format!("nothing is written for `{key}`: write its value, `{{}}` for all by default, or leave it out"),
+                    )),
+                    Written::Value(within) => nothing.extend(within),
+                }
+            }
+            Ok(Written::Value(nothing))
+        }
     }
 
     /// The document as JSON, with what YAML has beyond it resolved.
@@ -61,8 +152,9 @@ mod backend {
     }
 
     /// Reads a document.
-    pub(crate) fn read(text: &str) -> Result<Document, Mistake> {
-        serde_json::from_str(text).map_err(|error| Mistake::of_syntax(Location::UNKNOWN, &error.to_string()))
+    pub(crate) fn read(text: &str) -> Result<Document, Vec<Mistake>> {
+        serde_json::from_str(text)
+            .map_err(|error| vec![Mistake::of_syntax(Location::UNKNOWN, &error.to_string())])
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::document::{At, Document};
 use super::lease::outlived;
+use super::meaning::nonces;
 use super::mistake::Mistake;
 use super::overlap::overlaps;
 use super::preflight;
@@ -62,9 +63,8 @@ pub(super) fn warnings(document: &Document, paths: &Paths) -> Vec<Mistake> {
             warnings.push(Mistake::at(*location, message));
         }
         if let Some(nonce) = &filters.nonce {
-            let seconds = nonce.remembered_s();
-            if longest.is_none_or(|(most, _)| seconds > most) {
-                longest = Some((seconds, written));
+            if longest.is_none_or(|(most, _)| nonce.window_s > most) {
+                longest = Some((nonce.window_s, written));
             }
         }
         effective.push(filters);
@@ -74,7 +74,7 @@ pub(super) fn warnings(document: &Document, paths: &Paths) -> Vec<Mistake> {
     warnings.extend(unwatched(document));
     warnings.extend(outlived(document));
     warnings.extend(preflight::refused(document));
-    warnings.extend(longest.and_then(|(seconds, route)| too_few_entries(document, seconds, route)));
+    warnings.extend(longest.and_then(|(_, route)| too_few_entries(document, route)));
     warnings.sort_by_key(|warning| (warning.line, warning.column));
     warnings
 }
@@ -98,7 +98,8 @@ impl FilterSet {
 }
 
 /// Every nonce is an entry for as long as it is remembered, so entries and time bound the requests a second.
-fn too_few_entries(document: &Document, seconds: u64, route: &At<Route>) -> Option<Mistake> {
+fn too_few_entries(document: &Document, route: &At<Route>) -> Option<Mistake> {
+    let seconds = nonces(document).remembered_s();
     let entries = document.state.memory.max_entries;
     let per_s = u64::try_from(entries).unwrap_or(u64::MAX).checked_div(seconds)?;
     let message = format!(

@@ -27,7 +27,7 @@ pub use rate::{Allowance, Rate, RateError};
 pub use trip::{Begun, Ended, Trip, Unanswered};
 pub use usage::{Usage, UsageByTenant};
 pub use volume::Volume;
-pub use windows::{Window, Windows};
+pub use windows::Windows;
 
 /// One operation on shared state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,14 +51,14 @@ pub enum Op {
         mode: Mode,
     },
     /// Remembers `key` for `ttl_ms`; refused when it is remembered already, and when it was made, at `made_s`
-    /// in Unix seconds, before the memory began, or before what was made then was remembered as long as it counts in its
-    /// `window`: it may have been there before.
+    /// in Unix seconds, before the memory began, or so long ago that it may be forgotten, by what was remembered for less
+    /// than `window_s`, the seconds for which it counts: it may have been there before.
     Remember {
         key: String,
         ttl_ms: u64,
         made_s: i64,
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        window: Option<Window>,
+        window_s: Option<u64>,
     },
     /// Holds one of the `most` places of `key`, for `lease_ms` at most.
     Hold {
@@ -179,7 +179,7 @@ pub trait Cells {
         0
     }
 
-    /// For how long routes have remembered.
+    /// For how long was remembered.
     fn windows(&self) -> &Windows;
     fn windows_mut(&mut self) -> &mut Windows;
 }
@@ -201,8 +201,8 @@ pub fn run(batch: &[Op], now_ms: u64, cells: &mut dyn Cells) -> Vec<Answer> {
     let refused = judged.iter().any(|(answer, _)| answer.refuses());
     if !refused {
         for op in batch {
-            if let Op::Remember { window: Some(window), .. } = op {
-                cells.windows_mut().note(window, unix_s(now_us));
+            if let Op::Remember { window_s: Some(window_s), .. } = op {
+                cells.windows_mut().note(*window_s, unix_s(now_us));
             }
         }
         for (_, write) in &judged {
@@ -279,12 +279,11 @@ fn strictly<'k>(op: &'k Op, now_us: u64, cells: &dyn Cells) -> (Answer, Option<W
             let (answer, value) = volume::spend(spent, *most, *cost, *ends_ms, now_us);
             (answer, (until_us > now_us).then_some(Write { key: key.into(), value, until_us }))
         }
-        Op::Remember { key, ttl_ms, made_s, window } => {
+        Op::Remember { key, ttl_ms, made_s, window_s } => {
             // Whole seconds: what was made in the second of the beginning counts as after it.
             let too_old = *made_s < unix_s(cells.since_us());
-            let forgotten =
-                |window: &Window| cells.windows().may_have_forgotten(window, *made_s, unix_s(now_us));
-            if too_old || window.as_ref().is_some_and(forgotten) {
+            let forgotten = |window_s| cells.windows().may_have_forgotten(window_s, *made_s, unix_s(now_us));
+            if too_old || window_s.is_some_and(forgotten) {
                 (Answer::TooOld, None)
             } else if cells.get(key, now_us).is_some() {
                 (Answer::Seen, None)

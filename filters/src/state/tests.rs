@@ -67,7 +67,7 @@ fn a_refused_batch_writes_nothing() {
     let wide = rate(100, 1_000, 100);
     let narrow = rate(1, 60_000, 1);
     let nonce =
-        |n: &str| Op::Remember { key: format!("nonce/{n}"), ttl_ms: 600_000, made_s: MADE_S, window: None };
+        |n: &str| Op::Remember { key: format!("nonce/{n}"), ttl_ms: 600_000, made_s: MADE_S, window_s: None };
     let batch = |n: &str| [nonce(n), take_op("tenant", wide, 1), take_op("user", narrow, 1)];
     assert!(run(&batch("a"), T0, &mut cells).iter().all(|a| !a.refuses()));
     let before = cells.0.clone();
@@ -83,7 +83,7 @@ fn a_refused_batch_writes_nothing() {
 #[test]
 fn what_is_remembered_is_forgotten_after_its_time() {
     let mut cells = Map::default();
-    let op = [Op::Remember { key: "n".into(), ttl_ms: 1_000, made_s: MADE_S, window: None }];
+    let op = [Op::Remember { key: "n".into(), ttl_ms: 1_000, made_s: MADE_S, window_s: None }];
     for (at, expected) in [(0, Answer::Remembered), (999, Answer::Seen), (1_000, Answer::Remembered)] {
         assert_eq!(run(&op, T0 + at, &mut cells), [expected], "at {at} ms");
     }
@@ -94,7 +94,7 @@ fn what_is_older_than_the_memory_is_refused() {
     for (made_s, expected) in
         [(MADE_S - 61, Answer::TooOld), (MADE_S - 60, Answer::Remembered), (MADE_S, Answer::Remembered)]
     {
-        let op = [Op::Remember { key: "n".into(), ttl_ms: 1_000, made_s, window: None }];
+        let op = [Op::Remember { key: "n".into(), ttl_ms: 1_000, made_s, window_s: None }];
         assert_eq!(run(&op, T0, &mut Map::default()), [expected], "made at {made_s}");
     }
 }
@@ -132,7 +132,7 @@ fn operations_and_answers_travel_as_json() {
     let place = Place { number: 3, until_us: 9 };
     let ops = [
         take_op("k", rate(10, 1_000, 3), 2),
-        Op::Remember { key: "n".into(), ttl_ms: 5, made_s: -1, window: None },
+        Op::Remember { key: "n".into(), ttl_ms: 5, made_s: -1, window_s: None },
         Op::Hold { key: "h".into(), most: 4, lease_ms: 6, mode: Mode::Enforce },
         Op::Release { key: "h".into(), place },
     ];

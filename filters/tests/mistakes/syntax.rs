@@ -2,7 +2,7 @@
 
 use filters::policy::Policy;
 
-use super::{read, with_certificates};
+use super::{GOOD, read, with_certificates};
 
 /// Whoever reads the document, as YAML with places or as the JSON that a module gets, reads the same words.
 #[test]
@@ -20,5 +20,34 @@ fn words_are_words_in_every_reading() {
             .replace("clients.pem\" }", &format!("clients.pem\", {written} }}"));
         let json = Policy::compile(&yaml).unwrap();
         assert_eq!((read(&yaml).is_ok(), read(&json).is_ok()), (fine, fine), "{written}");
+    }
+}
+
+/// `jwt:` is not the absence of `jwt`.
+#[test]
+fn what_is_left_empty_is_told() {
+    let nothing = |key: &str, at: &str| {
+        format!(
+            "p.yaml:{at}: nothing is written for `{key}`: write its value, `{{}}` for all by default, or leave it out"
+        )
+    };
+    for (from, to, expected) in [
+        ("  shape: {}\n", "  shape:\n", nothing("shape", "14:3")),
+        ("  shape: {}\n", "  shape: null\n", nothing("shape", "14:3")),
+        ("  shape: {}\n", "  shape: ~\n", nothing("shape", "14:3")),
+        (
+            "key: \"file:edge.key\" }",
+            "key: \"file:edge.key\", client_certificates: }",
+            nothing("client_certificates", "5:64"),
+        ),
+        ("methods: [POST]\n", "methods: [POST]\n    filters: { jwt: }\n", nothing("jwt", "18:16")),
+        (
+            "addresses: [\"127.0.0.1:9001\"]\n",
+            "addresses: [\"127.0.0.1:9001\"]\n    health:\n",
+            nothing("health", "10:5"),
+        ),
+    ] {
+        let told = read(&GOOD.replace(from, to)).unwrap_err();
+        assert!(told.lines().next() == Some(expected.as_str()), "{told}");
     }
 }

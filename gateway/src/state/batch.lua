@@ -2,9 +2,9 @@
 -- The same arithmetic as `run` in filters/src/state/mod.rs; a property test holds the two together. Numbers are
 -- microseconds since 1970 and stay below 2^53, so that Lua's doubles are exact.
 --
--- KEYS: where the memory's beginning is kept, and how long routes have remembered, then one for each operation.
+-- KEYS: where the memory's beginning is kept, and for how long was remembered, then one for each operation.
 -- ARGV: the time, empty for Redis's own; then for each operation its kind and what belongs to it:
---   take interval burst cost shadow | spend most cost ends shadow | remember ttl made_s window_s route
+--   take interval burst cost shadow | spend most cost ends shadow | remember ttl made_s window_s
 --   hold most lease shadow | release place until | tally tenant requests cost refused until
 -- `shadow` is 1 for what only would refuse.
 -- Answers a list for each operation: a code (see `answer` in redis.rs) and its numbers.
@@ -85,42 +85,38 @@ local function spend(key, most, cost, ends_ms)
     return { 8, most - after, renews_ms }
 end
 
--- When each route last remembered something, by the window in seconds that it was remembered for: a field for each route,
--- `window:second` for each window. As filters/src/state/windows.rs.
-local SKEW_S, KEPT_S, MOST_ROUTES = 300, 4000, 1000
+-- The windows that nonces were remembered for, in seconds, and in which second each was used last. As
+-- filters/src/state/windows.rs.
+local SKEW_S, KEPT_S = 300, 4000
 local now_s = (now - now % 1000000) / 1000000
-local function windows_of(route)
-    local known = redis.call('HGET', KEYS[2], route)
-    local used = {}
-    for _, told in ipairs(known and { known } or redis.call('HVALS', KEYS[2])) do
-        for window, last in string.gmatch(told, '(%d+):(%d+)') do
-            window, last = tonumber(window), tonumber(last)
-            if not used[window] or used[window] < last then used[window] = last end
-        end
+
+local function may_have_forgotten(window_s, made_s)
+    local used = redis.call('HGETALL', KEYS[2])
+    for n = 1, #used, 2 do
+        local narrower_s, last_s = tonumber(used[n]), tonumber(used[n + 1])
+        if narrower_s < window_s and made_s <= last_s + SKEW_S and now_s - made_s > narrower_s then return true end
     end
-    return used, known
+    return false
 end
 
 -- Written once a second, not with each request.
-local function note(route, window_s)
-    local used, known = windows_of(route)
-    if known and used[window_s] and used[window_s] >= now_s then return end
-    if not known and redis.call('HLEN', KEYS[2]) >= MOST_ROUTES then return end
-    used[window_s] = math.max(used[window_s] or now_s, now_s)
-    local told = {}
-    for window, last in pairs(used) do
-        if last + KEPT_S >= now_s then told[#told + 1] = text(window) .. ':' .. text(last) end
-    end
-    redis.call('HSET', KEYS[2], route, table.concat(told, ' '))
-end
-
-local function remember(key, ttl, made_s, window_s, route)
-    if made_s < (since - since % 1000000) / 1000000 then return { 4 } end
-    if window_s then
-        for window, last in pairs(windows_of(route)) do
-            if window < window_s and made_s <= last + SKEW_S and now_s - made_s > window then return { 4 } end
+local function note(window_s)
+    local used = redis.call('HGETALL', KEYS[2])
+    local noted = false
+    for n = 1, #used, 2 do
+        local last_s = tonumber(used[n + 1])
+        if tonumber(used[n]) == window_s and last_s >= now_s then
+            noted = true
+        elseif last_s + KEPT_S < now_s then
+            redis.call('HDEL', KEYS[2], used[n])
         end
     end
+    if not noted then redis.call('HSET', KEYS[2], text(window_s), text(now_s)) end
+end
+
+local function remember(key, ttl, made_s, window_s)
+    if made_s < (since - since % 1000000) / 1000000 then return { 4 } end
+    if window_s and may_have_forgotten(window_s, made_s) then return { 4 } end
     if live(redis.call('GET', key)) then return { 3 } end
     write(key, now + ttl)
     return { 2 }
@@ -148,8 +144,8 @@ local function hold(key, most, lease)
     return { 6, ceil_ms(first_end - now) }
 end
 
--- What follows each kind; the tenant of a tally and the route of a nonce are text.
-local FOLLOW = { take = 4, spend = 4, remember = 4, hold = 3, release = 2, tally = 5 }
+-- What follows each kind; the tenant of a tally is text.
+local FOLLOW = { take = 4, spend = 4, remember = 3, hold = 3, release = 2, tally = 5 }
 local operations = {}
 local at, number = 2, 3
 while at <= #ARGV do
@@ -157,7 +153,6 @@ while at <= #ARGV do
     local operation = { kind = kind, key = KEYS[number] }
     for n = 1, FOLLOW[kind] do operation[n] = tonumber(ARGV[at + n]) end
     if kind == 'tally' then operation.tenant = ARGV[at + 1] end
-    if kind == 'remember' then operation.route = ARGV[at + 4] end
     operations[#operations + 1] = operation
     at, number = at + FOLLOW[kind] + 1, number + 1
 end
@@ -180,7 +175,7 @@ for n, operation in ipairs(operations) do
     elseif operation.kind == 'spend' then
         answer = spend(operation.key, operation[1], operation[2], operation[3])
     elseif operation.kind == 'remember' then
-        answer = remember(operation.key, operation[1], operation[2], operation[3], operation.route)
+        answer = remember(operation.key, operation[1], operation[2], operation[3])
     elseif operation.kind == 'hold' then
         answer = hold(operation.key, operation[1], operation[2])
     elseif operation.kind == 'tally' then
@@ -201,7 +196,7 @@ if refused then
     end
 else
     for _, operation in ipairs(operations) do
-        if operation.route and operation[3] then note(operation.route, operation[3]) end
+        if operation.kind == 'remember' and operation[3] then note(operation[3]) end
     end
     for _, cell in ipairs(writes) do
         redis.call('SET', cell[1], text(cell[2]), 'PX', text(ceil_ms(cell[3] - now) + SLACK_MS))

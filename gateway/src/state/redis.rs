@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use certs::{Live, TrustFiles, Watch};
 use filters::policy::Redis as Settings;
-use filters::state::{Allowance, Answer, Mode, Op, Place, Unanswered, Usage, UsageByTenant, Volume, Window};
+use filters::state::{Allowance, Answer, Mode, Op, Place, Unanswered, Usage, UsageByTenant, Volume};
 use prometheus::{Histogram, IntCounterVec, IntGauge};
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{
@@ -173,12 +173,9 @@ impl Redis {
                     let most = (*most).min(Volume::MOST);
                     call.arg("spend").arg(most).arg(*cost).arg(*ends_ms).arg(shadow(*mode));
                 }
-                Op::Remember { ttl_ms, made_s, window, .. } => {
+                Op::Remember { ttl_ms, made_s, window_s, .. } => {
                     call.arg("remember").arg(us(*ttl_ms)).arg(*made_s);
-                    match window {
-                        Some(Window { route, window_s }) => call.arg(*window_s).arg(route),
-                        None => call.arg("").arg(""),
-                    };
+                    call.arg(window_s.map(|window_s| window_s.to_string()).unwrap_or_default());
                 }
                 Op::Hold { most, lease_ms, mode, .. } => {
                     let most = (*most).min(Op::MOST_PLACES);

@@ -121,7 +121,7 @@ pub fn policy(
     }
     let redis = case.redis.as_ref();
     let redis = redis.map(|url| json!({ "url": format!("file:{}", url.display()), "timeout_ms": 5_000 }));
-    Ok(json!({
+    Ok(written(json!({
         "listeners": [listener("v4", places.listeners[0]), listener("v6", places.listeners[1])],
         "admin": { "address": places.admin },
         "trusted_proxies": case.trusted_proxies,
@@ -140,7 +140,20 @@ pub fn policy(
         "flags": flags,
         "filters": if case.everywhere.is_null() { json!({}) } else { case.everywhere.clone() },
         "routes": routes,
-    }))
+    })))
+}
+
+/// Without what a case does not say: a policy leaves out what it does not say.
+fn written(mut value: Value) -> Value {
+    match &mut value {
+        Value::Object(fields) => {
+            fields.retain(|_, value| !value.is_null());
+            fields.values_mut().for_each(|value| *value = written(value.take()));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| *item = written(item.take())),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+    value
 }
 
 /// The offset of a place where a day has just begun.

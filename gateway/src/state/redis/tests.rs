@@ -54,7 +54,7 @@ fn take(key: &str, requests: u32, per_ms: u64, burst: u32, cost: u32) -> Op {
 enum Step {
     Take { key: u8, rate: usize, cost: u32, mode: Mode },
     Spend { key: u8, most: u64, cost: u32, ends_ms: u64, mode: Mode },
-    Remember { key: u8, ttl_ms: u64, age_s: i64, window: Option<(u8, u64)> },
+    Remember { key: u8, ttl_ms: u64, age_s: i64, window_s: Option<u64> },
     Hold { key: u8, most: u32, lease_ms: u64, mode: Mode },
     Release { held: usize },
     Tally { day: u8, tenant: u8, cost: u32 },
@@ -117,8 +117,8 @@ fn step() -> impl Strategy<Value = Step> {
         (0..2u8, 0..6u64, 1..4u32, ends_ms(), mode())
             .prop_map(|(key, most, cost, ends_ms, mode)| Step::Spend { key, most, cost, ends_ms, mode }),
         (0..2u8, 0..3u8, 0..4u32).prop_map(|(day, tenant, cost)| Step::Tally { day, tenant, cost }),
-        (0..3u8, span_ms(), 0..4i64, proptest::option::of((0..3u8, 1..4u64)))
-            .prop_map(|(key, ttl_ms, age_s, window)| Step::Remember { key, ttl_ms, age_s, window }),
+        (0..3u8, span_ms(), 0..4i64, proptest::option::of(1..4u64))
+            .prop_map(|(key, ttl_ms, age_s, window_s)| Step::Remember { key, ttl_ms, age_s, window_s }),
         (0..2u8, 0..4u32, span_ms(), mode()).prop_map(|(key, most, lease_ms, mode)| Step::Hold {
             key,
             most,
@@ -147,10 +147,9 @@ fn ops(steps: &[Step], now_ms: u64, held: &[Op]) -> Vec<Op> {
                 usage: Usage::of_request(cost),
                 until_ms: T0_MS + 10_000_000_000,
             },
-            Step::Remember { key, ttl_ms, age_s, window } => {
+            Step::Remember { key, ttl_ms, age_s, window_s } => {
                 let made_s = i64::try_from(now_ms / 1_000).unwrap() - age_s;
-                let window = window.map(|(route, window_s)| Window { route: format!("r{route}"), window_s });
-                Op::Remember { key: format!("n{key}"), ttl_ms, made_s, window }
+                Op::Remember { key: format!("n{key}"), ttl_ms, made_s, window_s }
             }
             Step::Hold { key, most, lease_ms, mode } => {
                 Op::Hold { key: format!("h{key}"), most, lease_ms, mode }
@@ -279,7 +278,7 @@ fn now_s() -> i64 {
 }
 
 fn nonce(name: &str) -> Op {
-    Op::Remember { key: name.into(), ttl_ms: 60_000, made_s: now_s() + 60, window: None }
+    Op::Remember { key: name.into(), ttl_ms: 60_000, made_s: now_s() + 60, window_s: None }
 }
 
 /// Two edges on one Redis: a nonce is taken once, a limit and the places in flight hold across both.
@@ -397,7 +396,7 @@ async fn an_outage_is_survived() {
         until(outage, &|n| nonce(&format!("after-{outage}-{n}")), remembered).await;
     }
     // It has lost its memory once: what was signed before that may have been taken before.
-    let old = Op::Remember { key: "old".into(), ttl_ms: 60_000, made_s: now_s() - 60, window: None };
+    let old = Op::Remember { key: "old".into(), ttl_ms: 60_000, made_s: now_s() - 60, window_s: None };
     assert_eq!(ask(&old).await, Answer::TooOld);
 }
 
@@ -412,7 +411,7 @@ async fn a_redis_that_was_started_again_begins_anew() {
     // As old as that file might say.
     let () = redis::cmd("SET").arg("again:since").arg(1).query_async(&mut connection).await.unwrap();
     let made =
-        |name: &str| Op::Remember { key: name.into(), ttl_ms: 60_000, made_s: now_s() - 30, window: None };
+        |name: &str| Op::Remember { key: name.into(), ttl_ms: 60_000, made_s: now_s() - 30, window_s: None };
     assert_eq!(shared.run(&[made("before")]).await, Ok(vec![Answer::Remembered]));
     // What a start empties, and nothing else does unasked: the scripts.
     let () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut connection).await.unwrap();
