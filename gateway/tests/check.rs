@@ -50,6 +50,7 @@ fn policies_are_read_as_they_would_be_served() {
     let loose = folder.path().join("loose.secret");
     fs::write(&loose, "0123456789abcdef0123456789abcdef").unwrap();
     fs::set_permissions(&loose, fs::Permissions::from_mode(0o644)).unwrap();
+    certs::file::write_secret(&folder.path().join("short.secret"), "short").unwrap();
 
     let (status, told) = check(folder.path(), POLICY);
     assert_eq!(status, 0, "{told}");
@@ -66,6 +67,16 @@ fn policies_are_read_as_they_would_be_served() {
         ("env:ACME_SECRET", "env:NOBODYS_SECRET", "edge.yaml:12:45: env:NOBODYS_SECRET: "),
         ("env:ACME_SECRET", "file:loose.secret", "edge.yaml:12:45: file:loose.secret: "),
         ("env:ACME_SECRET", "file:loose.secret", "`defaultMode: 0440`"),
+        (
+            "127.0.0.1:1 }",
+            "127.0.0.1:1, revocation_secret: \"file:short.secret\" }",
+            "edge.yaml:6:51: admin.revocation_secret is at least 32 bytes",
+        ),
+        (
+            "127.0.0.1:1 }",
+            "127.0.0.1:1, revocation_secret: \"file:none.secret\" }",
+            "edge.yaml:6:51: admin.revocation_secret: file:none.secret: ",
+        ),
         ("listeners:", "listners:", "edge.yaml:2:1: unknown field `listners`"),
         ("routes:", "routes", "edge.yaml:1"),
     ] {

@@ -1,8 +1,9 @@
 //! Every message of `check` has a case: some words of each stand in a test's expectation.
 //!
-//! Looked for are the texts in `filters/src/policy/` and `gateway/src/load.rs`, where mistakes and warnings are told, and
-//! those of `Unusable`, which filters tell of their settings. A message without a case fails here: add one to
-//! `filters/tests/` (`mistakes/`, `bounds.rs`, `warnings.rs`) or `gateway/tests/check.rs`.
+//! Looked for are the texts in `filters/src/policy/` and `gateway/src/load.rs`, where mistakes and warnings are told; those
+//! in functions elsewhere that answer with what is wrong: with an `Unusable`, a `Mistake` or a text; and those of errors
+//! that values of a policy are read with. A message without a case fails here: add one to `filters/tests/` (`mistakes/`,
+//! `bounds.rs`, `warnings.rs`), to the tests beside the code or to `gateway/tests/check.rs`.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
 
@@ -11,8 +12,18 @@ use std::path::{Path, PathBuf};
 /// Words of a message that a test must quote, one after the other.
 const WORDS: usize = 4;
 
+/// What functions answer with that tell what is wrong, or what a name means that is used twice.
+const ANSWERS: [&str; 6] =
+    ["Unusable", "Mistake", "String>", "String)", "Vec<Shared>", "anyhow::Result<Self>"];
+
+/// Whose errors (`#[error("…")]`) are of values that a policy has.
+const ERRORS: [&str; 3] = ["state/mod.rs", "src/calendar.rs", "src/validity.rs"];
+
+/// Files of the gateway that `check` reads with, besides `load.rs`.
+const READERS: [&str; 4] = ["flags.rs", "introspection.rs", "jwks.rs", "revoke.rs"];
+
 /// Texts there that `check` never tells.
-const OTHERS: [&str; 5] = [
+const OTHERS: [&str; 9] = [
     "the request does not ask for one version",
     "`file:PATH`, relative to the policy's folder, or `env:NAME`.",
     // Of keys, for logs, while the gateway runs.
@@ -20,34 +31,47 @@ const OTHERS: [&str; 5] = [
     "the key has not been told yet",
     // A field of answers.
     r#"<{link}>; rel="deprecation"; type="text/html""#,
+    // Of what a module is given, which was checked before.
+    "the module was not given this secret",
+    "Envoy does not pass on the variable `{name}`",
+    // Of requests to revoke.
+    "`issued_until_s` is at most {MOST_AHEAD_S} seconds from now",
+    "ids and tenants are 1 to 256 visible ASCII characters, as in tokens",
 ];
 
 #[test]
 fn every_message_has_a_case() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (filters, load) = (folder.join("../filters/src"), folder.join("src/load.rs"));
+    let filters = folder.join("../filters/src");
+    let readers = READERS.map(|name| folder.join("src").join(name));
+    let load = folder.join("src/load.rs");
     let tests = [folder.join("tests"), folder.join("../filters/tests")];
     let own = Path::new(file!()).file_name().unwrap();
     let of_tests =
         tests.iter().flat_map(|folder| sources(folder)).filter(|path| path.file_name() != Some(own));
     let mut tested: String = of_tests.map(|path| std::fs::read_to_string(path).unwrap()).collect();
     let mut messages = Vec::new();
-    for path in sources(&filters).into_iter().chain([load.clone()]) {
+    for path in sources(&filters).into_iter().chain(readers).chain([load.clone()]) {
         let whole = std::fs::read_to_string(&path).unwrap();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().ends_with("tests.rs")) {
+            tested.push_str(&whole);
+            continue;
+        }
         let (code, own_tests) = whole.split_once("#[cfg(test)]").unwrap_or((&whole, ""));
         tested.push_str(own_tests);
-        let told = match path == load || path.parent().is_some_and(|folder| folder.ends_with("policy")) {
-            true => literals(code),
-            false => {
-                let code = without_comments(code);
-                code.split("Unusable::new(").skip(1).flat_map(|rest| literals(argument(rest))).collect()
-            }
+        let code = without_comments(code);
+        let mut told = match path == load || path.parent().is_some_and(|folder| folder.ends_with("policy")) {
+            true => literals(&code),
+            false => answering(&code).into_iter().flat_map(literals).collect(),
         };
+        if ERRORS.iter().any(|name| path.ends_with(name)) {
+            told.extend(code.split("#[error(").skip(1).filter_map(|rest| literals(rest).into_iter().next()));
+        }
         let told =
             told.into_iter().filter(|text| text.split(' ').count() > 2 && !OTHERS.contains(&text.as_str()));
         messages.extend(told.map(|text| (path.clone(), text)));
     }
-    assert!(messages.len() > 60, "only {} messages are found", messages.len());
+    assert!(messages.len() > 200, "only {} messages are found", messages.len());
     let tested = tested.replace("\\\n", "").split_whitespace().collect::<Vec<_>>().join(" ");
     let without = messages.iter().filter(|(_, text)| !is_quoted(text, &tested));
     let without: Vec<String> = without.map(|(path, text)| format!("{}: {text}", path.display())).collect();
@@ -85,14 +109,26 @@ fn is_quoted(text: &str, tested: &str) -> bool {
     })
 }
 
-/// What stands before the parenthesis that closes.
-fn argument(code: &str) -> &str {
-    let (mut open, mut quoted) = (1, false);
+/// The bodies of functions that answer with what is wrong.
+fn answering(code: &str) -> Vec<&str> {
+    let functions = code.match_indices("fn ").filter_map(|(start, _)| {
+        let rest = &code[start..];
+        let (head, body) = rest.split_at(rest.find('{')?);
+        let (_, answer) = head.rsplit_once("->")?;
+        // A `;` ends one that has no body.
+        (!head.contains(';') && ANSWERS.iter().any(|known| answer.contains(known))).then(|| block(body))
+    });
+    functions.collect()
+}
+
+/// What stands before the brace that closes the first one.
+fn block(code: &str) -> &str {
+    let (mut open, mut quoted) = (0, false);
     for (position, byte) in code.bytes().enumerate() {
         match byte {
             b'"' => quoted = !quoted,
-            b'(' if !quoted => open += 1,
-            b')' if !quoted => open -= 1,
+            b'{' if !quoted => open += 1,
+            b'}' if !quoted => open -= 1,
             _ => {}
         }
         if open == 0 {
@@ -102,10 +138,10 @@ fn argument(code: &str) -> &str {
     code
 }
 
-/// The texts in quotes, not those in comments.
+/// The texts in quotes.
 fn literals(code: &str) -> Vec<String> {
     let mut found = Vec::new();
-    for line in without_comments(code).split('"').skip(1).step_by(2) {
+    for line in code.split('"').skip(1).step_by(2) {
         let text = line.replace('\u{1}', "\"").replace("\\\n", " ");
         found.push(text.split_whitespace().collect::<Vec<_>>().join(" "));
     }

@@ -139,7 +139,7 @@ fn what_cannot_be_meant_is_told() {
         (flag(r#"{ "state": "ENABLED", "variants": {} }"#), "flag `f`: it has one to 64 `variants`"),
         (
             flag(r#"{ "state": "ENABLED", "variants": { "on": true, "off": "no" } }"#),
-            "all booleans, all strings",
+            "its `variants` are all booleans, all strings, all numbers or all objects",
         ),
         (flag(r#"{ "state": "ENABLED", "variants": { "on": null } }"#), "all booleans, all strings"),
         (
@@ -179,8 +179,14 @@ fn what_cannot_be_meant_is_told() {
     let many: serde_json::Map<String, Value> = (0..=Flags::MOST)
         .map(|number| (number.to_string(), json!({ "state": "ENABLED", "variants": { "on": true } })))
         .collect();
-    assert!(read(&json!({ "flags": many }).to_string()).unwrap_err().contains("more than 1000 flags"));
-    assert!(read(&" ".repeat(Flags::MOST_BYTES + 1)).unwrap_err().contains("at most 1048576 bytes"));
+    assert!(
+        read(&json!({ "flags": many }).to_string()).unwrap_err().contains("there are more than 1000 flags")
+    );
+    assert!(
+        read(&" ".repeat(Flags::MOST_BYTES + 1))
+            .unwrap_err()
+            .contains("a file of flags is at most 1048576 bytes")
+    );
 }
 
 #[test]

@@ -133,6 +133,11 @@ fn api_keys_that_cannot_be_meant() {
             Err(told) => assert!(!expected.is_empty() && told.contains(expected), "{keys} {filters}: {told}"),
         }
     }
+    let many: Vec<String> =
+        (0..1_025).map(|number| key(&format!("k{number}"), &format!("{number:064x}"))).collect();
+    let text =
+        GOOD.replace("clients:\n", &format!("clients:\n  bank: {{ api_keys: [{}] }}\n", many.join(", ")));
+    assert!(read(&text).unwrap_err().contains("API key `k1024`: there are more than 1024 API keys"));
     let nobody = format!("{GOOD}    filters: {{ api_key: {{}} }}\n");
     assert!(read(&nobody).unwrap_err().contains("no client of the policy has `api_keys`"));
     let known =

@@ -75,6 +75,27 @@ fn a_limit_of_one_name_is_one_limit() {
             }
         }
     }
+    // Of places and quotas too.
+    for (filter, first, second, expected) in [
+        (
+            "concurrency",
+            "by: ip, most: 2",
+            "by: ip, most: 2, lease_s: 9",
+            "`n` is 2 at once for 9 s at most, by ip here and 2 at once for 60 s at most, by ip on route `send`",
+        ),
+        (
+            "quota",
+            "by: route, per: day, most: 5",
+            "by: ip, per: day, most: 5",
+            "here and a quota of each route on route `send`",
+        ),
+    ] {
+        let limit =
+            |numbers: &str| format!("filters: {{ {filter}: {{ limits: [{{ name: n, {numbers} }}] }} }}");
+        let other = "  - name: other\n    methods: [GET]\n    path: /v1/other\n    upstream: txn-core\n";
+        let told = read(&format!("{GOOD}    {}\n{other}    {}\n", limit(first), limit(second))).unwrap_err();
+        assert!(told.contains(expected), "{filter}: {told}");
+    }
     // A route that does without the limit of every route may not give its name another meaning either.
     let above = GOOD.replacen("shape: {}", &usual["filters: { ".len()..usual.len() - 2], 1);
     let below = limit("ip", "requests: 5, per_s: 60");

@@ -111,6 +111,11 @@ fn tenants_and_plans_that_cannot_be_meant() {
         let expects = told.contains(expected) && told.is_empty() == expected.is_empty();
         assert!(expects, "with {to:?} and {filters}\nexpected {expected:?}\ntold     {told}");
     }
+    let eight: Vec<String> =
+        (0..8).map(|number| format!("{{ name: r{number}, by: ip, requests: 1, per_s: 1 }}")).collect();
+    let filters = format!("{{ tenant: {{}}, rate_limit: {{ limits: [{}] }} }}", eight.join(", "));
+    let told = read(&with_tenants(TENANTS, &filters)).unwrap_err();
+    assert!(told.contains("plan `gold`: with those of the route there are more than 8 limits"), "{told}");
     let told = read(&with_tenants("", REQUIRED)).unwrap_err();
     assert!(
         told.contains("route `send`: tenant: the policy has no `tenants` and no `default_plan`"),

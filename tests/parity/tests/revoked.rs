@@ -174,6 +174,7 @@ async fn what_one_edge_is_told_every_edge_knows() {
         if n % 3 == 0 {
             let (done, told) = edges[0].command(&[&format!("--{kind}"), &id, "--tenant", "acme"]);
             assert!(done && told.contains("every edge knows within seconds"), "{told}");
+            assert!(told.contains("\"credential\":\"command\""), "the audit is told who asked: {told}");
         } else {
             let (status, told) = edges[n % 2].revocations(Some(&json!({ kind: id }))).await;
             assert_eq!(status, 200, "{told}");
