@@ -46,6 +46,9 @@ fn targeting_says_which_variant() {
         (json!({ "if": [{ "sem_ver": [{ "var": "app" }, "^", "v2"] }, "off"] }), "off"),
         (json!({ "if": [{ "sem_ver": [{ "var": "app" }, "~", "2.9.0"] }, "off"] }), "on"),
         (json!({ "if": [{ "sem_ver": [{ "var": "user" }, ">=", "2.9"] }, "off"] }), "on"),
+        (json!({ "if": [{ "sem_ver": ["2.1.0+b", "=", "2.1.0+a"] }, "off"] }), "off"),
+        (json!({ "if": [{ "sem_ver": ["2.1.0+b", ">", "2.1.0+a"] }, "off"] }), "on"),
+        (json!({ "if": [{ "sem_ver": ["2.1.0+a", "<=", "2.1"] }, "off"] }), "off"),
         (json!({ "if": [{ "starts_with": [{ "var": "user" }, "al"] }, "off"] }), "off"),
         (json!({ "if": [{ "ends_with": [{ "var": "n" }, "7"] }, "off"] }), "on"),
         (
