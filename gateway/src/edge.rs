@@ -78,7 +78,7 @@ impl Edge {
             Some(before) => before.remembered_from(&policy, now_ms()),
             None => BTreeMap::new(),
         };
-        let flags = FeatureFlags::follow(&policy, &folder, &watch, &standing.flags_audited)?;
+        let flags = FeatureFlags::follow(&policy, &folder, &watch)?;
         let standing = standing.clone();
         let edge = Self {
             policy,

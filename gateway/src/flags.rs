@@ -1,13 +1,14 @@
 //! Feature flags, followed while the edge runs: a file that changes counts a second later, as a whole, or is refused
 //! with a reason and the flags before it stay.
 //!
-//! Owns the file, who is told of its changes, and what is counted. What a flag says of a request is the crate `filters`'.
+//! Owns the file, and what is counted. What a flag says of a request is the crate `filters`'.
 
+mod audited;
 pub(crate) mod ofrep;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use certs::file::Content;
 use certs::{Bytes, CertError, Set, Subject, Watch};
@@ -18,6 +19,7 @@ use prometheus::IntCounterVec;
 use prometheus::core::Collector as _;
 use serde_json::{Value, json};
 
+pub(crate) use self::audited::Audited;
 use crate::load;
 
 /// The flags of a policy as they are now; none where it has no file of them.
@@ -32,18 +34,9 @@ struct Held {
     version: String,
 }
 
-/// What was told of flags last: the one line that changes have, whatever policies come and go.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Audited(Arc<Mutex<Option<Arc<Flags>>>>);
-
 impl FeatureFlags {
     /// Reads the file, and has `watch` follow it. A file without a flag that the policy counts on is refused.
-    pub(crate) fn follow(
-        policy: &Policy,
-        folder: &Path,
-        watch: &Watch,
-        audited: &Audited,
-    ) -> Result<Self, CertError> {
+    pub(crate) fn follow(policy: &Policy, folder: &Path, watch: &Watch) -> Result<Self, CertError> {
         let Some(path) = file(policy.document(), folder) else { return Ok(Self::default()) };
         let uses = policy.flag_uses().to_vec();
         let accept = move |read: &[Bytes], _: Option<&Held>, _| {
@@ -62,14 +55,7 @@ impl FeatureFlags {
                 }
             }
         };
-        let set = watch.files("flags".to_owned(), vec![(path, Content::Public)], accept)?;
-        let (followed, audited) = (set.clone(), audited.clone());
-        // Made anew with each file that counts.
-        watch.derive(&[&set], move || {
-            audited.tell(&followed.current());
-            Ok::<_, CertError>(())
-        })?;
-        Ok(Self(Some(set)))
+        Ok(Self(Some(watch.files("flags".to_owned(), vec![(path, Content::Public)], accept)?)))
     }
 
     pub(crate) fn current(&self) -> Option<Arc<Flags>> {
@@ -171,41 +157,6 @@ impl Held {
 impl Subject for Held {
     fn summary(&self) -> String {
         format!("{} flags, {}", self.flags.len(), self.version)
-    }
-}
-
-impl Audited {
-    /// Writes a line for each flag that is another than it was told to be.
-    fn tell(&self, held: &Held) {
-        let now = Arc::clone(&held.flags);
-        let before = self.0.lock().unwrap_or_else(PoisonError::into_inner).replace(now);
-        let version = held.version.as_str();
-        let Some(before) = before else {
-            tracing::info!(target: "audit", version, flags = held.flags.len(), "flags in use");
-            return;
-        };
-        for (key, flag) in held.flags.iter() {
-            let default = flag.default();
-            let state = format!("{:?}", flag.state()).to_uppercase();
-            match before.get(key) {
-                None => {
-                    tracing::info!(target: "audit", version, flag = key, state, default, "flag added");
-                }
-                Some(old) => {
-                    let changed = old.changed(flag);
-                    if !changed.is_empty() {
-                        let (changed, default_before) = (changed.join(" "), old.default());
-                        tracing::info!(
-                            target: "audit", version, flag = key, state, default, default_before, changed,
-                            "flag changed"
-                        );
-                    }
-                }
-            }
-        }
-        for (key, _) in before.iter().filter(|(key, _)| held.flags.get(key).is_none()) {
-            tracing::info!(target: "audit", version, flag = key, "flag removed");
-        }
     }
 }
 
