@@ -13,7 +13,7 @@ use std::sync::Arc;
 use certs::file::Content;
 use certs::{Bytes, CertError, Set, Subject, Watch};
 use filters::filter::Context;
-use filters::flags::{Evaluation, Flags, Reason};
+use filters::flags::{Evaluation, Flags};
 use filters::policy::{Document, FlagFile, Policy};
 use prometheus::IntCounterVec;
 use prometheus::core::Collector as _;
@@ -173,13 +173,5 @@ impl FeatureFlags {
     fn keys(&self) -> Vec<String> {
         let flags = self.current();
         flags.iter().flat_map(|flags| flags.iter()).map(|(key, _)| key.to_owned()).collect()
-    }
-}
-
-/// Whether a flag was switched off, which is told like a flag that is not there.
-fn is_off(reason: Reason) -> bool {
-    match reason {
-        Reason::Disabled => true,
-        Reason::Static | Reason::TargetingMatch | Reason::Default | Reason::Error(_) => false,
     }
 }

@@ -215,6 +215,7 @@ async fn flags_are_told_to_who_asks() {
     let (u, v) = (Recorder::start(folder, "u").await, Recorder::start(folder, "v").await);
     let mut all = flags("on", &json!({ "if": [{ "==": [{ "var": "targetingKey" }, "alice"] }, "on"] }));
     all["flags"]["dark"] = json!({ "state": "DISABLED", "variants": { "on": 1 }, "defaultVariant": "on" });
+    all["flags"]["upi:refunds/new"] = all["flags"]["open"].clone();
     all["flags"]["wrong"] = json!({ "state": "ENABLED", "variants": { "on": 1 }, "targeting": "nowhere" });
     put(folder, &all.to_string());
     let gateway = serve(folder, &policy(&u, &v)).await;
@@ -239,6 +240,14 @@ async fn flags_are_told_to_who_asks() {
             200,
             json!({
                 "key": "new-core", "reason": "DEFAULT", "variant": "off", "value": false, "metadata": {},
+            }),
+        ),
+        (
+            "/upi%3Arefunds%2fnew",
+            "{}",
+            200,
+            json!({
+                "key": "upi:refunds/new", "reason": "STATIC", "variant": "on", "value": true, "metadata": {},
             }),
         ),
         (
@@ -270,7 +279,11 @@ async fn flags_are_told_to_who_asks() {
         assert_eq!(ask(path, body).await, (status, expected), "{path} {body}");
     }
     let (status, told) = ask("", r#"{"context":{}}"#).await;
-    assert_eq!((status, told["flags"].as_array().unwrap().len()), (200, 4));
+    assert_eq!((status, told["flags"].as_array().unwrap().len()), (200, 5));
+    let url = format!("{}/ofrep/v1/evaluate/flagsx", gateway.admin);
+    let elsewhere = http.post(url).body("{}").send().await.unwrap();
+    assert_eq!(elsewhere.status().as_u16(), 404);
+    assert!(elsewhere.text().await.unwrap().contains(" /flags, /ofrep/v1/evaluate/flags,"));
     assert_eq!(gateway.metric(r#"gateway_flag_evaluations_total{flag="open""#).await, 0.0);
 }
 
