@@ -43,7 +43,7 @@ impl ServeHttp for Admin {
                 Err(error) => answer(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
             },
             "/flags" => {
-                let told = self.gate.edge().flags().report(&self.gate.metrics().flags);
+                let told = self.gate.edge().flags().report(Some(&self.gate.metrics().flags));
                 answer(StatusCode::OK, "application/json", told.to_string())
             }
             "/revocations" => self.revocations(session).await,

@@ -68,20 +68,23 @@ impl FeatureFlags {
         Some((held.version.clone(), Arc::clone(&held.json)))
     }
 
-    /// What there is, whether the file as it is now counts, and what each flag has said.
-    pub(crate) fn report(&self, counted: &IntCounterVec) -> Value {
+    /// What there is, whether the file as it is now counts, and what each flag has said, where that is counted.
+    pub(crate) fn report(&self, counted: Option<&IntCounterVec>) -> Value {
         let Some(set) = &self.0 else { return json!({ "file": null, "flags": {} }) };
         let held = set.current();
-        let said = said(counted);
+        let said = counted.map(said);
         let flags: BTreeMap<&str, Value> = held
             .flags
             .iter()
             .map(|(key, flag)| {
                 let variants: Vec<&str> = flag.variants().map(|(name, _)| name).collect();
-                let told = json!({
+                let mut told = json!({
                     "state": flag.state(), "variants": variants, "defaultVariant": flag.default(),
-                    "targeting": flag.has_targeting(), "metadata": flag.metadata(), "said": said.get(key),
+                    "targeting": flag.has_targeting(), "metadata": flag.metadata(),
                 });
+                if let Some(said) = &said {
+                    told["said"] = json!(said.get(key));
+                }
                 (key, told)
             })
             .collect();

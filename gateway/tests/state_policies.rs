@@ -215,7 +215,8 @@ async fn everything_of_another_policy_counts_at_once() {
     assert!(state.get("/usage").await.body["tenants"]["globex"].is_object());
     assert_eq!(state.get(&flags_known_as("second")).await.body, flags("on"));
     assert_eq!(state.get(&flags_known_as("first")).await.status, 404, "another policy's file");
-    assert_eq!(state.get("/flags").await.body["flags"]["open"]["defaultVariant"], "on");
+    let open = &state.get("/flags").await.body["flags"]["open"];
+    assert_eq!((&open["defaultVariant"], open.get("said")), (&json!("on"), None), "Envoy counts");
     let certificates = state.get("/certificates").await.text;
     assert!(certificates.contains("late-1") && certificates.contains("renamed"), "{certificates}");
     let metrics = state.get("/metrics").await.text;

@@ -37,8 +37,7 @@ pub(crate) enum Asked {
     One(String),
 }
 
-/// Answers a question about flags. `now_s` is what rules find in
-/// `$flagd.timestamp`.
+/// Answers a question about flags. `now_s` is what rules find in `$flagd.timestamp`.
 pub(crate) fn answer(flags: &FeatureFlags, asked: &Asked, body: &[u8], now_s: u64) -> (StatusCode, Value) {
     let Ok(Question { mut context }) = serde_json::from_slice(body) else {
         let key = match asked {
