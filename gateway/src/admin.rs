@@ -1,4 +1,5 @@
-//! Health, readiness, the policy that serves, certificates, usage and metrics, on an address of their own.
+//! Health, readiness, the policy that serves, certificates, flags, revocations, usage and metrics, on an address of their
+//! own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use http::{Method, Response, StatusCode, header};
 use pingora::apps::http_app::ServeHttp;
 use pingora::protocols::http::ServerSession;
 
-use crate::flags::ofrep;
+use crate::flags::ofrep::{self, Asked};
 use crate::gate::Gate;
 use crate::listeners::Listeners;
 use crate::reload::Reload;
@@ -23,7 +24,11 @@ pub(crate) struct Admin {
 #[async_trait]
 impl ServeHttp for Admin {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
-        match session.req_header().uri.path() {
+        let path = session.req_header().uri.path();
+        if let Some(asked) = ofrep::asked(path) {
+            return self.evaluate(session, asked).await;
+        }
+        match path {
             "/health" => answer(StatusCode::OK, "application/json", r#"{"status":"up"}"#.into()),
             "/readiness" => self.readiness(),
             "/metrics" => {
@@ -38,13 +43,8 @@ impl ServeHttp for Admin {
                 Err(error) => answer(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
             },
             "/flags" => {
-                let told = self.gate.edge().flags().report(&self.gate.metrics().flags);
+                let told = self.gate.edge().flags().report(Some(&self.gate.metrics().flags));
                 answer(StatusCode::OK, "application/json", told.to_string())
-            }
-            path if path.starts_with(ofrep::PATH) => {
-                let key = path.strip_prefix(ofrep::PATH).and_then(|rest| rest.strip_prefix('/'));
-                let key = key.map(str::to_owned);
-                self.evaluate(session, key).await
             }
             "/revocations" => self.revocations(session).await,
             "/config" => answer(StatusCode::OK, "application/json", self.reload.report().to_string()),
@@ -58,7 +58,8 @@ impl ServeHttp for Admin {
             _ => answer(
                 StatusCode::NOT_FOUND,
                 "text/plain",
-                "Here are /health, /readiness, /config, /certificates, /flags, /revocations, /usage and /metrics.\n"
+                "Here are /health, /readiness, /config, /certificates, /flags, /ofrep/v1/evaluate/flags, /revocations, \
+                 /usage and /metrics.\n"
                     .into(),
             ),
         }
@@ -88,12 +89,12 @@ impl Admin {
     }
 
     /// What flags say of whomever the question names.
-    async fn evaluate(&self, session: &mut ServerSession, key: Option<String>) -> Response<Vec<u8>> {
+    async fn evaluate(&self, session: &mut ServerSession, asked: Asked) -> Response<Vec<u8>> {
         let (status, told) = match session.req_header().method.clone() {
             Method::POST => match tokio::time::timeout(BODY_WITHIN, body(session, ofrep::MOST_BYTES)).await {
                 Ok(Some(body)) => {
                     let edge = self.gate.edge();
-                    ofrep::answer(edge.flags(), key.as_deref(), &body, crate::now_ms() / 1_000)
+                    ofrep::answer(edge.flags(), &asked, &body, crate::now_ms() / 1_000)
                 }
                 Ok(None) | Err(_) => {
                     revoke::problem(StatusCode::BAD_REQUEST, "body", "send the whole of a short body")

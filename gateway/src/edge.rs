@@ -72,7 +72,7 @@ impl Edge {
                 upstreams.insert(name.clone(), Arc::new(upstream));
             }
         }
-        let flags = FeatureFlags::follow(&policy, &folder, &watch, &standing.flags_audited)?;
+        let flags = FeatureFlags::follow(&policy, &folder, &watch)?;
         let standing = standing.clone();
         let edge =
             Self { policy, upstreams, issuers, client_keys, flags, operators, standing, watch, version };

@@ -1,23 +1,25 @@
 //! Feature flags, followed while the edge runs: a file that changes counts a second later, as a whole, or is refused
 //! with a reason and the flags before it stay.
 //!
-//! Owns the file, who is told of its changes, and what is counted. What a flag says of a request is the crate `filters`'.
+//! Owns the file, and what is counted. What a flag says of a request is the crate `filters`'.
 
+mod audited;
 pub(crate) mod ofrep;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use certs::file::Content;
 use certs::{Bytes, CertError, Set, Subject, Watch};
 use filters::filter::Context;
-use filters::flags::{Evaluation, Flags, Reason};
+use filters::flags::{Evaluation, Flags};
 use filters::policy::{Document, FlagFile, Policy};
 use prometheus::IntCounterVec;
 use prometheus::core::Collector as _;
 use serde_json::{Value, json};
 
+pub(crate) use self::audited::Audited;
 use crate::load;
 
 /// The flags of a policy as they are now; none where it has no file of them.
@@ -32,18 +34,9 @@ struct Held {
     version: String,
 }
 
-/// What was told of flags last: the one line that changes have, whatever policies come and go.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Audited(Arc<Mutex<Option<Arc<Flags>>>>);
-
 impl FeatureFlags {
     /// Reads the file, and has `watch` follow it. A file without a flag that the policy counts on is refused.
-    pub(crate) fn follow(
-        policy: &Policy,
-        folder: &Path,
-        watch: &Watch,
-        audited: &Audited,
-    ) -> Result<Self, CertError> {
+    pub(crate) fn follow(policy: &Policy, folder: &Path, watch: &Watch) -> Result<Self, CertError> {
         let Some(path) = file(policy.document(), folder) else { return Ok(Self::default()) };
         let uses = policy.flag_uses().to_vec();
         let accept = move |read: &[Bytes], _: Option<&Held>, _| {
@@ -62,14 +55,7 @@ impl FeatureFlags {
                 }
             }
         };
-        let set = watch.files("flags".to_owned(), vec![(path, Content::Public)], accept)?;
-        let (followed, audited) = (set.clone(), audited.clone());
-        // Made anew with each file that counts.
-        watch.derive(&[&set], move || {
-            audited.tell(&followed.current());
-            Ok::<_, CertError>(())
-        })?;
-        Ok(Self(Some(set)))
+        Ok(Self(Some(watch.files("flags".to_owned(), vec![(path, Content::Public)], accept)?)))
     }
 
     pub(crate) fn current(&self) -> Option<Arc<Flags>> {
@@ -82,20 +68,23 @@ impl FeatureFlags {
         Some((held.version.clone(), Arc::clone(&held.json)))
     }
 
-    /// What there is, whether the file as it is now counts, and what each flag has said.
-    pub(crate) fn report(&self, counted: &IntCounterVec) -> Value {
+    /// What there is, whether the file as it is now counts, and what each flag has said, where that is counted.
+    pub(crate) fn report(&self, counted: Option<&IntCounterVec>) -> Value {
         let Some(set) = &self.0 else { return json!({ "file": null, "flags": {} }) };
         let held = set.current();
-        let said = said(counted);
+        let said = counted.map(said);
         let flags: BTreeMap<&str, Value> = held
             .flags
             .iter()
             .map(|(key, flag)| {
                 let variants: Vec<&str> = flag.variants().map(|(name, _)| name).collect();
-                let told = json!({
+                let mut told = json!({
                     "state": flag.state(), "variants": variants, "defaultVariant": flag.default(),
-                    "targeting": flag.has_targeting(), "metadata": flag.metadata(), "said": said.get(key),
+                    "targeting": flag.has_targeting(), "metadata": flag.metadata(),
                 });
+                if let Some(said) = &said {
+                    told["said"] = json!(said.get(key));
+                }
                 (key, told)
             })
             .collect();
@@ -174,41 +163,6 @@ impl Subject for Held {
     }
 }
 
-impl Audited {
-    /// Writes a line for each flag that is another than it was told to be.
-    fn tell(&self, held: &Held) {
-        let now = Arc::clone(&held.flags);
-        let before = self.0.lock().unwrap_or_else(PoisonError::into_inner).replace(now);
-        let version = held.version.as_str();
-        let Some(before) = before else {
-            tracing::info!(target: "audit", version, flags = held.flags.len(), "flags in use");
-            return;
-        };
-        for (key, flag) in held.flags.iter() {
-            let default = flag.default();
-            let state = format!("{:?}", flag.state()).to_uppercase();
-            match before.get(key) {
-                None => {
-                    tracing::info!(target: "audit", version, flag = key, state, default, "flag added");
-                }
-                Some(old) => {
-                    let changed = old.changed(flag);
-                    if !changed.is_empty() {
-                        let (changed, default_before) = (changed.join(" "), old.default());
-                        tracing::info!(
-                            target: "audit", version, flag = key, state, default, default_before, changed,
-                            "flag changed"
-                        );
-                    }
-                }
-            }
-        }
-        for (key, _) in before.iter().filter(|(key, _)| held.flags.get(key).is_none()) {
-            tracing::info!(target: "audit", version, flag = key, "flag removed");
-        }
-    }
-}
-
 impl FeatureFlags {
     /// What a flag says where these are the facts: for people and programs that ask, and not counted.
     pub(crate) fn asked(&self, key: &str, facts: &Value) -> Option<(Evaluation, Value, Value)> {
@@ -222,13 +176,5 @@ impl FeatureFlags {
     fn keys(&self) -> Vec<String> {
         let flags = self.current();
         flags.iter().flat_map(|flags| flags.iter()).map(|(key, _)| key.to_owned()).collect()
-    }
-}
-
-/// Whether a flag was switched off, which is told like a flag that is not there.
-fn is_off(reason: Reason) -> bool {
-    match reason {
-        Reason::Disabled => true,
-        Reason::Static | Reason::TargetingMatch | Reason::Default | Reason::Error(_) => false,
     }
 }

@@ -115,6 +115,7 @@ impl Snapshot for Edge {
     }
 
     fn begin(&self) -> JoinSet<()> {
+        self.flags().audit(&self.watch(), &self.standing.flags_audited);
         let mut work = JoinSet::new();
         work.spawn(self.watch().run());
         work.spawn(Arc::clone(&self.issuers.keys).keep_fresh());

@@ -52,7 +52,7 @@ pub(crate) trait Snapshot: Send + Sync + 'static {
     /// The first digits of the policy file's SHA-256.
     fn version(&self) -> &str;
 
-    /// Begins what the policy needs done beside requests. It ends when that is dropped.
+    /// The policy has taken over: begins what it needs done beside requests. That ends when it is dropped.
     fn begin(&self) -> JoinSet<()>;
 }
 

@@ -11,7 +11,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use self::running::{LOG, Recorder, TLS, pki, serve, under_load, until};
+use self::running::{LOG, Recorder, TLS, audited, pki, serve, under_load, until};
 
 fn flags(open: &str, core: &Value) -> Value {
     let flag = |variant: &str| json!({ "state": "ENABLED", "variants": { "on": true, "off": false }, "defaultVariant": variant });
@@ -23,13 +23,6 @@ fn flags(open: &str, core: &Value) -> Value {
 fn put(folder: &Path, text: &str) {
     std::fs::write(folder.join("flags.json.new"), text).unwrap();
     std::fs::rename(folder.join("flags.json.new"), folder.join("flags.json")).unwrap();
-}
-
-/// Lines of the log that are the audit's.
-fn audited(folder: &Path) -> Vec<Value> {
-    let text = std::fs::read_to_string(folder.join(LOG)).unwrap();
-    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    lines.filter(|line| line["target"] == "audit").collect()
 }
 
 const ROUTES: &str = r#"
@@ -119,7 +112,65 @@ async fn flags_change_while_the_gateway_runs() {
     );
 }
 
-/// What other services ask, by OpenFeature's protocol.
+/// A policy that is refused changes no flag, whatever file it names; one that has none takes them all away.
+#[tokio::test]
+async fn what_another_policy_changes_is_told_when_it_takes_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    pki(folder);
+    let (u, v) = (Recorder::start(folder, "u").await, Recorder::start(folder, "v").await);
+    put(folder, &flags("off", &json!("on")).to_string());
+    let mut other = flags("on", &json!("on"));
+    other["flags"]["late"] = other["flags"]["open"].clone();
+    std::fs::write(folder.join("other.json"), other.to_string()).unwrap();
+    let first = policy(&u, &v);
+    let second = first.replace("flags.json", "other.json");
+    let without_flags = format!(
+        "{}routes: [{{ name: r, methods: [GET], path: /r, upstream: u }}]",
+        first.split("flags:").next().unwrap()
+    );
+    let gateway = serve(folder, &first).await;
+    let told = || {
+        let lines = audited(folder).into_iter();
+        lines.map(|line| format!("{} {}", line["message"], line["flag"])).collect::<Vec<_>>()
+    };
+    until("the flags are told", async || !told().is_empty()).await;
+    let mut expected = vec![r#""flags in use" null"#];
+    assert_eq!(told(), expected);
+
+    // It has all that it names but one address, which somebody else has.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let one_more = format!(
+        r#"  - {{ name: more, address: "{}", tls: {{ certificate: "file:edge.pem", key: "file:edge.key" }} }}"#,
+        taken.local_addr().unwrap()
+    );
+    let head = gateway.head.replace("admin:", &format!("{one_more}\nadmin:"));
+    gateway.replace(folder, &format!("{head}{second}"));
+    until("the policy is refused", async || gateway.admin("/config").await["refused"].is_object()).await;
+    assert_eq!(told(), expected);
+
+    for (policy, reloads, changes) in [
+        (&second, 1, &[r#""flag added" "late""#, r#""flag changed" "open""#][..]),
+        (
+            &without_flags,
+            2,
+            &[r#""flag removed" "late""#, r#""flag removed" "new-core""#, r#""flag removed" "open""#],
+        ),
+        (&first, 3, &[r#""flag added" "new-core""#, r#""flag added" "open""#]),
+    ] {
+        gateway.change(folder, policy);
+        until("the policy takes over", async || gateway.admin("/config").await["reloads"] == reloads).await;
+        expected.extend(changes);
+        until("what it changes is told", async || told().len() >= expected.len()).await;
+        assert_eq!(told(), expected);
+    }
+    // Later changes of the file are told once, by the policy that serves.
+    put(folder, &flags("on", &json!("on")).to_string());
+    expected.push(r#""flag changed" "open""#);
+    until("the change is told", async || told().len() >= expected.len()).await;
+    assert_eq!(told(), expected);
+}
+
 /// Both flags change together: who finds the route open is served by the upstream that the other one says then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_files_of_flags_are_taken_under_load_and_no_request_sees_half_of_two() {
@@ -155,6 +206,7 @@ async fn ten_files_of_flags_are_taken_under_load_and_no_request_sees_half_of_two
     assert!(count.keys().eq(&whole), "{count:?}");
 }
 
+/// What other services ask, by OpenFeature's protocol.
 #[tokio::test]
 async fn flags_are_told_to_who_asks() {
     let folder = tempfile::tempdir().unwrap();
@@ -163,6 +215,7 @@ async fn flags_are_told_to_who_asks() {
     let (u, v) = (Recorder::start(folder, "u").await, Recorder::start(folder, "v").await);
     let mut all = flags("on", &json!({ "if": [{ "==": [{ "var": "targetingKey" }, "alice"] }, "on"] }));
     all["flags"]["dark"] = json!({ "state": "DISABLED", "variants": { "on": 1 }, "defaultVariant": "on" });
+    all["flags"]["upi:refunds/new"] = all["flags"]["open"].clone();
     all["flags"]["wrong"] = json!({ "state": "ENABLED", "variants": { "on": 1 }, "targeting": "nowhere" });
     put(folder, &all.to_string());
     let gateway = serve(folder, &policy(&u, &v)).await;
@@ -187,6 +240,14 @@ async fn flags_are_told_to_who_asks() {
             200,
             json!({
                 "key": "new-core", "reason": "DEFAULT", "variant": "off", "value": false, "metadata": {},
+            }),
+        ),
+        (
+            "/upi%3Arefunds%2fnew",
+            "{}",
+            200,
+            json!({
+                "key": "upi:refunds/new", "reason": "STATIC", "variant": "on", "value": true, "metadata": {},
             }),
         ),
         (
@@ -218,7 +279,11 @@ async fn flags_are_told_to_who_asks() {
         assert_eq!(ask(path, body).await, (status, expected), "{path} {body}");
     }
     let (status, told) = ask("", r#"{"context":{}}"#).await;
-    assert_eq!((status, told["flags"].as_array().unwrap().len()), (200, 4));
+    assert_eq!((status, told["flags"].as_array().unwrap().len()), (200, 5));
+    let url = format!("{}/ofrep/v1/evaluate/flagsx", gateway.admin);
+    let elsewhere = http.post(url).body("{}").send().await.unwrap();
+    assert_eq!(elsewhere.status().as_u16(), 404);
+    assert!(elsewhere.text().await.unwrap().contains(" /flags, /ofrep/v1/evaluate/flags,"));
     assert_eq!(gateway.metric(r#"gateway_flag_evaluations_total{flag="open""#).await, 0.0);
 }
 

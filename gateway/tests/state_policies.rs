@@ -6,7 +6,7 @@ mod running;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::Arc;
 
 use axum::routing::post;
@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UnixStream};
 
-use self::running::{SECRET, pki, until};
+use self::running::{LOG, SECRET, audited, pki, until};
 
 /// A state service on a socket, which is told the clients' secrets.
 struct State {
@@ -101,7 +101,7 @@ impl State {
         let child = Command::new(env!("CARGO_BIN_EXE_gateway"))
             .args(["state", "state.yaml"])
             .current_dir(folder.path())
-            .stdout(Stdio::null())
+            .stdout(std::fs::File::create(folder.path().join(LOG)).unwrap())
             .spawn()
             .unwrap();
         let state = Self { child, folder };
@@ -215,11 +215,45 @@ async fn everything_of_another_policy_counts_at_once() {
     assert!(state.get("/usage").await.body["tenants"]["globex"].is_object());
     assert_eq!(state.get(&flags_known_as("second")).await.body, flags("on"));
     assert_eq!(state.get(&flags_known_as("first")).await.status, 404, "another policy's file");
-    assert_eq!(state.get("/flags").await.body["flags"]["open"]["defaultVariant"], "on");
+    let open = &state.get("/flags").await.body["flags"]["open"];
+    assert_eq!((&open["defaultVariant"], open.get("said")), (&json!("on"), None), "Envoy counts");
     let certificates = state.get("/certificates").await.text;
     assert!(certificates.contains("late-1") && certificates.contains("renamed"), "{certificates}");
     let metrics = state.get("/metrics").await.text;
     assert!(metrics.contains(r#"gateway_policy_reloads_total{outcome="taken"} 1"#), "{metrics}");
+}
+
+/// Flags of a policy that is refused were never in use, and those of one that has none are in use no more.
+#[tokio::test]
+async fn what_another_policy_changes_of_flags_is_told_when_it_takes_over() {
+    let folder = folder();
+    for name in ["first", "second"] {
+        let flag = json!({ "state": "ENABLED", "variants": { "on": true }, "defaultVariant": "on" });
+        let flags = json!({ "flags": { name: flag } });
+        std::fs::write(folder.path().join(format!("{name}.json")), flags.to_string()).unwrap();
+    }
+    let of = |name: &str| json!({ "file": format!("file:{name}.json") });
+    let state = State::start(folder, &json!({ "flags": of("first") })).await;
+    let told = || {
+        let lines = audited(state.folder.path()).into_iter();
+        lines.map(|line| format!("{} {}", line["message"], line["flag"])).collect::<Vec<_>>()
+    };
+    let mut expected = vec![r#""flags in use" null"#];
+    until("the flags are told", async || told() == expected).await;
+    let refused = json!({ "flags": of("second"), "issuers": { "main": issuer("three") } });
+    state.change(&policy(&refused).to_string());
+    state.refused("issuer `main` has no keys").await;
+    assert_eq!(told(), expected);
+    for (parts, reloads, changes) in [
+        (json!({}), 1, &[r#""flag removed" "first""#][..]),
+        (json!({ "flags": of("second") }), 2, &[r#""flag added" "second""#]),
+    ] {
+        state.change(&policy(&parts).to_string());
+        state.taken(reloads).await;
+        expected.extend(changes);
+        until("what it changes is told", async || told().len() >= expected.len()).await;
+        assert_eq!(told(), expected);
+    }
 }
 
 /// What is remembered is nobody's policy's.

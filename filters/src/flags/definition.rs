@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::logic::Rule;
+use super::logic::{Evaluators, Rule};
 use super::{Flag, Flags, State};
 use crate::policy::{Mistake, nearest};
 use crate::shape::unambiguous_json;
@@ -68,9 +68,10 @@ pub(super) fn read(text: &str) -> Result<Flags, Vec<String>> {
     if parsed.flags.len() > Flags::MOST {
         mistakes.push(format!("there are more than {} flags", Flags::MOST));
     }
+    let mut evaluators = Evaluators::new(&parsed.evaluators);
     let mut by_key = BTreeMap::new();
     for (key, written) in parsed.flags {
-        match flag(&key, written, &parsed.evaluators) {
+        match flag(&key, written, &mut evaluators) {
             Ok(flag) => drop(by_key.insert(Arc::from(key), flag)),
             Err(why) => mistakes.push(format!("flag `{key}`: {why}")),
         }
@@ -78,7 +79,7 @@ pub(super) fn read(text: &str) -> Result<Flags, Vec<String>> {
     if mistakes.is_empty() { Ok(Flags { by_key }) } else { Err(mistakes) }
 }
 
-fn flag(key: &str, written: Value, evaluators: &Map<String, Value>) -> Result<Flag, String> {
+fn flag(key: &str, written: Value, evaluators: &mut Evaluators<'_>) -> Result<Flag, String> {
     let written: WrittenFlag =
         serde_json::from_value(written).map_err(|why| Mistake::told(&why.to_string()))?;
     if !is_name(key) {

@@ -100,3 +100,77 @@ fn facts(context: &Context, request: &Request<'_>) -> Map<String, Value> {
     }
     facts
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use crate::admission::{Admission, Draw};
+    use crate::filter::{Headers, Host, Request};
+    use crate::flags::Flags;
+    use crate::jwt::KeySet;
+    use crate::policy::{Policy, Secret};
+
+    use super::*;
+
+    const POLICY: &str = r#"
+listeners:
+  - { name: edge, address: "127.0.0.1:8443", tls: { certificate: "file:edge.pem", key: "file:edge.key" } }
+admin: { address: "127.0.0.1:9100" }
+flags: { file: "file:flags.json" }
+upstreams:
+  u: { addresses: ["127.0.0.1:1"], tls: { server_name: u, ca: "file:c", certificate: "file:g", key: "file:k" } }
+  v: { addresses: ["127.0.0.1:2"], tls: { server_name: v, ca: "file:c", certificate: "file:g", key: "file:k" } }
+routes:
+  - name: r
+    methods: [GET]
+    path: /
+    flag: core
+    upstreams: [{ upstream: u, variant: "off" }, { upstream: v, variant: "on" }]
+    filters: { feature: { when: [{ flag: open, is: ["on"] }, { flag: late, is: ["on"] }] } }
+"#;
+
+    /// Each time that it is asked its flags say the other thing.
+    struct Fickle(Cell<bool>);
+
+    impl Host for Fickle {
+        fn now_ms(&self) -> u64 {
+            0
+        }
+
+        fn keys(&self, _issuer: &str) -> Option<Arc<KeySet>> {
+            None
+        }
+
+        fn flags(&self) -> Option<Arc<Flags>> {
+            let variant = if self.0.replace(!self.0.get()) { "on" } else { "off" };
+            let flag = json!({
+                "state": "ENABLED", "variants": { "on": true, "off": false }, "defaultVariant": variant,
+            });
+            let flags = json!({ "flags": { "open": flag, "late": flag, "core": flag } });
+            Some(Arc::new(Flags::read(&flags.to_string()).unwrap()))
+        }
+    }
+
+    #[test]
+    fn a_request_sees_one_state_of_the_flags() {
+        let policy = Policy::read(POLICY, &|_| Ok(Secret::LATER)).unwrap();
+        let peer = [10, 0, 0, 1].into();
+        let request = Request {
+            method: "GET",
+            scheme: "https",
+            authority: "edge.test",
+            path: "/",
+            query: None,
+            headers: Headers::default(),
+            peer,
+            certificate: None,
+        };
+        for (first, expected) in [(true, Ok(Some(("core", "on")))), (false, Err("route_not_found"))] {
+            let host = Fickle(Cell::new(first));
+            let mut admission = Admission::new(peer, None, Draw { request_id: 1, trace_id: 1, span_id: 1 });
+            let decided = admission.head(&policy, &request, &host).map_err(|refused| refused.refusal.code);
+            assert_eq!(decided.map(|()| admission.variant(&policy)), expected);
+        }
+    }
+}

@@ -29,29 +29,25 @@ pub(super) fn choose(values: &[Cow<'_, Value>], facts: &Value) -> Value {
 
 const MOST_WEIGHT: u64 = i32::MAX as u64;
 
-/// What decides, and the shares. The first argument decides if it is no share; otherwise the flag and the sender do.
+/// What decides, and the shares. The first argument decides if it is no list; otherwise the flag and the sender do.
 fn bucket_by<'v>(values: &'v [Cow<'v, Value>], facts: &Value) -> Option<(Vec<u8>, &'v [Cow<'v, Value>])> {
     let (first, rest) = values.split_first()?;
     let mut bytes = Vec::new();
     match &**first {
-        Value::Null | Value::Object(_) => return None,
+        Value::Null => None,
         Value::Array(_) => {
             let sender = facts.get("targetingKey")?.as_str().filter(|key| !key.is_empty())?;
             let flag = facts.get("$flagd").and_then(|own| own.get("flagKey")).and_then(Value::as_str);
             head(&mut bytes, ARRAY, 2);
             cbor_text(&mut bytes, flag.unwrap_or_default());
             cbor_text(&mut bytes, sender);
-            return Some((bytes, values));
+            Some((bytes, values))
         }
-        Value::String(text) => cbor_text(&mut bytes, text),
-        Value::Bool(value) => bytes.push(if *value { 0xf5 } else { 0xf4 }),
-        Value::Number(number) => match (number.as_u64(), number.as_i64(), number.as_f64()?) {
-            (Some(number), _, _) => head(&mut bytes, UNSIGNED, number),
-            (None, Some(number), _) => head(&mut bytes, NEGATIVE, !number.cast_unsigned()),
-            (None, None, _) => return None,
-        },
+        Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Object(_) => {
+            cbor(&mut bytes, first);
+            (!rest.is_empty()).then_some((bytes, rest))
+        }
     }
-    (!rest.is_empty()).then_some((bytes, rest))
 }
 
 /// `[variant, weight]`, or `[variant]`, which weighs 1.
@@ -77,6 +73,80 @@ const UNSIGNED: u8 = 0 << 5;
 const NEGATIVE: u8 = 1 << 5;
 const TEXT: u8 = 3 << 5;
 const ARRAY: u8 = 4 << 5;
+const MAP: u8 = 5 << 5;
+const TWO_TO_64: f64 = 18_446_744_073_709_551_616.0;
+
+/// One way to write each value (RFC 8949 section 4.2): numbers as short as they can be, short names first.
+fn cbor(bytes: &mut Vec<u8>, value: &Value) {
+    match value {
+        Value::Null => bytes.push(0xf6),
+        Value::Bool(value) => bytes.push(if *value { 0xf5 } else { 0xf4 }),
+        Value::Number(number) => match (number.as_u64(), number.as_i64()) {
+            (Some(number), _) => head(bytes, UNSIGNED, number),
+            (None, Some(number)) => head(bytes, NEGATIVE, !number.cast_unsigned()),
+            (None, None) => cbor_float(bytes, number.as_f64().unwrap_or_default()),
+        },
+        Value::String(text) => cbor_text(bytes, text),
+        Value::Array(items) => {
+            head(bytes, ARRAY, items.len() as u64);
+            items.iter().for_each(|item| cbor(bytes, item));
+        }
+        Value::Object(fields) => {
+            let mut fields: Vec<(&String, &Value)> = fields.iter().collect();
+            fields.sort_by_key(|(name, _)| (name.len(), *name));
+            head(bytes, MAP, fields.len() as u64);
+            for (name, field) in fields {
+                cbor_text(bytes, name);
+                cbor(bytes, field);
+            }
+        }
+    }
+}
+
+/// As short as it can be without another worth.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "checked before, or seen by what comes back"
+)]
+fn cbor_float(bytes: &mut Vec<u8>, number: f64) {
+    match number.fract() == 0.0 {
+        true if (0.0..TWO_TO_64).contains(&number) => return head(bytes, UNSIGNED, number as u64),
+        true if (-TWO_TO_64 / 2.0..0.0).contains(&number) => {
+            return head(bytes, NEGATIVE, !(number as i64).cast_unsigned());
+        }
+        true | false => {}
+    }
+    let short = number as f32;
+    if f64::from(short).to_bits() != number.to_bits() {
+        bytes.push(0xfb);
+        bytes.extend(number.to_be_bytes());
+    } else if let Some(shorter) = half(short) {
+        bytes.push(0xf9);
+        bytes.extend(shorter.to_be_bytes());
+    } else {
+        bytes.push(0xfa);
+        bytes.extend(short.to_be_bytes());
+    }
+}
+
+/// The bits of the number in half precision, if it is one there: 5 of its exponent, 10 of its fraction (IEEE 754).
+#[allow(clippy::cast_possible_truncation, reason = "of each, those bits are there and no others")]
+fn half(number: f32) -> Option<u16> {
+    let bits = number.to_bits();
+    let (sign, biased, fraction) = ((bits >> 16) as u16 & 0x8000, bits >> 23 & 0xff, bits & 0x7f_ffff);
+    match biased {
+        // 2^-14 to 2^15.
+        113..=142 => (fraction.trailing_zeros() >= 13)
+            .then_some(sign | ((biased - 112) << 10) as u16 | (fraction >> 13) as u16),
+        // Below, a multiple of 2^-24.
+        103..=112 => {
+            let (whole, shift) = (fraction | 0x80_0000, 126 - biased);
+            (whole.trailing_zeros() >= shift).then_some(sign | (whole >> shift) as u16)
+        }
+        _ => None,
+    }
+}
 
 fn cbor_text(bytes: &mut Vec<u8>, text: &str) {
     head(bytes, TEXT, text.len() as u64);
@@ -128,6 +198,27 @@ mod tests {
             [("", 0), ("test", 0xba6b_d213), ("Hello, world!", 0xc036_3e43), ("flag-user", 2_410_693_464)]
         {
             assert_eq!(murmur3(text.as_bytes()), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_as_short_as_they_can_be() {
+        // RFC 8949, appendix A.
+        for (number, expected) in [
+            (1.0, &[0x01][..]),
+            (-10.0, &[0x29]),
+            (1.1, &[0xfb, 0x3f, 0xf1, 0x99, 0x99, 0x99, 0x99, 0x99, 0x9a]),
+            (1.5, &[0xf9, 0x3e, 0x00]),
+            (-4.1, &[0xfb, 0xc0, 0x10, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66]),
+            (-4.5, &[0xf9, 0xc4, 0x80]),
+            (5.960_464_477_539_063e-8, &[0xf9, 0x00, 0x01]),
+            (0.000_061_035_156_25, &[0xf9, 0x04, 0x00]),
+            (3.402_823_466_385_288_6e38, &[0xfa, 0x7f, 0x7f, 0xff, 0xff]),
+            (0.1_f32.into(), &[0xfa, 0x3d, 0xcc, 0xcc, 0xcd]),
+        ] {
+            let mut bytes = Vec::new();
+            cbor(&mut bytes, &Value::from(number));
+            assert_eq!(bytes, expected, "{number}");
         }
     }
 

@@ -172,9 +172,9 @@ impl Flag {
             return Evaluation { variant: self.default.clone(), reason: Reason::Static };
         };
         let Ok(chosen) = rule.apply(facts) else { return Evaluation::error(ErrorCode::General) };
-        let name = match &*chosen {
+        let name = match chosen {
             Value::Null => return Evaluation { variant: self.default.clone(), reason: Reason::Default },
-            Value::String(name) => name.clone(),
+            Value::String(name) => name,
             Value::Bool(_) | Value::Number(_) => chosen.to_string(),
             Value::Array(_) | Value::Object(_) => return Evaluation::error(ErrorCode::General),
         };

@@ -54,9 +54,14 @@ impl Operator {
             }
             Self::Reduce => reduce(arguments, scope),
             _ => {
-                let values: Result<Vec<_>, TooLong> =
-                    arguments.iter().map(|argument| argument.eval(scope)).collect();
-                Ok(self.of_values(&values?, scope))
+                let mut values = Vec::with_capacity(arguments.len());
+                for argument in arguments {
+                    let value = argument.eval(scope)?;
+                    // What comes of it is about as large as that, and takes about as long.
+                    scope.charge(&value)?;
+                    values.push(value);
+                }
+                Ok(self.of_values(&values, scope))
             }
         }
     }
@@ -151,13 +156,10 @@ impl Operator {
         let mut holding = 0;
         for element in elements {
             match self {
-                Self::Map => kept.push(rule.eval(scope.of(element))?.into_owned()),
-                _ => {
-                    if rule.holds(scope.of(element))? {
-                        holding += 1;
-                        kept.push(element.clone());
-                    }
-                }
+                Self::Map => kept.push(scope.owned(rule.eval(scope.of(element))?)?),
+                _ if !rule.holds(scope.of(element))? => {}
+                Self::Filter => kept.push(scope.owned(Cow::Borrowed(element))?),
+                _ => holding += 1,
             }
         }
         Ok(Cow::Owned(match self {
@@ -200,11 +202,13 @@ fn first<'s>(arguments: &'s [Rule], scope: Scope<'s>, ends: fn(&Value) -> bool) 
 
 fn reduce<'s>(arguments: &'s [Rule], scope: Scope<'s>) -> Said<'s> {
     let list = argument(arguments, 0, scope)?;
-    let mut accumulator = argument(arguments, 2, scope)?.into_owned();
+    let mut accumulator = scope.owned(argument(arguments, 2, scope)?)?;
     let Some(rule) = arguments.get(1) else { return Ok(Cow::Owned(accumulator)) };
     for current in elements(&list) {
-        let data = serde_json::json!({ "current": current, "accumulator": accumulator });
-        accumulator = rule.eval(scope.of(&data))?.into_owned();
+        let current = scope.owned(Cow::Borrowed(current))?;
+        let data = [("current".to_owned(), current), ("accumulator".to_owned(), accumulator)];
+        let data = Value::Object(data.into_iter().collect());
+        accumulator = scope.owned(rule.eval(scope.of(&data))?)?;
     }
     Ok(Cow::Owned(accumulator))
 }

@@ -1,5 +1,7 @@
 //! `sem_ver`: versions compared as semver.org has it (flagd.dev, "Semantic Version Operation").
 
+use std::cmp::Ordering;
+
 use semver::Version;
 use serde_json::Value;
 
@@ -8,13 +10,15 @@ pub(super) fn compare(left: &Value, operator: &Value, right: &Value) -> Value {
     let (Some(left), Some(right), Value::String(operator)) = (version(left), version(right), operator) else {
         return Value::Null;
     };
+    // What follows a `+` says how it was built, and counts for nothing (semver.org, item 10).
+    let order = left.cmp_precedence(&right);
     Value::Bool(match operator.as_str() {
-        "=" => left == right,
-        "!=" => left != right,
-        "<" => left < right,
-        "<=" => left <= right,
-        ">" => left > right,
-        ">=" => left >= right,
+        "=" => order == Ordering::Equal,
+        "!=" => order != Ordering::Equal,
+        "<" => order == Ordering::Less,
+        "<=" => order != Ordering::Greater,
+        ">" => order == Ordering::Greater,
+        ">=" => order != Ordering::Less,
         "^" => left.major == right.major,
         "~" => left.major == right.major && left.minor == right.minor,
         _ => return Value::Null,

@@ -46,6 +46,9 @@ fn targeting_says_which_variant() {
         (json!({ "if": [{ "sem_ver": [{ "var": "app" }, "^", "v2"] }, "off"] }), "off"),
         (json!({ "if": [{ "sem_ver": [{ "var": "app" }, "~", "2.9.0"] }, "off"] }), "on"),
         (json!({ "if": [{ "sem_ver": [{ "var": "user" }, ">=", "2.9"] }, "off"] }), "on"),
+        (json!({ "if": [{ "sem_ver": ["2.1.0+b", "=", "2.1.0+a"] }, "off"] }), "off"),
+        (json!({ "if": [{ "sem_ver": ["2.1.0+b", ">", "2.1.0+a"] }, "off"] }), "on"),
+        (json!({ "if": [{ "sem_ver": ["2.1.0+a", "<=", "2.1"] }, "off"] }), "off"),
         (json!({ "if": [{ "starts_with": [{ "var": "user" }, "al"] }, "off"] }), "off"),
         (json!({ "if": [{ "ends_with": [{ "var": "n" }, "7"] }, "off"] }), "on"),
         (
@@ -167,6 +170,18 @@ fn what_cannot_be_meant_is_told() {
         (targeting(r#"{ "$ref": 1 }"#), "`$ref` is the name of an evaluator"),
         (targeting(&deep), "at most 40 lie in each other"),
         (
+            // Each refers to the one before it twice.
+            json!({
+                "$evaluators": (0..20).map(|number| match number {
+                    0 => ("0".to_owned(), json!("on")),
+                    _ => (number.to_string(), json!({ "or": [{ "$ref": (number - 1).to_string() }, { "$ref": (number - 1).to_string() }] })),
+                }).collect::<serde_json::Map<_, _>>(),
+                "flags": { "f": { "state": "ENABLED", "variants": { "on": true }, "targeting": { "$ref": "19" } } },
+            })
+            .to_string(),
+            "a rule has at most 2000 parts",
+        ),
+        (
             r#"{ "$evaluators": { "a": { "$ref": "b" }, "b": { "!": [{ "$ref": "a" }] } }, "flags": { "f": {
                 "state": "ENABLED", "variants": { "on": true }, "targeting": { "$ref": "a" } } } }"#
                 .to_owned(),
@@ -212,11 +227,51 @@ fn senders_are_shared_out_by_weight_and_stay_where_they_are() {
 
 #[test]
 fn a_rule_that_would_take_too_long_says_nothing() {
-    let list: Vec<u32> = (0..200).collect();
-    let inner = json!({ "map": [list, { "+": [{ "var": "" }, 1] }] });
-    let rule = json!({ "if": [{ "map": [list, inner] }, "off"] });
-    let flags = read(&with(&rule)).unwrap();
-    assert_eq!(flags.evaluate("f", &facts()), Evaluation::error(ErrorCode::General));
+    let list = |count: usize| vec![1; count];
+    let accumulator = json!({ "var": "accumulator" });
+    let long = "x".repeat(100_000);
+    for rule in [
+        json!({ "map": [list(200), { "map": [list(200), { "+": [{ "var": "" }, 1] }] }] }),
+        json!({ "all": [list(200), { "all": [list(200), true] }] }),
+        // What is small in the file, and large when it is evaluated.
+        json!({ "reduce": [list(24), { "cat": [accumulator, accumulator] }, "x"] }),
+        json!({ "reduce": [list(24), { "merge": [accumulator, accumulator] }, [1]] }),
+        json!({ "reduce": [list(1_000), { "merge": [accumulator, [1]] }, []] }),
+        json!({ "map": [list(1_000), long] }),
+        json!({ "map": [list(1_000), [long, { "var": "n" }]] }),
+        json!({ "filter": [{ "map": [list(30), { "cat": [long, 1] }] }, true] }),
+        // What takes long and makes nothing.
+        json!({ "map": [list(1_000), { "in": ["y", long] }] }),
+        json!({ "map": [list(1_000), { "in": [2, list(900)] }] }),
+        json!({ "map": [list(1_000), { "==": [long, long] }] }),
+        // What is too deep to walk through.
+        json!({ "reduce": [list(1_000), [accumulator], 1] }),
+        json!({ "reduce": [list(1_000), { "var": "" }, 1] }),
+        json!({ "reduce": [list(1_000), { "map": [[accumulator], { "var": "" }] }, 1] }),
+    ] {
+        // Whatever it says, it would be a variant.
+        let flags = read(&with(&json!({ "if": [{ "!!": [rule] }, "off", "other"] }))).unwrap();
+        assert_eq!(flags.evaluate("f", &facts()), Evaluation::error(ErrorCode::General), "{rule:.200}");
+    }
+    // What people write is far from that.
+    let users: Vec<String> = (0..1_500).map(|number| format!("a-user-of-some-name-{number}")).collect();
+    let flags =
+        read(&with(&json!({ "if": [{ "in": [{ "var": "user" }, users] }, "off", "other"] }))).unwrap();
+    assert_eq!(flags.evaluate("f", &facts()).variant.as_deref(), Some("other"));
+}
+
+/// However many rules refer to it.
+#[test]
+fn an_evaluator_is_there_once() {
+    let flag = json!({ "state": "ENABLED", "variants": { "on": true }, "targeting": { "$ref": "a" } });
+    let all: serde_json::Map<String, Value> = (0..100).map(|key| (key.to_string(), flag.clone())).collect();
+    let a = json!({ "if": [{ "in": [{ "var": "user" }, ["alice", "bob"]] }, { "$ref": "b" }] });
+    let flags = read(&json!({ "$evaluators": { "a": a, "b": "on" }, "flags": all }).to_string()).unwrap();
+    let Some(logic::Rule::Shared(evaluator)) = &flags.get("7").unwrap().targeting else {
+        panic!("it is not shared")
+    };
+    assert_eq!(std::sync::Arc::strong_count(evaluator), 100);
+    assert_eq!(flags.evaluate("7", &facts()).variant.as_deref(), Some("on"));
 }
 
 #[test]

@@ -79,7 +79,7 @@ pub(super) fn of_plans(document: &Document) -> Vec<FlagUse> {
     document.plans.values().flat_map(of_plan).collect()
 }
 
-/// Flags without a file, and names that none could have.
+/// Flags without a file.
 pub(super) fn check_uses(document: &Document, uses: &[FlagUse], mistakes: &mut Vec<Mistake>) {
     if document.flags.is_some() {
         return;

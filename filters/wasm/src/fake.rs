@@ -30,6 +30,8 @@ pub struct Fake {
     /// Every counter that was asked for, by name, and what it counts.
     pub counters: RefCell<Vec<(String, u32)>>,
     pub notes: RefCell<Vec<(String, String)>>,
+    /// How often the operators were warned.
+    pub warned: Cell<u32>,
 }
 
 impl Fake {
@@ -116,5 +118,7 @@ impl Envoy for Fake {
         self.notes.borrow_mut().push((name.to_owned(), value.to_owned()));
     }
     fn tick_soon(&self) {}
-    fn warn(&self, _message: &str) {}
+    fn warn(&self, _message: &str) {
+        self.warned.set(self.warned.get() + 1);
+    }
 }

@@ -30,7 +30,7 @@ pub(super) async fn told(
     (fields, json.to_string()).into_response()
 }
 
-/// What there is, and whether the file as it is now counts. What flags have said Envoy counts.
+/// What there is, and whether the file as it is now counts. What flags have said Envoy counts, and tells.
 pub(super) async fn report(State(service): State<Arc<Service>>) -> Response {
-    Json(service.known().flags.report(&service.standing.metrics.flags)).into_response()
+    Json(service.known().flags.report(None)).into_response()
 }

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use super::{Service, Standing};
 use crate::client_keys::ClientKeys;
-use crate::flags::FeatureFlags;
+use crate::flags::{Audited, FeatureFlags};
 use crate::issuers::Issuers;
 use crate::load::Loaded;
 use crate::metrics::Metrics;
@@ -25,6 +25,7 @@ pub(super) struct Known {
     /// `None`: whoever asks is not known, and is told no secret.
     pub(super) client_keys: Option<ClientKeys>,
     pub(super) flags: FeatureFlags,
+    flags_audited: Audited,
     pub(super) operators: Operators,
     pub(super) watch: Arc<Watch>,
     version: String,
@@ -52,9 +53,10 @@ impl Known {
         };
         // On loopback, on a socket, or known by its certificate.
         let operators = Operators::new(document, &folder, true)?;
-        let flags = FeatureFlags::follow(&policy, &folder, &watch, &standing.flags_audited)?;
+        let flags = FeatureFlags::follow(&policy, &folder, &watch)?;
+        let flags_audited = standing.flags_audited.clone();
         let life = rand::random();
-        Ok(Self { policy, issuers, client_keys, flags, operators, watch, version, life })
+        Ok(Self { policy, issuers, client_keys, flags, flags_audited, operators, watch, version, life })
     }
 }
 
@@ -68,6 +70,7 @@ impl Snapshot for Known {
     }
 
     fn begin(&self) -> JoinSet<()> {
+        self.flags.audit(&self.watch, &self.flags_audited);
         let mut work = JoinSet::new();
         work.spawn(Arc::clone(&self.watch).run());
         work.spawn(Arc::clone(&self.issuers.keys).keep_fresh());

@@ -111,6 +111,13 @@ async fn record(name: &str, request: Request) -> Json<BTreeMap<String, String>> 
     Json(seen)
 }
 
+/// Lines of the log that are the audit's.
+pub fn audited(folder: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(folder.join(LOG)).unwrap();
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    lines.filter(|line| line["target"] == "audit").collect()
+}
+
 /// A development PKI in the folder.
 pub fn pki(folder: &Path) {
     certs::install_crypto_provider();
