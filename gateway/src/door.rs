@@ -93,12 +93,7 @@ impl ProxyHttp for Door {
         let refused = match edge.admit(session, exchange, self.request_timeout).await {
             Ok(body) if edge.reads_answer(exchange) => match edge.carry(session, exchange, body).await {
                 Ok(Some(answer)) => return edge.pass_on(session, exchange, answer).await.map(|()| true),
-                Ok(None) => {
-                    session.set_keepalive(None);
-                    let cut = exchange.cut.get().copied().unwrap_or(Cut::ClientGone);
-                    drop(exchange.end(Some(cut)));
-                    return Ok(true);
-                }
+                Ok(None) => return Ok(gone(session, exchange)),
                 Err(refused) => refused,
             },
             Ok(_) => {
@@ -109,7 +104,15 @@ impl ProxyHttp for Door {
                 if let Some(connection) = Connection::of(session.digest()) {
                     connection.clock.ends_within(Duration::from_secs(websocket.most_s));
                 }
-                match edge.ask_for_websocket(session.req_header(), exchange, websocket).await {
+                let asked = session.req_header().clone();
+                let answer = tokio::select! {
+                    answer = edge.ask_for_websocket(&asked, exchange, websocket) => answer,
+                    // Whoever sends before it is opened, after the header, has lost a byte by now: it is gone too.
+                    _ = session.as_downstream_mut().read_body_or_idle(true) => {
+                        return Ok(gone(session, exchange));
+                    }
+                };
+                match answer {
                     Ok(answer) => {
                         let passed = edge.pass_websocket(session, exchange, answer, websocket).await;
                         return passed.map(|()| true);
@@ -263,6 +266,14 @@ impl ProxyHttp for Door {
         let request_id = exchange.admission.as_ref().map_or("-", Admission::request_id);
         format!("{} {} {request_id}", header.method, access_log::told(path))
     }
+}
+
+/// The client is gone before it was answered: nothing more is to be done.
+fn gone(session: &mut Session, exchange: &mut Exchange) -> bool {
+    session.set_keepalive(None);
+    let cut = exchange.cut.get().copied().unwrap_or(Cut::ClientGone);
+    drop(exchange.end(Some(cut)));
+    true
 }
 
 fn draw() -> Draw {

@@ -33,7 +33,7 @@ pub fn run(file: &Path, loaded: Loaded, options: Options) -> anyhow::Result<()> 
     let conf = ServerConf {
         threads: options.threads,
         // The drain below ends the process as soon as nothing is in flight, at the latest then.
-        grace_period_seconds: Some(options.drain_s + 1),
+        grace_period_seconds: Some(options.drain_s + 2),
         graceful_shutdown_timeout_seconds: Some(1),
         // Tries, the first included. What is tried again the door decides: what never reached an upstream, and what is
         // safe.

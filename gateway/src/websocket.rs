@@ -22,7 +22,7 @@ use crate::door::failure;
 use crate::edge::Edge;
 use crate::exchange::{Cut, Exchange};
 use crate::upstream::HOP;
-use crate::whole::alone;
+use crate::whole::{Reached, TRIES, alone};
 
 /// Read from an upstream at once.
 const CHUNK_BYTES: usize = 16 << 10;
@@ -48,22 +48,33 @@ impl Edge {
             header.insert_header(header::UPGRADE, "websocket")
         });
         dressed.map_err(|_| Failure::Malformed)?;
-        let (HttpSession::H1(mut upstream), _) = self.reach(exchange).await? else {
-            return Err(Failure::UpstreamFailed);
-        };
         let idle_timeout = Duration::from_millis(idle_timeout_ms);
-        (upstream.read_timeout, upstream.write_timeout) = (Some(idle_timeout), Some(idle_timeout));
-        let answered = timeout(idle_timeout, ask(&mut upstream, header)).await;
-        let failure = match answered {
-            Ok(Ok(())) => {
-                self.answered(exchange);
-                return Ok(Answer(upstream));
+        let mut tries = 0;
+        loop {
+            let Reached { session: HttpSession::H1(mut upstream), reused, .. } = self.reach(exchange).await?
+            else {
+                return Err(Failure::UpstreamFailed);
+            };
+            (upstream.read_timeout, upstream.write_timeout) = (Some(idle_timeout), Some(idle_timeout));
+            let asked = timeout(idle_timeout, ask(&mut upstream, header.clone())).await;
+            let (failure, broke) = match asked {
+                Ok(Ok(())) => {
+                    self.answered(exchange);
+                    return Ok(Answer(upstream));
+                }
+                Ok(Err(NotAnswered { failure, broke })) => (failure, broke),
+                Err(_) => (Failure::UpstreamTimeout, false),
+            };
+            tries += 1;
+            // An old connection may have been closed just then, which says nothing of the upstream.
+            let was_old = broke && reused && tries < TRIES;
+            if !was_old {
+                self.failed(exchange);
             }
-            Ok(Err(failure)) => failure,
-            Err(_) => Failure::UpstreamTimeout,
-        };
-        self.failed(exchange);
-        Err(failure)
+            if !was_old && !(broke && self.repeats(exchange)) {
+                return Err(failure);
+            }
+        }
     }
 
     /// Passes the upstream's answer on and, if that opens the WebSocket, carries what passes until one side ends it,
@@ -105,17 +116,29 @@ impl Edge {
     }
 }
 
+/// Why an upstream has not answered, and whether that is because the connection broke.
+struct NotAnswered {
+    failure: Failure,
+    broke: bool,
+}
+
 /// Sends the request, and reads the header of the answer that counts.
-async fn ask(upstream: &mut Upstream, asked: RequestHeader) -> Result<(), Failure> {
-    let failed = |error: Box<pingora::Error>| failure(&error.into_up()).unwrap_or(Failure::UpstreamFailed);
+async fn ask(upstream: &mut Upstream, asked: RequestHeader) -> Result<(), NotAnswered> {
+    use pingora::ErrorType::{ConnectionClosed, ReadError, WriteError};
+    let failed = |error: Box<pingora::Error>| {
+        let broke = matches!(error.etype(), ConnectionClosed | ReadError | WriteError);
+        NotAnswered { failure: failure(&error.into_up()).unwrap_or(Failure::UpstreamFailed), broke }
+    };
     upstream.write_request_header(Box::new(asked)).await.map_err(failed)?;
     loop {
         upstream.read_response().await.map_err(failed)?;
-        let opens = upstream.get_header_bytes(header::UPGRADE).eq_ignore_ascii_case(b"websocket");
+        let names_it = upstream.get_header_bytes(header::UPGRADE).eq_ignore_ascii_case(b"websocket");
         match upstream.get_status() {
-            Some(StatusCode::SWITCHING_PROTOCOLS) if opens => return Ok(()),
+            Some(StatusCode::SWITCHING_PROTOCOLS) if names_it && upstream.was_upgraded() => return Ok(()),
             // To something else, or to nothing that it names.
-            Some(StatusCode::SWITCHING_PROTOCOLS) | None => return Err(Failure::UpstreamFailed),
+            Some(StatusCode::SWITCHING_PROTOCOLS) | None => {
+                return Err(NotAnswered { failure: Failure::UpstreamFailed, broke: false });
+            }
             Some(status) if status.is_informational() => {}
             Some(_) => return Ok(()),
         }

@@ -9,12 +9,12 @@ use filters::failure::Failure;
 use filters::filter::Headers;
 use filters::upstream::MOST_ANSWER_BYTES;
 use http::{HeaderMap, StatusCode, Version, header};
-use pingora::Result as Answered;
 use pingora::connectors::http::Connector;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::client::HttpSession;
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
+use pingora::{ErrorType, Result as Answered};
 
 use crate::answer::send;
 use crate::door::failure;
@@ -50,6 +50,14 @@ pub(crate) struct Whole {
     body: Bytes,
 }
 
+/// A connection to an upstream.
+pub(crate) struct Reached {
+    pub(crate) session: HttpSession,
+    peer: HttpPeer,
+    /// Whether it carried other requests before: the upstream may have closed it just now.
+    pub(crate) reused: bool,
+}
+
 impl Edge {
     /// Asks the upstream, and decides on its answer; `None` once the client is gone, who waits for none.
     pub(crate) async fn carry(
@@ -60,10 +68,20 @@ impl Edge {
     ) -> Result<Option<Whole>, Refused> {
         let sender = Sender::of(session).ok_or(Failure::Malformed)?;
         let asked = session.req_header().clone();
-        let answer = tokio::select! {
-            answer = self.ask_upstream(&asked, exchange, body) => answer?,
-            // It ends with the client's connection, or its stream, and never with something to read.
-            _ = session.as_downstream_mut().read_body_or_idle(true) => return Ok(None),
+        let answer = {
+            let asking = self.ask_upstream(&asked, exchange, body);
+            tokio::pin!(asking);
+            tokio::select! {
+                answer = &mut asking => answer?,
+                watched = session.as_downstream_mut().read_body_or_idle(true) => match watched {
+                    // It sends more, of which a byte is read by now: this is answered, and nothing after it.
+                    Err(error) if *error.etype() == ErrorType::ConnectError => {
+                        session.set_keepalive(None);
+                        asking.await?
+                    }
+                    Ok(_) | Err(_) => return Ok(None),
+                },
+            }
         };
         let admission = exchange.admission.as_mut().ok_or(Failure::Malformed)?;
         let headers: Headers<'_> =
@@ -84,7 +102,7 @@ impl Edge {
         exchange.dress(&mut header).map_err(|_| Failure::Malformed)?;
         self.copy(&header, exchange);
         alone(&mut header, body.len()).map_err(|_| Failure::Malformed)?;
-        let (mut session, peer) = self.reach(exchange).await?;
+        let Reached { mut session, peer, .. } = self.reach(exchange).await?;
         let timeout = Duration::from_millis(self.rule(exchange).ok_or(Failure::Malformed)?.timeout_ms);
         let answer = tokio::time::timeout(timeout, talk(&mut session, header, body)).await;
         let failure = match answer {
@@ -103,13 +121,13 @@ impl Edge {
     }
 
     /// The first address to which a connection can be made.
-    pub(crate) async fn reach(&self, exchange: &mut Exchange) -> Result<(HttpSession, HttpPeer), Failure> {
+    pub(crate) async fn reach(&self, exchange: &mut Exchange) -> Result<Reached, Failure> {
         for _ in 0..TRIES {
             let peer = self.peer(exchange).ok_or(Failure::UpstreamUnreachable)?;
             let reached = self.standing.connections.0.get_http_session(&peer).await.ok();
             let believed = reached.filter(|(session, _)| self.believes(exchange, session.digest()).is_ok());
             match believed {
-                Some((session, _reused)) => return Ok((session, peer)),
+                Some((session, reused)) => return Ok(Reached { session, peer, reused }),
                 None => self.failed(exchange),
             }
         }

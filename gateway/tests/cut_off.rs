@@ -90,7 +90,8 @@ routes:
   - {{ name: broken, methods: [GET], path: "/broken/{{id}}", upstream: u }}
   - {{ name: upload, methods: [POST], path: "/upload/{{id}}", upstream: u, timeout_ms: 600000 }}
   - {{ name: ws, methods: [GET], path: "/ws/{{id}}", upstream: u, websocket: {{ idle_timeout_ms: 600000, most_s: 600 }} }}
-  - {{ name: brief, methods: [GET], path: "/brief/{{id}}", rewrite: /ws/brief, upstream: u, websocket: {{ most_s: 1 }} }}
+  - {{ name: unopened, methods: [GET], path: "/unopened/{{id}}", upstream: u, websocket: {{ idle_timeout_ms: 600000 }} }}
+  - {{ name: brief, methods: [GET], path: "/brief/{{id}}", rewrite: /ws/brief, upstream: u, websocket: {{ most_s: 3 }} }}
 "#
         );
         let gateway = serve_on(folder.path(), &tls.replace('\n', " "), &policy).await;
@@ -130,7 +131,7 @@ routes:
         let mut client = self.connect(&name, b"http/1.1").await;
         let (method, more) = match route {
             "upload" => ("POST", "content-type: application/json\r\ncontent-length: 9\r\n\r\n{"),
-            "ws" | "brief" => ("GET", ASKS_FOR_WEBSOCKET),
+            "ws" | "brief" | "unopened" => ("GET", ASKS_FOR_WEBSOCKET),
             _ => ("GET", "connection: close\r\n\r\n"),
         };
         let before = self.counted(route, method, expected.0).await;
@@ -175,7 +176,7 @@ routes:
     }
 }
 
-const CASES: [(&str, End, (u64, &str)); 13] = [
+const CASES: [(&str, End, (u64, &str)); 14] = [
     ("silent", End::HangsUp, (0, "client_gone")),
     ("silent", End::Revoked, (0, "client_revoked")),
     // The edge asks for the whole of an answer that it signs.
@@ -186,6 +187,7 @@ const CASES: [(&str, End, (u64, &str)); 13] = [
     ("broken", End::ByItself, (200, "upstream_broke")),
     ("upload", End::HangsUp, (400, "")),
     ("upload", End::Revoked, (0, "client_revoked")),
+    ("unopened", End::HangsUp, (0, "client_gone")),
     // Who has had enough of a WebSocket ends it so.
     ("ws", End::HangsUp, (101, "")),
     ("ws", End::Revoked, (101, "client_revoked")),
@@ -217,7 +219,7 @@ async fn nor_does_it_where_places_are_shared() {
 async fn what_is_in_flight_as_the_edge_stops() {
     let redis_folder = tempfile::tempdir().unwrap();
     let redis = engines::Redis::start(redis_folder.path()).await.unwrap();
-    for (route, status) in [("silent", 0), ("stream", 200), ("ws", 101)] {
+    for (route, status) in [("silent", 0), ("signed", 0), ("stream", 200), ("ws", 101)] {
         let mut house = House::start(&shared(redis_folder.path(), &redis)).await;
         house.knows_the_state().await;
         let path = format!("/{route}/1");

@@ -4,6 +4,7 @@
 
 mod running;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -16,6 +17,9 @@ use tokio_rustls::server::TlsStream;
 use self::running::{
     ASKS_FOR_WEBSOCKET, Gateway, LOG, OPENS_WEBSOCKET, TLS, connect, header, pki, raw_upstream, serve, until,
 };
+
+/// Whether an upstream has hung up once.
+static GONE: AtomicBool = AtomicBool::new(false);
 
 /// Answers as the path says, and repeats what then comes.
 async fn answer(asked: String, mut stream: TlsStream<TcpStream>) -> Option<()> {
@@ -40,6 +44,8 @@ async fn answer(asked: String, mut stream: TlsStream<TcpStream>) -> Option<()> {
         "empty" => b"HTTP/1.1 204 No Content\r\n\r\n".to_vec(),
         "odd" => b"HTTP/1.1 101 Switching Protocols\r\n\r\n".to_vec(),
         "gone" => return None,
+        "once-gone" if !GONE.swap(true, Ordering::Relaxed) => return None,
+        "once-gone" => OPENS_WEBSOCKET.to_vec(),
         "silent" => Vec::new(),
         _ => b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n".to_vec(),
     };
@@ -67,8 +73,9 @@ impl House {
 upstreams: {{ u: {{ addresses: ["127.0.0.1:{port}"], outlier: {{ failures: 0 }}, tls: {TLS} }} }}
 filters: {{ concurrency: {{ limits: [{{ name: one, by: ip, most: 1, lease_s: 3600 }}] }} }}
 routes:
-  - {{ name: idle, methods: [GET], path: /idle, upstream: u, websocket: {{ idle_timeout_ms: 200 }} }}
+  - {{ name: idle, methods: [GET], path: /idle, upstream: u, websocket: {{ idle_timeout_ms: 2000 }} }}
   - {{ name: silent, methods: [GET], path: /silent, upstream: u, websocket: {{ idle_timeout_ms: 200 }} }}
+  - {{ name: again, methods: [GET], path: /once-gone, upstream: u, retries: 1, websocket: {{}} }}
   - {{ name: ws, methods: [GET], path: "/{{word}}", upstream: u, websocket: {{}} }}
   - {{ name: compressed, methods: [GET], path: /talkative, upstream: u, websocket: {{}}, filters: {{ compression: {{ least_bytes: 1 }} }} }}
 "#
@@ -110,6 +117,7 @@ async fn one_that_is_opened_stays_open() {
         ("talkative", "", "hi", "okhi"),
         ("later", "early ", "hi", "early hi"),
         ("hinted", "", "hi", "hi"),
+        ("once-gone", "", "hi", "hi"),
     ] {
         // Whether it stays open was a matter of chance, one in fifteen.
         let times = if word == "later" { 1 } else { 100 };

@@ -11,13 +11,25 @@ use crate::crypto::sha256;
 
 impl Issuer {
     /// The same wherever the same is said of whose keys these are: who the issuer is, where its keys come from, who is
-    /// asked about its tokens, and what those are known by. How often and for how long is each policy's own matter.
+    /// asked about its tokens, and what those are known by. How often and for how long is each policy's own matter. Every
+    /// field is named here, so that none that is added is forgotten.
     pub fn known_as(&self) -> String {
         let Self { issuer, jwks, introspection, audiences: _, algorithms: _, leeway_s: _ } = self;
         let mut said = Said::default();
         said.text(Some(issuer));
         if let Some(jwks) = jwks {
-            let Jwks { url, discovery, file, ca, crl, stale_crl, .. } = jwks;
+            let Jwks {
+                url,
+                discovery,
+                file,
+                ca,
+                crl,
+                stale_crl,
+                refresh_s: _,
+                stale_s: _,
+                unknown_kid_refresh_s: _,
+                timeout_ms: _,
+            } = jwks;
             said.text(Some("jwks"));
             said.text(url.as_deref());
             said.text(discovery.map(|discovery| match discovery {
@@ -28,8 +40,21 @@ impl Issuer {
             said.stale(*stale_crl);
         }
         if let Some(At { value: introspection, .. }) = introspection {
-            let Introspection { url, ca, crl, stale_crl, client_id, client_secret, certificate, key, .. } =
-                introspection;
+            let Introspection {
+                url,
+                ca,
+                crl,
+                stale_crl,
+                client_id,
+                client_secret,
+                certificate,
+                key,
+                timeout_ms: _,
+                cache_s: _,
+                negative_cache_s: _,
+                cache_entries: _,
+                max_in_flight: _,
+            } = introspection;
             said.text(Some("introspection"));
             said.text(Some(url));
             said.text(Some(client_id));

@@ -1,7 +1,7 @@
 //! The issuers' keys, as the state service last told them.
 
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use filters::jwt::KeySet;
@@ -34,7 +34,9 @@ struct Issuer {
     refresh_unknown_ms: u64,
     /// When an unknown key last made us ask.
     refreshed_ms: Option<u64>,
-    /// Counts those who wait for the answer.
+    /// The request that made us ask, while it waits for the answer.
+    first: Weak<()>,
+    /// Counts those who wait.
     waiting: Rc<()>,
     held: Option<Held>,
     /// Whether what is held is what the state service told last: that nothing changed is said of no more than that.
@@ -83,6 +85,7 @@ impl Keys {
                 stale_ms: jwks.stale_s.saturating_mul(1_000),
                 refresh_unknown_ms: jwks.unknown_kid_refresh_s.saturating_mul(1_000),
                 refreshed_ms: None,
+                first: Weak::new(),
                 waiting: Rc::default(),
                 held,
                 is_told: false,
@@ -142,21 +145,27 @@ impl Keys {
     }
 
     /// What the issuer is known as, if an unknown key may make us ask for its keys now: at a bounded rate, and while
-    /// another request waits for the answer.
+    /// the request that made us ask waits for the answer.
     pub fn may_refresh(&mut self, issuer: &str, now_ms: u64) -> Option<(&str, Waiting)> {
         let issuer = self.issuers.get_mut(issuer)?;
-        match Rc::strong_count(&issuer.waiting) - 1 {
-            0 => {
+        if Rc::strong_count(&issuer.waiting) > MOST_WAITING {
+            return None;
+        }
+        let first = match issuer.first.upgrade() {
+            // Ours is the same question.
+            Some(_) => None,
+            None => {
                 let before = issuer.refreshed_ms.map(|before| now_ms.saturating_sub(before));
                 if before.is_some_and(|ago| ago < issuer.refresh_unknown_ms) {
                     return None;
                 }
                 issuer.refreshed_ms = Some(now_ms);
+                let first = Rc::new(());
+                issuer.first = Rc::downgrade(&first);
+                Some(first)
             }
-            1..MOST_WAITING => {}
-            _ => return None,
-        }
-        Some((&issuer.known_as, Waiting(Rc::clone(&issuer.waiting))))
+        };
+        Some((&issuer.known_as, Waiting { _first: first, _counted: Rc::clone(&issuer.waiting) }))
     }
 }
 
@@ -165,7 +174,11 @@ const MOST_WAITING: usize = 64;
 
 /// A request waits for an issuer's keys for as long as this is there.
 #[derive(Debug)]
-pub struct Waiting(#[expect(dead_code, reason = "it is counted by being there")] Rc<()>);
+pub struct Waiting {
+    /// Of the request that made us ask.
+    _first: Option<Rc<()>>,
+    _counted: Rc<()>,
+}
 
 impl Issuer {
     /// Whether they can be read.
