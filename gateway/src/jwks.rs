@@ -18,6 +18,7 @@ use tokio::sync::Mutex;
 
 use self::source::Source;
 use crate::metrics::Metrics;
+use crate::now_ms;
 
 /// The keys of all issuers.
 #[derive(Debug)]
@@ -64,6 +65,15 @@ struct Held {
     /// As they were published.
     text: String,
     since: Duration,
+    /// The same moment by the clock, Unix milliseconds, for those who have another clock.
+    fetched_ms: u64,
+}
+
+/// Keys as Envoy's workers are told of them.
+#[derive(serde::Serialize)]
+struct Fetched {
+    fetched_ms: u64,
+    jwks: Box<serde_json::value::RawValue>,
 }
 
 impl Keys {
@@ -168,7 +178,8 @@ impl KeyStore {
         self.issuers.get(issuer)?.held(self.clock.now()).map(|held| Arc::clone(&held.keys))
     }
 
-    /// What every issuer that has usable keys has published, by what it is known as, as JSON, and an entity tag of that.
+    /// What every issuer that has usable keys has published and when it was fetched, by what it is known as, as JSON, and
+    /// an entity tag of that.
     pub(crate) fn published(&self) -> (String, String) {
         let mut latest: BTreeMap<String, Arc<Held>> = BTreeMap::new();
         for issuer in self.issuers.values() {
@@ -181,7 +192,8 @@ impl KeyStore {
         }
         let issuers = latest.iter().filter_map(|(known_as, held)| {
             // What was parsed as a key set is JSON.
-            Some((known_as, serde_json::from_str::<Box<serde_json::value::RawValue>>(&held.text).ok()?))
+            let jwks = serde_json::from_str::<Box<serde_json::value::RawValue>>(&held.text).ok()?;
+            Some((known_as, Fetched { fetched_ms: held.fetched_ms, jwks }))
         });
         let issuers: BTreeMap<_, _> = issuers.collect();
         let body = serde_json::json!({ "issuers": issuers }).to_string();
@@ -262,7 +274,8 @@ impl KeyStore {
             Ok((set, text)) => {
                 self.metrics.jwks_keys.with_label_values(&[issuer]).set(set.len() as i64);
                 keys.see(&set);
-                let held = Held { keys: Arc::new(set), text, since: self.clock.now() };
+                let (since, fetched_ms) = (self.clock.now(), now_ms());
+                let held = Held { keys: Arc::new(set), text, since, fetched_ms };
                 keys.current.store(Some(Arc::new(held)));
                 "ok"
             }

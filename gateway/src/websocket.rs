@@ -68,10 +68,11 @@ impl Edge {
             tries += 1;
             // An old connection may have been closed just then, which says nothing of the upstream.
             let was_old = broke && reused && tries < TRIES;
-            if !was_old {
-                self.failed(exchange);
+            if was_old {
+                continue;
             }
-            if !was_old && !(broke && self.repeats(exchange)) {
+            self.failed(exchange);
+            if !broke || !self.repeats(exchange) {
                 return Err(failure);
             }
         }

@@ -161,7 +161,7 @@ async fn keys_are_told_once_and_fetched_anew_at_a_bounded_rate() {
     // By what the issuer is known as, not by the policy's name of it.
     let issuers = keys["issuers"].as_object().unwrap();
     let (known_as, published) = issuers.iter().next().unwrap();
-    assert_eq!((issuers.len(), &published["keys"][0]["kid"]), (1, &json!("k1")));
+    assert_eq!((issuers.len(), &published["jwks"]["keys"][0]["kid"]), (1, &json!("k1")));
     assert_ne!(known_as, "main");
     let again = http.get(format!("{url}/v1/keys")).header("if-none-match", &tag).send().await.unwrap();
     assert_eq!(again.status(), 304);

@@ -150,8 +150,10 @@ impl State {
     async fn kids(&self) -> BTreeMap<String, String> {
         let told = self.get("/v1/keys").await.body;
         let told = told["issuers"].as_object().unwrap().iter();
-        told.map(|(known_as, jwks)| (known_as.clone(), jwks["keys"][0]["kid"].as_str().unwrap().to_owned()))
-            .collect()
+        told.map(|(known_as, jwks)| {
+            (known_as.clone(), jwks["jwks"]["keys"][0]["kid"].as_str().unwrap().to_owned())
+        })
+        .collect()
     }
 }
 

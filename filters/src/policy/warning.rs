@@ -62,10 +62,10 @@ pub(super) fn warnings(document: &Document, paths: &Paths) -> Vec<Mistake> {
             );
             warnings.push(Mistake::at(*location, message));
         }
-        if let Some(nonce) = &filters.nonce {
-            if longest.is_none_or(|(most, _)| nonce.window_s > most) {
-                longest = Some((nonce.window_s, written));
-            }
+        if let Some(nonce) = &filters.nonce
+            && longest.is_none_or(|(most, _)| nonce.window_s > most)
+        {
+            longest = Some((nonce.window_s, written));
         }
         effective.push(filters);
     }

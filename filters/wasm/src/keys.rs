@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use filters::jwt::KeySet;
 use filters::policy::Policy;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::envoy::{Answered, Envoy};
@@ -39,8 +39,6 @@ struct Issuer {
     /// Counts those who wait.
     waiting: Rc<()>,
     held: Option<Held>,
-    /// Whether what is held is what the state service told last: that nothing changed is said of no more than that.
-    is_told: bool,
 }
 
 #[derive(Debug)]
@@ -48,23 +46,23 @@ struct Held {
     set: Arc<KeySet>,
     /// As it was told.
     text: String,
-    /// When the state service last said so.
-    confirmed_ms: u64,
+    /// When the issuer said so: from then on they grow stale, whoever has told of them since.
+    fetched_ms: u64,
 }
 
 /// What the state service tells, of every issuer by what it is known as.
 #[derive(Deserialize)]
 struct Told<'t> {
     #[serde(borrow)]
-    issuers: BTreeMap<String, &'t RawValue>,
+    issuers: BTreeMap<String, Fetched<'t>>,
 }
 
-/// What workers share.
-#[derive(Serialize, Deserialize)]
-struct SharedKeys<'s> {
-    confirmed_ms: u64,
+/// Keys as the state service tells of them, and as workers share them.
+#[derive(Deserialize)]
+struct Fetched<'t> {
+    fetched_ms: u64,
     #[serde(borrow)]
-    jwks: &'s RawValue,
+    jwks: &'t RawValue,
 }
 
 impl Keys {
@@ -76,8 +74,8 @@ impl Keys {
             let known_as = issuer.value.known_as();
             let shared_as = format!("torana/keys/{known_as}");
             let held = envoy.shared(&shared_as).and_then(|bytes| {
-                let shared: SharedKeys<'_> = serde_json::from_slice(&bytes).ok()?;
-                held(shared.jwks.get(), shared.confirmed_ms)
+                let shared: Fetched<'_> = serde_json::from_slice(&bytes).ok()?;
+                held(&shared)
             });
             let issuer = Issuer {
                 known_as,
@@ -88,7 +86,6 @@ impl Keys {
                 first: Weak::new(),
                 waiting: Rc::default(),
                 held,
-                is_told: false,
             };
             issuers.insert(name.clone(), issuer);
         }
@@ -99,7 +96,7 @@ impl Keys {
     pub fn get(&self, issuer: &str, now_ms: u64) -> Option<Arc<KeySet>> {
         let issuer = self.issuers.get(issuer)?;
         let held = issuer.held.as_ref()?;
-        (now_ms.saturating_sub(held.confirmed_ms) <= issuer.stale_ms).then(|| Arc::clone(&held.set))
+        (now_ms.saturating_sub(held.fetched_ms) <= issuer.stale_ms).then(|| Arc::clone(&held.set))
     }
 
     /// Whether there is anything to ask for.
@@ -118,30 +115,20 @@ impl Keys {
     }
 
     /// Takes what the state service says. What cannot be read changes nothing.
-    pub fn told(&mut self, answered: &Answered, now_ms: u64, envoy: &dyn Envoy) {
-        match answered.status {
-            Some(200) => {
-                let Ok(told) = serde_json::from_slice::<Told<'_>>(&answered.body) else {
-                    envoy.warn("the state service's keys cannot be read");
-                    return;
-                };
-                for issuer in self.issuers.values_mut() {
-                    let text = told.issuers.get(&issuer.known_as);
-                    issuer.is_told = text.is_some_and(|text| issuer.take(text.get(), now_ms, envoy));
-                }
-                self.etag.clone_from(&answered.etag);
-            }
-            Some(304) => {
-                for issuer in self.issuers.values_mut().filter(|issuer| issuer.is_told) {
-                    if let Some(held) = &mut issuer.held {
-                        held.confirmed_ms = now_ms;
-                    }
-                    issuer.share(envoy);
-                }
-            }
-            // Away: what we have serves until it is stale.
-            Some(_) | None => {}
+    pub fn told(&mut self, answered: &Answered, envoy: &dyn Envoy) {
+        // Nothing new, or away: what we have serves until it is stale.
+        if answered.status != Some(200) {
+            return;
         }
+        let Ok(told) = serde_json::from_slice::<Told<'_>>(&answered.body) else {
+            return envoy.warn("the state service's keys cannot be read");
+        };
+        for issuer in self.issuers.values_mut() {
+            if let Some(fetched) = told.issuers.get(&issuer.known_as) {
+                issuer.take(fetched, envoy);
+            }
+        }
+        self.etag.clone_from(&answered.etag);
     }
 
     /// What the issuer is known as, if an unknown key may make us ask for its keys now: at a bounded rate, and while
@@ -181,32 +168,23 @@ pub struct Waiting {
 }
 
 impl Issuer {
-    /// Whether they can be read.
-    fn take(&mut self, text: &str, now_ms: u64, envoy: &dyn Envoy) -> bool {
+    fn take(&mut self, fetched: &Fetched<'_>, envoy: &dyn Envoy) {
         match &mut self.held {
-            Some(held) if held.text == text => held.confirmed_ms = now_ms,
-            Some(_) | None => match held(text, now_ms) {
+            Some(held) if held.text == fetched.jwks.get() => held.fetched_ms = fetched.fetched_ms,
+            Some(_) | None => match held(fetched) {
                 Some(held) => self.held = Some(held),
-                None => {
-                    envoy.warn("the keys of an issuer cannot be read");
-                    return false;
-                }
+                None => return envoy.warn("the keys of an issuer cannot be read"),
             },
         }
-        self.share(envoy);
-        true
-    }
-
-    fn share(&self, envoy: &dyn Envoy) {
-        let Some(held) = &self.held else { return };
-        let text = format!("{{\"confirmed_ms\":{},\"jwks\":{}}}", held.confirmed_ms, held.text);
+        let text = format!("{{\"fetched_ms\":{},\"jwks\":{}}}", fetched.fetched_ms, fetched.jwks.get());
         envoy.share(&self.shared_as, text.as_bytes());
     }
 }
 
-fn held(text: &str, confirmed_ms: u64) -> Option<Held> {
+fn held(Fetched { fetched_ms, jwks }: &Fetched<'_>) -> Option<Held> {
+    let text = jwks.get();
     let set = Arc::new(KeySet::parse(text.as_bytes()).ok()?);
-    Some(Held { set, text: text.to_owned(), confirmed_ms })
+    Some(Held { set, text: text.to_owned(), fetched_ms: *fetched_ms })
 }
 
 #[cfg(test)]
@@ -254,10 +232,11 @@ mod tests {
     }
 
     /// What is said of issuers, by their names in a policy; nothing: nothing has changed.
-    fn answered(policy: &Policy, said: Option<&[(&str, Value)]>) -> Answered {
+    fn answered(policy: &Policy, said: Option<&[(&str, Value)]>, fetched_ms: u64) -> Answered {
         let Some(said) = said else { return Answered { status: Some(304), ..Answered::default() } };
+        let fetched = |jwks: &Value| json!({ "fetched_ms": fetched_ms, "jwks": jwks });
         let issuers: BTreeMap<_, _> =
-            said.iter().map(|(name, jwks)| (known_as(policy, name), jwks)).collect();
+            said.iter().map(|(name, jwks)| (known_as(policy, name), fetched(jwks))).collect();
         let body = json!({ "issuers": issuers }).to_string().into_bytes();
         Answered { status: Some(200), etag: Some("\"e\"".to_owned()), body }
     }
@@ -266,9 +245,9 @@ mod tests {
         keys.get(issuer, now_ms)?.iter().find_map(|key| key.kid.clone())
     }
 
-    /// That nothing has changed is said of what was told, and of no other keys: those grow old.
+    /// Keys grow stale from when their issuer published them, however often it is told that nothing has changed.
     #[test]
-    fn keys_that_are_told_no_more_grow_stale() {
+    fn keys_that_are_fetched_no_more_grow_stale() {
         let garbage = || json!({ "keys": "none" });
         for (then, stays) in [
             (vec![("one", jwks("1")), ("two", jwks("2"))], true),
@@ -279,17 +258,20 @@ mod tests {
             let envoy = Fake::default();
             let mut keys = Keys::new(&policy, &envoy);
             let both = [("one", jwks("1")), ("two", jwks("2"))];
-            keys.told(&answered(&policy, Some(&both)), T0, &envoy);
-            keys.told(&answered(&policy, Some(&then)), T0 + 1, &envoy);
-            for step in 1..=2 {
-                keys.told(&answered(&policy, None), T0 + step * STALE_MS, &envoy);
+            keys.told(&answered(&policy, Some(&both), T0), &envoy);
+            keys.told(&answered(&policy, Some(&then), T0 + 1), &envoy);
+            keys.told(&answered(&policy, None, 0), &envoy);
+            for (now_ms, expected) in [
+                (T0 + STALE_MS, (true, true)),
+                (T0 + STALE_MS + 1, (true, stays)),
+                (T0 + STALE_MS + 2, (false, false)),
+            ] {
+                // Others take them for no fresher.
+                for keys in [&keys, &Keys::new(&policy, &envoy)] {
+                    let held = (kid(keys, "one", now_ms).is_some(), kid(keys, "two", now_ms).is_some());
+                    assert_eq!(held, expected, "{then:?} at {}", now_ms - T0);
+                }
             }
-            let late_ms = T0 + 2 * STALE_MS + 1;
-            assert_eq!(kid(&keys, "one", late_ms).as_deref(), Some("1"));
-            assert_eq!(kid(&keys, "two", late_ms).is_some(), stays, "{then:?}");
-            // Nor do others take them for fresh.
-            let reborn = Keys::new(&policy, &envoy);
-            assert_eq!(kid(&reborn, "two", late_ms).is_some(), stays, "{then:?}");
         }
     }
 
@@ -306,13 +288,13 @@ mod tests {
         ] {
             let envoy = Fake::default();
             let mut keys = Keys::new(&ours, &envoy);
-            keys.told(&answered(&theirs, Some(&said)), T0, &envoy);
+            keys.told(&answered(&theirs, Some(&said), T0), &envoy);
             let held = (kid(&keys, "one", T0), kid(&keys, "two", T0));
             assert_eq!((held.0.as_deref(), held.1.as_deref()), expected);
         }
         // What workers share of an issuer is not another's either, whatever a policy calls it.
         let envoy = Fake::default();
-        Keys::new(&ours, &envoy).told(&answered(&ours, Some(&said)), T0, &envoy);
+        Keys::new(&ours, &envoy).told(&answered(&ours, Some(&said), T0), &envoy);
         let renamed = Keys::new(&policy(&[("two", "https://one.test"), ("one", "https://new.test")]), &envoy);
         assert_eq!((kid(&renamed, "two", T0).as_deref(), kid(&renamed, "one", T0)), (Some("1"), None));
     }

@@ -126,7 +126,7 @@ impl Plugin {
 
     /// Takes the answer to [`ask_for_keys`](Self::ask_for_keys).
     pub fn keys_told(&self, answered: &Answered, envoy: &dyn Envoy) {
-        self.keys.borrow_mut().told(answered, envoy.now_ms(), envoy);
+        self.keys.borrow_mut().told(answered, envoy);
     }
 
     /// Asks for the clients' secrets, now and then; the answer belongs to

@@ -380,7 +380,10 @@ fn an_unknown_key_is_asked_for_at_a_bounded_rate() {
     assert_eq!(first.header(true, &envoy), Flow::Pause);
     let main = known_as(&plugin, "main");
     assert_eq!(envoy.calls.borrow()[..], [("/v1/keys/refresh".to_owned(), main.clone().into_bytes())]);
-    first.called(&answered(200, &format!("{{\"issuers\":{{\"{main}\":{KEYS}}}}}")), &envoy);
+    first.called(
+        &answered(200, &format!(r#"{{"issuers":{{"{main}":{{"fetched_ms":{T0},"jwks":{KEYS}}}}}}}"#)),
+        &envoy,
+    );
     assert_eq!(envoy.code(), "token_key_unknown");
 
     // The keys are there for the next incarnation of this worker, and for others.
@@ -406,8 +409,10 @@ fn all_wait_for_one_fetch() {
     let envoy = fake("GET", "/x");
     envoy.fields.borrow_mut().push(("authorization".into(), format!("Bearer {UNKNOWN_KEY}").into_bytes()));
     let plugin = plugin(&json!({ "jwt": {} }), &envoy);
-    let told =
-        |keys: &str| answered(200, &format!("{{\"issuers\":{{\"{}\":{keys}}}}}", known_as(&plugin, "main")));
+    let told = |keys: &str| {
+        let main = known_as(&plugin, "main");
+        answered(200, &format!(r#"{{"issuers":{{"{main}":{{"fetched_ms":{T0},"jwks":{keys}}}}}}}"#))
+    };
     plugin.keys_told(&told(KEYS), &envoy);
     let arrives = || {
         let mut stream = Stream::new(Rc::clone(&plugin));
