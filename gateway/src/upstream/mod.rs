@@ -1,6 +1,7 @@
 //! Services behind the edge: whom to connect to, how to know them, how much they may be given at once, and which of
 //! their addresses are believed to serve.
 
+pub(crate) mod deadline;
 mod fitness;
 pub(crate) mod mirror;
 pub(crate) mod probe;
@@ -143,8 +144,9 @@ impl Upstream {
         self.addresses.iter().any(|address| address.fitness.is_fit(now_ms))
     }
 
-    /// The next address in turn that is believed to serve, and its position.
-    pub(crate) fn peer(&self, timeout: Duration) -> Option<(usize, HttpPeer)> {
+    /// The next address in turn that is believed to serve, and its position. Connecting to it, and each read and write,
+    /// take no longer than `most`, if that is given.
+    pub(crate) fn peer(&self, most: Option<Duration>) -> Option<(usize, HttpPeer)> {
         let (turn, now_ms) = (self.next.fetch_add(1, Ordering::Relaxed), self.now_ms());
         let count = self.addresses.len();
         let in_turn = (0..count).map(|step| turn.wrapping_add(step) % count);
@@ -152,8 +154,10 @@ impl Upstream {
             .filter_map(|position| Some((position, self.addresses.get(position)?)))
             .find(|(_, address)| address.fitness.is_fit(now_ms))?;
         let mut peer = address.way.current().peer.clone();
-        peer.options.read_timeout = Some(timeout);
-        peer.options.write_timeout = Some(timeout);
+        let options = &mut peer.options;
+        (options.read_timeout, options.write_timeout) = (most, most);
+        options.connection_timeout = options.connection_timeout.into_iter().chain(most).min();
+        options.total_connection_timeout = options.total_connection_timeout.into_iter().chain(most).min();
         Some((position, peer))
     }
 
