@@ -5,6 +5,7 @@ pub(crate) mod deadline;
 mod fitness;
 pub(crate) mod mirror;
 pub(crate) mod probe;
+mod repeat;
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::fitness::Fitness;
+pub(crate) use self::repeat::{LEAST_REPEATS, Repeat};
 use crate::load::UpstreamFiles;
 
 /// Fields of one connection, and those that the client of another sets itself.
@@ -52,19 +54,6 @@ struct Address {
     way: Live<Way>,
     /// What probes and copies are addressed to.
     authority: String,
-}
-
-/// Repeats that are always allowed at once: a share of few requests would be none.
-pub(crate) const LEAST_REPEATS: usize = 3;
-
-/// A request that is sent again, counted until dropped.
-#[derive(Debug)]
-pub(crate) struct Repeat(Arc<AtomicUsize>);
-
-impl Drop for Repeat {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// How an address is connected to, with the certificates of one moment.
@@ -132,10 +121,7 @@ impl Upstream {
     pub(crate) fn repeat(&self) -> Option<Repeat> {
         let most = self.max_in_flight as usize;
         let in_flight = most.saturating_sub(self.in_flight.available_permits());
-        let budget = (in_flight * self.retry_budget_percent as usize / 100).max(LEAST_REPEATS);
-        let repeat = Repeat(Arc::clone(&self.repeats));
-        // Counted first: of two who ask at once none overlooks the other.
-        (repeat.0.fetch_add(1, Ordering::Relaxed) < budget).then_some(repeat)
+        Repeat::within(&self.repeats, in_flight, self.retry_budget_percent)
     }
 
     /// Whether any address is believed to serve.
