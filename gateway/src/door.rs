@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use filters::admission::{Admission, Draw};
 use filters::chain::Refused;
 use filters::failure::Failure;
@@ -51,6 +52,7 @@ impl ProxyHttp for Door {
             refusal: None,
             fields: UpstreamFields::default(),
             upstream: None,
+            deadline: None,
             address: None,
             websocket: None,
             unconnected: 0,
@@ -128,8 +130,10 @@ impl ProxyHttp for Door {
 
     async fn upstream_peer(&self, _session: &mut Session, exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
         let peer = Arc::clone(&exchange.edge).peer(exchange);
-        peer.map(Box::new)
-            .ok_or_else(|| Error::explain(ErrorType::ConnectNoRoute, "no address of the upstream serves"))
+        peer.map(Box::new).map_err(|failure| match failure {
+            Failure::UpstreamTimeout => overdue(),
+            _ => Error::explain(ErrorType::ConnectNoRoute, "no address of the upstream serves"),
+        })
     }
 
     /// Before anything of the request leaves.
@@ -138,11 +142,15 @@ impl ProxyHttp for Door {
         _session: &mut Session,
         _reused: bool,
         _peer: &HttpPeer,
-        _fd: std::os::fd::RawFd,
+        fd: std::os::fd::RawFd,
         digest: Option<&Digest>,
         exchange: &mut Exchange,
     ) -> Result<()> {
         let edge = Arc::clone(&exchange.edge);
+        let (Some(deadline), Some(socket)) = (&mut exchange.deadline, edge.standing.sockets.get(fd)) else {
+            return Error::e_explain(ErrorType::InternalError, "a connection that nothing would end");
+        };
+        deadline.shuts(socket);
         edge.believes(exchange, digest).map_err(|mut error| {
             edge.failed(exchange);
             exchange.unconnected += 1;
@@ -173,6 +181,19 @@ impl ProxyHttp for Door {
         edge.answer(session, answer, exchange)
     }
 
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        _body: &mut Option<Bytes>,
+        ends: bool,
+        exchange: &mut Exchange,
+    ) -> Result<Option<Duration>> {
+        if let Some(deadline) = exchange.deadline.as_mut().filter(|_| ends) {
+            deadline.is_met();
+        }
+        Ok(None)
+    }
+
     /// A connection that could not be made has carried nothing: any request may go to another one.
     fn fail_to_connect(
         &self,
@@ -198,6 +219,9 @@ impl ProxyHttp for Door {
         reused: bool,
     ) -> Box<Error> {
         use pingora::ErrorType::{ConnectionClosed, ReadError, WriteError};
+        if matches!(error.esource(), pingora::ErrorSource::Upstream) && exchange.is_overdue() {
+            return overdue();
+        }
         let is_safe = matches!(session.req_header().method.as_str(), "GET" | "HEAD" | "OPTIONS");
         let is_whole = !session.as_ref().retry_buffer_truncated() && session.response_written().is_none();
         let broke = matches!(error.esource(), pingora::ErrorSource::Upstream)
@@ -223,7 +247,8 @@ impl ProxyHttp for Door {
         exchange: &mut Exchange,
     ) -> FailToProxy {
         let keep = FailToProxy { error_code: 0, can_reuse_downstream: false };
-        if session.response_written().is_some() {
+        // After an interim answer (1xx) the one that counts can still be ours.
+        if session.response_written().is_some_and(|answer| !answer.status.is_informational()) {
             return keep;
         }
         let Some(failure) = failure(error) else { return keep };
@@ -250,6 +275,7 @@ impl ProxyHttp for Door {
         let cut = broke.map(|error| match (exchange.cut.get(), error.esource()) {
             (Some(cut), _) => *cut,
             (None, _) if is_of_client(error) => Cut::ClientGone,
+            (None, pingora::ErrorSource::Upstream) if is_timeout(error) => Cut::TimeOver,
             (None, pingora::ErrorSource::Upstream) => Cut::UpstreamBroke,
             (None, _) => Cut::EdgeFailed,
         });
@@ -274,6 +300,15 @@ fn gone(session: &mut Session, exchange: &mut Exchange) -> bool {
     let cut = exchange.cut.get().copied().unwrap_or(Cut::ClientGone);
     drop(exchange.end(Some(cut)));
     true
+}
+
+/// The upstream has had all its time.
+fn overdue() -> Box<Error> {
+    Error::explain(ErrorType::ReadTimedout, "the whole answer was not there in time").into_up()
+}
+
+fn is_timeout(error: &Error) -> bool {
+    matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout)
 }
 
 fn draw() -> Draw {

@@ -32,6 +32,7 @@ use crate::metrics::Metrics;
 use crate::now_ms;
 use crate::revoke::Operators;
 use crate::upstream::Upstream;
+use crate::upstream::deadline::Deadline;
 use crate::upstream::mirror::{self, Copy};
 
 /// One policy and everything that serves it. Another policy is another edge.
@@ -112,12 +113,22 @@ impl Edge {
         keys.chain(unheard).chain(revoked).chain(draining).collect()
     }
 
-    /// The upstream's next address for this request; `None` when no address serves.
-    pub(crate) fn peer(&self, exchange: &mut Exchange) -> Option<HttpPeer> {
-        let timeout = Duration::from_millis(self.rule(exchange)?.timeout_ms);
-        let (position, peer) = exchange.upstream.as_ref()?.peer(timeout)?;
+    /// The upstream's next address for this request, while there is time. It begins when the first one is asked for; a
+    /// WebSocket has its own bounds.
+    pub(crate) fn peer(&self, exchange: &mut Exchange) -> Result<HttpPeer, Failure> {
+        let rule = self.rule(exchange).filter(|_| exchange.websocket.is_none());
+        if let (Some(rule), None) = (rule, &exchange.deadline) {
+            exchange.deadline = Some(Deadline::within(Duration::from_millis(rule.timeout_ms)));
+        }
+        if exchange.is_overdue() {
+            return Err(Failure::UpstreamTimeout);
+        }
+        let left = exchange.deadline.as_ref().map(Deadline::left);
+        let next = exchange.upstream.as_ref().and_then(|upstream| upstream.peer(left));
+        let (position, mut peer) = next.ok_or(Failure::UpstreamUnreachable)?;
+        self.standing.sockets.know(&mut peer);
         exchange.address = Some(position);
-        Some(peer)
+        Ok(peer)
     }
 
     /// The upstream has answered, whatever it was.

@@ -20,6 +20,7 @@ use crate::access_log;
 use crate::edge::Edge;
 use crate::flags;
 use crate::message::target;
+use crate::upstream::deadline::Deadline;
 use crate::upstream::{Repeat, Upstream};
 
 #[derive(Debug)]
@@ -41,6 +42,8 @@ pub(crate) struct Exchange {
     pub(crate) fields: UpstreamFields,
     /// Who serves it, chosen once.
     pub(crate) upstream: Option<Arc<Upstream>>,
+    /// Until when its whole answer must be there; set when the upstream is first turned to.
+    pub(crate) deadline: Option<Deadline>,
     /// The position of the address that was tried last.
     pub(crate) address: Option<usize>,
     /// The bounds of the WebSocket that it asks for.
@@ -136,6 +139,11 @@ impl Exchange {
         let told = edge.standing.state.give_back(held);
         access_log::write(self, edge.route(self), (method, &path), cut, elapsed.as_secs_f64() * 1_000.0);
         told
+    }
+
+    /// Whether the upstream has had all the time that its route gives it.
+    pub(crate) fn is_overdue(&self) -> bool {
+        self.deadline.as_ref().is_some_and(Deadline::is_over)
     }
 
     /// Makes of the client's header the one that the upstream gets.

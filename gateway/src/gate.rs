@@ -18,6 +18,7 @@ use crate::load::{ListenerFiles, Loaded};
 use crate::metrics::Metrics;
 use crate::reload::Snapshot;
 use crate::state::State;
+use crate::upstream::deadline::Sockets;
 use crate::upstream::probe;
 use crate::whole::Connections;
 
@@ -36,6 +37,8 @@ pub(crate) struct Standing {
     pub(crate) metrics: Metrics,
     pub(crate) state: Arc<State>,
     pub(crate) connections: Arc<Connections>,
+    /// Of Pingora's connections to upstreams and of ours.
+    pub(crate) sockets: Arc<Sockets>,
     draining: Arc<AtomicBool>,
     /// What was told of changes of flags.
     pub(crate) flags_audited: Audited,
@@ -57,8 +60,8 @@ impl Gate {
         let settings = &loaded.policy.document().state;
         let state = Arc::new(State::new(settings, &loaded.folder, &metrics, &watch)?);
         let (connections, draining) = (Arc::new(Connections::new()), Arc::default());
-        let standing =
-            Standing { metrics, state, connections, draining, flags_audited: Audited::default(), watch };
+        let (sockets, flags_audited) = (Arc::default(), Audited::default());
+        let standing = Standing { metrics, state, connections, sockets, draining, flags_audited, watch };
         let (edge, listeners) = Edge::new(loaded, &standing, None)?;
         let gate =
             Arc::new(Self { standing, edge: ArcSwap::from_pointee(edge), stopped: watch::channel(false).0 });

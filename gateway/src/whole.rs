@@ -22,6 +22,7 @@ use crate::edge::{Edge, Now};
 use crate::exchange::Exchange;
 use crate::message::{Sender, request};
 use crate::upstream::HOP;
+use crate::upstream::deadline::Deadline;
 
 /// Connections that are tried before the upstream counts as unreachable; as many as Envoy tries.
 pub(crate) const TRIES: u32 = 3;
@@ -103,8 +104,8 @@ impl Edge {
         self.copy(&header, exchange);
         alone(&mut header, body.len()).map_err(|_| Failure::Malformed)?;
         let Reached { mut session, peer, .. } = self.reach(exchange).await?;
-        let timeout = Duration::from_millis(self.rule(exchange).ok_or(Failure::Malformed)?.timeout_ms);
-        let answer = tokio::time::timeout(timeout, talk(&mut session, header, body)).await;
+        let left = exchange.deadline.as_ref().map_or(Duration::ZERO, Deadline::left);
+        let answer = tokio::time::timeout(left, talk(&mut session, header, body)).await;
         let failure = match answer {
             Ok(Ok(answer)) => {
                 self.answered(exchange);
@@ -123,7 +124,7 @@ impl Edge {
     /// The first address to which a connection can be made.
     pub(crate) async fn reach(&self, exchange: &mut Exchange) -> Result<Reached, Failure> {
         for _ in 0..TRIES {
-            let peer = self.peer(exchange).ok_or(Failure::UpstreamUnreachable)?;
+            let peer = self.peer(exchange)?;
             let reached = self.standing.connections.0.get_http_session(&peer).await.ok();
             let believed = reached.filter(|(session, _)| self.believes(exchange, session.digest()).is_ok());
             match believed {

@@ -11,7 +11,6 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use certs::Identity;
 use certs::pki::{Authority, Leaf};
-use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -19,7 +18,7 @@ use tokio_rustls::client::TlsStream as ClientStream;
 use tokio_rustls::server::TlsStream;
 
 use self::running::{
-    ASKS_FOR_WEBSOCKET, Gateway, LOG, OPENS_WEBSOCKET, TLS, connect, header, pki, raw_upstream, revoke,
+    ASKS_FOR_WEBSOCKET, Gateway, OPENS_WEBSOCKET, TLS, connect, header, logged, pki, raw_upstream, revoke,
     serve_on, until,
 };
 
@@ -114,15 +113,7 @@ routes:
 
     /// The lines of the access log about a path: route, status and what cut it off.
     fn logged(&self, path: &str) -> Vec<(String, u64, String)> {
-        let log = std::fs::read_to_string(self.folder.path().join(LOG)).unwrap();
-        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let of_path = lines.filter(|line| line["path"] == path);
-        let word = |line: &Value, name: &str| line[name].as_str().unwrap_or_default().to_owned();
-        of_path
-            .map(|line| {
-                (word(&line, "route"), line["status"].as_u64().unwrap_or(9_999), word(&line, "cut_off"))
-            })
-            .collect()
+        logged(self.folder.path(), path)
     }
 
     /// An exchange of a route is begun, ends like that, and is told of like this.

@@ -4,12 +4,13 @@
 
 mod running;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::{mpsc, oneshot};
 
-use self::running::{Gateway, Recorder, TLS, free_port, pki, serve, until};
+use self::running::{Gateway, Recorder, TLS, free_port, pki, raw_upstream, serve, until};
 
 #[tokio::test]
 async fn requests_are_shared_by_weight_and_chosen_by_version() {
@@ -95,27 +96,45 @@ routes:
 async fn a_copy_is_marked_and_costs_the_original_nothing() {
     let folder = tempfile::tempdir().unwrap();
     pki(folder.path());
-    let (u, shadow) =
-        (Recorder::start(folder.path(), "u").await, Recorder::start(folder.path(), "shadow").await);
+    let u = Recorder::start(folder.path(), "u").await;
+    let (copy, copied) = oneshot::channel();
+    let copy = Arc::new(Mutex::new(Some(copy)));
+    let shadow = raw_upstream(folder.path(), move |asked, mut stream| {
+        let copy = Arc::clone(&copy);
+        async move {
+            copy.lock().unwrap().take()?.send(asked).ok()?;
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.ok()?;
+            stream.flush().await.ok()
+        }
+    })
+    .await;
+    let (heard, mut hears) = mpsc::unbounded_channel();
+    let silent = raw_upstream(folder.path(), move |asked, stream| {
+        let heard = heard.clone();
+        async move { heard.send((asked, stream)).ok() }
+    })
+    .await;
     let policy = format!(
         r#"
 upstreams:
   u: {{ addresses: ["127.0.0.1:{}"], tls: {TLS} }}
-  shadow: {{ addresses: ["127.0.0.1:{}"], tls: {TLS} }}
+  shadow: {{ addresses: ["127.0.0.1:{shadow}"], tls: {TLS} }}
+  silent: {{ addresses: ["127.0.0.1:{silent}"], tls: {TLS} }}
   dead: {{ addresses: ["127.0.0.1:{}"], tls: {TLS} }}
 routes:
   - {{ name: copied, methods: [GET], path: /copied, upstream: u, mirror: {{ upstream: shadow }} }}
+  - {{ name: unheard, methods: [GET], path: /unheard, upstream: u, timeout_ms: 600000, mirror: {{ upstream: silent }} }}
   - {{ name: lost, methods: [GET], path: /lost, upstream: u, mirror: {{ upstream: dead }} }}
 "#,
         u.port,
-        shadow.port,
         free_port(),
     );
     let gateway = serve(folder.path(), &policy).await;
     for path in ["/copied", "/lost"] {
         assert_eq!(gateway.get(path, &[]).await, (200, "u".to_owned()));
     }
-    until("the copy arrives", async || shadow.seen() == 1).await;
+    let copied = copied.await.unwrap();
+    assert!(copied.starts_with("GET /copied ") && copied.contains("\r\nx-torana-mirror: 1\r\n"), "{copied}");
     until("its answer is read", async || {
         gateway.metric("gateway_mirrored_total{outcome=\"sent\"}").await == 1.0
     })
@@ -125,6 +144,13 @@ routes:
     })
     .await;
     assert_eq!(u.seen(), 2);
+    // Whoever gets the copy holds on to it, and the answer is there all the same.
+    assert_eq!(gateway.get("/unheard", &[]).await, (200, "u".to_owned()));
+    let (copy, _held) = hears.recv().await.unwrap();
+    assert!(copy.contains("\r\nx-torana-mirror: 1\r\n"), "{copy}");
+    let original: serde_json::Value =
+        gateway.http.get(format!("{}/unheard", gateway.url)).send().await.unwrap().json().await.unwrap();
+    assert_eq!(original["x-torana-mirror"], serde_json::Value::Null, "only the copy is marked");
 }
 
 #[tokio::test]

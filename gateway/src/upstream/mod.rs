@@ -1,9 +1,11 @@
 //! Services behind the edge: whom to connect to, how to know them, how much they may be given at once, and which of
 //! their addresses are believed to serve.
 
+pub(crate) mod deadline;
 mod fitness;
 pub(crate) mod mirror;
 pub(crate) mod probe;
+mod repeat;
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::SocketAddr;
@@ -23,6 +25,7 @@ use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::fitness::Fitness;
+pub(crate) use self::repeat::{LEAST_REPEATS, Repeat};
 use crate::load::UpstreamFiles;
 
 /// Fields of one connection, and those that the client of another sets itself.
@@ -51,19 +54,6 @@ struct Address {
     way: Live<Way>,
     /// What probes and copies are addressed to.
     authority: String,
-}
-
-/// Repeats that are always allowed at once: a share of few requests would be none.
-pub(crate) const LEAST_REPEATS: usize = 3;
-
-/// A request that is sent again, counted until dropped.
-#[derive(Debug)]
-pub(crate) struct Repeat(Arc<AtomicUsize>);
-
-impl Drop for Repeat {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// How an address is connected to, with the certificates of one moment.
@@ -131,10 +121,7 @@ impl Upstream {
     pub(crate) fn repeat(&self) -> Option<Repeat> {
         let most = self.max_in_flight as usize;
         let in_flight = most.saturating_sub(self.in_flight.available_permits());
-        let budget = (in_flight * self.retry_budget_percent as usize / 100).max(LEAST_REPEATS);
-        let repeat = Repeat(Arc::clone(&self.repeats));
-        // Counted first: of two who ask at once none overlooks the other.
-        (repeat.0.fetch_add(1, Ordering::Relaxed) < budget).then_some(repeat)
+        Repeat::within(&self.repeats, in_flight, self.retry_budget_percent)
     }
 
     /// Whether any address is believed to serve.
@@ -143,8 +130,9 @@ impl Upstream {
         self.addresses.iter().any(|address| address.fitness.is_fit(now_ms))
     }
 
-    /// The next address in turn that is believed to serve, and its position.
-    pub(crate) fn peer(&self, timeout: Duration) -> Option<(usize, HttpPeer)> {
+    /// The next address in turn that is believed to serve, and its position. Connecting to it, and each read and write,
+    /// take no longer than `most`, if that is given.
+    pub(crate) fn peer(&self, most: Option<Duration>) -> Option<(usize, HttpPeer)> {
         let (turn, now_ms) = (self.next.fetch_add(1, Ordering::Relaxed), self.now_ms());
         let count = self.addresses.len();
         let in_turn = (0..count).map(|step| turn.wrapping_add(step) % count);
@@ -152,8 +140,10 @@ impl Upstream {
             .filter_map(|position| Some((position, self.addresses.get(position)?)))
             .find(|(_, address)| address.fitness.is_fit(now_ms))?;
         let mut peer = address.way.current().peer.clone();
-        peer.options.read_timeout = Some(timeout);
-        peer.options.write_timeout = Some(timeout);
+        let options = &mut peer.options;
+        (options.read_timeout, options.write_timeout) = (most, most);
+        options.connection_timeout = options.connection_timeout.into_iter().chain(most).min();
+        options.total_connection_timeout = options.total_connection_timeout.into_iter().chain(most).min();
         Some((position, peer))
     }
 

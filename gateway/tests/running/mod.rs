@@ -189,6 +189,17 @@ pub async fn connect(
     TlsConnector::from(Arc::new(tls)).connect("localhost".try_into().unwrap(), stream).await.unwrap()
 }
 
+/// The lines of a gateway's access log about a path: route, status and what cut it off.
+pub fn logged(folder: &Path, path: &str) -> Vec<(String, u64, String)> {
+    let log = std::fs::read_to_string(folder.join(LOG)).unwrap();
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let of_path = lines.filter(|line| line["path"] == path);
+    let word = |line: &serde_json::Value, name: &str| line[name].as_str().unwrap_or_default().to_owned();
+    of_path
+        .map(|line| (word(&line, "route"), line["status"].as_u64().unwrap_or(9_999), word(&line, "cut_off")))
+        .collect()
+}
+
 /// What a client asks a WebSocket with, but the path.
 pub const ASKS_FOR_WEBSOCKET: &str = "connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
     sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
