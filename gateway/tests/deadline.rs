@@ -132,6 +132,8 @@ routes: [{{ name: r, methods: [GET, HEAD], path: /r, upstream: u, timeout_ms: 50
     for _ in 0..3 {
         let answer: Value = gateway.http.get(&url).send().await.unwrap().json().await.unwrap();
         connections.push(answer[":peer"].as_str().unwrap().to_owned());
+        // By then it is free again, and the time of its answer is over.
+        tokio::time::sleep(Duration::from_millis(600)).await;
         assert_eq!(gateway.http.head(&url).send().await.unwrap().status(), 200);
         tokio::time::sleep(Duration::from_millis(600)).await;
     }
