@@ -167,16 +167,6 @@ fn the_rest_of_the_document() {
             "upstream `core`: the `path` of `health` begins with /",
         ),
         (
-            "    tls:",
-            "    health: { path: /h, interval_ms: 0 }\n    tls:",
-            "upstream `core`: the numbers of `health` are at least 1",
-        ),
-        (
-            "    tls:",
-            "    outlier: { eject_ms: 0 }\n    tls:",
-            "upstream `core`: `eject_ms` is at least 1; `failures: 0` never leaves one out",
-        ),
-        (
             "audiences: [a]",
             "audiences: []",
             "issuer `main` needs `audiences`: a token for anybody is a token for an attacker",
@@ -192,7 +182,6 @@ fn the_rest_of_the_document() {
             "jwks: { url: \"https://main\", crl: \"file:c\" }",
             "issuer `main`: `jwks.crl` is of the CAs in `jwks.ca`, which is not there",
         ),
-        ("jwks: {", "jwks: { refresh_s: 0,", "issuer `main`: the times of `jwks` are at least 1"),
         (
             "acme: {",
             "acme: { tenant: '',",
@@ -208,7 +197,6 @@ fn the_rest_of_the_document() {
             "    upstream: core\n    version: v2\n",
             "p.yaml:18:14: `v2` is not a version: use digits and dots, at most 16",
         ),
-        ("  - name: send", "  - name: send\n    timeout_ms: 0", "route `send`: `timeout_ms` is at least 1"),
         (
             "    upstream: core\n",
             "    upstream: core\n  - { name: send, methods: [GET], path: /v1/other, upstream: core }\n",
@@ -274,7 +262,15 @@ fn where_nonces_and_limits_are_kept() {
     let (nobody, any) = (tls(address, "", "s.test"), tls(address, "\"*.test\"", "s.test"));
     let (nameless, socket) = (tls(address, "envoy.test", ""), tls("socket: /run/s", "envoy.test", "s.test"));
     for (state, expected) in [
-        ("redis: { url: \"env:R\", timeout_ms: 0 }", "the times of `redis` are at least 1"),
+        (
+            "redis: { url: \"env:R\", timeout_ms: 0 }",
+            "p.yaml:18:17: `redis`: `timeout_ms` is between 1 and 60000, and not 0",
+        ),
+        (
+            "redis: { url: \"env:R\", connect_timeout_ms: 60001 }",
+            "`connect_timeout_ms` is between 1 and 60000",
+        ),
+        ("memory: { max_entries: 0 }", "p.yaml: `state`: `memory.max_entries` is between 1 and 1000000000"),
         ("redis: { url: \"env:R\", prefix: \"a b\" }", "`prefix` is at most 64 visible characters"),
         ("service: {}", "the state service needs exactly one of `address` and `socket`"),
         (socket.as_str(), "the state service's `socket` has no `tls`"),
@@ -282,7 +278,10 @@ fn where_nonces_and_limits_are_kept() {
             "service: { address: \"10.0.0.1:1\" }",
             "the state service needs `tls` off the host: it hands out nonces, limits and keys",
         ),
-        ("service: { socket: /run/s, timeout_ms: 0 }", "the state service's `timeout_ms` is at least 1"),
+        (
+            "service: { socket: /run/s, timeout_ms: 0 }",
+            "the state service: `timeout_ms` is between 1 and 60000",
+        ),
         (&nobody, "`allowed_clients` are whole DNS names, one at least: of the certificate in `client`, say"),
         (&any, "`allowed_clients` are whole DNS names, one at least"),
         (&nameless, "`server_name` is empty"),
@@ -324,4 +323,123 @@ fn the_keys_of_the_edge_are_nobody_elses() {
     assert!(told(&format!("{GOOD}{filters}")).contains(any));
     let named = filters.replace("signature: {}", "signature: { clients: [acme] }");
     assert!(!told(&format!("{GOOD}{named}")).contains("every client"));
+}
+
+/// What is said in numbers, of everything but filters.
+#[test]
+fn nothing_waits_for_ever_and_somebody_passes() {
+    let hour = 3_600_001;
+    let introspection =
+        "introspection: { url: \"https://i\", ca: \"file:c\", client_id: e, client_secret: \"file:s\",";
+    for (place, field, least, too_much, about) in [
+        ("name: edge,", "max_connections", 1, 1_000_001, "p.yaml:3:5: listener `edge`: `max_connections`"),
+        ("name: edge,", "handshake_timeout_ms", 1, 60_001, "`handshake_timeout_ms`"),
+        ("name: edge,", "request_timeout_ms", 1, hour, "`request_timeout_ms`"),
+        ("name: edge,", "idle_timeout_ms", 1, hour, "listener `edge`: `idle_timeout_ms`"),
+        ("name: edge,", "max_requests_per_connection", 1, 1_000_000_001, "`max_requests_per_connection`"),
+        ("core: {", "connect_timeout_ms", 1, 60_001, "p.yaml:7:9: upstream `core`: `connect_timeout_ms`"),
+        ("core: {", "idle_timeout_ms", 1, hour, "upstream `core`: `idle_timeout_ms`"),
+        ("core: {", "max_in_flight", 1, 1_000_001, "`max_in_flight`"),
+        ("health: { path: /h,", "interval_ms", 1, hour, "upstream `core`: `health.interval_ms`"),
+        ("health: { path: /h,", "timeout_ms", 1, 60_001, "`health.timeout_ms`"),
+        ("health: { path: /h,", "unhealthy_after", 1, 1_000_001, "`health.unhealthy_after`"),
+        ("health: { path: /h,", "healthy_after", 1, 1_000_001, "`health.healthy_after`"),
+        ("outlier: {", "eject_ms", 1, hour, "`outlier.eject_ms`"),
+        ("main: {", "leeway_s", 0, 301, "p.yaml:9:9: issuer `main`: `leeway_s`"),
+        ("jwks: {", "refresh_s", 1, 86_401, "`jwks.refresh_s`"),
+        ("jwks: {", "stale_s", 0, 2_592_001, "`jwks.stale_s`"),
+        ("jwks: {", "unknown_kid_refresh_s", 1, 3_601, "`jwks.unknown_kid_refresh_s`"),
+        ("jwks: {", "timeout_ms", 1, 60_001, "`jwks.timeout_ms`"),
+        (introspection, "timeout_ms", 1, 60_001, "issuer `main`: introspection: `timeout_ms`"),
+        (introspection, "cache_s", 1, 301, "introspection: `cache_s`"),
+        (introspection, "negative_cache_s", 1, 61, "introspection: `negative_cache_s`"),
+        (introspection, "cache_entries", 1, 1_000_001, "introspection: `cache_entries`"),
+        (introspection, "max_in_flight", 1, 1_000_001, "introspection: `max_in_flight`"),
+        ("name: get,", "timeout_ms", 1, hour, "p.yaml:16:5: route `get`: `timeout_ms`"),
+        ("websocket: {", "idle_timeout_ms", 1, hour, "route `get`: `websocket.idle_timeout_ms`"),
+        ("websocket: {", "most_s", 1, 86_401, "route `get`: `websocket.most_s`"),
+    ] {
+        for number in [0, least, too_much - 1, too_much, u64::MAX] {
+            let with = |text: String| text.replacen(place, &format!("{place} {field}: {number},"), 1);
+            let text = with(NUMBERS.replace("INTROSPECTION", &format!("{introspection} }}")));
+            assert!(
+                text.contains(&format!("{field}: {number}")),
+                "the case for {place} {field} changes nothing"
+            );
+            // What does not fit 32 bits is not read.
+            let fine = (least..too_much).contains(&number);
+            match read(&text, "") {
+                Ok(_) => assert!(fine, "{about}: {number} is accepted"),
+                Err(told) if fine => panic!("{about}: {number} is refused: {told}"),
+                Err(told) => {
+                    let expected =
+                        format!("{about} is between {least} and {}, and not {number}", too_much - 1);
+                    let unread = number == u64::MAX && told.contains("u32");
+                    assert!(told.contains(&expected) || unread, "expected {expected}\ntold     {told}");
+                }
+            }
+        }
+    }
+    // Where no failure counts, for how long says nothing.
+    let never = GOOD.replacen("    tls:", "    outlier: { failures: 0, eject_ms: 0 }\n    tls:", 1);
+    assert!(read(&never, "").is_ok());
+}
+
+const NUMBERS: &str = r#"
+listeners:
+  - { name: edge, address: "127.0.0.1:8443", tls: { certificate: "file:edge.pem", key: "file:edge.key" } }
+admin: { address: "127.0.0.1:9100" }
+upstreams:
+  # Below.
+  core: { addresses: ["127.0.0.1:9001"], health: { path: /h, }, outlier: { }, tls: { server_name: core.test, ca: "file:ca.pem", certificate: "file:gw.pem", key: "file:gw.key" } }
+issuers:
+  main: { issuer: "https://main", audiences: [a], algorithms: [ES256], jwks: { file: "file:j" }, INTROSPECTION }
+clients:
+  acme: { hmac_keys: [{ id: acme-1, secret: "file:acme.secret" }] }
+filters:
+  shape: {}
+routes:
+  # Below.
+  - { name: get, methods: [GET], path: /v1/get, upstream: core, websocket: { } }
+"#;
+
+/// Names go as they are into Envoy's configuration, logs and what is printed here.
+#[test]
+fn names_are_plain() {
+    let route = "  - { name: NAME, methods: [GET], path: /v1/other, upstream: core }\n";
+    let upstream = "  NAME: { addresses: [\"127.0.0.1:1\"], tls: { server_name: a, ca: \"file:a\", certificate: \"file:a\", key: \"file:a\" } }\n";
+    let issuer = "  NAME: { issuer: \"https://i\", audiences: [a], algorithms: [ES256], jwks: { file: \"file:i\" } }\n";
+    let listener =
+        "  - { name: NAME, address: \"127.0.0.1:1\", tls: { certificate: \"file:a\", key: \"file:a\" } }\n";
+    for (what, section, entry, place) in [
+        ("route", "routes:\n", route, "p.yaml:14:"),
+        ("upstream", "upstreams:\n", upstream, "p.yaml:6:"),
+        ("issuer", "issuers:\n", issuer, "p.yaml:10:"),
+        ("listener", "listeners:\n", listener, "p.yaml:3:"),
+        ("client", "clients:\n", "  NAME: { hmac_keys: [{ id: b, secret: \"file:b\" }] }\n", "p.yaml:12:"),
+        ("client", "clients:\n", "  NAME: { certificates: [{ dns: b.test }] }\n", "p.yaml:12:"),
+        ("plan", "routes:\n", "plans:\n  NAME: { }\nroutes:\n", "p.yaml:14:"),
+    ] {
+        let longest = "a".repeat(128);
+        for (name, fine) in [
+            ("b-2", true),
+            (longest.as_str(), true),
+            ("", false),
+            ("a\\nb", false),
+            ("a b", false),
+            ("\u{e4}", false),
+        ] {
+            let entry = entry.replace("NAME", &format!("\"{name}\""));
+            let added = match entry.contains(section) {
+                true => entry,
+                false => format!("{section}{entry}"),
+            };
+            let told = read(&GOOD.replacen(section, &added, 1), "").err().unwrap_or_default();
+            let expected =
+                format!("{what} `{name}`: a name is 1 to 128 visible characters, and none of \" ' , ; =");
+            assert_eq!(told.is_empty(), fine, "{what} {name:?}: {told}");
+            assert!(fine || told.lines().any(|line| line.contains(&expected)), "{what} {name:?}: {told}");
+            assert!(fine || name.starts_with('\u{e4}') || told.contains(place), "{told}");
+        }
+    }
 }

@@ -31,7 +31,8 @@ fn told(routes: &[(&str, &str)], more: &str) -> Vec<String> {
     text.push_str("routes:\n");
     for (name, route) in routes {
         let upstream = if route.contains(", upstream") { "" } else { ", upstream: core" };
-        text.push_str(&format!("  - {{ name: {name}, {route}{upstream} }}\n"));
+        let timeout = if route.contains(", timeout_ms") { "" } else { ", timeout_ms: 5000" };
+        text.push_str(&format!("  - {{ name: {name}, {route}{upstream}{timeout} }}\n"));
     }
     let policy = Policy::read(&text, &|_| Ok(vec![7; 32].into()));
     let policy = policy.unwrap_or_else(|mistakes| panic!("{mistakes:?}\n{text}"));

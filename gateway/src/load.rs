@@ -22,6 +22,7 @@ use crate::introspection::Introspection;
 use crate::jwks::KeyStore;
 use crate::metrics::Metrics;
 use crate::revoke::Operators;
+use crate::state::State;
 
 /// A policy and the files that it names.
 #[derive(Debug)]
@@ -68,6 +69,10 @@ pub(crate) fn load_file(
     files.issuers(policy.document());
     files.operators(policy.document());
     files.flags(&policy);
+    // Envoy asks the state service, which may alone know where Redis is.
+    if reader == Reader::Ours {
+        files.mistakes.extend(State::mistake(&policy.document().state, &folder));
+    }
     let mut mistakes = files.mistakes;
     if mistakes.is_empty() {
         Ok(Loaded { policy, listeners, upstreams, folder, watch, version })

@@ -87,13 +87,57 @@ fn policies_are_read_as_they_would_be_served() {
     }
 }
 
+/// What the shared state is asked with is read as it would be served: it stands at the place of its address.
+#[test]
+fn shared_state_is_read_as_it_would_be_served() {
+    certs::install_crypto_provider();
+    let folder = tempfile::tempdir().unwrap();
+    certs::pki::init(folder.path(), false).unwrap();
+    let (secret, elsewhere) = (folder.path().join("url"), folder.path().join("away"));
+    for (written, more, expected) in [
+        (Some("redis://127.0.0.1:6379/0\n".as_bytes()), "url: \"file:url\"", ""),
+        (Some(b"rediss://redis.test/0"), "url: \"file:url\", ca: \"file:internal-ca.pem\"", ""),
+        (None, "url: \"file:away\"", "state.redis: file:away: "),
+        (None, "url: \"env:NOBODYS_REDIS\"", "state.redis: env:NOBODYS_REDIS: "),
+        (
+            Some(b"nonsense"),
+            "url: \"file:url\"",
+            "state.redis: its address is not one: write redis://host:port/0",
+        ),
+        (Some(b"\xff"), "url: \"file:url\"", "state.redis: its address is no text"),
+        (Some(b"redis://10.0.0.1/0"), "url: \"file:url\"", "off the host write rediss://, which is TLS"),
+        (
+            Some(b"rediss://redis.test/#insecure"),
+            "url: \"file:url\"",
+            "its address switches verification off: remove `#insecure`",
+        ),
+        (Some(b"rediss://redis.test/0"), "url: \"file:url\", ca: \"file:none.pem\"", "none.pem"),
+    ] {
+        assert!(!elsewhere.exists());
+        if let Some(written) = written {
+            certs::file::write_secret(&secret, "").unwrap();
+            fs::write(&secret, written).unwrap();
+        }
+        let state = format!("state: {{ redis: {{ {more} }} }}\nroutes:");
+        let (status, told) = check(folder.path(), &POLICY.replacen("routes:", &state, 1));
+        assert_eq!(status == 0, expected.is_empty(), "{more}: {told}");
+        let place = if expected.is_empty() { "edge.yaml: ok" } else { "edge.yaml:14:24: state.redis: " };
+        assert!(
+            told.contains(expected) && told.contains(place),
+            "{more}\nexpected {expected}\ntold     {told}"
+        );
+    }
+}
+
 #[test]
 fn a_pipeline_may_take_warnings_for_mistakes() {
     certs::install_crypto_provider();
     let folder = tempfile::tempdir().unwrap();
     certs::pki::init(folder.path(), false).unwrap();
-    let signed =
-        POLICY.replace(", except: [shape] }", ", filters: { signature: {}, nonce: { window_s: 60 } } }");
+    let signed = POLICY.replace(
+        ", except: [shape] }",
+        ", timeout_ms: 5000, filters: { signature: {}, nonce: { window_s: 60 } } }",
+    );
     for (policy, more, expected) in [
         (POLICY, &[][..], 0),
         (POLICY, &["--deny-warnings"], 1),

@@ -46,7 +46,7 @@ pub(super) fn outlived(document: &Document) -> Vec<Mistake> {
 fn outlives(route: &Route, limit: &Limit) -> Option<String> {
     let name = &route.name;
     let attempts = u64::from(route.retries).saturating_add(1);
-    let answered_ms = route.timeout_ms.saturating_mul(attempts);
+    let answered_ms = route.timeout_ms().saturating_mul(attempts);
     let websocket_s = route.websocket.as_ref().map(|At { value: WebSocket { most_s, .. }, .. }| *most_s);
     let longest_s = answered_ms.div_ceil(1_000).max(websocket_s.unwrap_or_default());
     if longest_s <= limit.lease_s {
@@ -59,7 +59,7 @@ fn outlives(route: &Route, limit: &Limit) -> Option<String> {
         Some(_) | None => {
             let times =
                 if attempts > 1 { format!(", {attempts} times with `retries`") } else { String::new() };
-            format!("a request of route `{name}` may last `timeout_ms: {}`{times}", route.timeout_ms)
+            format!("a request of route `{name}` may last `timeout_ms: {}`{times}", route.timeout_ms())
         }
     };
     let write = match longest_s <= MOST_LEASE_S {

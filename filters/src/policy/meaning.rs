@@ -14,8 +14,8 @@ use super::syntax;
 use super::tenancy::{self, Plans, Tenancy};
 use super::warning::warnings;
 use super::{
-    Client, FlagFile, Issuer, Mirror, Reference, Route, Secret, Share, Shared, Upstream, WebSocket, clients,
-    flag_file, issuers, listeners, routes, shared_state, upstreams,
+    Client, FlagFile, Issuer, Mirror, Reference, Route, Secret, Share, Shared, Upstream, WebSocket, bounds,
+    clients, flag_file, issuers, listeners, names, nobody, routes, shared_state, upstreams,
 };
 use crate::FilterSet;
 use crate::chain::Chain;
@@ -126,6 +126,11 @@ impl Policy {
     ) -> Result<Self, Vec<Mistake>> {
         let document = syntax::read(text)?;
         let mut mistakes = Vec::new();
+        // A module gets what was checked.
+        if !cfg!(target_family = "wasm") {
+            bounds::check(&document, &mut mistakes);
+            names::check(&document, &mut mistakes);
+        }
         listeners::check(&document, &mut mistakes);
         upstreams::check(&document, &mut mistakes);
         issuers::check(&document, &mut mistakes);
@@ -250,6 +255,9 @@ fn rules(
         let filters = document.filters.value.inherited(&route.filters.value, &except);
         let filters = tenancy::with_plans(filters, plans, &except);
         routes::check(document, route, *location, &filters, mistakes);
+        if !cfg!(target_family = "wasm") {
+            nobody::check(document, at, &filters, mistakes);
+        }
         flag_uses.extend(flag_file::of_route(document, at, &filters));
         let site = Site {
             route: &route.name,
@@ -298,7 +306,7 @@ fn rules(
                 deprecation,
                 mirror: route.mirror.as_ref().map(|mirror| mirror.value.clone()),
                 rewrite: route.rewrite.as_ref().map(|rewrite| rewrite.value.clone()),
-                timeout_ms: route.timeout_ms,
+                timeout_ms: route.timeout_ms(),
                 retries: route.retries,
                 websocket: route.websocket.as_ref().map(|websocket| websocket.value),
                 compression,

@@ -48,12 +48,21 @@ impl Mistake {
 }
 
 impl Mistake {
-    /// The mistake as compilers tell theirs: `FILE:LINE:COLUMN: what is wrong`.
+    /// The mistake as compilers tell theirs: `FILE:LINE:COLUMN: what is wrong`. On one line, whatever the policy's writer
+    /// has put into what is quoted.
     pub fn in_file(&self, file: &str) -> String {
-        match self.line {
+        let told = match self.line {
             0 => format!("{file}: {}", self.message),
             line => format!("{file}:{line}:{}: {}", self.column, self.message),
+        };
+        let mut line = String::with_capacity(told.len());
+        for letter in told.chars() {
+            match letter.is_control() {
+                true => line.extend(letter.escape_default()),
+                false => line.push(letter),
+            }
         }
+        line
     }
 }
 

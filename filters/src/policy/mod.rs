@@ -3,6 +3,7 @@
 //! [`Document`] is what is written, [`Policy`] what is meant. Reading a document checks everything that can be
 //! checked without touching the world; keys and secrets are references that the data plane resolves.
 
+mod bounds;
 mod clients;
 mod document;
 mod flag_file;
@@ -13,6 +14,8 @@ mod lease;
 mod listeners;
 mod meaning;
 mod mistake;
+mod names;
+mod nobody;
 mod overlap;
 mod preflight;
 mod reference;

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::document::{At, Document, ms, n};
+use super::document::{At, Document, n};
 use super::mistake::{Mistake, unknown};
 use super::syntax::Location;
 use crate::FilterSet;
@@ -53,8 +53,8 @@ pub struct Route {
     /// then passes is between client and upstream. Absent: whoever asks for another protocol is refused.
     pub websocket: Option<At<WebSocket>>,
     /// Milliseconds the upstream may take for the whole answer; of a WebSocket, `websocket` says how long it may be.
-    #[serde(default = "ms::<5_000>")]
-    pub timeout_ms: u64,
+    /// Absent: 5000, and `check` warns.
+    pub timeout_ms: Option<u64>,
     /// Times that a request is sent again, to the next address, when its connection broke before an answer began; at most
     /// 3, and only where all `methods` are safe (RFC 9110 section 9.2.1): what may have moved money is never repeated.
     /// A request of which nothing was sent is no repeat, and needs none of this.
@@ -66,6 +66,16 @@ pub struct Route {
     /// Filters of every route that this one does without, in so many words.
     #[serde(default)]
     pub except: Vec<At<String>>,
+}
+
+impl Route {
+    /// What a route has that states no `timeout_ms`.
+    pub(super) const TIMEOUT_MS: u64 = 5_000;
+
+    /// Milliseconds the upstream may take for the whole answer.
+    pub fn timeout_ms(&self) -> u64 {
+        self.timeout_ms.unwrap_or(Self::TIMEOUT_MS)
+    }
 }
 
 /// Bounds of a WebSocket.
@@ -142,9 +152,6 @@ pub(super) fn check(
         None => check_experiment(route, mistakes),
     }
     check_retries(route, location, mistakes);
-    if route.timeout_ms == 0 {
-        mistakes.push(Mistake::at(location, format!("route `{}`: `timeout_ms` is at least 1", route.name)));
-    }
     if let Some(rewrite) = &route.rewrite
         && !(rewrite.value.starts_with('/') && crate::shape::unambiguous(&rewrite.value))
     {
@@ -224,14 +231,9 @@ fn check_websocket(
     filters: &FilterSet,
     mistakes: &mut Vec<Mistake>,
 ) {
-    const MOST_S: u64 = 86_400;
     let mut wrong = |message: &str| {
         mistakes.push(Mistake::of(websocket, format!("route `{}`: {message}", route.name)));
     };
-    let WebSocket { idle_timeout_ms, most_s } = websocket.value;
-    if idle_timeout_ms == 0 || most_s == 0 || most_s > MOST_S {
-        wrong("of `websocket`, `idle_timeout_ms` is at least 1, and `most_s` between 1 and 86400");
-    }
     if route.methods != ["GET"] {
         wrong("WebSockets are asked for with GET, and `methods` is another: write `methods: [GET]`");
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::document::{At, Document};
-use super::mistake::Mistake;
+use super::mistake::{Mistake, nearest};
 use super::syntax::Location;
 use crate::filter::Headers;
 
@@ -18,6 +18,9 @@ pub enum Match<'p> {
     VersionUnknown(Vec<&'p str>),
     NotFound,
 }
+
+/// What clients ask with (RFC 9110 section 9.3, RFC 5789). CONNECT and TRACE are not for an edge to pass on.
+const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
 
 /// Every route, by path.
 #[derive(Debug, Default)]
@@ -36,6 +39,16 @@ impl Paths {
     pub(super) fn new(document: &Document, mistakes: &mut Vec<Mistake>) -> Self {
         let mut by_path: BTreeMap<&str, Vec<Served>> = BTreeMap::new();
         for (rule, At { value: route, location }) in document.routes.iter().enumerate() {
+            // As other routers have it; here it would be a path that clients send so.
+            for segment in route.path.split('/') {
+                let meant = match segment.strip_prefix(':') {
+                    Some(name) if !name.is_empty() => format!("{{{name}}}"),
+                    Some(_) | None if segment.starts_with('*') => "{*rest}".to_owned(),
+                    Some(_) | None => continue,
+                };
+                let message = format!("route `{}`: write `{meant}` for `{segment}` in `path`", route.name);
+                mistakes.push(Mistake::at(*location, message));
+            }
             let fixed = route.path.replace(['{', '}', '*'], "");
             if !crate::shape::unambiguous(&fixed) {
                 let message = format!(
@@ -58,8 +71,13 @@ impl Paths {
             let version = route.version.as_ref().map(|version| version.value.clone());
             let served = by_path.entry(&route.path).or_default();
             for method in &route.methods {
-                if method.is_empty() || !method.bytes().all(|byte| byte.is_ascii_uppercase()) {
-                    let message = format!("route `{}`: `{method}` is not an HTTP method", route.name);
+                if !METHODS.contains(&method.as_str()) {
+                    let meant = match nearest(&method.to_ascii_uppercase(), METHODS.into_iter()) {
+                        Some(near) => format!("did you mean `{near}`?"),
+                        None => format!("known: {}", METHODS.join(", ")),
+                    };
+                    let message =
+                        format!("route `{}`: `{method}` is not an HTTP method; {meant}", route.name);
                     mistakes.push(Mistake::at(*location, message));
                 } else if served.iter().any(|seen| seen.method == *method && seen.version == version) {
                     let message =

@@ -113,16 +113,13 @@ impl Default for Memory {
 }
 
 pub(super) fn check(document: &Document, mistakes: &mut Vec<Mistake>) {
-    if let Some(redis) = &document.state.redis {
-        if redis.value.timeout_ms == 0 || redis.value.connect_timeout_ms == 0 {
-            mistakes.push(Mistake::of(redis, "the times of `redis` are at least 1"));
-        }
-        if redis.value.prefix.len() > 64 || !redis.value.prefix.bytes().all(|byte| byte.is_ascii_graphic()) {
-            mistakes.push(Mistake::of(redis, "`prefix` is at most 64 visible characters"));
-        }
+    if let Some(redis) = &document.state.redis
+        && (redis.value.prefix.len() > 64 || !redis.value.prefix.bytes().all(|byte| byte.is_ascii_graphic()))
+    {
+        mistakes.push(Mistake::of(redis, "`prefix` is at most 64 visible characters"));
     }
     let Some(service) = &document.state.service else { return };
-    let StateService { address, socket, tls, timeout_ms } = &service.value;
+    let StateService { address, socket, tls, timeout_ms: _ } = &service.value;
     let mut wrong = |message: &str| mistakes.push(Mistake::of(service, message));
     match (address, socket, tls) {
         (Some(_), Some(_), _) | (None, None, _) => {
@@ -133,9 +130,6 @@ pub(super) fn check(document: &Document, mistakes: &mut Vec<Mistake>) {
             wrong("the state service needs `tls` off the host: it hands out nonces, limits and keys");
         }
         (Some(_), None, _) | (None, Some(_), None) => {}
-    }
-    if *timeout_ms == 0 {
-        wrong("the state service's `timeout_ms` is at least 1");
     }
     if let Some(tls) = tls
         && tls.client.server_name.value.trim().is_empty()

@@ -84,11 +84,12 @@ pub(super) fn unwatched(document: &Document) -> Vec<Mistake> {
         let names = names.chain(route.upstream.as_ref().map(|upstream| &upstream.value));
         let slow = names.filter_map(|name| {
             let connect_ms = document.upstreams.get(name)?.value.connect_timeout_ms;
-            (connect_ms >= route.timeout_ms).then(|| {
+            (connect_ms >= route.timeout_ms()).then(|| {
                 let message = format!(
                     "route `{}`: its `timeout_ms: {}` ends before upstream `{name}` has had its \
                      `connect_timeout_ms: {connect_ms}`",
-                    route.name, route.timeout_ms
+                    route.name,
+                    route.timeout_ms()
                 );
                 Mistake::of(at, message)
             })

@@ -4,6 +4,7 @@ use super::document::{At, Document};
 use super::lease::outlived;
 use super::meaning::nonces;
 use super::mistake::Mistake;
+use super::nobody;
 use super::overlap::overlaps;
 use super::preflight;
 use super::routing::Paths;
@@ -67,6 +68,7 @@ pub(super) fn warnings(document: &Document, paths: &Paths) -> Vec<Mistake> {
         {
             longest = Some((nonce.window_s, written));
         }
+        warnings.extend(nobody::warnings(document, written, &filters));
         effective.push(filters);
     }
     warnings.extend(tenancy::warnings(document));
@@ -74,6 +76,7 @@ pub(super) fn warnings(document: &Document, paths: &Paths) -> Vec<Mistake> {
     warnings.extend(unwatched(document));
     warnings.extend(outlived(document));
     warnings.extend(preflight::refused(document));
+    warnings.extend(no_timeout(document));
     warnings.extend(longest.and_then(|(_, route)| too_few_entries(document, route)));
     warnings.sort_by_key(|warning| (warning.line, warning.column));
     warnings
@@ -95,6 +98,25 @@ impl FilterSet {
         let keyless = self.signature.is_none() && self.api_key.is_none();
         keyless && self.jwt.is_none() && self.needs_certificate().is_none()
     }
+}
+
+/// Routes that do not say how long their clients may have to wait, at the first of them.
+fn no_timeout(document: &Document) -> Option<Mistake> {
+    const NAMED: usize = 3;
+    let silent: Vec<&At<Route>> =
+        document.routes.iter().filter(|route| route.value.timeout_ms.is_none()).collect();
+    let first = silent.first()?;
+    let mut names: Vec<String> =
+        silent.iter().take(NAMED).map(|route| format!("`{}`", route.value.name)).collect();
+    if silent.len() > NAMED {
+        names.push(format!("{} more", silent.len() - NAMED));
+    }
+    let message = format!(
+        "no `timeout_ms`: {}: an upstream may take {} ms there; write how long it may",
+        names.join(", "),
+        Route::TIMEOUT_MS
+    );
+    Some(Mistake::of(first, message))
 }
 
 /// Every nonce is an entry for as long as it is remembered, so entries and time bound the requests a second.

@@ -44,7 +44,11 @@ fn every_mistake_has_a_place_and_a_message() {
             "upstream: txn-core\n    mirror: { upstream: txn-core }\n    filters: { signing: { to_upstream: { key: acme-1 } } }\n",
             "route `send`: `mirror` would hand somebody else requests that are signed as ours",
         ),
-        ("[POST]", "[post]", "p.yaml:16:5: route `send`: `post` is not an HTTP method"),
+        ("[POST]", "[post]", "p.yaml:16:5: route `send`: `post` is not an HTTP method; did you mean `POST`?"),
+        ("[POST]", "[PSOT]", "route `send`: `PSOT` is not an HTTP method; did you mean `POST`?"),
+        ("[POST]", "[PROPFIND]", "`PROPFIND` is not an HTTP method; known: GET, HEAD, POST, PUT, PATCH"),
+        ("/v1/transactions/send", "/v1/:id/receipt", "route `send`: write `{id}` for `:id` in `path`"),
+        ("/v1/transactions/send", "'/v1/*'", "p.yaml:16:5: route `send`: write `{*rest}` for `*` in `path`"),
         ("[POST]", "[]", "p.yaml:16:5: route `send` names no method"),
         ("[POST]", "[POST, POST]", "POST /v1/transactions/send is served by a route above"),
         ("/v1/transactions/send", "/v1//send", "p.yaml:16:5: route `send`: `/v1//send` is not a path"),
@@ -70,7 +74,7 @@ fn every_mistake_has_a_place_and_a_message() {
         (
             "    upstream: txn-core",
             "    upstream: txn-core\n    timeout_ms: 0",
-            "route `send`: `timeout_ms` is at least 1",
+            "p.yaml:16:5: route `send`: `timeout_ms` is between 1 and 3600000, and not 0",
         ),
         (
             "    upstream: txn-core",
@@ -96,6 +100,21 @@ fn every_mistake_has_a_place_and_a_message() {
             "filters:\n",
             "issuers:\n  dev: { issuer: 'https://i', audiences: [a], algorithms: [ES256], jwks: { url: 'http://i' } }\nfilters:\n",
             "issuer `dev`: `jwks.url` must begin with https://",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: 'https://i', audiences: [a], algorithms: [ES256], jwks: { url: 'https://' } }\nfilters:\n",
+            "issuer `dev`: `jwks.url` names no host: write https://host/path",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: 'https://i', audiences: [a], algorithms: [ES256], jwks: { url: 'https:///keys' } }\nfilters:\n",
+            "issuer `dev`: `jwks.url` names no host",
+        ),
+        (
+            "filters:\n",
+            "issuers:\n  dev: { issuer: 'https://i', audiences: [a], algorithms: [ES256], jwks: { url: 'https://i/a b' } }\nfilters:\n",
+            "issuer `dev`: `jwks.url` has spaces or other letters than visible ASCII",
         ),
         (
             "filters:\n",
@@ -155,7 +174,7 @@ fn every_mistake_has_a_place_and_a_message() {
         (
             "filters:\n",
             "issuers:\n  dev: { issuer: i, audiences: [a], introspection: { url: 'https://i', ca: 'file:c', client_id: e, client_secret: 'file:s', cache_s: 301 } }\nfilters:\n",
-            "`cache_s` is between 1 and 300",
+            "introspection: `cache_s` is between 1 and 300",
         ),
         (
             "secret: \"file:acme.secret\" }]",

@@ -8,6 +8,7 @@ mod document;
 mod flag_file;
 mod issuers;
 mod listeners;
+mod nobody;
 mod routes;
 mod settings;
 mod syntax;

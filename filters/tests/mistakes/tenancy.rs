@@ -4,7 +4,8 @@ use super::{GOOD, read};
 
 /// [`GOOD`] with these lines above its filters, and these filters of its route.
 fn with_tenants(above: &str, filters: &str) -> String {
-    let text = GOOD.replacen("filters:\n", &format!("{above}filters:\n"), 1);
+    let issuer = "issuers: { dev: { issuer: 'https://i', audiences: [a], algorithms: [ES256], jwks: { file: 'file:j' } } }";
+    let text = format!("{issuer}{}", GOOD.replacen("filters:\n", &format!("{above}filters:\n"), 1));
     if filters.is_empty() { text } else { format!("{text}    filters: {filters}\n") }
 }
 
@@ -14,7 +15,7 @@ const TENANTS: &str = "tenants:\n  acme: { plan: gold }\nplans:\n  gold:\n    \
 
 #[test]
 fn tenants_and_plans_that_cannot_be_meant() {
-    const REQUIRED: &str = "{ tenant: {} }";
+    const REQUIRED: &str = "{ jwt: {}, tenant: {} }";
     for (from, to, filters, expected) in [
         ("", "", REQUIRED, ""),
         ("plan: gold", "plan: glod", REQUIRED, "p.yaml:14:17: there is no plan `glod`; did you mean `gold`?"),
@@ -81,25 +82,25 @@ fn tenants_and_plans_that_cannot_be_meant() {
         (
             "",
             "",
-            "{ tenant: {}, rate_limit: { limits: [{ name: calls, by: ip, requests: 1, per_s: 1 }] } }",
+            "{ jwt: {}, tenant: {}, rate_limit: { limits: [{ name: calls, by: ip, requests: 1, per_s: 1 }] } }",
             "route `send`: rate_limit: plan `gold`: limit `calls` has the name of one of the route; use another",
         ),
         (
             "",
             "",
-            "{ tenant: {}, rate_limit: { cost: 11 } }",
+            "{ jwt: {}, tenant: {}, rate_limit: { cost: 11 } }",
             "rate_limit: plan `gold`: limit `calls`: `cost` is between 1 and the burst of every limit; here that is 10",
         ),
         (
             "requests: 10, per_s: 1",
             "requests: 1000, per_s: 1",
-            "{ tenant: {}, rate_limit: { cost: 101 } }",
+            "{ jwt: {}, tenant: {}, rate_limit: { cost: 101 } }",
             "route `send`: quota: plan `gold`: limit `daily`: a request costs 101, and `most` is 100",
         ),
         ("", "", "{ rate_limit: { cost: 2 } }", "rate_limit: `limits` needs one to 8 entries"),
         ("", "", "{ rate_limit: {} }", "rate_limit: `limits` needs one to 8 entries"),
         ("", "", "{ quota: {} }", "quota: `limits` needs one to 8 entries"),
-        ("", "", "{ tenant: {}, rate_limit: { cost: 0 } }", "`cost` is between 1 and the burst"),
+        ("", "", "{ jwt: {}, tenant: {}, rate_limit: { cost: 0 } }", "`cost` is between 1 and the burst"),
         ("", "", "{ tenant: { from: [] } }", "tenant: `from` is empty"),
         ("", "", "{ tenant: { from: [cookie] } }", "unknown variant `cookie`"),
         ("plans:", "utc_offset: Asia/Kolkata\nplans:", REQUIRED, "not an offset from UTC; write `+05:30`"),
@@ -113,7 +114,7 @@ fn tenants_and_plans_that_cannot_be_meant() {
     }
     let eight: Vec<String> =
         (0..8).map(|number| format!("{{ name: r{number}, by: ip, requests: 1, per_s: 1 }}")).collect();
-    let filters = format!("{{ tenant: {{}}, rate_limit: {{ limits: [{}] }} }}", eight.join(", "));
+    let filters = format!("{{ jwt: {{}}, tenant: {{}}, rate_limit: {{ limits: [{}] }} }}", eight.join(", "));
     let told = read(&with_tenants(TENANTS, &filters)).unwrap_err();
     assert!(told.contains("plan `gold`: with those of the route there are more than 8 limits"), "{told}");
     let told = read(&with_tenants("", REQUIRED)).unwrap_err();
@@ -123,8 +124,7 @@ fn tenants_and_plans_that_cannot_be_meant() {
     );
     // A plan's mistake is told once, however many routes it would hold on.
     let broken = with_tenants(&TENANTS.replacen("most: 100", "most: 0", 1), REQUIRED);
-    let second =
-        "  - { name: other, methods: [GET], path: /v1/other, upstream: txn-core, filters: { tenant: {} } }\n";
+    let second = "  - { name: other, methods: [GET], path: /v1/other, upstream: txn-core, filters: { jwt: {}, tenant: {} } }\n";
     assert_eq!(read(&format!("{broken}{second}")).unwrap_err().lines().count(), 1);
     let client = GOOD.replacen("acme: {", "acme: { tenant: acm,", 1);
     let client = client.replacen("filters:\n", &format!("{TENANTS}filters:\n"), 1);
@@ -136,9 +136,9 @@ fn tenants_and_plans_that_cannot_be_meant() {
 fn plans_that_limit_nobody_are_told_of() {
     let spare = "  spare: { quota: [{ name: daily, by: tenant, per: day, most: 1 }] }\n";
     for (plans, filters, expected) in [
-        ("", "{ tenant: {} }", ""),
+        ("", "{ jwt: {}, tenant: {} }", ""),
         ("", "", "p.yaml:17:5: plan `gold` limits nobody: no route requires `tenant`"),
-        (spare, "{ tenant: {} }", "p.yaml:19:10: no tenant has the plan `spare`"),
+        (spare, "{ jwt: {}, tenant: {} }", "p.yaml:19:10: no tenant has the plan `spare`"),
     ] {
         let policy = read(&with_tenants(&format!("{TENANTS}{plans}"), filters)).unwrap();
         let told: Vec<_> = policy.warnings().iter().map(|warning| warning.in_file("p.yaml")).collect();
@@ -153,13 +153,13 @@ fn plans_that_limit_nobody_are_told_of() {
 #[test]
 fn what_a_route_does_without_its_plan_does_not_bring_back() {
     for (everywhere, route, filters) in [
-        ("shape: {}, tenant: {}", "", "shape, tenant, rate_limit, quota"),
+        ("shape: {}, jwt: {}, tenant: {}", "", "shape, jwt, tenant, rate_limit, quota"),
         (
-            "shape: {}, tenant: {}, quota: { limits: [{ name: q, by: ip, per: day, most: 9 }] }",
+            "shape: {}, jwt: {}, tenant: {}, quota: { limits: [{ name: q, by: ip, per: day, most: 9 }] }",
             "except: [quota]",
-            "shape, tenant, rate_limit",
+            "shape, jwt, tenant, rate_limit",
         ),
-        ("shape: {}, tenant: {}", "except: [tenant]", "shape"),
+        ("shape: {}, jwt: {}, tenant: {}", "except: [tenant]", "shape, jwt"),
         ("shape: {}", "", "shape"),
     ] {
         let text = with_tenants(TENANTS, "").replacen("shape: {}", &everywhere.replace("}, ", "}\n  "), 1);

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use certs::Watch;
 use filters::jwt::Revocation;
-use filters::policy::State as Settings;
+use filters::policy::{Mistake, State as Settings};
 use filters::state::{
     Answer, Batch, Begun, Full, LimitsWhenAway, Memory, Op, Trip, Unanswered, UsageByTenant,
 };
@@ -56,6 +56,13 @@ impl State {
             revoked: Revoked::new(settings.redis.is_some(), metrics),
             telling: AtomicUsize::new(0),
         })
+    }
+
+    /// What is wrong with the settings, if anything, and with what they refer to.
+    pub(crate) fn mistake(settings: &Settings, folder: &Path) -> Option<Mistake> {
+        let redis = settings.redis.as_ref()?;
+        let why = redis::client(&redis.value, folder, &Watch::new("check")).err()?;
+        Some(Mistake::of(&redis.value.url, format!("{why:#}")))
     }
 
     /// Connects, and goes on looking whether the shared state answers, so that a request seldom has to find out.

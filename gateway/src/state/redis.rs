@@ -60,7 +60,7 @@ impl Redis {
         watch: &Watch,
     ) -> anyhow::Result<Self> {
         Ok(Self {
-            client: client(settings, folder, watch).context("state.redis")?,
+            client: client(settings, folder, watch)?,
             config: ConnectionManagerConfig::new()
                 .set_connection_timeout(Some(Duration::from_millis(settings.connect_timeout_ms)))
                 .set_response_timeout(Some(Duration::from_millis(settings.timeout_ms)))
@@ -313,8 +313,14 @@ fn answer(numbers: &[i64]) -> Option<Answer> {
     })
 }
 
-fn client(settings: &Settings, folder: &Path, watch: &Watch) -> anyhow::Result<Live<Client>> {
-    let url = load::secret(folder, &settings.url.value).map_err(anyhow::Error::msg)?;
+/// Whom it asks. Connects to nothing.
+pub(super) fn client(settings: &Settings, folder: &Path, watch: &Watch) -> anyhow::Result<Live<Client>> {
+    made(settings, folder, watch).context("state.redis")
+}
+
+fn made(settings: &Settings, folder: &Path, watch: &Watch) -> anyhow::Result<Live<Client>> {
+    let reference = &settings.url.value;
+    let url = load::secret(folder, reference).map_err(|why| anyhow::anyhow!("{reference}: {why}"))?;
     // The text may hold a password: no message quotes it.
     let url = std::str::from_utf8(&url).ok().context("its address is no text")?;
     let info = url.trim().into_connection_info().ok().context(
