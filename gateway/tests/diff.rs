@@ -30,7 +30,7 @@ clients:
 filters:
   shape: {}
   jwt: {}
-  rate_limit: { limits: [{ name: user, by: user, requests: 60, per_s: 30 }] }
+  rate_limit: { limits: [{ name: user, by: ip, requests: 60, per_s: 30 }] }
 routes:
   - name: send
     methods: [POST]
@@ -135,13 +135,13 @@ fn each_change_is_told_with_whom_it_concerns_and_which_way_it_goes() {
             limit,
             "requests: 600, per_s: 30",
             &[
-                "  ! every route: rate_limit.limits.user.requests: 60 -> 600 (by user, counted shared, mode enforce, per_s 30)",
+                "  ! every route: rate_limit.limits.user.requests: 60 -> 600 (by ip, counted shared, mode enforce, per_s 30)",
             ],
         ),
         (
             limit,
             "requests: 60, per_s: 60",
-            &["  - every route: rate_limit.limits.user.per_s: 30 -> 60 (by user"],
+            &["  - every route: rate_limit.limits.user.per_s: 30 -> 60 (by ip"],
         ),
         (
             limit,
@@ -149,16 +149,16 @@ fn each_change_is_told_with_whom_it_concerns_and_which_way_it_goes() {
             &["  ! every route: rate_limit.limits.user.counted: shared -> here"],
         ),
         (
-            "by: user",
             "by: ip",
+            "by: user",
             &[
-                "  ~ every route: rate_limit.limits.user.by: user -> ip (counted shared, mode enforce, per_s 30, requests 60)",
+                "  ~ every route: rate_limit.limits.user.by: ip -> user (counted shared, mode enforce, per_s 30, requests 60)",
             ],
         ),
         (
             limit,
             "requests: 60, per_s: 30, mode: shadow",
-            &["  ! every route: rate_limit.limits.user.mode: enforce -> shadow (by user"],
+            &["  ! every route: rate_limit.limits.user.mode: enforce -> shadow (by ip"],
         ),
         // Who may call.
         (
@@ -189,7 +189,7 @@ fn each_change_is_told_with_whom_it_concerns_and_which_way_it_goes() {
         (
             limit,
             "requests: 60, per_s: 30, burst: 5",
-            &["  - every route: rate_limit.limits.user.burst: 60 -> 5 (by user"],
+            &["  - every route: rate_limit.limits.user.burst: 60 -> 5 (by ip"],
         ),
         // Whose requests another route gets, which may ask for less.
         (
@@ -330,7 +330,7 @@ fn a_program_is_told_the_same() {
     let expected = serde_json::json!([{
         "effect": "looser", "routes": ["send", "status", "next"], "every_route": true, "what": "field",
         "path": "rate_limit.limits.user.requests", "before": 60, "after": 600,
-        "beside": { "by": "user", "per_s": 30, "counted": "shared", "mode": "enforce" }, "line": 0,
+        "beside": { "by": "ip", "per_s": 30, "counted": "shared", "mode": "enforce" }, "line": 0,
     }]);
     assert_eq!((status, &told["changes"]), (1, &expected));
     assert_eq!(told["new"]["file"], "new.yaml");

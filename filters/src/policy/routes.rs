@@ -54,6 +54,7 @@ pub struct Route {
     pub websocket: Option<At<WebSocket>>,
     /// Milliseconds the upstream may take for the whole answer; of a WebSocket, `websocket` says how long it may be.
     /// Absent: 5000, and `check` warns.
+    #[serde(serialize_with = "in_effect")]
     pub timeout_ms: Option<u64>,
     /// Times that a request is sent again, to the next address, when its connection broke before an answer began; at most
     /// 3, and only where all `methods` are safe (RFC 9110 section 9.2.1): what may have moved money is never repeated.
@@ -76,6 +77,11 @@ impl Route {
     pub fn timeout_ms(&self) -> u64 {
         self.timeout_ms.unwrap_or(Self::TIMEOUT_MS)
     }
+}
+
+/// As the policy is compared with another: what is not said is what counts without it.
+fn in_effect<S: serde::Serializer>(timeout_ms: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(timeout_ms.unwrap_or(Route::TIMEOUT_MS))
 }
 
 /// Bounds of a WebSocket.

@@ -35,9 +35,8 @@ mod backend {
     pub(crate) fn read(text: &str) -> Result<Document, Vec<Mistake>> {
         let document = parse(text)?;
         match parse::<Written>(text)? {
-            Written::Value(nothing) if nothing.is_empty() => Ok(document),
-            Written::Value(nothing) => Err(nothing),
-            Written::Nothing => Err(vec![Mistake::whole("the document is empty")]),
+            Written::Value(nothing) if !nothing.is_empty() => Err(nothing),
+            Written::Value(_) | Written::Nothing => Ok(document),
         }
     }
 
@@ -106,9 +105,9 @@ mod backend {
 
         fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Written, A::Error> {
             let mut nothing = Vec::new();
-            while let Some(At { value, location }) = seq.next_element::<At<Written>>()? {
-                match value {
-                    Written::Nothing => nothing.push(Mistake::at(location, "nothing is written after `-`")),
+            while let Some(written) = seq.next_element()? {
+                match written {
+                    Written::Nothing => {}
                     Written::Value(within) => nothing.extend(within),
                 }
             }
