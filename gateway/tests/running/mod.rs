@@ -218,6 +218,16 @@ pub async fn serve(folder: &Path, policy: &str) -> Gateway {
 
 /// The same, with a listener whose `tls` says more.
 pub async fn serve_on(folder: &Path, tls: &str, policy: &str) -> Gateway {
+    for _ in 0..3 {
+        if let Some(gateway) = served(folder, tls, policy).await {
+            return gateway;
+        }
+    }
+    panic!("the gateway does not answer");
+}
+
+/// `None` when it ends at once: another process was given one of its ports meanwhile.
+async fn served(folder: &Path, tls: &str, policy: &str) -> Option<Gateway> {
     let (edge, admin) = (free_port(), free_port());
     let head = format!(
         r#"
@@ -237,10 +247,13 @@ admin: {{ address: "127.0.0.1:{admin}" }}
         .unwrap();
     let http = client(folder, None);
     let (url, admin) = (format!("https://localhost:{edge}"), format!("http://127.0.0.1:{admin}"));
-    let gateway = Gateway { child, head, url, admin, http };
-    for _ in 0..200 {
+    let mut gateway = Gateway { child, head, url, admin, http };
+    for _ in 0..400 {
         if gateway.http.get(&gateway.url).send().await.is_ok() {
-            return gateway;
+            return Some(gateway);
+        }
+        if gateway.child.try_wait().unwrap().is_some() {
+            return None;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
