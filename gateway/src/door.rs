@@ -108,7 +108,7 @@ impl ProxyHttp for Door {
                 }
                 let asked = session.req_header().clone();
                 let answer = tokio::select! {
-                    answer = edge.ask_for_websocket(&asked, exchange, websocket) => answer,
+                    answer = edge.ask_for_websocket(asked, exchange, websocket) => answer,
                     // Whoever sends before it is opened, after the header, has lost a byte by now: it is gone too.
                     _ = session.as_downstream_mut().read_body_or_idle(true) => {
                         return Ok(gone(session, exchange));
@@ -218,20 +218,18 @@ impl ProxyHttp for Door {
         exchange: &mut Exchange,
         reused: bool,
     ) -> Box<Error> {
-        use pingora::ErrorType::{ConnectionClosed, ReadError, WriteError};
-        if matches!(error.esource(), pingora::ErrorSource::Upstream) && exchange.is_overdue() {
+        let of_upstream = matches!(error.esource(), pingora::ErrorSource::Upstream);
+        if of_upstream && exchange.is_overdue() {
             return overdue();
         }
         let is_safe = matches!(session.req_header().method.as_str(), "GET" | "HEAD" | "OPTIONS");
         let is_whole = !session.as_ref().retry_buffer_truncated() && session.response_written().is_none();
-        let broke = matches!(error.esource(), pingora::ErrorSource::Upstream)
-            && matches!(error.etype(), ConnectionClosed | ReadError | WriteError);
         if !is_safe || !is_whole {
             error.set_retry(false);
             return error;
         }
         error.retry.decide_reuse(reused);
-        if broke && !error.retry() {
+        if of_upstream && broke(&error) && !error.retry() {
             let edge = Arc::clone(&exchange.edge);
             // The same address may take the next one: what failed is said of it all the same.
             edge.failed(exchange);
@@ -305,6 +303,12 @@ fn gone(session: &mut Session, exchange: &mut Exchange) -> bool {
 /// The upstream has had all its time.
 fn overdue() -> Box<Error> {
     Error::explain(ErrorType::ReadTimedout, "the whole answer was not there in time").into_up()
+}
+
+/// Whether a connection ended before what was awaited of it had come.
+pub(crate) fn broke(error: &Error) -> bool {
+    use pingora::ErrorType::{ConnectionClosed, ReadError, WriteError};
+    matches!(error.etype(), ConnectionClosed | ReadError | WriteError)
 }
 
 fn is_timeout(error: &Error) -> bool {

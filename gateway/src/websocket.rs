@@ -18,7 +18,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::door::failure;
+use crate::door::{broke, failure};
 use crate::edge::Edge;
 use crate::exchange::{Cut, Exchange};
 use crate::upstream::HOP;
@@ -37,11 +37,10 @@ impl Edge {
     /// Asks the upstream for the WebSocket that the client has asked for.
     pub(crate) async fn ask_for_websocket(
         &self,
-        asked: &RequestHeader,
+        mut header: RequestHeader,
         exchange: &mut Exchange,
         WebSocket { idle_timeout_ms, .. }: WebSocket,
     ) -> Result<Answer, Failure> {
-        let mut header = asked.clone();
         let dressed = exchange.dress(&mut header).and_then(|()| {
             alone(&mut header, 0)?;
             header.insert_header(header::CONNECTION, "Upgrade")?;
@@ -125,9 +124,8 @@ struct NotAnswered {
 
 /// Sends the request, and reads the header of the answer that counts.
 async fn ask(upstream: &mut Upstream, asked: RequestHeader) -> Result<(), NotAnswered> {
-    use pingora::ErrorType::{ConnectionClosed, ReadError, WriteError};
     let failed = |error: Box<pingora::Error>| {
-        let broke = matches!(error.etype(), ConnectionClosed | ReadError | WriteError);
+        let broke = broke(&error);
         NotAnswered { failure: failure(&error.into_up()).unwrap_or(Failure::UpstreamFailed), broke }
     };
     upstream.write_request_header(Box::new(asked)).await.map_err(failed)?;

@@ -68,9 +68,8 @@ impl Edge {
         body: Bytes,
     ) -> Result<Option<Whole>, Refused> {
         let sender = Sender::of(session).ok_or(Failure::Malformed)?;
-        let asked = session.req_header().clone();
         let answer = {
-            let asking = self.ask_upstream(&asked, exchange, body);
+            let asking = self.ask_upstream(session.req_header().clone(), exchange, body);
             tokio::pin!(asking);
             tokio::select! {
                 answer = &mut asking => answer?,
@@ -88,18 +87,17 @@ impl Edge {
         let headers: Headers<'_> =
             answer.fields.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
         let told = (answer.status.as_u16(), headers, answer.body.as_ref());
-        admission.answer(&self.policy, &request(&asked, &sender), told, &Now(self))?;
+        admission.answer(&self.policy, &request(session.req_header(), &sender), told, &Now(self))?;
         Ok(Some(answer))
     }
 
     /// Asks once: what may have arrived is never sent again.
     async fn ask_upstream(
         &self,
-        asked: &RequestHeader,
+        mut header: RequestHeader,
         exchange: &mut Exchange,
         body: Bytes,
     ) -> Result<Whole, Failure> {
-        let mut header = asked.clone();
         exchange.dress(&mut header).map_err(|_| Failure::Malformed)?;
         self.copy(&header, exchange);
         alone(&mut header, body.len()).map_err(|_| Failure::Malformed)?;

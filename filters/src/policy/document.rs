@@ -112,6 +112,12 @@ pub struct Document {
 }
 
 impl Document {
+    /// The filters in effect on a route, but for those of plans.
+    pub(crate) fn filters_of(&self, route: &Route) -> FilterSet {
+        let except: Vec<&str> = route.except.iter().map(|filter| filter.value.as_str()).collect();
+        self.filters.value.inherited(&route.filters.value, &except)
+    }
+
     /// Where the clients' secrets are: keys, and files of keys.
     pub fn client_secrets(&self) -> impl Iterator<Item = &Reference> {
         self.clients.values().flat_map(|client| {

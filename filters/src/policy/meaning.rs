@@ -90,10 +90,7 @@ pub struct Site<'p> {
 
 /// For how long a policy remembers nonces.
 pub(super) fn nonces(document: &Document) -> nonce::Kept {
-    nonce::Kept::of(document.routes.iter().filter_map(|At { value: route, .. }| {
-        let except: Vec<&str> = route.except.iter().map(|filter| filter.value.as_str()).collect();
-        document.filters.value.inherited(&route.filters.value, &except).nonce
-    }))
+    nonce::Kept::of(document.routes.iter().filter_map(|route| document.filters_of(&route.value).nonce))
 }
 
 impl RouteRule {

@@ -104,6 +104,5 @@ fn versions(document: &Document) -> Vec<Versions<'_>> {
 
 /// The `cors` in effect on a route.
 fn cors_of(document: &Document, route: &Route) -> Option<cors::Config> {
-    let except: Vec<&str> = route.except.iter().map(|filter| filter.value.as_str()).collect();
-    document.filters.value.inherited(&route.filters.value, &except).cors
+    document.filters_of(route).cors
 }

@@ -26,12 +26,11 @@ pub(super) fn warnings(document: &Document, paths: &Paths) -> Vec<Mistake> {
         || document.routes.iter().any(|route| route.value.filters.value.has("signing"));
     for written in &document.routes {
         let At { value: route, location } = written;
-        let except: Vec<&str> = route.except.iter().map(|filter| filter.value.as_str()).collect();
         for filter in &route.except {
             let message = format!("route `{}` does without `{}`", route.name, filter.value);
             warnings.push(Mistake::of(filter, message));
         }
-        let filters = document.filters.value.inherited(&route.filters.value, &except);
+        let filters = document.filters_of(route);
         if let Some(missing) = missing(&filters) {
             warnings.push(Mistake::at(*location, format!("route `{}` {missing}", route.name)));
         }
