@@ -293,17 +293,20 @@ fn find<'p>(policy: &'p Policy, request: &Request<'_>) -> Result<Found<'p>, Refu
         let detail = "Send the path plainly: no empty or dot segments, no encoded characters, no parameters.";
         return Err(Refusal::new(400, "path_ambiguous", detail).into());
     }
-    let version = version(&request.headers).map_err(|_| {
-        let detail = "Ask for one version, in X-API-Version or in the media type that you accept.";
-        Refusal::new(400, "version_ambiguous", detail)
-    })?;
+    let version = version(&request.headers).map_err(|_| version_ambiguous(""))?;
     let unasked = |rule: &RouteRule| upgrade == Upgrade::WebSocket && rule.websocket.is_none();
     if let Some(method) = cors::preflight(request.method, &request.headers) {
         let found = match (version, policy.route(method, request.path, version)) {
             (None, _) => policy.preflight(method, request.path),
             // No browser names one.
             (Some(_), Match::Route(position)) => Some(Preflight::Rule(position)),
-            (Some(_), Match::MethodNotAllowed(_) | Match::VersionUnknown(_) | Match::NotFound) => None,
+            (
+                Some(_),
+                Match::MethodNotAllowed(_)
+                | Match::VersionUnknown(_)
+                | Match::VersionAmbiguous(_)
+                | Match::NotFound,
+            ) => None,
         };
         let has_cors = |rule: &RouteRule| rule.chain.names().any(|name| name == "cors");
         match found {
@@ -322,11 +325,19 @@ fn find<'p>(policy: &'p Policy, request: &Request<'_>) -> Result<Found<'p>, Refu
             let detail = format!("Ask for one of the versions {}.", versions.join(", "));
             Err(Refusal::new(400, "version_unknown", detail).into())
         }
+        Match::VersionAmbiguous(of_path) => {
+            Err(version_ambiguous(&format!(" This path is of version {of_path}.")))
+        }
         Match::MethodNotAllowed(methods) => {
             let refusal = Refusal::new(405, "method_not_allowed", "This path has no such method.");
             Err(refusal.header("allow", methods.join(", ")).into())
         }
     }
+}
+
+fn version_ambiguous(why: &str) -> Refused {
+    let ask = "Ask for one version, in the path, in X-API-Version or in the media type that you accept.";
+    Refusal::new(400, "version_ambiguous", format!("{ask}{why}")).into()
 }
 
 /// Another protocol that the client would go on with.

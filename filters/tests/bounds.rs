@@ -199,6 +199,11 @@ fn the_rest_of_the_document() {
         ),
         (
             "    upstream: core\n",
+            "    upstream: core\n    version: \"2\"\n",
+            "p.yaml:18:14: route `send` has version `2`, and its path asks for version `1`: nobody could ask for both",
+        ),
+        (
+            "    upstream: core\n",
             "    upstream: core\n  - { name: send, methods: [GET], path: /v1/other, upstream: core }\n",
             "p.yaml:18:5: two routes are named `send`",
         ),

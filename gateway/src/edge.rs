@@ -124,24 +124,27 @@ impl Edge {
             return Err(Failure::UpstreamTimeout);
         }
         let left = exchange.deadline.as_ref().map(Deadline::left);
+        // If it was a trial of which nothing is known, that may be this one's now.
+        exchange.address = None;
         let next = exchange.upstream.as_ref().and_then(|upstream| upstream.peer(left));
-        let (position, mut peer) = next.ok_or(Failure::UpstreamUnreachable)?;
+        let (tried, mut peer) = next.ok_or(Failure::UpstreamUnreachable)?;
         self.standing.sockets.know(&mut peer);
-        exchange.address = Some(position);
+        exchange.address = Some(tried);
         Ok(peer)
     }
 
     /// The upstream has answered, whatever it was.
-    pub(crate) fn answered(&self, exchange: &Exchange) {
-        if let (Some(upstream), Some(position)) = (&exchange.upstream, exchange.address) {
-            upstream.answered(position);
+    pub(crate) fn answered(&self, exchange: &mut Exchange) {
+        let (Some(upstream), Some(tried)) = (&exchange.upstream, &mut exchange.address) else { return };
+        if let Some(address) = upstream.answered(tried) {
+            tracing::info!(%address, route = self.route(exchange), "serves again: it has answered");
         }
     }
 
     /// The upstream did not answer the request at the address that was tried last.
     pub(crate) fn failed(&self, exchange: &mut Exchange) {
-        let (Some(upstream), Some(position)) = (&exchange.upstream, exchange.address.take()) else { return };
-        if let Some(address) = upstream.failed(position) {
+        let (Some(upstream), Some(tried)) = (&exchange.upstream, exchange.address.take()) else { return };
+        if let Some(address) = upstream.failed(tried) {
             tracing::warn!(%address, route = self.route(exchange), "left out for a while: it does not answer");
             self.metrics().ejections.with_label_values(&[&address.to_string()]).inc();
         }
@@ -159,8 +162,8 @@ impl Edge {
 
     /// Whether the request may go out on a connection that has been made for it, for what the revocation lists say.
     pub(crate) fn believes(&self, exchange: &Exchange, digest: Option<&Digest>) -> Answered<()> {
-        match (&exchange.upstream, exchange.address) {
-            (Some(upstream), Some(position)) => upstream.believes(position, digest),
+        match (&exchange.upstream, &exchange.address) {
+            (Some(upstream), Some(tried)) => upstream.believes(tried, digest),
             (_, _) => Error::e_explain(ErrorType::InternalError, "a connection without an address"),
         }
     }

@@ -21,7 +21,7 @@ use crate::edge::Edge;
 use crate::flags;
 use crate::message::target;
 use crate::upstream::deadline::Deadline;
-use crate::upstream::{Repeat, Upstream};
+use crate::upstream::{Repeat, Tried, Upstream};
 
 #[derive(Debug)]
 pub(crate) struct Exchange {
@@ -44,8 +44,8 @@ pub(crate) struct Exchange {
     pub(crate) upstream: Option<Arc<Upstream>>,
     /// Until when its whole answer must be there; set when the upstream is first turned to.
     pub(crate) deadline: Option<Deadline>,
-    /// The position of the address that was tried last.
-    pub(crate) address: Option<usize>,
+    /// The address that was tried last.
+    pub(crate) address: Option<Tried>,
     /// The bounds of the WebSocket that it asks for.
     pub(crate) websocket: Option<WebSocket>,
     /// The body of a request that is to be copied.

@@ -6,9 +6,10 @@ mod running;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::running::{Gateway, Recorder, TLS, free_port, pki, raw_upstream, serve, until};
 
@@ -191,6 +192,61 @@ routes:
     until("probes find it unhealthy", async || status().await == 503).await;
     u.health.store(200, Ordering::Relaxed);
     until("probes find it healthy again", async || status().await == 200).await;
+}
+
+/// An address that was left out is tried by one request: what becomes of it is what the others get.
+#[tokio::test]
+async fn one_request_tries_an_address_that_was_left_out() {
+    const EJECTED: Duration = Duration::from_secs(2);
+    let folder = tempfile::tempdir().unwrap();
+    pki(folder.path());
+    let (asked, release) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+    let (count, released) = (Arc::clone(&asked), Arc::clone(&release));
+    let port = raw_upstream(folder.path(), move |header, mut stream| {
+        let (count, released) = (Arc::clone(&count), Arc::clone(&released));
+        async move {
+            count.fetch_add(1, Ordering::Relaxed);
+            if header.starts_with("GET /held") {
+                released.notified().await;
+            } else if header.starts_with("GET /fails") {
+                return None;
+            }
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+            stream.write_all(answer).await.ok()?;
+            stream.shutdown().await.ok()
+        }
+    })
+    .await;
+    let policy = format!(
+        r#"
+upstreams: {{ u: {{ addresses: ["127.0.0.1:{port}"], tls: {TLS}, outlier: {{ failures: 1, eject_ms: {} }} }} }}
+routes: [{{ name: all, methods: [GET], path: "/{{*rest}}", upstream: u }}]
+"#,
+        EJECTED.as_millis()
+    );
+    let gateway = serve(folder.path(), &policy).await;
+    let left_out = (503, "upstream_unreachable".to_owned());
+    let status = async |path: &str| gateway.get(path, &[]).await.0;
+    assert_eq!(status("/fails").await, 502);
+    assert_eq!(gateway.get("/other", &[]).await, left_out);
+
+    until("the trial fails", async || status("/fails").await == 502).await;
+    let before = asked.load(Ordering::Relaxed);
+    let trial = until("the trial is answered", async || status("/held").await == 200);
+    let others = async {
+        until("the trial is there", async || asked.load(Ordering::Relaxed) > before).await;
+        let began = Instant::now();
+        for _ in 0..10 {
+            assert_eq!(gateway.get("/held", &[]).await, left_out, "nobody else is sent there");
+        }
+        // One that takes as long as an address is left out gives its turn to another.
+        assert!(began.elapsed() >= EJECTED || asked.load(Ordering::Relaxed) == before + 1);
+        release.notify_one();
+    };
+    tokio::join!(trial, others);
+    for _ in 0..4 {
+        assert_eq!(status("/other").await, 200);
+    }
 }
 
 /// An upstream that takes requests, and hangs up before it answers.

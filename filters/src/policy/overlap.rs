@@ -34,9 +34,10 @@ fn lost(document: &Document, paths: &Paths, route: &At<Route>, other: &str) -> V
     for method in &route.value.methods {
         match paths.find(method, &common, version) {
             Match::Route(rule) => taken.entry(rule).or_default().push(method),
-            Match::MethodNotAllowed(_) | Match::VersionUnknown(_) | Match::NotFound => {
-                refused.push(method.as_str())
-            }
+            Match::MethodNotAllowed(_)
+            | Match::VersionUnknown(_)
+            | Match::VersionAmbiguous(_)
+            | Match::NotFound => refused.push(method.as_str()),
         }
     }
     let told = |methods: &[&str], and: String| {

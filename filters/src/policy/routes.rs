@@ -27,7 +27,8 @@ pub struct Route {
     /// The path that the upstream gets in place of the client's. The query stays as it is.
     pub rewrite: Option<At<String>>,
     /// The version of the API that it serves, as `X-API-Version: 2` or `Accept: application/vnd.NAME.v2+json`
-    /// asks for it. A route without one serves requests that ask for none.
+    /// asks for it. A route without one serves requests that ask for none. A path that has a segment such as `v2` asks
+    /// for that version by itself, and those fields may not ask for another.
     pub version: Option<At<String>>,
     /// The name of the upstream. Exactly one of `upstream` and `upstreams`.
     pub upstream: Option<At<String>>,

@@ -16,6 +16,8 @@ pub enum Match<'p> {
     MethodNotAllowed(Vec<&'p str>),
     /// The path and the method exist, in these versions.
     VersionUnknown(Vec<&'p str>),
+    /// The path asks for this version, the request's fields for another.
+    VersionAmbiguous(&'p str),
     NotFound,
 }
 
@@ -24,12 +26,21 @@ const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OP
 
 /// Every route, by path.
 #[derive(Debug, Default)]
-pub(super) struct Paths(matchit::Router<Vec<Served>>);
+pub(super) struct Paths(matchit::Router<Path>);
+
+/// One path.
+#[derive(Clone, Debug)]
+struct Path {
+    /// That it asks for itself: of `/v2/things` the `2`.
+    version: Option<String>,
+    served: Vec<Served>,
+}
 
 /// What one path serves.
 #[derive(Clone, Debug)]
 struct Served {
     method: String,
+    /// That of its path, if that has one.
     version: Option<String>,
     /// The rule's position.
     rule: usize,
@@ -37,7 +48,7 @@ struct Served {
 
 impl Paths {
     pub(super) fn new(document: &Document, mistakes: &mut Vec<Mistake>) -> Self {
-        let mut by_path: BTreeMap<&str, Vec<Served>> = BTreeMap::new();
+        let mut by_path: BTreeMap<&str, Path> = BTreeMap::new();
         for (rule, At { value: route, location }) in document.routes.iter().enumerate() {
             // As other routers have it; here it would be a path that clients send so.
             for segment in route.path.split('/') {
@@ -68,8 +79,19 @@ impl Paths {
                     format!("`{}` is not a version: use digits and dots, at most 16", version.value);
                 mistakes.push(Mistake::of(version, message));
             }
-            let version = route.version.as_ref().map(|version| version.value.clone());
-            let served = by_path.entry(&route.path).or_default();
+            let of_path = of_path(&route.path);
+            if let (Some(of_path), Some(version)) = (of_path, &route.version)
+                && of_path != version.value
+            {
+                let message = format!(
+                    "route `{}` has version `{}`, and its path asks for version `{of_path}`: nobody could ask for both",
+                    route.name, version.value
+                );
+                mistakes.push(Mistake::of(version, message));
+            }
+            let version = of_path.or(route.version.as_ref().map(|version| version.value.as_str()));
+            let path = || Path { version: of_path.map(str::to_owned), served: Vec::new() };
+            let served = &mut by_path.entry(&route.path).or_insert_with(path).served;
             for method in &route.methods {
                 if !METHODS.contains(&method.as_str()) {
                     let meant = match nearest(&method.to_ascii_uppercase(), METHODS.into_iter()) {
@@ -79,12 +101,16 @@ impl Paths {
                     let message =
                         format!("route `{}`: `{method}` is not an HTTP method; {meant}", route.name);
                     mistakes.push(Mistake::at(*location, message));
-                } else if served.iter().any(|seen| seen.method == *method && seen.version == version) {
+                } else if served
+                    .iter()
+                    .any(|seen| seen.method == *method && seen.version.as_deref() == version)
+                {
                     let message =
                         format!("route `{}`: {method} {} is served by a route above", route.name, route.path);
                     mistakes.push(Mistake::at(*location, message));
                 } else {
-                    served.push(Served { method: method.clone(), version: version.clone(), rule });
+                    let version = version.map(str::to_owned);
+                    served.push(Served { method: method.clone(), version, rule });
                 }
             }
         }
@@ -101,38 +127,44 @@ impl Paths {
 
     /// The positions of the rules of the path, whatever methods and versions they serve.
     pub(super) fn rules_at(&self, path: &str) -> impl Iterator<Item = usize> {
-        self.0.at(path).into_iter().flat_map(|found| found.value.iter().map(|served| served.rule))
+        self.0.at(path).into_iter().flat_map(|found| found.value.served.iter().map(|served| served.rule))
     }
 
     /// The positions of the rules of the path and the method, whatever versions they serve, in their order.
     pub(super) fn rules_of(&self, method: &str, path: &str) -> Vec<usize> {
         let Ok(found) = self.0.at(path) else { return Vec::new() };
-        found.value.iter().filter(|served| served.method == method).map(|served| served.rule).collect()
+        found.value.served.iter().filter(|served| served.method == method).map(|served| served.rule).collect()
     }
 
     pub(super) fn find(&self, method: &str, path: &str, version: Option<&str>) -> Match<'_> {
         let Ok(found) = self.0.at(path) else { return Match::NotFound };
-        let of_method = || found.value.iter().filter(|served| served.method == method);
+        let Path { version: of_path, served } = found.value;
+        let of_method = || served.iter().filter(|served| served.method == method);
+        let Some(first) = of_method().next() else {
+            let mut methods: Vec<&str> = served.iter().map(|served| served.method.as_str()).collect();
+            methods.sort_unstable();
+            methods.dedup();
+            return Match::MethodNotAllowed(methods);
+        };
+        let version = match (of_path.as_deref(), version) {
+            (Some(of_path), Some(version)) if of_path != version => return Match::VersionAmbiguous(of_path),
+            (of_path, version) => of_path.or(version),
+        };
         if let Some(served) = of_method().find(|served| served.version.as_deref() == version) {
             return Match::Route(served.rule);
         }
         let versions: Vec<&str> = of_method().filter_map(|served| served.version.as_deref()).collect();
-        match of_method().next() {
-            None => {
-                let mut methods: Vec<&str> =
-                    found.value.iter().map(|served| served.method.as_str()).collect();
-                methods.sort_unstable();
-                methods.dedup();
-                Match::MethodNotAllowed(methods)
-            }
-            // Where nothing has a version, asking for one changes nothing.
-            Some(only) if versions.is_empty() => Match::Route(only.rule),
-            Some(_) => Match::VersionUnknown(versions),
-        }
+        // Where nothing has a version, asking for one changes nothing.
+        if versions.is_empty() { Match::Route(first.rule) } else { Match::VersionUnknown(versions) }
     }
 }
 
-/// The version that a request asks for: by `X-API-Version`, or by the media type it accepts,
+/// The version that a path asks for: of `/v2/things` the `2`.
+fn of_path(path: &str) -> Option<&str> {
+    path.split('/').filter_map(|segment| segment.strip_prefix('v')).find(|version| is_version(version))
+}
+
+/// The version that a request's fields ask for: by `X-API-Version`, or by the media type it accepts,
 /// `application/vnd.NAME.v2+json` say. An error when what it asks for is no version, or not one.
 pub fn version<'r>(headers: &Headers<'r>) -> Result<Option<&'r str>, NotOneVersion> {
     let by_field = headers.one("x-api-version").map_err(|_| NotOneVersion)?;
@@ -176,7 +208,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_asked_for_in_two_ways_and_once() {
+    fn a_path_may_ask_for_a_version() {
+        for (path, version) in [
+            ("/v2/things", Some("2")),
+            ("/api/v2.1/things/{id}", Some("2.1")),
+            ("/v2/things/v3", Some("2")),
+            ("/things/v{version}", None),
+            ("/vpa/{vpa}", None),
+            ("/V2/things", None),
+            ("/v/things", None),
+            ("/", None),
+        ] {
+            assert_eq!(of_path(path), version, "{path}");
+        }
+    }
+
+    #[test]
+    fn fields_ask_for_versions_in_two_ways_and_once() {
         type Given<'g> = &'g [(&'g str, &'g [u8])];
         let cases: [(Given<'_>, Result<Option<&str>, NotOneVersion>); 11] = [
             (&[], Ok(None)),

@@ -24,7 +24,7 @@ use pingora::{Error, ErrorType, Result as Answered};
 use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use self::fitness::Fitness;
+use self::fitness::{Fitness, Leave};
 pub(crate) use self::repeat::{LEAST_REPEATS, Repeat};
 use crate::load::UpstreamFiles;
 
@@ -54,6 +54,13 @@ struct Address {
     way: Live<Way>,
     /// What probes and copies are addressed to.
     authority: String,
+}
+
+/// The address that a request was given to, until it is known what came of that.
+#[derive(Debug)]
+pub(crate) struct Tried {
+    position: usize,
+    leave: Leave,
 }
 
 /// How an address is connected to, with the certificates of one moment.
@@ -124,33 +131,35 @@ impl Upstream {
         Repeat::within(&self.repeats, in_flight, self.retry_budget_percent)
     }
 
-    /// Whether any address is believed to serve.
+    /// Whether any address is believed to serve, or may be tried again.
     pub(crate) fn serves(&self) -> bool {
         let now_ms = self.now_ms();
         self.addresses.iter().any(|address| address.fitness.is_fit(now_ms))
     }
 
-    /// The next address in turn that is believed to serve, and its position. Connecting to it, and each read and write,
-    /// take no longer than `most`, if that is given.
-    pub(crate) fn peer(&self, most: Option<Duration>) -> Option<(usize, HttpPeer)> {
+    /// The next address in turn that is believed to serve, or may be tried again. Connecting to it, and each read and
+    /// write, take no longer than `most`, if that is given.
+    pub(crate) fn peer(&self, most: Option<Duration>) -> Option<(Tried, HttpPeer)> {
         let (turn, now_ms) = (self.next.fetch_add(1, Ordering::Relaxed), self.now_ms());
         let count = self.addresses.len();
-        let in_turn = (0..count).map(|step| turn.wrapping_add(step) % count);
-        let (position, address) = in_turn
-            .filter_map(|position| Some((position, self.addresses.get(position)?)))
-            .find(|(_, address)| address.fitness.is_fit(now_ms))?;
+        let (tried, address) =
+            (0..count).map(|step| turn.wrapping_add(step) % count).find_map(|position| {
+                let address = self.addresses.get(position)?;
+                let leave = address.fitness.leave(&self.outlier, now_ms)?;
+                Some((Tried { position, leave }, address))
+            })?;
         let mut peer = address.way.current().peer.clone();
         let options = &mut peer.options;
         (options.read_timeout, options.write_timeout) = (most, most);
         options.connection_timeout = options.connection_timeout.into_iter().chain(most).min();
         options.total_connection_timeout = options.total_connection_timeout.into_iter().chain(most).min();
-        Some((position, peer))
+        Some((tried, peer))
     }
 
     /// Whether a request may go out on a connection to that address, for what the revocation lists say. Pingora looks at
     /// none; it tells the serial number of the certificate that the upstream has shown.
-    pub(crate) fn believes(&self, position: usize, digest: Option<&Digest>) -> Answered<()> {
-        let Some(address) = self.addresses.get(position) else {
+    pub(crate) fn believes(&self, tried: &Tried, digest: Option<&Digest>) -> Answered<()> {
+        let Some(address) = self.addresses.get(tried.position) else {
             return Error::e_explain(ErrorType::InternalError, "no such address");
         };
         let shown = digest.and_then(|digest| digest.ssl_digest.as_ref());
@@ -162,23 +171,20 @@ impl Upstream {
         })
     }
 
-    /// A request to that address was answered, whatever the answer.
-    pub(crate) fn answered(&self, position: usize) {
-        if let Some(address) = self.addresses.get(position) {
-            address.fitness.answered();
-        }
+    /// The request was answered, whatever the answer. Tells the address when it serves again since then.
+    pub(crate) fn answered(&self, tried: &mut Tried) -> Option<SocketAddr> {
+        self.addresses.get(tried.position).filter(|_| tried.leave.answered()).map(|address| address.at)
     }
 
-    /// A request to that address got no answer. Tells the address when it is left out from now on.
-    pub(crate) fn failed(&self, position: usize) -> Option<SocketAddr> {
-        let address = self.addresses.get(position)?;
-        address.fitness.failed(&self.outlier, self.now_ms()).then_some(address.at)
+    /// The request got no answer. Tells the address when it is left out from now on.
+    pub(crate) fn failed(&self, tried: Tried) -> Option<SocketAddr> {
+        let is_left_out = tried.leave.failed(&self.outlier, self.now_ms());
+        self.addresses.get(tried.position).filter(|_| is_left_out).map(|address| address.at)
     }
 
     /// A client of an address that serves, and what its requests are addressed to.
     fn client(&self) -> Option<(reqwest::Client, &str)> {
-        let now_ms = self.now_ms();
-        let address = self.addresses.iter().find(|address| address.fitness.is_fit(now_ms))?;
+        let address = self.addresses.iter().find(|address| address.fitness.is_whole())?;
         Some((address.way.current().client.clone(), &address.authority))
     }
 
