@@ -11,6 +11,7 @@
 
 mod certificate;
 mod client_keys;
+mod counters;
 pub mod envoy;
 mod feature_flags;
 mod introspection;

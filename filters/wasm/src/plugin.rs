@@ -1,7 +1,6 @@
 //! One configuration of the module: a policy, and what a worker keeps for it between requests.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use filters::admission::Draw;
@@ -15,6 +14,7 @@ use filters::state::{LimitsWhenAway, Memory, Op};
 
 use crate::certificate::Certificates;
 use crate::client_keys::{self, ClientKeys};
+use crate::counters::Counters;
 use crate::envoy::{Answered, Call, Envoy};
 use crate::feature_flags::FeatureFlags;
 use crate::introspection::{self, Tokens};
@@ -35,8 +35,6 @@ pub struct Plugin {
     pub keys: RefCell<Keys>,
     pub client_keys: RefCell<ClientKeys>,
     pub feature_flags: RefCell<FeatureFlags>,
-    /// Counters of what flags have said, by flag and variant: their number is the file's.
-    flags_said: RefCell<HashMap<String, u32>>,
     /// What is revoked.
     pub revocations: Revocations,
     followed: RefCell<Followed>,
@@ -52,8 +50,7 @@ pub struct Plugin {
     random: RefCell<Vec<u8>>,
     /// Places that requests have left and that the shared state does not know of yet.
     releases: RefCell<Vec<Op>>,
-    /// Counters of what limits in shadow would have refused, by filter and limit: their number is the policy's.
-    would_refuse: RefCell<HashMap<String, u32>>,
+    counters: Counters,
 }
 
 /// The configuration cannot be used.
@@ -100,7 +97,6 @@ impl Plugin {
             keys: RefCell::new(Keys::new(&policy, envoy)),
             client_keys: RefCell::new(ClientKeys::new(&policy)),
             feature_flags: RefCell::new(FeatureFlags::new(&policy, envoy)),
-            flags_said: RefCell::default(),
             followed: RefCell::new(Followed::new(&policy, &revocations, envoy)),
             revocations,
             tokens: RefCell::default(),
@@ -110,7 +106,7 @@ impl Plugin {
             certificates: Certificates::default(),
             random: RefCell::default(),
             releases: RefCell::default(),
-            would_refuse: RefCell::default(),
+            counters: Counters::default(),
             policy,
         })
     }
@@ -225,17 +221,8 @@ impl Plugin {
         if would_refuse.is_empty() {
             return;
         }
-        let mut counters = self.would_refuse.borrow_mut();
-        for shadow in would_refuse {
-            let name = shadow.to_string();
-            let known = counters.get(&name).copied();
-            let Some(counter) = known.or_else(|| {
-                envoy.counter(&format!("torana_would_refuse.{}.{}", shadow.filter, shadow.limit))
-            }) else {
-                continue;
-            };
-            envoy.count(counter);
-            counters.insert(name, counter);
+        for WouldRefuse { filter, limit } in would_refuse {
+            self.counters.count(format!("torana_would_refuse.{filter}.{limit}"), envoy);
         }
         let all: Vec<String> = would_refuse.iter().map(ToString::to_string).collect();
         envoy.note(WOULD_REFUSE, &all.join(" "));
@@ -244,20 +231,19 @@ impl Plugin {
     /// Tells what feature flags have said of a request: in a counter each, and in Envoy's access log.
     pub fn note_flags(&self, seen: &Seen, envoy: &dyn Envoy) {
         let mut all = Vec::new();
-        let mut counters = self.flags_said.borrow_mut();
         for (flag, Evaluation { variant, reason }) in seen.said() {
             let said = variant.as_deref().unwrap_or(reason.name());
-            let name = format!("{flag}={said}");
-            let known = counters.get(&name).copied();
-            if let Some(counter) = known.or_else(|| envoy.counter(&format!("torana_flag.{flag}.{said}"))) {
-                envoy.count(counter);
-                counters.insert(name, counter);
-            }
+            self.counters.count(format!("torana_flag.{flag}.{said}"), envoy);
             all.push(format!("{flag}={}", variant.as_deref().unwrap_or_default()));
         }
         if !all.is_empty() {
             envoy.note(FLAGS, &all.join(" "));
         }
+    }
+
+    /// Counts an answer to a request that is part of an experiment.
+    pub fn count_variant(&self, (experiment, variant): (&str, &str), status: u16, envoy: &dyn Envoy) {
+        self.counters.count(format!("torana_experiment.{experiment}.{variant}.{status}"), envoy);
     }
 
     /// Keeps places that a request has left, to be told with the next batch, or soon without one.

@@ -296,6 +296,11 @@ impl Case {
         flags.insert("parity-ready".to_owned(), on);
         Some(json!({ "flags": flags }).to_string())
     }
+
+    /// Where that file is, among those that [`crate::document`] names.
+    pub fn flags_file(&self, folder: &Path) -> Option<PathBuf> {
+        Some(folder.join(format!("flags-{:x}.json", digest(&self.flags_text()?))))
+    }
 }
 
 /// What tells one text from another.

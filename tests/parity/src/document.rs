@@ -83,10 +83,7 @@ pub fn policy(
         "name": "parity-ready", "methods": ["GET"], "path": READY_PATH, "upstream": "u",
         "filters": { "jwt": {} },
     }));
-    let flags = case.flags_text().map(|text| {
-        let path = folder.join(format!("flags-{:x}.json", crate::case::digest(&text)));
-        (path, text)
-    });
+    let flags = case.flags_file(folder).zip(case.flags_text());
     if let Some((path, text)) = &flags {
         // In process nobody reads it.
         if folder.is_dir() && folder != Path::new("/") {

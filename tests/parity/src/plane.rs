@@ -143,6 +143,8 @@ impl<'w> Plane<'w> {
                     "--log-level",
                     "warning",
                     "--disable-hot-restart",
+                    "--file-flush-interval-msec",
+                    "50",
                 ]))?;
             }
         }
@@ -191,7 +193,8 @@ impl<'w> Plane<'w> {
         Program::spawn(self.kind.name(), command.envs(self.clock.variables()), &self.log())
     }
 
-    fn log(&self) -> PathBuf {
+    /// What its processes write.
+    pub fn log(&self) -> PathBuf {
         self.folder.join("log")
     }
 

@@ -3,7 +3,6 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use parity::case::{Named, Step};
@@ -41,11 +40,7 @@ async fn flags_reach_every_data_plane() {
         plane.at(world.epoch_ms).unwrap();
         planes.push((kind.name(), plane));
     }
-    let file: PathBuf = std::fs::read_dir(world.folder())
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .find(|path| path.file_name().unwrap().to_string_lossy().starts_with("flags-"))
-        .unwrap();
+    let file = named.case.flags_file(world.folder()).unwrap();
     let put = |text: &str| {
         std::fs::write(file.with_extension("new"), text).unwrap();
         std::fs::rename(file.with_extension("new"), &file).unwrap();

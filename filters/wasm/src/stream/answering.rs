@@ -67,8 +67,17 @@ impl Stream {
             self.answering = Answering::Whole;
             return if whole { self.answered_whole(0, envoy) } else { Flow::Pause };
         }
+        if let Some(variant) = self.variant() {
+            self.plugin.count_variant(variant, status(&envoy.answer_fields()), envoy);
+        }
         self.dress(self.coding(whole, envoy), envoy);
         Flow::Continue
+    }
+
+    /// The experiment that the request is part of, and its variant, once it is on its way.
+    fn variant(&self) -> Option<(&str, &str)> {
+        let admission = self.admission.as_ref().filter(|_| matches!(self.phase, Phase::Admitted))?;
+        admission.variant(&self.plugin.policy)
     }
 
     /// Whether Envoy's compressor, which comes next, is to compress the upstream's answer; `whole`: it has no body.
@@ -125,10 +134,14 @@ impl Stream {
         self.now_ms = envoy.now_ms();
         let now = Now { plugin: &plugin, now_ms: self.now_ms };
         let request = self.received.request(admission.peer());
-        let answer = (status(&told), headers(&told), body.as_slice());
+        let answered = status(&told);
+        let answer = (answered, headers(&told), body.as_slice());
         match admission.answer(&plugin.policy, &request, answer, &now) {
             Ok(()) => {
                 self.answering = Answering::AsItComes;
+                if let Some(variant) = self.variant() {
+                    plugin.count_variant(variant, answered, envoy);
+                }
                 self.dress(Coding::AsItComes, envoy);
                 Flow::Continue
             }
@@ -138,6 +151,9 @@ impl Stream {
 
     fn refuse_answer(&mut self, refused: &Refused, envoy: &dyn Envoy) -> Flow {
         self.answering = Answering::Refused;
+        if let Some(variant) = self.variant() {
+            self.plugin.count_variant(variant, refused.refusal.status, envoy);
+        }
         let Some(admission) = &self.admission else { return Flow::Pause };
         let (fields, body) = admission.problem(&refused.refusal);
         // The module does not see this answer leave, so it carries the fields of every answer from the start.
