@@ -100,7 +100,7 @@ pub fn policy(
         .map(|(path, _)| json!({ "file": format!("file:{}", path.display()), "fields": case.flag_fields }));
     let mut issuers = json!({ "main": {
         "issuer": "https://issuer.test", "audiences": ["torana"], "algorithms": ["ES256"],
-        "jwks": { "file": file("jwks.json") },
+        "jwks": case.jwks.clone().unwrap_or_else(|| json!({ "file": file("jwks.json") })),
     } });
     if case.introspection {
         issuers["asked"] = json!({

@@ -46,10 +46,7 @@ impl Keys {
     /// When the system has no randomness.
     pub fn new() -> anyhow::Result<Self> {
         let (issuer, stranger, device) = (p256()?, p256()?, p256()?);
-        let mut published = jwk(&issuer)?;
-        published["kid"] = json!("k1");
-        published["alg"] = json!("ES256");
-        let jwks = json!({ "keys": [published] });
+        let jwks = published(&issuer, "k1")?;
         let key_set = KeySet::parse(jwks.to_string().as_bytes())?;
         let partner = SigningKey::hmac(PARTNER_SECRET)?;
         Ok(Self {
@@ -62,6 +59,14 @@ impl Keys {
             key_set: Arc::new(key_set),
             certificates: Certificates::new()?,
         })
+    }
+
+    /// What the issuer would publish had it taken the key `stranger` for its own, as `k2`.
+    ///
+    /// # Errors
+    /// Never: it is a key.
+    pub fn rotated(&self) -> anyhow::Result<Value> {
+        published(&self.stranger, "k2")
     }
 
     /// A token with these claims on top of the usual ones.
@@ -115,6 +120,14 @@ fn p256() -> anyhow::Result<SigningKey> {
     let curve = &ring::signature::ECDSA_P256_SHA256_FIXED_SIGNING;
     let pkcs8 = ring::signature::EcdsaKeyPair::generate_pkcs8(curve, &random);
     Ok(SigningKey::ecdsa_p256_pkcs8(pkcs8.map_err(|_| anyhow::anyhow!("no randomness"))?.as_ref())?)
+}
+
+/// A set of one key.
+fn published(key: &SigningKey, kid: &str) -> anyhow::Result<Value> {
+    let mut key = jwk(key)?;
+    key["kid"] = json!(kid);
+    key["alg"] = json!("ES256");
+    Ok(json!({ "keys": [key] }))
 }
 
 fn jwk(key: &SigningKey) -> anyhow::Result<Value> {

@@ -356,7 +356,10 @@ impl<'w> Plane<'w> {
     }
 
     /// What the gateway, or the state service, counts under a name.
-    async fn metric(&self, metric: &str) -> anyhow::Result<usize> {
+    ///
+    /// # Errors
+    /// When it counts nothing under that name.
+    pub async fn metric(&self, metric: &str) -> anyhow::Result<usize> {
         let address = match self.kind {
             Kind::Gateway => self.places.admin,
             Kind::Envoy => self.places.state,
