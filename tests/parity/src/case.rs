@@ -75,7 +75,7 @@ pub struct Case {
     pub state_socket: bool,
     /// The file with the address of a Redis that data planes share; absent: each has its own memory.
     pub redis: Option<PathBuf>,
-    /// How long the state service may take; absent: as long as any machine may need.
+    /// How long the state service, and its Redis, may take; absent: as long as any machine may need.
     pub state_timeout_ms: Option<u64>,
     /// Bounds of the state's memory.
     pub max_entries: Option<usize>,

@@ -111,13 +111,15 @@ pub fn policy(
             },
         });
     }
-    let mut service = json!({ "timeout_ms": case.state_timeout_ms.unwrap_or(5_000) });
+    let state_timeout_ms = case.state_timeout_ms.unwrap_or(5_000);
+    let mut service = json!({ "timeout_ms": state_timeout_ms });
     match case.state_socket {
         true => service["socket"] = json!("state.sock"),
         false => service["address"] = json!(places.state),
     }
     let redis = case.redis.as_ref();
-    let redis = redis.map(|url| json!({ "url": format!("file:{}", url.display()), "timeout_ms": 5_000 }));
+    let redis =
+        redis.map(|url| json!({ "url": format!("file:{}", url.display()), "timeout_ms": state_timeout_ms }));
     Ok(written(json!({
         "listeners": [listener("v4", places.listeners[0]), listener("v6", places.listeners[1])],
         "admin": { "address": places.admin },

@@ -1,4 +1,4 @@
-//! An upstream that answers with what it was sent, or, asked by the field `x-stay`, not while a case lasts.
+//! An upstream that answers with what it was sent, or, asked by the field `x-stay`, not before it is told to.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 use crate::answering::{Seen, answer};
 
-/// Longer than any case.
+/// How long a request stays of which nobody says more: longer than any case.
 const STAY: Duration = Duration::from_secs(60);
 
 /// More than any edge passes on.
@@ -28,6 +28,7 @@ const MOST_BODY_BYTES: usize = 1024 * 1024;
 pub struct Upstream {
     pub address: SocketAddr,
     kept: Arc<AtomicUsize>,
+    let_go: Arc<Notify>,
     go_on: Arc<Notify>,
     task: JoinHandle<()>,
 }
@@ -42,13 +43,14 @@ impl Upstream {
         let address = listener.local_addr()?;
         let kept = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&kept);
-        let go_on = Arc::new(Notify::new());
+        let (let_go, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let lets_go = Arc::clone(&let_go);
         let goes_on = Arc::clone(&go_on);
         let app = Router::new().fallback(async move |asked: Request| {
             let (asked, body) = asked.into_parts();
             if asked.headers.contains_key("x-stay") {
                 count.fetch_add(1, Ordering::Relaxed);
-                tokio::time::sleep(STAY).await;
+                let _ = tokio::time::timeout(STAY, lets_go.notified()).await;
             }
             let body = to_bytes(body, MOST_BODY_BYTES).await.unwrap_or_default();
             // Not 200, and so no pass, when the case asks for what there is not.
@@ -68,12 +70,17 @@ impl Upstream {
             )
             .await;
         });
-        Ok(Self { address, kept, go_on, task })
+        Ok(Self { address, kept, let_go, go_on, task })
     }
 
     /// Requests that it was asked to keep so far.
     pub fn kept(&self) -> usize {
         self.kept.load(Ordering::Relaxed)
+    }
+
+    /// Answers one request that it keeps.
+    pub fn let_go(&self) {
+        self.let_go.notify_one();
     }
 
     /// Lets the second half of an answer come that was to come in halves.

@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use parity::case::Named;
+use parity::case::{Named, Step};
 use parity::mint::{Sent, Times};
 use parity::plane::{Kind, Plane, Programs};
 use parity::world::World;
@@ -64,6 +65,86 @@ async fn both_data_planes_share_what_a_tenant_has() {
     let expected = json!({ "acme": { "plan": "gold", "month": used, "day": used } });
     assert_eq!(usage(gateway.admin()).await, expected);
     assert_eq!(usage(envoy.state_address()).await, expected);
+}
+
+/// A limit of ten, and requests that are signed once each.
+const OUTAGE: &str = r#"
+name: outage
+tenants: { acme: { plan: gold, hosts: [edge.test] } }
+plans: { gold: { rate_limit: [{ name: calls, by: tenant, requests: 10, per_s: 36000 }] } }
+routes:
+  - { name: plan, methods: [GET], path: /plan, upstream: u, filters: { tenant: { from: [host] } } }
+  - { name: signed, methods: [GET], path: /signed, upstream: u, filters: { signature: { signer: client }, nonce: {} } }
+requests: []
+"#;
+
+/// The Redis of an Envoy's state service stopped and started while requests come: limits stay bounded, nonces closed, and
+/// all is well again by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_redis_of_a_state_service_goes_and_comes_under_load() {
+    const MOST: usize = 10;
+    const AWAY: &str = "503 state_unavailable";
+    certs::install_crypto_provider();
+    let world = World::new().await.unwrap();
+    let folder = world.case_folder("outage").unwrap();
+    let mut redis = engines::Redis::start(&folder.join("redis")).await.unwrap();
+    let url = folder.join("redis.url");
+    certs::file::write_secret(&url, &redis.url()).unwrap();
+    let mut named = Named::parse(OUTAGE).unwrap();
+    named.case.state_timeout_ms = Some(2_000);
+    named.case.redis = Some(url);
+    let plane = Plane::start(&world, &programs(), Kind::Envoy, &named, &folder).await.unwrap();
+    // What Redis remembers, it remembers by a clock that runs.
+    let send = async |step: Value| {
+        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis().try_into().unwrap();
+        plane.at(now_ms).unwrap();
+        let step: Step = serde_json::from_value(step).unwrap();
+        let sent = Sent::new(&step, &world.keys, Times::new(now_ms, 0).unwrap()).unwrap();
+        plane.decide(&sent, None).await.unwrap().verdict
+    };
+    let signed = async |nonce: &str| {
+        let sign = json!({
+            "key": "partner", "created": 0, "nonce": format!("0123456789abcdef-{nonce}"), "digest": false,
+            "components": ["@method", "@path", "@query"],
+        });
+        send(json!({ "target": "/signed", "sign": sign, "verdict": "" })).await
+    };
+    let until_passed = async |what: &str| {
+        for turn in 0..600 {
+            if signed(&format!("{what}-{turn}")).await == "pass" {
+                return format!("{what}-{turn}");
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        panic!("{what}: signed requests do not pass");
+    };
+    let taken = until_passed("before").await;
+    assert_eq!(signed(&taken).await, "401 nonce_replayed");
+
+    let over = AtomicBool::new(false);
+    let load = async {
+        let mut passed = 0;
+        while !over.load(Ordering::Relaxed) {
+            match send(json!({ "target": "/plan", "verdict": "" })).await.as_str() {
+                "pass" => passed += 1,
+                verdict => assert_eq!(verdict, "429 rate_limited"),
+            }
+        }
+        passed
+    };
+    let outage = async {
+        redis.stop().await.unwrap();
+        for turn in 0..20 {
+            assert_eq!(signed(&format!("away-{turn}")).await, AWAY);
+            assert_eq!(signed(&taken).await, AWAY, "what was taken is not taken again");
+        }
+        redis.resume().await.unwrap();
+        until_passed("after").await;
+        over.store(true, Ordering::Relaxed);
+    };
+    let (passed, ()) = tokio::join!(load, outage);
+    // Once in Redis, once here while it was away, once in a Redis that had forgotten.
+    assert!((1..=3 * MOST).contains(&passed), "{passed} passed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
