@@ -13,7 +13,7 @@ use crate::flags::ofrep::{self, Asked};
 use crate::gate::Gate;
 use crate::listeners::Listeners;
 use crate::reload::Reload;
-use crate::revoke::{self, Caller, Fields};
+use crate::revoke::{self, Caller, Door, Fields};
 use crate::usage;
 
 pub(crate) struct Admin {
@@ -110,8 +110,8 @@ impl Admin {
         let field = |name| header.headers.get(name).map(|value| value.as_bytes().to_vec());
         let (authorization, content_type) = (field(header::AUTHORIZATION), field(header::CONTENT_TYPE));
         let (method, agent) = (header.method.clone(), field(header::USER_AGENT));
-        let from = from.and_then(|from| from.as_inet().copied());
-        let caller = Caller::Admin { from, agent: agent.as_deref() };
+        let from = from.and_then(|from| from.as_inet()).map(ToString::to_string);
+        let caller = Caller { door: Door::Admin, from, agent: agent.as_deref() };
         let fields =
             Fields { authorization: authorization.as_deref(), content_type: content_type.as_deref() };
         let (state, edge) = (&self.gate.standing().state, self.gate.edge());
@@ -120,7 +120,7 @@ impl Admin {
             Method::GET => revoke::list(state, operators, fields),
             Method::POST => {
                 match tokio::time::timeout(BODY_WITHIN, body(session, revoke::MOST_BYTES)).await {
-                    Ok(Some(body)) => revoke::revoke_for(caller, state, operators, fields, &body).await,
+                    Ok(Some(body)) => revoke::revoke(caller, state, operators, fields, &body).await,
                     Ok(None) | Err(_) => {
                         revoke::problem(StatusCode::BAD_REQUEST, "body", "send the whole of a short body")
                     }

@@ -8,7 +8,7 @@
 mod audit;
 mod command;
 
-pub(crate) use audit::Caller;
+pub(crate) use audit::{Caller, Door};
 pub use command::{Options, run};
 
 use std::fmt;
@@ -204,13 +204,8 @@ pub(crate) fn list(state: &State, operators: &Operators, fields: Fields<'_>) -> 
     (StatusCode::OK, json!({ "revocations": all, "age_s": age_s }))
 }
 
-/// `POST /revocations` of the state service.
-pub(crate) async fn revoke(state: &State, operators: &Operators, fields: Fields<'_>, body: &[u8]) -> Answer {
-    revoke_for(Caller::StateService, state, operators, fields, body).await
-}
-
 /// `POST /revocations`.
-pub(crate) async fn revoke_for(
+pub(crate) async fn revoke(
     caller: Caller<'_>,
     state: &State,
     operators: &Operators,
@@ -220,7 +215,7 @@ pub(crate) async fn revoke_for(
     let (wanted, revocation) = match understood(operators, fields, body) {
         Ok(understood) => understood,
         Err(answer) => {
-            audit::refused(caller, answer.0);
+            audit::refused(&caller, answer.0);
             return answer;
         }
     };
@@ -233,7 +228,7 @@ pub(crate) async fn revoke_for(
             problem(StatusCode::SERVICE_UNAVAILABLE, "state_away", &why.to_string())
         }
     };
-    audit::asked(caller, operators, &wanted, answer.0);
+    audit::asked(&caller, operators, &wanted, answer.0);
     answer
 }
 

@@ -4,7 +4,6 @@
 //! Never holds the secret that was sent, nor a whole payment address.
 
 use std::borrow::Cow;
-use std::net::SocketAddr;
 
 use http::StatusCode;
 
@@ -12,55 +11,46 @@ use super::{Operators, Wanted};
 use crate::access_log::masked;
 
 /// Who asks.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller<'r> {
+    pub(crate) door: Door,
+    /// The other end: its address, or on a socket whose process it is.
+    pub(crate) from: Option<String>,
+    /// What it calls itself: anybody can write that.
+    pub(crate) agent: Option<&'r [u8]>,
+}
+
+/// Where it asks, which says who can.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Caller<'r> {
-    /// Of the admin address.
-    Admin {
-        from: Option<SocketAddr>,
-        /// What it calls itself: anybody can write that.
-        agent: Option<&'r [u8]>,
-    },
-    /// Of the state service, whose place says who reaches it.
+pub(crate) enum Door {
+    Admin,
     StateService,
 }
 
 impl Caller<'_> {
     /// What it was believed by.
-    fn credential(self, operators: &Operators) -> &'static str {
-        match (operators, self) {
+    fn credential(&self, operators: &Operators) -> &'static str {
+        match (operators, self.door) {
             (Operators::WithSecret(_), _) => "admin.revocation_secret",
             (Operators::Nobody, _) => "none",
-            (Operators::Anybody, Self::Admin { .. }) => "loopback",
-            (Operators::Anybody, Self::StateService) => "state.service",
-        }
-    }
-
-    fn from(self) -> Option<String> {
-        match self {
-            Self::Admin { from, .. } => from.map(|from| from.to_string()),
-            Self::StateService => None,
+            (Operators::Anybody, Door::Admin) => "loopback",
+            (Operators::Anybody, Door::StateService) => "state.service",
         }
     }
 
     fn agent(&self) -> Option<Cow<'_, str>> {
         const LONGEST: usize = 128;
-        match self {
-            Self::Admin { agent, .. } => agent.map(|agent| {
-                let shown = agent.get(..LONGEST).unwrap_or(agent);
-                String::from_utf8_lossy(shown)
-            }),
-            Self::StateService => None,
-        }
+        self.agent.map(|agent| String::from_utf8_lossy(agent.get(..LONGEST).unwrap_or(agent)))
     }
 }
 
 /// It was believed: what it wanted, and the status that it was answered with.
-pub(super) fn asked(caller: Caller<'_>, operators: &Operators, wanted: &Wanted, status: StatusCode) {
+pub(super) fn asked(caller: &Caller<'_>, operators: &Operators, wanted: &Wanted, status: StatusCode) {
     let named = wanted.named().next();
     tracing::info!(
         target: "audit",
         credential = caller.credential(operators),
-        from = caller.from(),
+        from = caller.from,
         agent = caller.agent().as_deref(),
         kind = named.map(|(kind, _)| kind.name()),
         id = named.map(|(_, id)| masked(id)).as_deref(),
@@ -72,10 +62,10 @@ pub(super) fn asked(caller: Caller<'_>, operators: &Operators, wanted: &Wanted, 
 }
 
 /// It was not believed, or not understood.
-pub(super) fn refused(caller: Caller<'_>, status: StatusCode) {
+pub(super) fn refused(caller: &Caller<'_>, status: StatusCode) {
     tracing::warn!(
         target: "audit",
-        from = caller.from(),
+        from = caller.from,
         agent = caller.agent().as_deref(),
         status = status.as_u16(),
         "revocation refused"
@@ -123,25 +113,23 @@ mod tests {
     #[test]
     fn who_asked() {
         let secret = Operators::WithSecret(Zeroizing::new(b"a secret of the identity service".to_vec()));
-        let from: SocketAddr = SocketAddr::from(([10, 0, 0, 7], 4711));
         let long = [b'x'; 300];
-        let admin = |agent| Caller::Admin { from: Some(from), agent };
-        let of_admin = Some("10.0.0.7:4711");
-        for (caller, operators, credential, from, agent) in [
-            (admin(None), &Operators::Anybody, "loopback", of_admin, None),
+        for (door, agent, operators, credential, told) in [
+            (Door::Admin, None, &Operators::Anybody, "loopback", None),
             (
-                admin(Some(b"identity/2")),
+                Door::Admin,
+                Some(&b"identity/2"[..]),
                 &secret,
                 "admin.revocation_secret",
-                of_admin,
                 Some("identity/2".to_owned()),
             ),
-            (admin(Some(&long)), &Operators::Nobody, "none", of_admin, Some("x".repeat(128))),
-            (Caller::StateService, &Operators::Anybody, "state.service", None, None),
-            (Caller::StateService, &secret, "admin.revocation_secret", None, None),
+            (Door::Admin, Some(&long), &Operators::Nobody, "none", Some("x".repeat(128))),
+            (Door::StateService, None, &Operators::Anybody, "state.service", None),
+            (Door::StateService, None, &secret, "admin.revocation_secret", None),
         ] {
-            let told = (caller.credential(operators), caller.from(), caller.agent().map(Cow::into_owned));
-            assert_eq!(told, (credential, from.map(str::to_owned), agent), "{caller:?}");
+            let caller = Caller { door, from: None, agent };
+            let seen = (caller.credential(operators), caller.agent().map(Cow::into_owned));
+            assert_eq!(seen, (credential, told), "{caller:?}");
         }
     }
 }

@@ -10,6 +10,7 @@ mod known;
 mod place;
 mod plain;
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Query, Request, State};
-use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::http::{Extensions, HeaderMap, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -32,13 +33,14 @@ use tokio::task::JoinSet;
 
 use self::known::Known;
 use self::place::Place;
+use self::plain::Peer;
 use crate::envoy::handed::Handed;
 use crate::flags::Audited;
 use crate::introspection::Answer;
 use crate::load::Loaded;
 use crate::metrics::Metrics;
 use crate::reload::{HangUp, Reload};
-use crate::revoke::{self, Fields};
+use crate::revoke::{self, Caller, Door, Fields};
 use crate::state::State as Remembered;
 
 /// Most operations in one batch.
@@ -280,9 +282,18 @@ async fn revocations(State(service): State<Arc<Service>>, headers: HeaderMap) ->
     (status, Json(told)).into_response()
 }
 
-async fn revoke_one(State(service): State<Arc<Service>>, headers: HeaderMap, body: Bytes) -> Response {
+async fn revoke_one(
+    State(service): State<Arc<Service>>,
+    headers: HeaderMap,
+    extensions: Extensions,
+    body: Bytes,
+) -> Response {
     let (state, known) = (&service.standing.state, service.known());
-    let (status, told) = revoke::revoke(state, &known.operators, fields(&headers), &body).await;
+    let plain = extensions.get::<Peer>().map(|peer| peer.0.to_string());
+    let from = plain.or_else(|| extensions.get::<SocketAddr>().map(SocketAddr::to_string));
+    let agent = headers.get(header::USER_AGENT).map(header::HeaderValue::as_bytes);
+    let caller = Caller { door: Door::StateService, from, agent };
+    let (status, told) = revoke::revoke(caller, state, &known.operators, fields(&headers), &body).await;
     (status, Json(told)).into_response()
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use certs::serve::Limits;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -17,20 +17,24 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
+/// Who is at the other end of a connection, an extension of its requests: an address, or on a socket a user.
+#[derive(Clone, Debug)]
+pub(super) struct Peer(pub(super) Arc<str>);
+
 /// Where connections come from.
 pub(super) trait Listen: Send {
     type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
 
-    fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Peer)>> + Send;
 }
 
 impl Listen for TcpListener {
     type Stream = tokio::net::TcpStream;
 
-    async fn accept(&self) -> io::Result<Self::Stream> {
-        let (stream, _) = TcpListener::accept(self).await?;
+    async fn accept(&self) -> io::Result<(Self::Stream, Peer)> {
+        let (stream, peer) = TcpListener::accept(self).await?;
         let _ = stream.set_nodelay(true);
-        Ok(stream)
+        Ok((stream, Peer(peer.to_string().into())))
     }
 }
 
@@ -72,8 +76,10 @@ impl Drop for Socket {
 impl Listen for Socket {
     type Stream = UnixStream;
 
-    async fn accept(&self) -> io::Result<Self::Stream> {
-        Ok(self.listener.accept().await?.0)
+    async fn accept(&self) -> io::Result<(Self::Stream, Peer)> {
+        let (stream, _) = self.listener.accept().await?;
+        let user = stream.peer_cred().map_or_else(|_| "unknown".to_owned(), |user| user.uid().to_string());
+        Ok((stream, Peer(format!("uid {user}").into())))
     }
 }
 
@@ -95,7 +101,7 @@ pub(super) async fn serve<L: Listen>(
             () = &mut shutdown => break,
             accepted = accept(&listener, &slots) => accepted,
         };
-        let (slot, stream) = match accepted {
+        let (slot, stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file descriptors, mostly: connections must end before another begins.
@@ -104,7 +110,7 @@ pub(super) async fn serve<L: Listen>(
                 continue;
             }
         };
-        let service = TowerToHyperService::new(app.clone());
+        let service = TowerToHyperService::new(app.clone().layer(Extension(peer)));
         let served = graceful.watch(http.serve_connection(TokioIo::new(stream), service).into_owned());
         tokio::spawn(async move {
             if let Err(error) = served.await {
@@ -122,7 +128,8 @@ pub(super) async fn serve<L: Listen>(
 async fn accept<L: Listen>(
     listener: &L,
     slots: &Arc<Semaphore>,
-) -> io::Result<(tokio::sync::OwnedSemaphorePermit, L::Stream)> {
+) -> io::Result<(tokio::sync::OwnedSemaphorePermit, L::Stream, Peer)> {
     let slot = Arc::clone(slots).acquire_owned().await.map_err(io::Error::other)?;
-    Ok((slot, listener.accept().await?))
+    let (stream, peer) = listener.accept().await?;
+    Ok((slot, stream, peer))
 }

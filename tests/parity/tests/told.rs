@@ -141,6 +141,15 @@ async fn every_data_plane_tells_the_same() {
         let changed = audited("flag changed").unwrap();
         let told = ["flag", "default_before", "default", "changed"].map(|field| changed[field].clone());
         assert_eq!(json!(told), json!(["wallet", "on", "off", "defaultVariant"]), "{name}: {changed}");
+
+        // And so is who revokes something.
+        let wanted = serde_json::from_value(json!({ "user": "user-1", "tenant": "acme" })).unwrap();
+        plane.revoke(&wanted).await.unwrap();
+        until(name, async || audited("revocation asked for").is_some()).await;
+        let asked = audited("revocation asked for").unwrap();
+        assert!(asked["from"].as_str().unwrap().starts_with("127.0.0.1:"), "{name}: {asked}");
+        let told = ["kind", "id", "tenant", "status"].map(|field| asked[field].clone());
+        assert_eq!(json!(told), json!(["user", "user-1", "acme", 200]), "{name}: {asked}");
     }
     assert!(alike.iter().flatten().all(|seen| *seen > 0), "each variant was seen by some: {alike:?}");
     assert_eq!(alike.iter().collect::<BTreeSet<_>>().len(), 1, "the same users see the same: {alike:?}");
