@@ -66,14 +66,22 @@ impl Source {
             "transport_socket": self.upstream_tls(&upstream.tls, self.files(name)?)?,
             "typed_extension_protocol_options": http1(upstream.idle_timeout_ms),
             "circuit_breakers": { "thresholds": [{
-                "max_connections": most, "max_pending_requests": most, "max_requests": most,
+                "max_requests": most,
+                // Those that wait for a connection. If there were no more connections than requests, they would wait for
+                // one that another request has, where they are to be refused.
+                "max_pending_requests": most,
+                "max_connections": u32::MAX,
                 "retry_budget": {
                     "budget_percent": { "value": upstream.retry_budget_percent },
                     "min_retry_concurrency": LEAST_REPEATS,
                 },
             }] },
-            // When every address is left out, requests are refused rather than sent to one that fails.
-            "common_lb_config": { "healthy_panic_threshold": { "value": 0 } },
+            "common_lb_config": {
+                // When every address is left out, requests are refused rather than sent to one that fails.
+                "healthy_panic_threshold": { "value": 0 },
+                // What is found of an address counts at once; by default Envoy gathers it for a second.
+                "update_merge_window": "0s",
+            },
         });
         if upstream.outlier.failures > 0 {
             let eject = ms(upstream.outlier.eject_ms);
@@ -98,7 +106,12 @@ impl Source {
                 "no_traffic_interval": ms(health.interval_ms),
                 "unhealthy_threshold": health.unhealthy_after,
                 "healthy_threshold": health.healthy_after,
-                "http_health_check": { "path": health.path, "host": upstream.tls.server_name.value },
+                "http_health_check": {
+                    "path": health.path,
+                    "host": upstream.tls.server_name.value,
+                    // Otherwise one answer other than 200 would do, whatever the threshold.
+                    "retriable_statuses": [{ "start": 100, "end": 600 }],
+                },
             }]);
         }
         Ok(cluster)

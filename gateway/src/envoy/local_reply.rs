@@ -5,13 +5,14 @@ use serde_json::{Value, json};
 
 use super::REFUSED_FIELD;
 
-/// Problems in place of Envoy's own answers, by the flag that says what happened.
+/// Problems in place of Envoy's own answers, by the flag that says what happened. Of several the first counts: that it
+/// was tried too often (`URX`) stands beside what happened the last time.
 pub(super) fn problems() -> Value {
     let by_flags = [
         (&["UO"][..], Failure::UpstreamOverloaded),
-        (&["UF", "UH", "URX", "NC"], Failure::UpstreamUnreachable),
         (&["UT"], Failure::UpstreamTimeout),
         (&["UC", "UR", "UPE", "LR"], Failure::UpstreamFailed),
+        (&["UF", "UH", "URX", "NC"], Failure::UpstreamUnreachable),
     ];
     let by_status = [
         (400, Failure::Malformed),

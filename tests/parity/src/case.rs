@@ -60,6 +60,9 @@ pub struct Case {
     /// Header fields that they may look at.
     #[serde(default)]
     pub flag_fields: BTreeMap<String, String>,
+    /// Upstreams besides `u` and `v`, without their `tls`.
+    #[serde(default)]
+    pub upstreams: BTreeMap<String, Value>,
     /// Filters of every route.
     #[serde(default)]
     pub everywhere: Value,

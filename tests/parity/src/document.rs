@@ -52,6 +52,12 @@ pub fn policy(
             },
         })
     };
+    let mut upstreams = json!({ "u": upstream(places.upstreams[0]), "v": upstream(places.upstreams[1]) });
+    for (name, settings) in &case.upstreams {
+        let mut settings = settings.clone();
+        settings["tls"] = upstreams["u"]["tls"].clone();
+        upstreams[name] = settings;
+    }
     let listener = |name: &str, address: SocketAddr| {
         let mut tls = json!({ "certificate": file("edge.pem"), "key": file("edge.key") });
         if case.client_certificates {
@@ -129,7 +135,7 @@ pub fn policy(
             "service": service,
             "redis": redis,
         },
-        "upstreams": { "u": upstream(places.upstreams[0]), "v": upstream(places.upstreams[1]) },
+        "upstreams": upstreams,
         "issuers": issuers,
         "clients": clients,
         "tenants": case.tenants,

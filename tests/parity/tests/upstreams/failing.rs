@@ -1,0 +1,154 @@
+//! Upstreams that are slow, full, or hang up.
+
+use parity::forced::{OLD_CONNECTION, UNCONNECTED};
+use parity::scripted::Act::{Answer, HangUp, StayOpen, Wait};
+
+use super::on_both;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_one_is_given_up_after_its_time_and_asked_once() {
+    let policy = "
+upstreams: { slow: { addresses: [$A] } }
+routes:
+  - { name: slow, methods: [GET, POST], path: /slow, upstream: slow, timeout_ms: 300 }
+  - { name: again, methods: [GET], path: /again, upstream: slow, timeout_ms: 300, retries: 2 }
+";
+    on_both(policy, async |edge| {
+        let mut told = Vec::new();
+        for (method, path) in [("GET", "/slow"), ("POST", "/slow"), ("GET", "/again")] {
+            edge.a.requests.tell(&[], Wait);
+            let answer = if method == "POST" { edge.post(path).await } else { edge.get(path).await };
+            told.push(answer.is("504 upstream_timeout"));
+            assert_eq!(edge.a.requests.taken().len(), 1, "{}: {method} {path}", edge.name());
+            // The others are served.
+            edge.a.requests.tell(&[], Answer(200));
+            told.push(edge.get(path).await.is("200 a"));
+        }
+        told
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_than_the_policy_says_are_in_flight() {
+    let policy = "
+upstreams: { small: { addresses: [$A], max_in_flight: 2 } }
+routes: [{ name: small, methods: [GET, POST], path: /small, upstream: small, timeout_ms: 60000 }]
+";
+    on_both(policy, async |edge| {
+        edge.a.requests.tell(&[], Wait);
+        let held = async { tokio::join!(edge.get("/small"), edge.get("/small")) };
+        let meanwhile = async {
+            edge.wait_at_a(2).await;
+            let refused = [edge.get("/small").await, edge.post("/small").await];
+            let refused = refused.map(|told| told.is("503 upstream_overloaded"));
+            assert_eq!(edge.a.requests.taken().len(), 2, "{}: nothing more has arrived", edge.name());
+            edge.a.requests.tell(&[], Answer(200));
+            refused
+        };
+        let ((one, other), refused) = tokio::join!(held, meanwhile);
+        let held = [one.is("200 a"), other.is("200 a")];
+        // Their places are free again, both.
+        edge.until("it is served again", async || edge.get("/small").await.verdict == "200 a").await;
+        edge.a.requests.tell(&[], Wait);
+        let again = async { tokio::join!(edge.get("/small"), edge.post("/small")) };
+        let meanwhile = async {
+            edge.wait_at_a(2).await;
+            edge.a.requests.tell(&[], Answer(200));
+        };
+        let ((one, other), ()) = tokio::join!(again, meanwhile);
+        (refused, held, [one.is("200 a"), other.is("200 a")])
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_safe_is_sent_again_as_often_as_the_policy_says() {
+    let policy = "
+upstreams: { one: { addresses: [$A], outlier: { failures: 0 } } }
+routes:
+  - { name: once, methods: [GET, POST], path: /once, upstream: one }
+  - { name: again, methods: [GET], path: /again, upstream: one, retries: 1 }
+  - { name: thrice, methods: [GET], path: /thrice, upstream: one, retries: 2 }
+";
+    on_both(policy, async |edge| {
+        let mut told = Vec::new();
+        for (method, path, hang_ups, verdict, asked) in [
+            ("GET", "/again", 1, "200 a", 2),
+            ("GET", "/again", 2, "502 upstream_failed", 2),
+            ("GET", "/thrice", 2, "200 a", 3),
+            ("GET", "/thrice", 3, "502 upstream_failed", 3),
+            ("GET", "/once", 1, "502 upstream_failed", 1),
+            ("POST", "/once", 1, "502 upstream_failed", 1),
+        ] {
+            edge.a.requests.tell(&vec![HangUp; hang_ups], Answer(200));
+            let answer = if method == "POST" { edge.post(path).await } else { edge.get(path).await };
+            let what = format!("{}: {method} {path}, {hang_ups}", edge.name());
+            assert_eq!((answer.verdict.as_str(), edge.a.requests.taken().len()), (verdict, asked), "{what}");
+            told.push(answer);
+        }
+        told
+    })
+    .await;
+}
+
+/// A connection that could not be made has carried nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_has_not_been_sent_is_tried_three_times() {
+    let policy = "
+upstreams: { one: { addresses: [$A], outlier: { failures: 0 } } }
+routes:
+  - { name: once, methods: [GET, POST], path: /once, upstream: one }
+  - { name: again, methods: [GET], path: /again, upstream: one, retries: 1 }
+";
+    on_both(policy, async |edge| {
+        let mut told = Vec::new();
+        for (broken, verdict) in [(2, "200 a"), (3, "503 upstream_unreachable")] {
+            edge.a.breaks(broken);
+            told.push(edge.get("/once").await.is(verdict));
+            edge.a.breaks(broken);
+            told.push(edge.post("/once").await.is(verdict));
+        }
+        edge.a.breaks(2);
+        edge.get("/again").await.is(UNCONNECTED.of(edge.kind).unwrap_or("200 a"));
+        told
+    })
+    .await;
+}
+
+/// The upstream may have closed it just then, before it got the request or after.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_connection_that_breaks() {
+    let policy = "
+upstreams: { one: { addresses: [$A], outlier: { failures: 0 } } }
+routes: [{ name: once, methods: [GET, POST], path: /once, upstream: one }]
+";
+    on_both(policy, async |edge| {
+        let mut told = Vec::new();
+        for method in ["GET", "POST"] {
+            // The gateway keeps a connection a moment after it has passed the answer on.
+            edge.until("a connection is used again", async || {
+                edge.a.requests.tell(&[StayOpen, HangUp], Answer(200));
+                edge.get("/once").await.is("200 a");
+                let answer =
+                    if method == "POST" { edge.post("/once").await } else { edge.get("/once").await };
+                let taken = edge.a.requests.taken();
+                if !taken[1].on_old {
+                    return false;
+                }
+                let (verdict, asked) = match (method, OLD_CONNECTION.of(edge.kind)) {
+                    ("GET", None) => ("200 a", 3),
+                    ("GET", Some(verdict)) => (verdict, 2),
+                    (_, _) => ("502 upstream_failed", 2),
+                };
+                let what = format!("{}: {method}", edge.name());
+                assert_eq!((answer.verdict.as_str(), taken.len()), (verdict, asked), "{what}");
+                told.extend((method == "POST").then_some(answer));
+                true
+            })
+            .await;
+        }
+        told
+    })
+    .await;
+}

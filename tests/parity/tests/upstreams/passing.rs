@@ -1,0 +1,172 @@
+//! Who is asked, who gets a copy, and what passes through a WebSocket.
+
+use std::sync::Arc;
+
+use parity::mint::AUTHORITY;
+use parity::outcome::{FieldMap, upstream_fields};
+use parity::plane::Kind;
+use parity::scripted::Act::{Answer, HangUp, OpenWebSocket, Wait};
+use parity::scripted::Taken;
+use rustls_pki_types::ServerName;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::{Edge, on_both};
+
+const MARKER: &str = "x-torana-mirror";
+
+fn fields(taken: &Taken) -> FieldMap {
+    upstream_fields(taken.fields.iter().map(|(name, value)| (name.as_str(), value.as_slice())))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_is_the_request_with_a_mark() {
+    let policy = "
+upstreams: { u1: { addresses: [$A] }, u2: { addresses: [$B] } }
+routes: [{ name: copied, methods: [GET, POST], path: '/copied/{id}', upstream: u1, mirror: { upstream: u2 } }]
+";
+    on_both(policy, async |edge| {
+        let mut told = Vec::new();
+        for (method, body) in [("GET", ""), ("POST", "{\"amount\":100}")] {
+            edge.a.requests.tell(&[], Answer(200));
+            edge.b.requests.tell(&[], Answer(500));
+            let headers = json!({ "accept": "application/json", "x-harmless": "kept", MARKER: "forged" });
+            let step =
+                json!({ "method": method, "target": "/copied/7?b=2", "headers": headers, "body": body });
+            let answer = edge.send(step).await.is("200 a");
+            edge.until("the copy arrives", async || !edge.b.requests.taken().is_empty()).await;
+            let [original] = edge.a.requests.taken().try_into().unwrap();
+            let [copy] = edge.b.requests.taken().try_into().unwrap();
+            for taken in [&original, &copy] {
+                let what = (taken.method.as_str(), taken.target.as_str(), taken.body.as_slice());
+                assert_eq!(what, (method, "/copied/7?b=2", body.as_bytes()), "{}", edge.name());
+            }
+            assert_eq!(original.field(MARKER), None, "{}", edge.name());
+            assert_eq!(copy.field("x-request-id"), original.field("x-request-id"), "{}", edge.name());
+            let mut expected = fields(&original);
+            expected.insert(MARKER.to_owned(), vec!["1".to_owned()]);
+            let mut copied = fields(&copy);
+            match edge.kind {
+                Kind::Gateway => {}
+                // To copies Envoy adds what it adds to requests of its own, see the README.
+                Kind::Envoy => {
+                    let for_whom = &copied["x-forwarded-for"][0];
+                    let (client, _own) = for_whom.split_once(',').unwrap();
+                    let client = client.to_owned();
+                    copied.insert("x-forwarded-for".to_owned(), vec![client]);
+                    assert_eq!(copied.remove("x-envoy-internal"), Some(vec!["true".to_owned()]));
+                }
+            }
+            assert_eq!(copied, expected, "{}", edge.name());
+            told.push((answer, fields(&original)));
+        }
+        told
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_gets_a_copy_delays_and_fails_nothing() {
+    let policy = "
+upstreams: { u1: { addresses: [$A] }, u2: { addresses: [$B] } }
+routes: [{ name: copied, methods: [GET, POST], path: /copied, upstream: u1, timeout_ms: 60000, mirror: { upstream: u2 } }]
+";
+    on_both(policy, async |edge| {
+        let mut told = Vec::new();
+        for act in [Wait, HangUp] {
+            edge.b.requests.tell(&[], act);
+            told.push(edge.get("/copied").await.is("200 a"));
+            told.push(edge.post("/copied").await.is("200 a"));
+            edge.until("the copies arrive", async || edge.b.requests.taken().len() == 2).await;
+        }
+        edge.b.stop().await;
+        for _ in 0..4 {
+            told.push(edge.get("/copied").await.is("200 a"));
+        }
+        told
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_are_shared_by_weight() {
+    let policy = "
+upstreams: { u1: { addresses: [$A] }, u2: { addresses: [$B] } }
+routes:
+  - { name: shared, methods: [GET], path: /shared, upstreams: [{ upstream: u1, weight: 3 }, { upstream: u2, weight: 1 }] }
+";
+    on_both(policy, async |edge| {
+        for _ in 0..120 {
+            let told = edge.get("/shared").await;
+            assert!(["200 a", "200 b"].contains(&told.verdict.as_str()), "{told:?}");
+        }
+        // Of 120 some 30: none, or half of them, come once in 10^9.
+        let (a, b) = (edge.a.requests.taken().len(), edge.b.requests.taken().len());
+        assert!(a + b == 120 && 0 < b && b < a, "{}: {a} and {b}", edge.name());
+    })
+    .await;
+}
+
+/// Asks for a WebSocket.
+fn websocket(token: &Value) -> Value {
+    let headers = json!({
+        "connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13",
+        "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==",
+    });
+    json!({ "target": "/ws", "headers": headers, "token": token })
+}
+
+impl Edge<'_> {
+    /// The connection, once an answer has come, and the header of that.
+    async fn open(&self, step: &Value) -> (TlsStream<TcpStream>, String) {
+        let stream = TcpStream::connect(self.plane.address()).await.unwrap();
+        let name = ServerName::try_from(AUTHORITY).unwrap();
+        let mut stream =
+            TlsConnector::from(Arc::clone(&self.world.client)).connect(name, stream).await.unwrap();
+        stream.write_all(&self.bytes(step)).await.unwrap();
+        stream.flush().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        (stream, String::from_utf8(head).unwrap().to_lowercase())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_websocket_opens_for_whoever_may() {
+    let policy = "
+upstreams: { u1: { addresses: [$A], outlier: { failures: 0 } } }
+routes: [{ name: ws, methods: [GET], path: /ws, upstream: u1, websocket: {}, filters: { jwt: {} } }]
+";
+    on_both(policy, async |edge| {
+        edge.a.requests.tell(&[], OpenWebSocket);
+        let mut refused = Vec::new();
+        for (token, verdict) in
+            [(Value::Null, "401 token_missing"), (json!({ "key": "stranger" }), "401 token_signature")]
+        {
+            refused.push(edge.send(websocket(&token)).await.is(verdict));
+        }
+        assert!(edge.a.requests.taken().is_empty(), "{}: nobody else has asked", edge.name());
+
+        let (mut stream, told) = edge.open(&websocket(&json!({}))).await;
+        assert!(told.starts_with("http/1.1 101 "), "{}: {told}", edge.name());
+        assert!(told.contains("\r\nupgrade: websocket\r\n"), "{}: {told}", edge.name());
+        for said in ["hello", "and again"] {
+            stream.write_all(said.as_bytes()).await.unwrap();
+            stream.flush().await.unwrap();
+            let mut heard = vec![0; said.len()];
+            stream.read_exact(&mut heard).await.unwrap();
+            assert_eq!(heard, said.as_bytes(), "{}", edge.name());
+        }
+        let [taken] = edge.a.requests.taken().try_into().unwrap();
+        // What its upstream closes is closed.
+        edge.a.stop().await;
+        assert_eq!(stream.read(&mut [0; 16]).await.unwrap_or(0), 0, "{}", edge.name());
+        (refused, fields(&taken))
+    })
+    .await;
+}
