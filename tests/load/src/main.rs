@@ -6,6 +6,7 @@ mod cost;
 mod edge;
 mod kafka;
 mod pgbench;
+mod planes;
 mod slice;
 mod soak;
 mod steady;
@@ -34,6 +35,8 @@ enum What {
     Slice(slice::Arguments),
     /// CPU time of Envoy for each request, with the module and with Envoy's own filters, in one run.
     Edge(edge::Arguments),
+    /// CPU time of the gateway for each request, beside an Envoy with the module under the same policy.
+    Planes(planes::Arguments),
     /// Memory of Envoy and of the state service over very many tokens and nonces.
     Soak(soak::Arguments),
     /// The core on PostgreSQL beside what pgbench gets from the same PostgreSQL; SQLite, the relay; then what `kafka`
@@ -53,6 +56,7 @@ async fn main() -> anyhow::Result<()> {
     match Arguments::parse().what {
         What::Slice(arguments) => slice::run(arguments).await,
         What::Edge(arguments) => edge::run(arguments).await,
+        What::Planes(arguments) => planes::run(arguments).await,
         What::Soak(arguments) => soak::run(arguments).await,
         What::Core(arguments) => core::run(arguments).await,
         What::Store(arguments) => store::run(arguments).await,
