@@ -74,12 +74,12 @@ fn paths_that_fit_two_routes() {
         // Nor is a version.
         (
             &[
-                ("any", "methods: [GET], path: \"/v1/{id}\""),
-                ("me-1", "methods: [GET], path: /v1/me, version: \"1\""),
-                ("me-2", "methods: [GET], path: /v1/me, version: \"2\""),
+                ("any", "methods: [GET], path: \"/users/{id}\""),
+                ("me-1", "methods: [GET], path: /users/me, version: \"1\""),
+                ("me-2", "methods: [GET], path: /users/me, version: \"2\""),
             ],
             &[
-                "route 1: route `any`: GET /v1/me fits `/v1/{id}` too, and is refused: `/v1/me` is more specific, and `me-1` or `me-2` does not serve that",
+                "route 1: route `any`: GET /users/me fits `/users/{id}` too, and is refused: `/users/me` is more specific, and `me-1` or `me-2` does not serve that",
             ],
         ),
         // A third one is more specific than both.

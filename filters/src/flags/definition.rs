@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::logic::{Evaluators, Rule};
 use super::{Flag, Flags, State};
-use crate::policy::{Mistake, nearest};
+use crate::policy::{reworded, unknown_field};
 use crate::shape::unambiguous_json;
 
 /// The file. What begins with `$` but is not here is for other tools.
@@ -50,7 +50,10 @@ pub(super) fn read(text: &str) -> Result<Flags, Vec<String>> {
     if text.len() > Flags::MOST_BYTES {
         return Err(vec![format!("a file of flags is at most {} bytes", Flags::MOST_BYTES)]);
     }
-    let parsed: Written = serde_json::from_str(text).map_err(|why| vec![why.to_string()])?;
+    let parsed: Written = serde_json::from_str(text).map_err(|why| {
+        let (told, line, column) = (reworded(&why.to_string()), why.line(), why.column());
+        vec![if line > 0 { format!("{told} (line {line}, column {column})") } else { told }]
+    })?;
     if !unambiguous_json(text.as_bytes(), MOST_LEVELS) {
         return Err(vec![
             "a name is written twice in one object, or objects lie too deep in each other".to_owned(),
@@ -60,10 +63,7 @@ pub(super) fn read(text: &str) -> Result<Flags, Vec<String>> {
         .others
         .keys()
         .filter(|name| !name.starts_with('$'))
-        .map(|name| match nearest(name, ["flags", "$evaluators", "metadata"].into_iter()) {
-            Some(near) => format!("unknown field `{name}`; did you mean `{near}`?"),
-            None => format!("unknown field `{name}`, expected `flags`, `$evaluators` or `metadata`"),
-        })
+        .map(|name| unknown_field(name, &["flags", "$evaluators", "metadata"]))
         .collect();
     if parsed.flags.len() > Flags::MOST {
         mistakes.push(format!("there are more than {} flags", Flags::MOST));
@@ -80,8 +80,7 @@ pub(super) fn read(text: &str) -> Result<Flags, Vec<String>> {
 }
 
 fn flag(key: &str, written: Value, evaluators: &mut Evaluators<'_>) -> Result<Flag, String> {
-    let written: WrittenFlag =
-        serde_json::from_value(written).map_err(|why| Mistake::told(&why.to_string()))?;
+    let written: WrittenFlag = serde_json::from_value(written).map_err(|why| reworded(&why.to_string()))?;
     if !is_name(key) {
         return Err(NAME.to_owned());
     }

@@ -126,18 +126,18 @@ fn what_cannot_be_meant_is_told() {
     };
     let deep = format!("{}true{}", r#"{"!":["#.repeat(45), "]}".repeat(45));
     for (text, expected) in [
-        ("{".to_owned(), "EOF while parsing an object at line 1 column 1"),
-        ("{}".to_owned(), "missing field `flags`"),
+        ("{".to_owned(), "EOF while parsing an object (line 1, column 1)"),
+        ("{}".to_owned(), "it needs `flags`"),
         (r#"{ "flags": {}, "flag": {} }"#.to_owned(), "unknown field `flag`; did you mean `flags`?"),
         (
             r#"{ "flags": {}, "x": {} }"#.to_owned(),
-            "unknown field `x`, expected `flags`, `$evaluators` or `metadata`",
+            "unknown field `x`; known: flags, $evaluators, metadata",
         ),
         (r#"{ "flags": { "f": {}, "f": {} } }"#.to_owned(), "a name is written twice in one object"),
-        (flag("{}"), "flag `f`: missing field `state`"),
+        (flag("{}"), "flag `f`: it needs `state`"),
         (
             flag(r#"{ "state": "ON", "variants": { "on": true } }"#),
-            "flag `f`: unknown variant `ON`, expected `ENABLED`",
+            "flag `f`: `ON` is none of ENABLED",
         ),
         (flag(r#"{ "state": "ENABLED", "variants": {} }"#), "flag `f`: it has one to 64 `variants`"),
         (

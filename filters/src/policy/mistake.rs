@@ -20,22 +20,6 @@ impl Mistake {
         Self { line: location.line, column: location.column, message: message.into() }
     }
 
-    /// What a parser says, as it says it.
-    pub(super) fn of_syntax(location: Location, text: &str) -> Self {
-        // The position is told apart from the text; the text would repeat it.
-        let text = text.split(" at line ").next().unwrap_or_default().trim_end_matches(',');
-        let text = text.split(" --> ").next().unwrap_or_default();
-        Self::at(location, Self::told(text))
-    }
-
-    /// What a parser says, and what was probably meant.
-    pub(crate) fn told(text: &str) -> String {
-        match meant(text) {
-            Some(name) => format!("{text}; did you mean `{name}`?"),
-            None => text.to_owned(),
-        }
-    }
-
     /// A mistake in a value of the document.
     pub fn of<T>(value: &At<T>, message: impl Into<String>) -> Self {
         Self::at(value.location, message)
@@ -66,15 +50,45 @@ impl Mistake {
     }
 }
 
-/// The name that the writer most likely meant, from "unknown field `x`, expected one of a, b".
-fn meant(text: &str) -> Option<&str> {
-    let (_, unknown) = text.split_once("unknown field ").or_else(|| text.split_once("unknown variant "))?;
-    let (unknown, known) = unknown.split_once(", expected ")?;
-    let known = known.strip_prefix("one of ").unwrap_or(known);
-    nearest(
-        unknown.trim_matches('`'),
-        known.split([',', '`']).map(str::trim).filter(|name| !name.is_empty() && *name != "or"),
-    )
+/// What a reader of JSON says, in words for who wrote it.
+pub(crate) fn reworded(text: &str) -> String {
+    let names = |known: &str| {
+        let known = known.strip_prefix("one of ").unwrap_or(known);
+        let known = known.split([',', '`']).map(str::trim).filter(|name| !name.is_empty() && *name != "or");
+        known.map(str::to_owned).collect::<Vec<String>>()
+    };
+    // The place is another one where what is read is part of something else.
+    let text = text.split(" at line ").next().unwrap_or_default();
+    if let Some(field) = text.strip_prefix("missing field ") {
+        return format!("it needs {field}");
+    }
+    let Some((what, expected)) = text.split_once(", expected ") else { return text.to_owned() };
+    let known = names(expected);
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    if let Some(field) = what.strip_prefix("unknown field ") {
+        unknown_field(field.trim_matches('`'), &known)
+    } else if let Some(word) = what.strip_prefix("unknown variant ") {
+        none_of(word.trim_matches('`'), &known)
+    } else if what.starts_with("invalid type: ") || what.starts_with("invalid value: ") {
+        format!("{expected} belongs here")
+    } else {
+        text.to_owned()
+    }
+}
+
+/// Tells of a field that there is not.
+pub(crate) fn unknown_field(name: &str, known: &[&str]) -> String {
+    match nearest(name, known.iter().copied()) {
+        Some(near) => format!("unknown field `{name}`; did you mean `{near}`?"),
+        None => format!("unknown field `{name}`; known: {}", known.join(", ")),
+    }
+}
+
+/// Tells of a word that there is not.
+pub(super) fn none_of(word: &str, known: &[&str]) -> String {
+    let meant = nearest(word, known.iter().copied());
+    let meant = meant.map(|name| format!("; did you mean `{name}`?")).unwrap_or_default();
+    format!("`{word}` is none of {}{meant}", known.join(", "))
 }
 
 /// The known name nearest to a misspelt one, when one is near enough to be meant.
@@ -87,10 +101,12 @@ pub(crate) fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> O
 }
 
 /// Tells of a name that nothing bears.
-pub(crate) fn unknown<'n>(what: &str, name: &str, known: impl Iterator<Item = &'n str> + Clone) -> String {
-    match nearest(name, known.clone()) {
+pub(crate) fn unknown<'n>(what: &str, name: &str, known: impl Iterator<Item = &'n str>) -> String {
+    let known: Vec<&str> = known.collect();
+    match nearest(name, known.iter().copied()) {
         Some(near) => format!("there is no {what} `{name}`; did you mean `{near}`?"),
-        None => format!("there is no {what} `{name}`; known: {}", known.collect::<Vec<_>>().join(", ")),
+        None if known.is_empty() => format!("there is no {what} `{name}`, nor any other"),
+        None => format!("there is no {what} `{name}`; known: {}", known.join(", ")),
     }
 }
 

@@ -37,7 +37,7 @@ pub use keyring::{ClientKey, Keyring, NotSigned, Whose};
 pub use listeners::{ClientCertificates, Listener, ListenerTls, NamedCertificate, StaleCrl};
 pub use meaning::{Policy, RouteRule, Site};
 pub use mistake::{Mistake, Unusable};
-pub(crate) use mistake::{nearest, unknown};
+pub(crate) use mistake::{reworded, unknown, unknown_field};
 pub use preflight::Preflight;
 pub use reference::{Reference, ReferenceError};
 pub use routes::{Deprecated, Mirror, Route, Share, WebSocket};

@@ -83,7 +83,9 @@ pub(super) fn warnings(document: &Document, paths: &Paths) -> Vec<Mistake> {
 
 fn missing(filters: &FilterSet) -> Option<&'static str> {
     match (filters.lets_anybody_in(), filters.signature.is_some(), filters.nonce.is_some()) {
-        (true, ..) => Some("has neither `jwt` nor `signature`: anybody may call it"),
+        (true, ..) => {
+            Some("has no `jwt`, `signature`, `api_key` or required `client_cert`: anybody may call it")
+        }
         (_, true, false) => {
             Some("has `signature` without `nonce`: who copies a signed request can send it again")
         }

@@ -44,7 +44,12 @@ fn client_certificates_that_cannot_be_meant() {
             "there is no client `acme` that has `certificates`",
         ),
         (good, "{ client_cert: { mode: off, clients: [bank] } }", true, "`clients` needs `mode: required`"),
-        (good, "{ client_cert: { mode: sometimes } }", true, "unknown variant `sometimes`"),
+        (
+            good,
+            "{ client_cert: { mode: sometimes } }",
+            true,
+            "`mode`: `sometimes` is none of off, optional, required",
+        ),
         ("", "{}", true, "client `bank` needs `hmac_keys` or `certificates` or `api_keys`"),
         ("{}", "{}", true, "p.yaml:12:26: client `bank`: a certificate is known by"),
         ("{ dns: '*.bank.test' }", "{}", true, "`*.bank.test` is not a DNS name"),

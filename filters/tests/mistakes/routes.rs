@@ -18,7 +18,7 @@ fn security_adds_up_and_is_only_dropped_in_so_many_words() {
 
 #[test]
 fn what_is_worth_a_second_look() {
-    const NOBODY: &str = "p.yaml:16:5: route `send` has neither `jwt` nor `signature`: anybody may call it";
+    const NOBODY: &str = "p.yaml:16:5: route `send` has no `jwt`, `signature`, `api_key` or required `client_cert`: anybody may call it";
     const UNUSED: &str = "p.yaml:12:29: client `acme`: no route has a `signature` or `signing` for its keys";
     const REPLAYS: &str = "p.yaml:16:5: route `send` has `signature` without `nonce`: who copies a signed request can send it again";
     const FEW: &str = "p.yaml:16:5: route `send`: nonces are remembered for 390 s, so `state.memory.max_entries: 1000000` lasts for 2564 signed requests a second and refuses more with 503; 1950000 entries last for 5000";
@@ -66,7 +66,7 @@ fn requests_are_shared_out_as_it_can_be_meant() {
         (format!("upstreams: {tried}, sticky: user, experiment: checkout"), ""),
         ("upstream: txn-core, sticky: user".to_owned(), "`sticky` needs several `upstreams` to choose from"),
         (format!("upstreams: {two}, sticky: route"), "`sticky: route` would send everybody to the same upstream"),
-        (format!("upstreams: {two}, sticky: usr"), "unknown variant `usr`"),
+        (format!("upstreams: {two}, sticky: usr"), "`sticky`: `usr` is none of route, ip, tenant, client, user, device, key; did you mean `user`?"),
         (format!("upstreams: {tried}, sticky: user"), "variant `a` is of no `experiment`: name one"),
         (format!("upstreams: {two}, sticky: user, experiment: x"), "each upstream of an experiment is a `variant`"),
         (format!("upstreams: {tried}, experiment: x"), "experiment `x` needs `sticky`: whose requests see"),

@@ -238,7 +238,7 @@ fn a_configuration_that_is_none_is_told() {
     for (configuration, expected) in [
         (b"".to_vec(), "not what `gateway envoy` writes"),
         (b"{}".to_vec(), "not what `gateway envoy` writes"),
-        (br#"{"policy":"routes: []","state_cluster":"s"}"#.to_vec(), "missing field"),
+        (br#"{"policy":"routes: []","state_cluster":"s"}"#.to_vec(), "needs `listeners`"),
         (configuration(&json!({ "jvt": {} })), "unknown field `jvt`"),
     ] {
         let error = Plugin::new(&configuration, &env, &envoy).unwrap_err().0;

@@ -1,0 +1,154 @@
+//! What is written in a document, whatever it says, and where.
+
+use std::fmt;
+
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_path_to_error::Segment;
+
+use super::super::{At, Mistake};
+use super::Location;
+
+/// What stands in a place.
+pub(super) enum Written {
+    /// Nothing, or `null`. It would be read as if its key were not there: `jwt:` would ask for no token.
+    Nothing,
+    Word,
+    List(Vec<At<Written>>),
+    Map(Vec<(At<String>, Written)>),
+}
+
+/// Whether a part of a path is none of the document's, but of what finds its places.
+pub(super) fn is_of_spanned(segment: &Segment) -> bool {
+    matches!(segment, Segment::Map { key } if matches!(key.as_str(), "value" | "referenced" | "defined"))
+}
+
+impl Written {
+    /// The keys and items behind which there is nothing.
+    pub(super) fn nothing(&self) -> Vec<Mistake> {
+        match self {
+            Self::Nothing | Self::Word => Vec::new(),
+            Self::List(items) => {
+                let of_item = |item: &At<Self>| match &item.value {
+                    Self::Nothing => {
+                        vec![Mistake::at(
+                            item.location,
+                            "an item of a list is empty: write it, or leave it out",
+                        )]
+                    }
+                    written => written.nothing(),
+                };
+                items.iter().flat_map(of_item).collect()
+            }
+            Self::Map(entries) => {
+                let of_entry = |(key, written): &(At<String>, Self)| match written {
+                    Self::Nothing => {
+                        let message = format!(
+                            "nothing is written for `{}`: write its value, `{{}}` for all by default, or leave it out",
+                            key.value
+                        );
+                        vec![Mistake::of(key, message)]
+                    }
+                    written => written.nothing(),
+                };
+                entries.iter().flat_map(of_entry).collect()
+            }
+        }
+    }
+
+    /// Where the last key or item of the path stands that there is.
+    pub(super) fn place(&self, path: &[Segment]) -> Location {
+        let (mut written, mut place) = (self, Location::UNKNOWN);
+        for segment in path {
+            let next = match (written, segment) {
+                (Self::Map(entries), Segment::Map { key } | Segment::Enum { variant: key }) => {
+                    let entry = entries.iter().find(|(name, _)| name.value == *key);
+                    entry.map(|(name, value)| (value, name.location))
+                }
+                (Self::List(items), Segment::Seq { index }) => {
+                    items.get(*index).map(|item| (&item.value, item.location))
+                }
+                (_, _) => None,
+            };
+            let Some(next) = next else { break };
+            (written, place) = next;
+        }
+        place
+    }
+}
+
+impl<'de> Deserialize<'de> for Written {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+struct Reader;
+
+impl<'de> Visitor<'de> for Reader {
+    type Value = Written;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Written, E> {
+        Ok(Written::Nothing)
+    }
+
+    fn visit_none<E>(self) -> Result<Written, E> {
+        Ok(Written::Nothing)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Written, D::Error> {
+        Written::deserialize(deserializer)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Written, E> {
+        Ok(Written::Word)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Written, E> {
+        Ok(Written::Word)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Written, E> {
+        Ok(Written::Word)
+    }
+
+    fn visit_i128<E>(self, _: i128) -> Result<Written, E> {
+        Ok(Written::Word)
+    }
+
+    fn visit_u128<E>(self, _: u128) -> Result<Written, E> {
+        Ok(Written::Word)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Written, E> {
+        Ok(Written::Word)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Written, E> {
+        Ok(Written::Word)
+    }
+
+    fn visit_bytes<E>(self, _: &[u8]) -> Result<Written, E> {
+        Ok(Written::Word)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Written, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element()? {
+            items.push(item);
+        }
+        Ok(Written::List(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Written, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(entry) = map.next_entry()? {
+            entries.push(entry);
+        }
+        Ok(Written::Map(entries))
+    }
+}

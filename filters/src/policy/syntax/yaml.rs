@@ -1,0 +1,78 @@
+//! Reading YAML: what is written and where, then what it says.
+
+use serde::{Deserialize, Deserializer};
+use serde_path_to_error::Segment;
+use serde_saphyr::{Error, Spanned};
+
+use super::super::{At, Document, Mistake};
+use super::written::{Written, is_of_spanned};
+use super::{Location, wording};
+
+impl From<serde_saphyr::Location> for Location {
+    fn from(location: serde_saphyr::Location) -> Self {
+        Self { line: location.line(), column: location.column() }
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Spanned::deserialize(deserializer)
+            .map(|Spanned { value, referenced, .. }| Self { value, location: referenced.into() })
+    }
+}
+
+/// Reads a document.
+pub(crate) fn read(text: &str) -> Result<Document, Vec<Mistake>> {
+    let written: Written = parse(text).map_err(|wrong| vec![wrong.told()])?;
+    let nothing = written.nothing();
+    if !nothing.is_empty() {
+        return Err(nothing);
+    }
+    parse(text).map_err(|wrong| {
+        let mut told = wrong.told();
+        if let Error::SerdeMissingField { .. } = wrong.error.without_snippet() {
+            // The library tells how far it had come.
+            let Location { line, column } = written.place(&wrong.path);
+            (told.line, told.column) = (line, column);
+        }
+        vec![told]
+    })
+}
+
+/// The document as JSON, with what YAML has beyond it resolved.
+pub(crate) fn compile(text: &str) -> Result<String, Mistake> {
+    let read = parse::<serde_json::Value>(text);
+    read.map(|value| value.to_string()).map_err(|wrong| wrong.told())
+}
+
+/// What a text cannot be read for.
+struct Wrong {
+    error: Error,
+    /// The keys and positions that lead there.
+    path: Vec<Segment>,
+}
+
+impl Wrong {
+    fn told(&self) -> Mistake {
+        let error = self.error.without_snippet();
+        let location = error.location().map_or(Location::UNKNOWN, Location::from);
+        Mistake::at(location, wording::of(error, &self.path))
+    }
+}
+
+/// `off`, `no` and the like are words, as in YAML 1.2: what a document means must not depend on whether its reader
+/// expects a text.
+fn options() -> serde_saphyr::Options {
+    serde_saphyr::options! { strict_booleans: true }
+}
+
+fn parse<'t, T: Deserialize<'t>>(text: &'t str) -> Result<T, Wrong> {
+    let mut path = Vec::new();
+    let read = serde_saphyr::with_deserializer_from_str_with_options(text, options(), |deserializer| {
+        serde_path_to_error::deserialize(deserializer).map_err(|error| {
+            path = error.path().iter().filter(|segment| !is_of_spanned(segment)).cloned().collect();
+            error.into_inner()
+        })
+    });
+    read.map_err(|error| Wrong { error, path })
+}
