@@ -122,8 +122,9 @@ enum Command {
     ///
     ///   gateway diff edge.yaml edge.new.yaml
     ///
-    /// What lets in what was refused before comes first. Compared is what is in effect, not what is written: a route's
-    /// filters with those it inherits, fields with their defaults. Nothing that the policies refer to is read, so a
+    /// What lets in what was refused before comes first, each with the routes that it concerns, the tenants that have the
+    /// plan, or the routes whose requests the upstream gets. Compared is what is in effect, not what is written: a route's
+    /// filters with those it inherits, fields with their defaults, networks as the addresses in them. Nothing that the policies refer to is read, so a
     /// reviewer needs none of their keys. Exit status 0 when both mean the same, 1 when not, 2 when one has mistakes.
     #[command(verbatim_doc_comment)]
     Diff {
