@@ -151,9 +151,10 @@ enum Command {
     ///
     ///   gateway explain edge.yaml --log gateway.log --request-id 0193f0b2-7c7e-7cc3-98c4-dc0c0c07398f
     ///
-    /// That tells which filter decided and where the policy says so, and warns when another policy did; a log has no
-    /// header fields and no body. The log of an Envoy with this policy does as well. Exit status 0 when it passed, 1 when
-    /// it was refused, or was cut off before anybody can tell.
+    /// That tells which filter decided, by which limit, and where the policy says so, or which bound of an upstream ended
+    /// the request, and warns when another policy did; a log has no header fields and no body. The log of an Envoy with
+    /// this policy does as well. Exit status 0 when it passed, 1 when it was refused, or was cut off before anybody can
+    /// tell.
     #[command(verbatim_doc_comment)]
     Explain {
         /// The policy file.

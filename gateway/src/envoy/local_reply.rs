@@ -5,21 +5,29 @@ use serde_json::{Value, json};
 
 use super::REFUSED_FIELD;
 
+/// What each of the flags that Envoy gives an answer of its own says.
+const BY_FLAGS: [(&[&str], Failure); 4] = [
+    (&["UO"], Failure::UpstreamOverloaded),
+    (&["UF", "UH", "URX", "NC"], Failure::UpstreamUnreachable),
+    (&["UT"], Failure::UpstreamTimeout),
+    (&["UC", "UR", "UPE", "LR"], Failure::UpstreamFailed),
+];
+
+/// What the flags of a line of Envoy's log say, `UF,URX` say.
+pub(crate) fn failure(flags: &str) -> Option<Failure> {
+    let of_flag = |flag| BY_FLAGS.into_iter().find(|(flags, _)| flags.contains(&flag));
+    flags.split(',').find_map(of_flag).map(|(_, failure)| failure)
+}
+
 /// Problems in place of Envoy's own answers, by the flag that says what happened.
 pub(super) fn problems() -> Value {
-    let by_flags = [
-        (&["UO"][..], Failure::UpstreamOverloaded),
-        (&["UF", "UH", "URX", "NC"], Failure::UpstreamUnreachable),
-        (&["UT"], Failure::UpstreamTimeout),
-        (&["UC", "UR", "UPE", "LR"], Failure::UpstreamFailed),
-    ];
     let by_status = [
         (400, Failure::Malformed),
         (408, Failure::RequestTimeout),
         (413, Failure::BodyTooLarge),
         (431, Failure::HeaderTooLarge),
     ];
-    let flagged = by_flags.into_iter().map(|(flags, failure)| {
+    let flagged = BY_FLAGS.into_iter().map(|(flags, failure)| {
         mapper(&not_refused(&json!({ "response_flag_filter": { "flags": flags } })), failure)
     });
     let told = by_status.into_iter().map(|(status, failure)| {
