@@ -160,6 +160,8 @@ pub struct Refusal {
     /// Set when the refusal rests on a token of which nothing is known: the host may ask that issuer, and decide once
     /// more.
     pub opaque_token: Option<Box<OpaqueToken>>,
+    /// Which limit refuses, for operators alone.
+    pub limit: Option<Box<LimitName>>,
 }
 
 /// A token that only its issuer can read.
@@ -194,6 +196,7 @@ impl Refusal {
             headers: Vec::new(),
             stale_keys: None,
             opaque_token: None,
+            limit: None,
         }
     }
 
@@ -211,6 +214,12 @@ impl Refusal {
     pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
+    }
+
+    /// By this limit.
+    #[must_use]
+    pub(crate) fn of_limit(self, limit: LimitName) -> Self {
+        Self { limit: Some(Box::new(limit)), ..self }
     }
 
     /// The `application/problem+json` body.
@@ -441,6 +450,34 @@ pub struct WouldRefuse {
 impl std::fmt::Display for WouldRefuse {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.filter, self.limit)
+    }
+}
+
+/// A limit of the policy, in logs `NAME` or `plan:PLAN/NAME`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitName {
+    pub name: String,
+    /// The plan that has it; `None`: the route, or every route.
+    pub plan: Option<Arc<str>>,
+}
+
+impl std::fmt::Display for LimitName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.plan {
+            Some(plan) => write!(f, "plan:{plan}/{}", self.name),
+            None => f.write_str(&self.name),
+        }
+    }
+}
+
+/// As it is told.
+impl From<&str> for LimitName {
+    fn from(told: &str) -> Self {
+        let of_plan = told.strip_prefix("plan:").and_then(|told| told.rsplit_once('/'));
+        match of_plan {
+            Some((plan, name)) => Self { name: name.to_owned(), plan: Some(plan.into()) },
+            None => Self { name: told.to_owned(), plan: None },
+        }
     }
 }
 

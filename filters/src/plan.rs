@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::filter::{Context, Host, Request, Verdict};
+use crate::filter::{Context, Host, LimitName, Refusal, Request, Verdict};
 use crate::flags::When;
 use crate::policy::{Plan, Site, Unusable};
 use crate::state::{Counted, Mode, Op};
@@ -131,7 +131,9 @@ impl<L: Limit> Limits<L> {
                 (None, Mode::Enforce) => {
                     let detail =
                         "This service limits requests by who sends them, and the request does not say.";
-                    return Verdict::refuse(403, missing, detail);
+                    return Refusal::new(403, missing, detail)
+                        .of_limit(scope.told(limit.name(), context))
+                        .into();
                 }
             }
         }
@@ -142,17 +144,17 @@ impl<L: Limit> Limits<L> {
 
     /// A limit in shadow would have refused: that is noted, and the request passes.
     pub(crate) fn would_refuse(&self, op: &Op, context: &mut Context) -> Verdict {
-        if let Some(limit) = self.find(op.key(), context) {
+        if let Some((_, limit)) = self.find(op.key(), context) {
             context.note_shadow(self.filter, limit.name());
         }
         Verdict::Pass
     }
 
-    /// The one that is counted under a key.
-    pub(crate) fn find(&self, key: &str, context: &Context) -> Option<&L> {
+    /// The one that is counted under a key, and where it is written.
+    pub(crate) fn find(&self, key: &str, context: &Context) -> Option<(Scope, &L)> {
         let name = key.strip_prefix(self.kind)?.strip_prefix('/')?.split('/').next()?;
         let mut all = self.scoped(context);
-        all.find(|(scope, limit)| scope.counter(limit.name()) == name).map(|(_, limit)| limit)
+        all.find(|(scope, limit)| scope.counter(limit.name()) == name)
     }
 
     fn scoped<'l>(&'l self, context: &Context) -> impl Iterator<Item = (Scope, &'l L)> + 'l {
@@ -170,5 +172,14 @@ impl Scope {
             Self::Route => name.to_owned(),
             Self::Plan => format!("plan:{name}"),
         }
+    }
+
+    /// How operators are told of a limit.
+    pub(crate) fn told(self, name: &str, context: &Context) -> LimitName {
+        let plan = match self {
+            Self::Route => None,
+            Self::Plan => context.tenant.as_ref().and_then(|tenant| tenant.plan.clone()),
+        };
+        LimitName { name: name.to_owned(), plan }
     }
 }

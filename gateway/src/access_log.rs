@@ -22,9 +22,10 @@ pub(crate) fn write(
     let would_refuse = context.map(|context| context.would_refuse.as_slice()).unwrap_or_default();
     let would_refuse: Vec<String> = would_refuse.iter().map(ToString::to_string).collect();
     let client = context.and_then(|context| context.client.as_ref());
-    // Who was refused has seen no variant.
-    let experiment = admission.filter(|_| exchange.upstream.is_some());
-    let experiment = experiment.and_then(|admission| admission.variant(&exchange.edge.policy));
+    // Who was refused before has none, and has seen no variant.
+    let turned = admission.filter(|_| exchange.upstream.is_some());
+    let upstream = turned.and_then(|admission| admission.share(&exchange.edge.policy));
+    let experiment = turned.and_then(|admission| admission.variant(&exchange.edge.policy));
     tracing::info!(
         target: "access",
         request_id = admission.map(Admission::request_id),
@@ -39,6 +40,8 @@ pub(crate) fn write(
         cut_off = cut.map(Cut::name),
         code = exchange.refusal.map(|(code, _)| code),
         filter = exchange.refusal.map(|(_, filter)| filter),
+        limit = exchange.limit.as_ref().map(ToString::to_string),
+        upstream = upstream.map(|(_, share)| share.upstream.as_str()),
         duration_ms = in_flight_ms,
         client_ip = context.map(|context| context.client_ip.to_string()),
         client = client.map(|client| &*client.name),

@@ -23,6 +23,7 @@ impl Edge {
             return;
         }
         exchange.refusal = Some((refusal.code, filter));
+        exchange.limit.clone_from(&refusal.limit);
         self.metrics().refusals.with_label_values(&[*filter, refusal.code]).inc();
     }
 

@@ -50,6 +50,7 @@ impl ProxyHttp for Door {
             cut: Arc::default(),
             admission: None,
             refusal: None,
+            limit: None,
             fields: UpstreamFields::default(),
             upstream: None,
             deadline: None,

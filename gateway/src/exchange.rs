@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use filters::admission::Admission;
+use filters::filter::LimitName;
 use filters::policy::WebSocket;
 use filters::upstream::UpstreamFields;
 use http::header::HOST;
@@ -38,6 +39,8 @@ pub(crate) struct Exchange {
     pub(crate) admission: Option<Admission>,
     /// The code of a refusal and the filter that decided it.
     pub(crate) refusal: Option<(&'static str, &'static str)>,
+    /// The limit that refused it.
+    pub(crate) limit: Option<Box<LimitName>>,
     /// What becomes of its fields, once it is admitted.
     pub(crate) fields: UpstreamFields,
     /// Who serves it, chosen once.

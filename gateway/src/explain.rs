@@ -299,7 +299,12 @@ impl Told<'_> {
                 (false, false, Stage::Body) => "not asked about the body",
             };
             asked &= !refuses;
-            let place = self.places.of_filter(rule, plan, name);
+            let limit = decided
+                .as_ref()
+                .err()
+                .filter(|_| refuses)
+                .and_then(|refused| refused.refusal.limit.as_deref());
+            let place = self.places.of_refusal(rule, plan, name, limit);
             let _ = writeln!(self.text, "  {name:<12} {says:<9}{place}");
         }
         for name in rule.except.iter().filter(|name| rule.chain.names().all(|used| used != *name)) {

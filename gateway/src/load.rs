@@ -203,7 +203,7 @@ pub(crate) fn served_by(rule: &RouteRule) -> String {
     }
 }
 
-/// The JSON Schema of the policy document.
+/// The JSON Schema of the policy document, as `gateway/policy.schema.json` has it.
 pub fn schema() -> String {
     serde_json::to_string_pretty(&schemars::schema_for!(Document)).unwrap_or_default()
 }

@@ -10,9 +10,12 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use filters::FilterSet;
 use filters::chain::Refused;
+use filters::failure::Failure;
+use filters::filter::LimitName;
 use filters::policy::RouteRule;
 use serde::Deserialize;
 
+use crate::exchange::Cut;
 use crate::explain::Explained;
 use crate::load::{self, PolicyFile};
 use crate::places::Places;
@@ -34,6 +37,10 @@ pub struct Line {
     /// Of a refusal.
     code: Option<String>,
     filter: Option<String>,
+    /// Which limit refused.
+    limit: Option<String>,
+    /// Who answered, or was to; in Envoy's log its cluster.
+    upstream: Option<String>,
     client_ip: Option<String>,
     client: Option<String>,
     tenant: Option<String>,
@@ -42,6 +49,8 @@ pub struct Line {
     refused: Option<String>,
     /// What Envoy says of where an answer came from.
     details: Option<String>,
+    /// What Envoy says went wrong.
+    flags: Option<String>,
 }
 
 impl Line {
@@ -107,6 +116,9 @@ pub fn explain(file: &Path, line: &Line) -> anyhow::Result<Explained> {
     }
     line.learned(&mut told);
     line.outcome(rule, &mut told);
+    for bound in line.bounds(rule, &Places::new(file, &policy, &policy_text)) {
+        let _ = writeln!(told, "{bound}");
+    }
     let version = load::version(&policy_text);
     match &line.policy {
         Some(decided) if *decided != version => {
@@ -188,7 +200,8 @@ impl Line {
                 (Decided::Refused, false, true) if !by_edge => "passed",
                 (Decided::Refused, false, _) | (Decided::ByEnvoy | Decided::Unknown, ..) => "unknown",
             };
-            let place = places.of_filter(rule, plan, name);
+            let limit = self.limit.as_deref().filter(|_| refuses).map(LimitName::from);
+            let place = places.of_refusal(rule, plan, name, limit.as_ref());
             let _ = writeln!(told, "  {name:<12} {says:<9}{place}");
         }
         for name in rule.except.iter().filter(|name| rule.chain.names().all(|used| used != *name)) {
@@ -208,6 +221,39 @@ impl Line {
         }
     }
 
+    /// The route's upstreams, of which this was one; the one alone, if the log tells.
+    fn upstreams<'r>(&self, rule: Option<&'r RouteRule>) -> Vec<&'r str> {
+        let all = rule.into_iter().flat_map(|rule| &rule.upstreams).map(|share| share.upstream.as_str());
+        // Envoy's clusters have a mark behind the name.
+        let told = self.upstream.as_deref().map(|name| name.split_once('~').map_or(name, |(name, _)| name));
+        match all.clone().find(|name| told == Some(*name)) {
+            Some(one) => vec![one],
+            None => all.collect(),
+        }
+    }
+
+    /// The bounds of the route or of its upstream that ended it.
+    fn bounds(&self, rule: Option<&RouteRule>, places: &Places<'_>) -> Vec<String> {
+        let Some(rule) = rule else { return Vec::new() };
+        let by_edge = self.code.as_ref().filter(|_| self.filter.as_deref() == Some(Refused::EDGE));
+        let told =
+            by_edge.and_then(|code| Failure::ALL.into_iter().find(|failure| failure.refusal().code == code));
+        let flagged = || crate::envoy::failure(self.flags.as_deref()?);
+        // Before an answer it is the client that took too long.
+        let over = self.status > 0 && self.cut_off.as_deref() == Some(Cut::TimeOver.name());
+        let cut = || over.then_some(Failure::UpstreamTimeout);
+        match told.or_else(flagged).or_else(cut) {
+            Some(Failure::UpstreamOverloaded) => {
+                let upstreams = self.upstreams(Some(rule)).into_iter();
+                upstreams.filter_map(|name| places.max_in_flight(name)).collect()
+            }
+            Some(Failure::UpstreamTimeout) => {
+                places.timeout_ms(rule).into_iter().chain(places.websocket(rule)).collect()
+            }
+            Some(_) | None => Vec::new(),
+        }
+    }
+
     fn outcome(&self, rule: Option<&RouteRule>, told: &mut String) {
         let status = self.status;
         let _ = match (self.decided(), &self.code, &self.filter) {
@@ -219,9 +265,7 @@ impl Line {
                 writeln!(told, "=> {status} {}, by {by}", code.as_deref().unwrap_or_default())
             }
             (Decided::Passed, ..) => {
-                let upstreams = rule.into_iter().flat_map(|rule| &rule.upstreams);
-                let upstreams: Vec<&str> = upstreams.map(|share| share.upstream.as_str()).collect();
-                let upstreams = upstreams.join(" or ");
+                let upstreams = self.upstreams(rule).join(" or ");
                 match &self.cut_off {
                     Some(why) => writeln!(told, "=> {status}, answered by {upstreams}, cut off ({why})"),
                     None => writeln!(told, "=> {status}, answered by {upstreams}"),

@@ -122,8 +122,9 @@ enum Command {
     ///
     ///   gateway diff edge.yaml edge.new.yaml
     ///
-    /// What lets in what was refused before comes first. Compared is what is in effect, not what is written: a route's
-    /// filters with those it inherits, fields with their defaults. Nothing that the policies refer to is read, so a
+    /// What lets in what was refused before comes first, each with the routes that it concerns, the tenants that have the
+    /// plan, or the routes whose requests the upstream gets. Compared is what is in effect, not what is written: a route's
+    /// filters with those it inherits, fields with their defaults, networks as the addresses in them. Nothing that the policies refer to is read, so a
     /// reviewer needs none of their keys. Exit status 0 when both mean the same, 1 when not, 2 when one has mistakes.
     #[command(verbatim_doc_comment)]
     Diff {
@@ -150,9 +151,10 @@ enum Command {
     ///
     ///   gateway explain edge.yaml --log gateway.log --request-id 0193f0b2-7c7e-7cc3-98c4-dc0c0c07398f
     ///
-    /// That tells which filter decided and where the policy says so, and warns when another policy did; a log has no
-    /// header fields and no body. The log of an Envoy with this policy does as well. Exit status 0 when it passed, 1 when
-    /// it was refused, or was cut off before anybody can tell.
+    /// That tells which filter decided, by which limit, and where the policy says so, or which bound of an upstream ended
+    /// the request, and warns when another policy did; a log has no header fields and no body. The log of an Envoy with
+    /// this policy does as well. Exit status 0 when it passed, 1 when it was refused, or was cut off before anybody can
+    /// tell.
     #[command(verbatim_doc_comment)]
     Explain {
         /// The policy file.

@@ -40,6 +40,15 @@ routes:
       jwt: { scopes: [pay] }
   - { name: open, methods: [GET, POST], path: /v1/open, upstream: core, except: [jwt], filters: { idempotency: {} } }
   - { name: shop, methods: [GET], path: /v1/shop, upstream: core, except: [jwt], filters: { tenant: { from: [host] } } }
+  - name: device
+    methods: [GET]
+    path: /v1/device
+    upstream: core
+    filters:
+      quota:
+        limits:
+          - { name: each, by: user, per: day, most: 9 }
+          - { name: device, by: device, per: day, most: 9 }
 "#;
 
 const JWKS: &str = r#"{"keys":[{"kty":"EC","crv":"P-256","kid":"one","alg":"ES256",
@@ -155,6 +164,11 @@ fn each_request_is_told_filter_by_filter_with_the_line_that_decides() {
         let (code, told, _) = explain(folder.path(), &with_token, &["--at", at]);
         assert_eq!((code, told.lines().any(|line| line == note)), (status, is_noted), "{at}\n{told}");
     }
+    // A token of no device.
+    let device = format!("GET /v1/device HTTP/1.1\nhost: a\nauthorization: Bearer {TOKEN}\n\n");
+    let (code, told, _) = explain(folder.path(), &device, &["--at", "2026-11-24T12:01:00Z"]);
+    let line = "  quota        REFUSES    [edge.yaml:41], by limit `device`";
+    assert!(code == 1 && told.lines().any(|told| told == line), "{told}");
     for (request, more, expected) in [
         ("nonsense", &[][..], "line 1 is no request line"),
         ("GET / HTTP/1.1\nhost\n\n", &[], "line 2 is no field"),

@@ -130,13 +130,14 @@ impl Filter for Concurrency {
                 Verdict::Pass
             }
             // Somebody's request will end long before its lease does.
-            Answer::Busy { .. } => Refusal::new(
-                429,
-                "concurrency_limited",
-                "Too many requests at once. Wait for one to be answered, then try again.",
-            )
-            .header("retry-after", "1")
-            .into(),
+            Answer::Busy { .. } => {
+                let detail = "Too many requests at once. Wait for one to be answered, then try again.";
+                let refusal = Refusal::new(429, "concurrency_limited", detail).header("retry-after", "1");
+                match self.limits.find(op.key(), context) {
+                    Some((scope, limit)) => refusal.of_limit(scope.told(&limit.name, context)).into(),
+                    None => refusal.into(),
+                }
+            }
             Answer::NotAsked | Answer::NotCounted => Verdict::Pass,
             Answer::WouldRefuse => self.limits.would_refuse(op, context),
             Answer::Away

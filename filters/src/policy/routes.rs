@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::document::{At, Document, n};
@@ -20,6 +20,7 @@ pub struct Route {
     /// Its name in logs, metrics and limits.
     pub name: String,
     /// Methods that may be used.
+    #[schemars(schema_with = "methods")]
     pub methods: Vec<String>,
     /// `/v1/send` exactly, `/v1/transactions/{id}` with any one segment, or `/v1/files/{*rest}` with the
     /// rest. The most specific route serves.
@@ -67,6 +68,7 @@ pub struct Route {
     pub filters: At<FilterSet>,
     /// Filters of every route that this one does without, in so many words.
     #[serde(default)]
+    #[schemars(schema_with = "filters")]
     pub except: Vec<At<String>>,
 }
 
@@ -78,6 +80,16 @@ impl Route {
     pub fn timeout_ms(&self) -> u64 {
         self.timeout_ms.unwrap_or(Self::TIMEOUT_MS)
     }
+}
+
+/// Those that paths are matched with, as a test of the schema sees to.
+fn methods(_: &mut SchemaGenerator) -> Schema {
+    let methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+    json_schema!({ "type": "array", "minItems": 1, "items": { "type": "string", "enum": methods } })
+}
+
+fn filters(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "array", "items": { "type": "string", "enum": FilterSet::NAMES } })
 }
 
 /// As the policy is compared with another: what is not said is what counts without it.

@@ -140,7 +140,7 @@ impl Filter for Quota {
             | Answer::Released
             | Answer::Tallied => return state_unavailable(),
         };
-        let (Some(limit), Op::Spend { most, ends_ms, .. }) = (self.limits.find(op.key(), context), op) else {
+        let (Some((scope, limit)), Op::Spend { most, ends_ms, .. }) = (self.limits.find(op.key(), context), op) else {
             return Verdict::Pass;
         };
         let renews_s = volume.renews_ms.div_ceil(1_000);
@@ -155,6 +155,9 @@ impl Filter for Quota {
         }
         let per = limit.per.name();
         let detail = format!("The quota `{name}` of this {per} is spent. Retry-After tells when there is more.");
-        Refusal::new(429, "quota_exceeded", detail).header("retry-after", renews_s.max(1).to_string()).into()
+        Refusal::new(429, "quota_exceeded", detail)
+            .header("retry-after", renews_s.max(1).to_string())
+            .of_limit(scope.told(&name, context))
+            .into()
     }
 }

@@ -192,7 +192,7 @@ impl Filter for RateLimit {
             | Answer::Released
             | Answer::Tallied => return state_unavailable(),
         };
-        let Some(limit) = self.limits.find(op.key(), context) else { return Verdict::Pass };
+        let Some((scope, limit)) = self.limits.find(op.key(), context) else { return Verdict::Pass };
         let name = limit.name.clone();
         if limit.mode.enforces() {
             let window_s = limit.rate.per_ms() / 1_000;
@@ -208,6 +208,7 @@ impl Filter for RateLimit {
                 format!("Too many requests: the limit `{name}` is reached. Wait as Retry-After says."),
             )
             .header("retry-after", ms.div_ceil(1_000).max(1).to_string())
+            .of_limit(scope.told(&name, context))
             .into(),
         }
     }

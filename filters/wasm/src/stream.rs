@@ -17,7 +17,7 @@ use filters::state::{Answer, Begun, Full, Trip, Unanswered};
 use self::answering::Answering;
 use crate::envoy::{Answered, Envoy};
 use crate::keys::Waiting;
-use crate::plugin::{Now, Plugin};
+use crate::plugin::{LIMIT, Now, Plugin};
 use crate::trip::{ask, said};
 
 /// What Envoy is to do with the part of the request that it has just told of.
@@ -397,6 +397,9 @@ impl Stream {
             let route = admission.rule(&self.plugin.policy).map_or("", |rule| rule.name.as_str());
             let said = format!("{}/{}/{route}", refused.filter, refused.refusal.code);
             envoy.set_request_field(REFUSED_FIELD, Some(&said));
+            if let Some(limit) = &refused.refusal.limit {
+                envoy.note(LIMIT, &limit.to_string());
+            }
             envoy.answer(refused.refusal.status, &fields, body.as_bytes());
         } else {
             envoy.answer(500, &[], b"");

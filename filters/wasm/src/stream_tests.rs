@@ -267,3 +267,17 @@ fn shadows_are_counted_and_noted() {
     let noted = ("torana_would_refuse".to_owned(), "rate_limit/each".to_owned());
     assert_eq!(*envoy.notes.borrow(), [noted.clone(), noted]);
 }
+
+/// Which limit refuses is noted for the access log.
+#[test]
+fn the_limit_that_refuses_is_noted() {
+    let plugin = plugin(&limit("here"), &fake("GET", "/x"));
+    let envoy = fake("GET", "/x");
+    for notes in [vec![], vec![("torana_limit".to_owned(), "each".to_owned())]] {
+        let mut stream = Stream::new(Rc::clone(&plugin));
+        let expected = if notes.is_empty() { Flow::Continue } else { Flow::Pause };
+        assert_eq!(stream.header(true, &envoy), expected);
+        stream.ended(&envoy);
+        assert_eq!(*envoy.notes.borrow(), notes);
+    }
+}

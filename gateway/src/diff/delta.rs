@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
+use super::networks::Networks;
+
 /// One place where two values differ.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Delta {
@@ -39,7 +41,8 @@ const STAND_FOR: [(&str, &str); 1] = [("burst", "requests")];
 /// What an entry of a list is known by.
 const NAMES: [&str; 3] = ["name", "id", "upstream"];
 
-/// The differences, in the order of the fields. Lists are sets: their order means nothing. `null` is absent.
+/// The differences, in the order of the fields. Lists are sets: their order means nothing, and of
+/// networks not how they are written. `null` is absent.
 pub(super) fn deltas(before: &Value, after: &Value) -> Vec<Delta> {
     let mut found = Vec::new();
     walk(&mut Vec::new(), Some(before), Some(after), &[], &mut found);
@@ -74,7 +77,7 @@ fn walk(
         {
             members(path, (&old, &new), Step::Entry, beside, found);
         }
-        (Some(Value::Array(old)), Some(Value::Array(new))) if as_set(old) == as_set(new) => {}
+        (Some(Value::Array(old)), Some(Value::Array(new))) if same_entries(old, new) => {}
         (Some(old), Some(new)) if old == new => {}
         (Some(_) | None, Some(_) | None) => {
             found.push(Delta { path: path.clone(), before, after, beside: beside.to_vec() });
@@ -137,6 +140,13 @@ fn named(list: &[Value]) -> Option<Map<String, Value>> {
     (by_name.len() == list.len()).then_some(by_name)
 }
 
+fn same_entries(old: &[Value], new: &[Value]) -> bool {
+    match (Networks::of(old), Networks::of(new)) {
+        (Some(old), Some(new)) => old == new,
+        (Some(_) | None, Some(_) | None) => as_set(old) == as_set(new),
+    }
+}
+
 pub(super) fn as_set(list: &[Value]) -> BTreeSet<String> {
     list.iter().map(Value::to_string).collect()
 }
@@ -181,6 +191,12 @@ mod tests {
             json!([{"name": "x", "n": 1}]),
             &[("", json!([{"name": "x", "n": 1}, {"name": "x", "n": 2}]), json!([{"name": "x", "n": 1}]))],
         );
+        check(
+            json!({"a": ["10.1.2.3/8", "10.0.0.0/9", "192.0.2.0/25", "192.0.2.128/25"]}),
+            json!({"a": ["192.0.2.0/24", "10.0.0.0/8"]}),
+            &[],
+        );
+        check(json!({"a": []}), json!({"a": ["nobody"]}), &[("a", json!([]), json!(["nobody"]))]);
         check(json!([{"dns": "a"}]), json!([]), &[("", json!([{"dns": "a"}]), json!([]))]);
         // A burst that is not written is as many as `requests`.
         let limit = |requests: u32, burst: Option<u32>| json!({"requests": requests, "burst": burst});

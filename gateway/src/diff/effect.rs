@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::delta::{Delta, Step, as_set};
+use super::networks::Networks;
 
 /// What a change does to who passes, the one to look at first first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -43,8 +44,6 @@ const KNOWN: &[(&str, Lets)] = {
     &[
         ("ip_access.allow", AllInWhenEmpty),
         ("ip_access.deny", LessIn),
-        // The allow lists of every route where a route has its own: an address must be in each.
-        ("ip_access.inherited", LessIn),
         ("shape.max_body_bytes", MoreIn),
         ("shape.max_headers", MoreIn),
         ("shape.max_header_bytes", MoreIn),
@@ -223,6 +222,10 @@ fn more(before: Option<&Value>, after: Option<&Value>) -> Effect {
     if let (Some(before), Some(after)) = (number(before), number(after)) {
         return if after > before { Effect::Looser } else { Effect::Stricter };
     }
+    let networks = |value: Option<&Value>| Networks::of(value?.as_array()?);
+    if let (Some(before), Some(after)) = (networks(before), networks(after)) {
+        return if after.are_in(&before) { Effect::Stricter } else { Effect::Looser };
+    }
     match (before, after) {
         // An entry of a list, or what is there or not.
         (None, Some(after)) if after.is_object() || after.is_string() => Effect::Looser,
@@ -272,6 +275,14 @@ mod tests {
         check(limit(few.clone()), json!({"rate_limit": {"limits": []}}), Looser);
         check(json!({"rate_limit": {"limits": []}}), limit(few), Stricter);
         check(json!({"ip_access": {"deny": ["10.0.0.0/8"]}}), json!({"ip_access": {"deny": []}}), Looser);
+        let allow = |networks: &[&str]| json!({ "ip_access": { "allow": networks } });
+        check(allow(&["10.0.0.0/8"]), allow(&["10.0.0.0/9"]), Stricter);
+        check(allow(&["10.0.0.0/9", "192.0.2.0/24"]), allow(&["10.0.0.0/8"]), Looser);
+        check(allow(&["10.0.0.0/8"]), allow(&["nobody"]), Stricter);
+        check(allow(&["10.0.0.0/8"]), allow(&[]), Looser);
+        let deny = |networks: &[&str]| json!({ "ip_access": { "deny": networks } });
+        check(deny(&["10.0.0.0/8"]), deny(&["10.0.0.0/9"]), Looser);
+        check(deny(&["10.0.0.0/9"]), deny(&["10.0.0.0/8"]), Stricter);
         check(json!({"x": {"y": 1}}), json!({"x": {"y": 2}}), Other);
     }
 
@@ -279,7 +290,7 @@ mod tests {
     #[test]
     fn what_is_known_is_there() {
         let schema: Value = serde_json::from_str(&crate::load::schema()).unwrap_or_default();
-        for (path, _) in KNOWN.iter().filter(|(path, _)| *path != "ip_access.inherited") {
+        for (path, _) in KNOWN {
             let first = path.split('.').next().unwrap_or_default();
             let of_filter = filters::FilterSet::NAMES.contains(&first);
             let mut at = if of_filter { schema["$defs"]["FilterSet"].clone() } else { schema.clone() };

@@ -2,22 +2,27 @@
 //!
 //! Reads the two files and nothing that they refer to, so that who reviews a policy needs none of its keys. What a
 //! route requires is compared as it is in effect, with what it inherits; every setting is compared by its serialized
-//! form, so that a new one needs no line here. Which way a setting goes is in `effect.rs`.
+//! form, so that a new one needs no line here. Which way a setting goes is in `effect.rs`, whom what is
+//! not of routes concerns in `rest.rs`.
 
 mod delta;
 mod effect;
+mod networks;
+mod rest;
 mod taken_over;
 mod told;
 
 use std::path::Path;
 
 use filters::FilterSet;
-use filters::policy::{At, Document, Mistake, Policy, Route, RouteRule};
+use filters::policy::{At, Mistake, Policy, Route, RouteRule};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use self::delta::{Delta, Step, deltas, deltas_of_entries};
+use self::delta::{Delta, Step, deltas};
 pub use self::effect::Effect;
+use self::networks::join_allowed;
+use self::rest::of_the_rest;
 use self::taken_over::taken_over;
 use crate::load::{self, PolicyFile};
 use crate::reload::FIXED;
@@ -48,10 +53,19 @@ struct Side {
 #[derive(Clone, Debug, Serialize)]
 pub struct Change {
     pub effect: Effect,
-    /// Names of the routes that it concerns; empty: it is not of routes.
+    /// Names of the routes that it concerns, or whose requests go to the upstream that changes.
     pub routes: Vec<String>,
     /// Whether these are all routes there are in both policies, and several.
     pub every_route: bool,
+    /// Names of the routes of whose requests that upstream gets copies.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub copied_routes: Vec<String>,
+    /// Names of the tenants that have the plan that changes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tenants: Vec<String>,
+    /// Whether tenants that the policy does not name have it too.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unnamed_tenants: bool,
     pub what: What,
     /// The field that changes: `jwt.scopes`, `upstreams.core.max_in_flight`.
     pub path: String,
@@ -192,6 +206,9 @@ impl<'p> Effective<'p> {
             effect,
             routes: vec![self.rule.name.clone()],
             every_route: false,
+            copied_routes: Vec::new(),
+            tenants: Vec::new(),
+            unnamed_tenants: false,
             what,
             path: path.to_owned(),
             before: None,
@@ -257,7 +274,11 @@ fn filter_deltas(
     before: &Effective<'_>,
     after: &Effective<'_>,
 ) -> impl Iterator<Item = (What, Effect, Delta)> + use<> {
-    let filters = |route: &Effective<'_>| serde_json::to_value(&route.filters).unwrap_or_default();
+    let filters = |route: &Effective<'_>| {
+        let mut filters = serde_json::to_value(&route.filters).unwrap_or_default();
+        join_allowed(&mut filters);
+        filters
+    };
     deltas(&filters(before), &filters(after)).into_iter().map(|delta| {
         let (what, effect) = match (delta.path.as_slice(), &delta.before, &delta.after) {
             // It requires nothing: it lets pages call.
@@ -326,53 +347,4 @@ fn merged(changes: Vec<Change>) -> Vec<Change> {
         }
     }
     merged
-}
-
-/// What is not of routes, whatever it is.
-fn of_the_rest(before: &Policy, after: &Policy) -> Vec<Change> {
-    let written = |policy: &Policy| {
-        let mut document = serde_json::to_value(policy.document()).unwrap_or_default();
-        if let Some(parts) = document.as_object_mut() {
-            parts.remove("routes");
-            parts.remove("filters");
-        }
-        document
-    };
-    let (before, after) = (written(before), written(after));
-    let schema = schemars::schema_for!(Document).to_value();
-    let parts = |value: &Value| value.as_object().cloned().unwrap_or_default();
-    let (before, after) = (parts(&before), parts(&after));
-    let mut names: Vec<&String> = before.keys().chain(after.keys()).collect();
-    names.sort();
-    names.dedup();
-    let mut changes = Vec::new();
-    for name in names {
-        let part = |parts: &serde_json::Map<String, Value>| parts.get(name).cloned().unwrap_or_default();
-        let (before, after) = (part(&before), part(&after));
-        // A map by names of the writer's, as the schema has it. (Lists tell their names themselves.)
-        let found = match schema["properties"][name]["additionalProperties"].is_object() {
-            true => deltas_of_entries(&before, &after),
-            false => deltas(&before, &after),
-        };
-        for mut delta in found {
-            delta.path.insert(0, Step::Field(name.clone()));
-            // Here names are enough.
-            delta.beside.clear();
-            changes.push(with(
-                Change {
-                    effect: Effect::of(&delta),
-                    routes: Vec::new(),
-                    every_route: false,
-                    what: What::Field,
-                    path: path(delta.path.iter()),
-                    before: None,
-                    after: None,
-                    beside: serde_json::Map::new(),
-                    line: 0,
-                },
-                delta,
-            ));
-        }
-    }
-    changes
 }

@@ -2,8 +2,10 @@
 
 use std::fmt::Write as _;
 
+use ipnet::IpNet;
 use serde_json::Value;
 
+use super::networks::{NOBODY, Networks};
 use super::{Change, Difference, Effect, What};
 
 pub(super) fn text(difference: &Difference) -> String {
@@ -46,11 +48,30 @@ pub(super) fn text(difference: &Difference) -> String {
 
 /// Whom it concerns.
 fn subject(change: &Change) -> String {
-    match change.routes.as_slice() {
-        [] => String::new(),
-        _ if change.every_route => "every route: ".to_owned(),
-        [route] => format!("route {route}: "),
-        several => format!("routes {}: ", several.join(", ")),
+    let mut whom = Vec::new();
+    if change.every_route {
+        whom.push("every route".to_owned());
+    } else {
+        whom.extend(several("route", &change.routes));
+    }
+    whom.extend(several("copies of route", &change.copied_routes));
+    whom.extend(several("tenant", &change.tenants));
+    if change.unnamed_tenants {
+        whom.push("tenants that the policy does not name".to_owned());
+    }
+    let nobody = || match change.path.split('.').next() {
+        Some("upstreams") => "no route: ".to_owned(),
+        Some("plans") => "no tenant: ".to_owned(),
+        Some(_) | None => String::new(),
+    };
+    if whom.is_empty() { nobody() } else { whom.join(" and ") + ": " }
+}
+
+fn several(what: &str, names: &[String]) -> Option<String> {
+    match names {
+        [] => None,
+        [name] => Some(format!("{what} {name}")),
+        names => Some(format!("{what}s {}", names.join(", "))),
     }
 }
 
@@ -90,21 +111,44 @@ fn said(change: &Change) -> String {
 fn from_to(before: Option<&Value>, after: Option<&Value>) -> String {
     match (before, after) {
         (Some(Value::Array(old)), Some(Value::Array(new))) => {
+            if let (Some(was), Some(is)) = (Networks::of(old), Networks::of(new)) {
+                let gained = was.lack(new).into_iter().map(|lacked| network('+', lacked, "before"));
+                let lost = is.lack(old).into_iter().map(|lacked| network('-', lacked, "left"));
+                return gained_and_lost(gained.chain(lost), old, new);
+            }
             let gained =
                 new.iter().filter(|entry| !old.contains(entry)).map(|entry| format!("+ {}", flow(entry)));
             let lost =
                 old.iter().filter(|entry| !new.contains(entry)).map(|entry| format!("- {}", flow(entry)));
-            let entries: Vec<String> = gained.chain(lost).collect();
-            match new.is_empty() {
-                true => format!("{}, none is left", entries.join(", ")),
-                false if old.is_empty() => format!("{}, none before", entries.join(", ")),
-                false => entries.join(", "),
-            }
+            gained_and_lost(gained.chain(lost), old, new)
         }
         (Some(old), Some(new)) => format!("{} -> {}", flow(old), flow(new)),
         (None, Some(new)) => format!("is new: {}", flow(new)),
         (Some(old), None) => format!("is gone; it was {}", flow(old)),
         (None, None) => String::new(),
+    }
+}
+
+fn gained_and_lost(entries: impl Iterator<Item = String>, old: &[Value], new: &[Value]) -> String {
+    let mut told: Vec<String> = entries.collect();
+    let is_nobody = |list: &[Value]| matches!(list, [only] if only == NOBODY);
+    for (is_so, words) in [
+        (new.is_empty(), "none is left"),
+        (is_nobody(new), "no address is left"),
+        (old.is_empty(), "none before"),
+        (is_nobody(old), "no address before"),
+    ] {
+        told.extend(is_so.then(|| words.to_owned()));
+    }
+    told.join(", ")
+}
+
+/// A network that came or went, and what of it was there before or is left.
+fn network(sign: char, (entry, parts): (&Value, Vec<IpNet>), when: &str) -> String {
+    let parts: Vec<String> = parts.iter().map(ToString::to_string).collect();
+    match parts.is_empty() {
+        true => format!("{sign} {}", flow(entry)),
+        false => format!("{sign} {} ({when}: {})", flow(entry), parts.join(", ")),
     }
 }
 

@@ -22,6 +22,7 @@ pub(super) fn json_lines(policy: &str) -> Value {
                 "status": "%RESPONSE_CODE%",
                 "flags": "%RESPONSE_FLAGS%",
                 "refused": format!("%REQ({})%", super::REFUSED_FIELD.to_ascii_uppercase()),
+                "limit": "%FILTER_STATE(wasm.torana_limit:PLAIN)%",
                 "details": "%RESPONSE_CODE_DETAILS%",
                 "duration_ms": "%DURATION%",
                 "would_refuse": "%FILTER_STATE(wasm.torana_would_refuse:PLAIN)%",

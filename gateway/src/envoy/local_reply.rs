@@ -5,22 +5,30 @@ use serde_json::{Value, json};
 
 use super::REFUSED_FIELD;
 
-/// Problems in place of Envoy's own answers, by the flag that says what happened. Of several the first counts: that it
-/// was tried too often (`URX`) stands beside what happened the last time.
+/// What each of the flags that Envoy gives an answer of its own says. Of several the first counts: that it was tried too
+/// often (`URX`) stands beside what happened the last time.
+const BY_FLAGS: [(&[&str], Failure); 4] = [
+    (&["UO"], Failure::UpstreamOverloaded),
+    (&["UT"], Failure::UpstreamTimeout),
+    (&["UC", "UR", "UPE", "LR"], Failure::UpstreamFailed),
+    (&["UF", "UH", "URX", "NC"], Failure::UpstreamUnreachable),
+];
+
+/// What the flags of a line of Envoy's log say, `UF,URX` say.
+pub(crate) fn failure(flags: &str) -> Option<Failure> {
+    let is_there = |known: &[&str]| flags.split(',').any(|flag| known.contains(&flag));
+    BY_FLAGS.into_iter().find(|(known, _)| is_there(known)).map(|(_, failure)| failure)
+}
+
+/// Problems in place of Envoy's own answers, by the flag that says what happened.
 pub(super) fn problems() -> Value {
-    let by_flags = [
-        (&["UO"][..], Failure::UpstreamOverloaded),
-        (&["UT"], Failure::UpstreamTimeout),
-        (&["UC", "UR", "UPE", "LR"], Failure::UpstreamFailed),
-        (&["UF", "UH", "URX", "NC"], Failure::UpstreamUnreachable),
-    ];
     let by_status = [
         (400, Failure::Malformed),
         (408, Failure::RequestTimeout),
         (413, Failure::BodyTooLarge),
         (431, Failure::HeaderTooLarge),
     ];
-    let flagged = by_flags.into_iter().map(|(flags, failure)| {
+    let flagged = BY_FLAGS.into_iter().map(|(flags, failure)| {
         mapper(&not_refused(&json!({ "response_flag_filter": { "flags": flags } })), failure)
     });
     let told = by_status.into_iter().map(|(status, failure)| {

@@ -14,6 +14,8 @@ mod routes;
 mod secrets;
 mod served;
 
+pub(crate) use self::local_reply::failure;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 

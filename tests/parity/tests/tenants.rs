@@ -172,17 +172,22 @@ async fn usage_and_shadows_are_told() {
     assert!(stats.contains("torana_would_refuse.rate_limit.new: 2\n"), "{stats}");
 
     // Envoy writes its log now and then.
-    let mut told = Vec::new();
+    let (mut told, mut limits) = (Vec::new(), Vec::new());
     for _ in 0..600 {
         let log = std::fs::read_to_string(folder.join("log")).unwrap();
         let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let lines = lines.filter(|line| line["target"] == "access" && !line["status"].is_null());
-        told = lines.map(|line| line["would_refuse"].as_str().unwrap_or_default().to_owned()).collect();
-        told.retain(|would_refuse: &String| !would_refuse.is_empty());
-        if told.len() == 2 {
+        let lines: Vec<Value> = lines.collect();
+        let field = |name: &str| {
+            let said = lines.iter().filter_map(|line| line[name].as_str());
+            said.map(str::to_owned).collect::<Vec<_>>()
+        };
+        (told, limits) = (field("would_refuse"), field("limit"));
+        if told.len() == 2 && !limits.is_empty() {
             break;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(told, ["rate_limit/new", "rate_limit/new"]);
+    assert_eq!(limits, ["plan:gold/monthly"]);
 }

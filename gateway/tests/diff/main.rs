@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
 
+mod whom;
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -165,7 +167,10 @@ fn each_change_is_told_with_whom_it_concerns_and_which_way_it_goes() {
             "routes:\n",
             "default_plan: small\nplans: { small: { quota: [{ name: d, by: tenant, per: day, most: 5 }] } }\n\
              tenants: { acme: {} }\nroutes:\n",
-            &["  ! default_plan: is new: small", "  ! tenants.acme: is new"],
+            &[
+                "  ! tenant acme and tenants that the policy does not name: default_plan: is new: small",
+                "  ! tenants.acme: is new",
+            ],
         ),
         // What may be called.
         (
@@ -245,7 +250,7 @@ fn each_change_is_told_with_whom_it_concerns_and_which_way_it_goes() {
         (
             "[\"127.0.0.1:9001\"]",
             "[\"127.0.0.1:9003\"]",
-            &["  ~ upstreams.core.addresses: + 127.0.0.1:9003, - 127.0.0.1:9001"],
+            &["  ~ routes send, status: upstreams.core.addresses: + 127.0.0.1:9003, - 127.0.0.1:9001"],
         ),
         (
             "admin:",

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
 
+mod bounds;
+#[path = "../running/mod.rs"]
 mod running;
 
 use std::path::Path;
