@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use arc_swap::ArcSwapOption;
 use certs::Watch;
 use certs::report::{Key, KeyKind};
@@ -108,6 +109,17 @@ impl KeyStore {
             }));
         }
         keys
+    }
+
+    /// What is wrong with the files of keys that there are: one that is missing would serve nobody.
+    pub(crate) fn check_files(&self) -> anyhow::Result<()> {
+        for (name, keys) in &self.issuers {
+            if let Source::File(path) = &keys.source {
+                let read = source::read_file(path).and_then(|bytes| Ok(KeySet::parse(&bytes)?));
+                read.with_context(|| format!("issuer {name}: `jwks.file`: {}", path.display()))?;
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn new(

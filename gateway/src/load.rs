@@ -276,7 +276,7 @@ impl Files<'_> {
             let one = BTreeMap::from([(name.clone(), issuer.clone())]);
             let unfollowed = Watch::new("check");
             let read = Metrics::new().map_err(anyhow::Error::from).and_then(|metrics| {
-                KeyStore::new(&one, self.folder, metrics.clone(), &unfollowed)?;
+                KeyStore::new(&one, self.folder, metrics.clone(), &unfollowed)?.check_files()?;
                 Introspection::new(&one, self.folder, metrics, &unfollowed).map(drop)
             });
             if let Err(why) = read {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::document::{At, Document, n};
 use super::mistake::{Mistake, unknown};
+use super::routing::METHODS;
 use super::syntax::Location;
 use crate::FilterSet;
 use crate::flags::is_name;
@@ -82,10 +83,8 @@ impl Route {
     }
 }
 
-/// Those that paths are matched with, as a test of the schema sees to.
 fn methods(_: &mut SchemaGenerator) -> Schema {
-    let methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
-    json_schema!({ "type": "array", "minItems": 1, "items": { "type": "string", "enum": methods } })
+    json_schema!({ "type": "array", "minItems": 1, "items": { "type": "string", "enum": METHODS } })
 }
 
 fn filters(_: &mut SchemaGenerator) -> Schema {

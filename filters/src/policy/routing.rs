@@ -22,7 +22,7 @@ pub enum Match<'p> {
 }
 
 /// What clients ask with (RFC 9110 section 9.3, RFC 5789). CONNECT and TRACE are not for an edge to pass on.
-const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+pub(super) const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
 
 /// Every route, by path.
 #[derive(Debug, Default)]
@@ -51,6 +51,7 @@ impl Paths {
         let mut by_path: BTreeMap<&str, Path> = BTreeMap::new();
         for (rule, At { value: route, location }) in document.routes.iter().enumerate() {
             // As other routers have it; here it would be a path that clients send so.
+            let mut is_ours = true;
             for segment in route.path.split('/') {
                 let meant = match segment.strip_prefix(':') {
                     Some(name) if !name.is_empty() => format!("{{{name}}}"),
@@ -59,6 +60,10 @@ impl Paths {
                 };
                 let message = format!("route `{}`: write `{meant}` for `{segment}` in `path`", route.name);
                 mistakes.push(Mistake::at(*location, message));
+                is_ours = false;
+            }
+            if !is_ours {
+                continue;
             }
             let fixed = route.path.replace(['{', '}', '*'], "");
             if !crate::shape::unambiguous(&fixed) {

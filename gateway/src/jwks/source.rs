@@ -59,11 +59,7 @@ impl Source {
         match self {
             Self::File(path) => {
                 let path = path.clone();
-                // Bounded, and from nothing but a file: a pipe or a device would be read for ever.
-                let bytes =
-                    tokio::task::spawn_blocking(move || certs::file::read(&path, Content::Public)).await??;
-                anyhow::ensure!(bytes.len() <= MOST_BYTES, "the file is larger than {MOST_BYTES} bytes");
-                Ok(bytes.to_vec())
+                tokio::task::spawn_blocking(move || read_file(&path)).await?
             }
             Self::Url { url, client } => get(&client.current(), url, MOST_BYTES).await,
             Self::Metadata { metadata, issuer, client } => {
@@ -95,6 +91,13 @@ impl Source {
             }
         }
     }
+}
+
+/// Bounded, and from nothing but a file: a pipe or a device would be read for ever.
+pub(super) fn read_file(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let bytes = certs::file::read(path, Content::Public)?;
+    anyhow::ensure!(bytes.len() <= MOST_BYTES, "the file is larger than {MOST_BYTES} bytes");
+    Ok(bytes.to_vec())
 }
 
 /// Where the issuer's metadata are.
