@@ -14,7 +14,7 @@ use certs::file::Content;
 use certs::{Bytes, CertError, Set, Subject, Watch};
 use filters::filter::Context;
 use filters::flags::{Evaluation, Flags};
-use filters::policy::{Document, FlagFile, Policy};
+use filters::policy::{Document, FlagFile, Policy, as_json};
 use prometheus::IntCounterVec;
 use prometheus::core::Collector as _;
 use serde_json::{Value, json};
@@ -148,7 +148,7 @@ impl Held {
         let text = std::str::from_utf8(bytes).map_err(|why| wrong(why.to_string()))?;
         let is_yaml = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
         let json = if is_yaml {
-            Policy::compile(text).map_err(|mistake| wrong(mistake.in_file("YAML")))?
+            as_json(text).map_err(|mistake| wrong(mistake.in_file("YAML")))?
         } else {
             text.to_owned()
         };

@@ -164,10 +164,12 @@ impl Policy {
         }
     }
 
-    /// A document as a module reads it: JSON, whatever it was written in.
-    #[cfg(not(target_family = "wasm"))]
-    pub fn compile(text: &str) -> Result<String, Mistake> {
-        syntax::compile(text)
+    /// The document as a module reads it, JSON: what it means, not how it is written. In YAML `version: 2` is a text where
+    /// a text belongs; in JSON it would be a number.
+    pub fn compiled(&self) -> serde_json::Result<String> {
+        let mut document = serde_json::to_value(&self.document)?;
+        without_nulls(&mut document);
+        Ok(document.to_string())
     }
 
     pub fn document(&self) -> &Document {
@@ -370,4 +372,16 @@ fn except<'d>(document: &Document, route: &'d Route, mistakes: &mut Vec<Mistake>
         }
     }
     route.except.iter().map(|filter| filter.value.as_str()).collect()
+}
+
+/// Leaves out what is not said.
+fn without_nulls(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(members) => {
+            members.retain(|_, member| !member.is_null());
+            members.values_mut().for_each(without_nulls);
+        }
+        serde_json::Value::Array(items) => items.iter_mut().for_each(without_nulls),
+        _ => {}
+    }
 }

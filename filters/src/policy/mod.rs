@@ -44,6 +44,8 @@ pub use routes::{Deprecated, Mirror, Route, Share, WebSocket};
 pub use routing::{Match, version};
 pub use secret::{Encoding, Secret};
 pub use shared_state::{Memory, Redis, State, StateService, StateTls};
+#[cfg(not(target_family = "wasm"))]
+pub use syntax::as_json;
 pub use tenancy::{Plan, Tenancy, Tenant};
 pub use upstreams::{Health, Outlier, Upstream, UpstreamTls};
 

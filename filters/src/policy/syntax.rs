@@ -15,7 +15,9 @@ mod yaml;
 #[cfg(target_family = "wasm")]
 pub(super) use json::read;
 #[cfg(not(target_family = "wasm"))]
-pub(super) use yaml::{compile, read};
+pub use yaml::as_json;
+#[cfg(not(target_family = "wasm"))]
+pub(super) use yaml::read;
 
 /// A place in a file, 1-based; 0: no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

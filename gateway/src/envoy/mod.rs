@@ -23,7 +23,7 @@ use anyhow::Context as _;
 use certs::Reader;
 use certs::report::Report;
 use filters::compiled::{Compiled, Secret};
-use filters::policy::{Document, Policy, Reference};
+use filters::policy::{Document, Reference};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
@@ -294,7 +294,7 @@ impl Source {
         }
         variables.sort_unstable();
         variables.dedup();
-        let policy = Policy::compile(&text).map_err(|mistake| mistaken(vec![mistake]))?;
+        let policy = loaded.policy.compiled()?;
         let compiled = Compiled {
             policy,
             secrets,

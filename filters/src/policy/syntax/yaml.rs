@@ -39,8 +39,11 @@ pub(crate) fn read(text: &str) -> Result<Document, Vec<Mistake>> {
     })
 }
 
-/// The document as JSON, with what YAML has beyond it resolved.
-pub(crate) fn compile(text: &str) -> Result<String, Mistake> {
+/// YAML as JSON, with what it has beyond that resolved.
+///
+/// # Errors
+/// When it is none.
+pub fn as_json(text: &str) -> Result<String, Mistake> {
     let read = parse::<serde_json::Value>(text);
     read.map(|value| value.to_string()).map_err(|wrong| wrong.told())
 }
