@@ -17,6 +17,7 @@ mod mistake;
 mod names;
 mod nobody;
 mod overlap;
+mod path;
 mod preflight;
 mod reference;
 mod routes;
