@@ -6,6 +6,7 @@
 mod bounds;
 mod clients;
 mod document;
+mod envoy;
 mod flag_file;
 mod issuers;
 mod keyring;
