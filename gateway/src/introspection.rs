@@ -110,7 +110,7 @@ impl Introspection {
         for (name, At { value: issuer, .. }) in issuers {
             if let Some(At { value: settings, .. }) = &issuer.introspection {
                 let asked = Asked::new(name, settings, folder, watch);
-                all.insert(name.clone(), asked.with_context(|| format!("issuer {name}: introspection"))?);
+                all.insert(name.clone(), asked.with_context(|| format!("issuer `{name}`: introspection"))?);
             }
         }
         Ok(Self { issuers: all, metrics })

@@ -8,7 +8,6 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use arc_swap::ArcSwapOption;
 use certs::Watch;
 use certs::report::{Key, KeyKind};
@@ -77,6 +76,12 @@ struct Fetched {
     jwks: Box<serde_json::value::RawValue>,
 }
 
+/// Reads a file of keys once.
+pub(crate) fn read(path: &Path) -> anyhow::Result<KeySet> {
+    let bytes = source::read_file(path)?;
+    KeySet::parse(&bytes).map_err(|why| anyhow::anyhow!("{}: {why}", path.display()))
+}
+
 impl Keys {
     /// Notes which keys are there. One that was gone and comes back is a new one.
     fn see(&self, set: &KeySet) {
@@ -109,17 +114,6 @@ impl KeyStore {
             }));
         }
         keys
-    }
-
-    /// What is wrong with the files of keys that there are: one that is missing would serve nobody.
-    pub(crate) fn check_files(&self) -> anyhow::Result<()> {
-        for (name, keys) in &self.issuers {
-            if let Source::File(path) = &keys.source {
-                let read = source::read_file(path).and_then(|bytes| Ok(KeySet::parse(&bytes)?));
-                read.with_context(|| format!("issuer {name}: `jwks.file`: {}", path.display()))?;
-            }
-        }
-        Ok(())
     }
 
     pub(crate) fn new(

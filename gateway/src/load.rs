@@ -1,5 +1,7 @@
 //! From a policy file to everything that serving it needs: keys and certificates read and checked.
 
+mod issuers;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -18,9 +20,6 @@ use filters::policy::{
 use zeroize::Zeroizing;
 
 use crate::flags;
-use crate::introspection::Introspection;
-use crate::jwks::KeyStore;
-use crate::metrics::Metrics;
 use crate::revoke::Operators;
 use crate::state::State;
 
@@ -266,23 +265,8 @@ impl Files<'_> {
 
     fn clients(&mut self, listener: &str, settings: &ClientCertificates) -> Option<Clients> {
         let name = format!("listener/{listener}/clients");
-        let trust = self.trust(name, &settings.ca, settings.crl.as_ref(), settings.stale_crl)?;
+        let trust = self.trust(name, &settings.ca, settings.crl.as_ref(), settings.stale_crl.value)?;
         Some(if settings.required { Clients::Required(trust) } else { Clients::Optional(trust) })
-    }
-
-    /// Whether what issuers are asked with can be read. Followed it is by those who ask.
-    fn issuers(&mut self, document: &Document) {
-        for (name, issuer) in &document.issuers {
-            let one = BTreeMap::from([(name.clone(), issuer.clone())]);
-            let unfollowed = Watch::new("check");
-            let read = Metrics::new().map_err(anyhow::Error::from).and_then(|metrics| {
-                KeyStore::new(&one, self.folder, metrics.clone(), &unfollowed)?.check_files()?;
-                Introspection::new(&one, self.folder, metrics, &unfollowed).map(drop)
-            });
-            if let Err(why) = read {
-                self.mistakes.push(Mistake::of(issuer, format!("{why:#}")));
-            }
-        }
     }
 
     fn operators(&mut self, document: &Document) {
@@ -325,7 +309,7 @@ impl Files<'_> {
     }
 
     fn upstream(&mut self, name: &str, tls: &UpstreamTls) -> Option<UpstreamFiles> {
-        let trust = self.trust(format!("{name}/ca"), &tls.ca, tls.crl.as_ref(), tls.stale_crl);
+        let trust = self.trust(format!("{name}/ca"), &tls.ca, tls.crl.as_ref(), tls.stale_crl.value);
         let issuer = trust.clone().map_or(Issuer::Any, Issuer::AsBefore);
         let must = Must { purpose: Purpose::Client, names: Vec::new(), issuer, reader: self.reader };
         let identity = self.identity(name.to_owned(), (&tls.certificate, &tls.key), must);

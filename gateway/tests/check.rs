@@ -5,7 +5,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 const POLICY: &str = r#"
 listeners:
@@ -31,14 +31,17 @@ fn check(folder: &Path, policy: &str) -> (i32, String) {
 
 fn check_with(folder: &Path, policy: &str, more: &[&str]) -> (i32, String) {
     fs::write(folder.join("edge.yaml"), policy).unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_gateway"))
-        .args(["check", "edge.yaml"])
-        .args(more)
+    let output = gateway(folder, &[&["check", "edge.yaml"], more].concat());
+    (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
+}
+
+fn gateway(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_gateway"))
+        .args(arguments)
         .current_dir(folder)
         .env("ACME_SECRET", "0123456789abcdef0123456789abcdef")
         .output()
-        .unwrap();
-    (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
+        .unwrap()
 }
 
 #[test]
@@ -62,7 +65,11 @@ fn policies_are_read_as_they_would_be_served() {
         ("file:edge.pem", "file:none.pem", "none.pem"),
         ("file:edge.key", "file:gateway.key", "edge.yaml:5:25: "),
         ("file:edge.pem", "file:empty.pem", "empty.pem"),
-        ("file:edge.pem", "env:EDGE", "edge.yaml:5:25: certificates and keys are files"),
+        (
+            "file:edge.pem",
+            "env:EDGE",
+            "edge.yaml:5:25: certificates and keys are files, so that they can be rotated: write `file:PATH`",
+        ),
         ("file:internal-ca.pem", "file:gateway.pem", "edge.yaml:10:55: "),
         ("env:ACME_SECRET", "env:NOBODYS_SECRET", "edge.yaml:12:45: env:NOBODYS_SECRET: "),
         ("env:ACME_SECRET", "file:loose.secret", "edge.yaml:12:45: file:loose.secret: "),
@@ -87,6 +94,119 @@ fn policies_are_read_as_they_would_be_served() {
     }
 }
 
+/// Keys of issuers that are files.
+#[test]
+fn files_of_keys_are_read_as_they_would_be_served() {
+    certs::install_crypto_provider();
+    let folder = tempfile::tempdir().unwrap();
+    certs::pki::init(folder.path(), false).unwrap();
+    const KEY: &str =
+        r#"{"kty":"OKP","crv":"Ed25519","kid":"KID","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
+    let keys = |ids: &[&str]| {
+        let keys: Vec<_> = ids.iter().map(|id| KEY.replace("KID", id)).collect();
+        format!(r#"{{"keys":[{}]}}"#, keys.join(","))
+    };
+    let policy = POLICY.replace(
+        "filters:",
+        "issuers:\n  dev: { issuer: i, audiences: [a], algorithms: [EdDSA],\n    jwks: { file: \"file:jwks.json\" } }\nfilters:",
+    );
+    let named = |what: &str| format!("edge.yaml:15:19: issuer `dev`: {what}");
+    for (written, expected) in [
+        (Some(keys(&["a", "b"])), "edge.yaml: ok".to_owned()),
+        (None, named("cannot read jwks.json: No such file or directory")),
+        (Some("keys".to_owned()), named("jwks.json: not a JWK set")),
+        (Some("{}".to_owned()), named("jwks.json: not a JWK set")),
+        (
+            Some(keys(&[])),
+            named("jwks.json: the key set has no P-256, Ed25519 or RSA key that verifies signatures"),
+        ),
+        (Some(keys(&["a", "a"])), named("jwks.json: the key set has two keys of one id and algorithm")),
+        (Some(keys(&["a"; 257])), named("jwks.json: the key set has more than 262144 bytes or 64 keys")),
+        (Some(" ".repeat(256 * 1024 + 1)), named("jwks.json is larger than 262144 bytes")),
+    ] {
+        let file = folder.path().join("jwks.json");
+        let _ = fs::remove_file(&file);
+        if let Some(written) = &written {
+            fs::write(file, written).unwrap();
+        }
+        let (status, told) = check(folder.path(), &policy);
+        assert_eq!(status == 0, expected.ends_with(": ok"), "{written:.99?}: {told}");
+        assert!(told.contains(&expected), "{written:.99?}\nexpected {expected}\ntold     {told}");
+    }
+}
+
+/// What issuers are asked with.
+#[test]
+fn issuers_are_asked_with_what_there_is() {
+    certs::install_crypto_provider();
+    let folder = tempfile::tempdir().unwrap();
+    certs::pki::init(folder.path(), false).unwrap();
+    const GONE: &str = "none: No such file or directory (os error 2); check that the file exists and that this user may read it";
+    const NO_FILE: &str = "certificates and keys are files, so that they can be rotated: write `file:PATH`";
+    let jwks = "algorithms: [EdDSA],\n    jwks: { url: \"https://i\",\n      ca: \"CA\", crl: \"CRL\" }";
+    let asked = "introspection: { url: \"https://i\", client_id: e, client_secret: \"SECRET\",\n\n      ca: \"CA\", crl: \"CRL\" }";
+    for (issuer, from, to, place, expected) in [
+        (jwks, "", "", "ok", "edge.yaml: ok"),
+        (asked, "", "", "ok", "edge.yaml: ok"),
+        (jwks, "file:internal-ca.pem", "file:none", "edge.yaml:16:11: ", GONE),
+        (asked, "file:internal-ca.pem", "file:none", "edge.yaml:16:11: ", GONE),
+        (jwks, "file:internal-ca.crl", "file:none", "edge.yaml:16:", GONE),
+        (jwks, "file:internal-ca.crl", "file:edge.pem", "edge.yaml:16:40: ", "edge.pem"),
+        (asked, "file:internal-ca.crl", "file:edge.pem", "edge.yaml:16:40: ", "edge.pem"),
+        (jwks, "file:internal-ca.pem", "env:CA", "edge.yaml:16:11: ", NO_FILE),
+        (
+            asked,
+            "env:ACME_SECRET",
+            "file:none",
+            "edge.yaml:14:8: issuer `dev`: introspection: client_secret: ",
+            GONE,
+        ),
+    ] {
+        let issuer = issuer.replace("CA\"", "file:internal-ca.pem\"").replace("CRL", "file:internal-ca.crl");
+        let issuer = issuer.replace("SECRET", "env:ACME_SECRET").replacen(from, to, 1);
+        let issuers = format!("issuers:\n  dev: {{ issuer: i, audiences: [a], {issuer} }}\nfilters:");
+        let (status, told) = check(folder.path(), &POLICY.replacen("filters:", &issuers, 1));
+        assert_eq!(status == 0, place == "ok", "{to}: {told}");
+        let line = told.lines().find(|line| line.contains(place) && line.contains(expected));
+        assert!(
+            line.is_some_and(|line| line.matches("No such file").count() <= 1),
+            "{to}: {expected}\n{told}"
+        );
+    }
+}
+
+/// Envoy believes no list of revoked certificates that is past its time.
+#[test]
+fn what_envoy_cannot_do_is_told_where_it_would_serve() {
+    const TOLD: &str = "`stale_crl: allow` is for the gateway: Envoy believes no list that is past its time, and `gateway envoy` refuses the policy";
+    certs::install_crypto_provider();
+    let folder = tempfile::tempdir().unwrap();
+    certs::pki::init(folder.path(), false).unwrap();
+    let asking = POLICY.replacen(
+        "\"file:edge.key\" }",
+        "\"file:edge.key\",\n      client_certificates: { ca: \"file:partner-ca.pem\", crl: \"file:partner-ca.crl\", stale_crl: allow } }",
+        1,
+    );
+    let upstream =
+        POLICY.replacen("server_name:", "crl: \"file:internal-ca.crl\", stale_crl: allow, server_name:", 1);
+    for (policy, place) in [(&asking, Some("6:96")), (&upstream, Some("10:52")), (&POLICY.to_owned(), None)] {
+        let at_envoy = format!("{policy}state: {{ service: {{ address: \"127.0.0.1:3\" }} }}\n");
+        let (_, told) = check(folder.path(), policy);
+        assert!(!told.contains("stale_crl"), "{told}");
+        let (status, told) = check(folder.path(), &at_envoy);
+        assert_eq!(status, 0, "{told}");
+        let warnings: Vec<_> = told.lines().filter(|line| line.contains("stale_crl")).collect();
+        let expected: Vec<_> =
+            place.iter().map(|place| format!("warning: edge.yaml:{place}: {TOLD}")).collect();
+        assert_eq!(warnings, expected, "{told}");
+        let made = gateway(folder.path(), &["envoy", "edge.yaml"]);
+        assert_eq!(made.status.success(), place.is_none());
+        let complaint = String::from_utf8(made.stderr).unwrap();
+        let expected = place.map(|place| format!("edge.yaml:{place}: {TOLD}\n")).unwrap_or_default();
+        assert!(complaint.contains(&expected), "{complaint}");
+    }
+}
+
 /// What the shared state is asked with is read as it would be served: it stands at the place of its address.
 #[test]
 fn shared_state_is_read_as_it_would_be_served() {
@@ -102,10 +222,14 @@ fn shared_state_is_read_as_it_would_be_served() {
         (
             Some(b"nonsense"),
             "url: \"file:url\"",
-            "state.redis: its address is not one: write redis://host:port/0",
+            "state.redis: its address is not one: write redis://host:port/0, rediss://user:password@host:port/0 or redis+unix:///path",
         ),
         (Some(b"\xff"), "url: \"file:url\"", "state.redis: its address is no text"),
-        (Some(b"redis://10.0.0.1/0"), "url: \"file:url\"", "off the host write rediss://, which is TLS"),
+        (
+            Some(b"redis://10.0.0.1/0"),
+            "url: \"file:url\"",
+            "state.redis: it holds nonces and limits: off the host write rediss://, which is TLS",
+        ),
         (
             Some(b"rediss://redis.test/#insecure"),
             "url: \"file:url\"",

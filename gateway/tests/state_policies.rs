@@ -55,6 +55,14 @@ fn issuer(kid: &str) -> Value {
     })
 }
 
+/// One whose keys nobody can fetch.
+fn away() -> Value {
+    json!({
+        "issuer": "https://away", "audiences": ["a"], "algorithms": ["ES256"],
+        "jwks": { "url": "https://127.0.0.1:1/keys" },
+    })
+}
+
 fn known_as(issuer: &Value) -> String {
     serde_json::from_value::<Issuer>(issuer.clone()).unwrap().known_as()
 }
@@ -242,7 +250,7 @@ async fn what_another_policy_changes_of_flags_is_told_when_it_takes_over() {
     };
     let mut expected = vec![r#""flags in use" null"#];
     until("the flags are told", async || told() == expected).await;
-    let refused = json!({ "flags": of("second"), "issuers": { "main": issuer("three") } });
+    let refused = json!({ "flags": of("second"), "issuers": { "main": away() } });
     state.change(&policy(&refused).to_string());
     state.refused("issuer `main` has no keys").await;
     assert_eq!(told(), expected);
@@ -291,7 +299,8 @@ async fn a_policy_that_cannot_be_served_changes_nothing() {
     for (text, why) in [
         ("listeners: [".to_owned(), "state.yaml:"),
         (with(json!({ "isuers": {} })), "isuers"),
-        (with(json!({ "issuers": { "main": issuer("three") } })), "issuer `main` has no keys"),
+        (with(json!({ "issuers": { "main": away() } })), "issuer `main` has no keys"),
+        (with(json!({ "issuers": { "main": issuer("three") } })), "issuer `main`: cannot read three.json: "),
         (
             with(json!({ "clients": { "a": { "hmac_keys": [{ "id": "a-1", "secret": "file:gone" }] } } })),
             "gone",

@@ -219,6 +219,7 @@ fn what_is_not_yaml_or_not_a_policy() {
         ("routes:\n  - name: a\n path: /\n", "this line is indented neither as those above it nor deeper"),
         ("routes: *x\n", "it refers to an anchor (`&name`) that is not above it"),
         ("routes: !!binary aGVsbG8=\n", "a policy has no tags (`!name`): leave it out"),
+        ("? [a]\n: 1\n? [a]\n: 2\n", "a text belongs here"),
         ("routes: []\nroutes: []\n", "`routes` is written twice in one place: leave one out"),
         (&"[".repeat(5_000), "it is nested too deeply, or refers to itself too often"),
         ("routes: []\n", "a policy needs `listeners`"),

@@ -133,7 +133,7 @@ fn what_cannot_be_meant_is_told() {
             r#"{ "flags": {}, "x": {} }"#.to_owned(),
             "unknown field `x`; known: flags, $evaluators, metadata",
         ),
-        (r#"{ "flags": { "f": {}, "f": {} } }"#.to_owned(), "a name is written twice in one object"),
+        (r#"{ "flags": { "f": {}, "f": {} } }"#.to_owned(), "a name is written twice in one object, or objects lie too deep in each other"),
         (flag("{}"), "flag `f`: it needs `state`"),
         (
             flag(r#"{ "state": "ON", "variants": { "on": true } }"#),
@@ -179,7 +179,7 @@ fn what_cannot_be_meant_is_told() {
                 "flags": { "f": { "state": "ENABLED", "variants": { "on": true }, "targeting": { "$ref": "19" } } },
             })
             .to_string(),
-            "a rule has at most 2000 parts",
+            "a rule has at most 2000 parts, of which at most 40 lie in each other",
         ),
         (
             r#"{ "$evaluators": { "a": { "$ref": "b" }, "b": { "!": [{ "$ref": "a" }] } }, "flags": { "f": {

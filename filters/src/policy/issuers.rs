@@ -44,11 +44,11 @@ pub struct Jwks {
     /// The issuer's own metadata say where: `issuer` is then its `https:` address, and must be in them to the letter.
     pub discovery: Option<Discovery>,
     /// `file:PATH`, read again when it changes.
-    pub file: Option<Reference>,
+    pub file: Option<At<Reference>>,
     /// The CAs that sign the certificate of `url`, PEM; absent: the system's.
-    pub ca: Option<Reference>,
+    pub ca: Option<At<Reference>>,
     /// What those CAs have revoked, of the whole chain: a list of each, PEM, or the one list in DER; absent: nothing.
-    pub crl: Option<Reference>,
+    pub crl: Option<At<Reference>>,
     /// What becomes of the issuer while a list is past its `nextUpdate`: `refuse`, and its keys grow stale.
     #[serde(default)]
     pub stale_crl: StaleCrl,
@@ -153,8 +153,8 @@ pub(super) fn check(document: &Document, mistakes: &mut Vec<Mistake>) {
                     wrong(format!("issuer `{name}`: `jwks.url` {why}"));
                 }
             }
-            (None, Some(Reference::File(_)), None) => {}
-            (None, Some(Reference::Env(_)), None) => {
+            (None, Some(At { value: Reference::File(_), .. }), None) => {}
+            (None, Some(At { value: Reference::Env(_), .. }), None) => {
                 wrong(format!("issuer `{name}`: `jwks.file` must be a `file:`"))
             }
             (None, None, Some(_)) if is_address(&issuer.issuer) => {}

@@ -365,12 +365,23 @@ mod tests {
             (&[(Some(3), None), (None, Some(5))], &[]),
             (
                 &[(None, Some(3)), (Some(5), None)],
-                &["no key counts from 2026-01-04T00:00:00Z to 2026-01-06T00:00:00Z"],
+                &[
+                    "client `acme`: no key counts from 2026-01-04T00:00:00Z to 2026-01-06T00:00:00Z, when `k1` begins",
+                ],
             ),
             (&[(Some(5), None)], &["no key counts from now to 2026-01-06"]),
-            (&[(None, Some(-1))], &["`k0` counts no longer since 2025-12-31", "no key counts any more"]),
+            (
+                &[(None, Some(-1))],
+                &[
+                    "client `acme`: key `k0` counts no longer since 2025-12-31T00:00:00Z; remove it",
+                    "client `acme`: no key counts any more, and none will",
+                ],
+            ),
             (&[(None, Some(-1)), (Some(-2), None)], &["`k0` counts no longer"]),
-            (&[(None, Some(4)), (None, Some(9))], &["its last key, `k1`, ends at 2026-01-10"]),
+            (
+                &[(None, Some(4)), (None, Some(9))],
+                &["client `acme`: its last key, `k1`, ends at 2026-01-10T00:00:00Z, and none follows"],
+            ),
         ];
         for (keys, expected) in cases {
             let told: Vec<String> = window_warnings("acme", &client(keys), &Keyring::default(), NOW_MS)

@@ -36,7 +36,9 @@ impl Issuer {
                 Discovery::Openid => "openid",
                 Discovery::Oauth => "oauth",
             }));
-            [file, ca, crl].into_iter().for_each(|reference| said.reference(reference.as_ref()));
+            for reference in [file, ca, crl] {
+                said.reference(reference.as_ref().map(|reference| &reference.value));
+            }
             said.stale(*stale_crl);
         }
         if let Some(At { value: introspection, .. }) = introspection {

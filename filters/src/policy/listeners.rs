@@ -81,7 +81,7 @@ pub struct ClientCertificates {
     pub crl: Option<At<Reference>>,
     /// What becomes of clients while a list is past its `nextUpdate`.
     #[serde(default)]
-    pub stale_crl: StaleCrl,
+    pub stale_crl: At<StaleCrl>,
     /// Whether a client without one is turned away in the handshake.
     #[serde(default)]
     pub required: bool,

@@ -15,7 +15,7 @@ use super::tenancy::{self, Plans, Tenancy};
 use super::warning::warnings;
 use super::{
     Client, FlagFile, Issuer, Mirror, Reference, Route, Secret, Share, Shared, Upstream, WebSocket, bounds,
-    clients, flag_file, issuers, listeners, names, nobody, routes, shared_state, upstreams,
+    clients, envoy, flag_file, issuers, listeners, names, nobody, path, routes, shared_state, upstreams,
 };
 use crate::FilterSet;
 use crate::chain::Chain;
@@ -140,7 +140,7 @@ impl Policy {
         let rules = rules(&document, plans, &keyring, &mut flag_uses, &mut mistakes);
         flag_file::check_uses(&document, &flag_uses, &mut mistakes);
         let everywhere = everywhere(&document, plans, &keyring, &mut mistakes);
-        let paths = Paths::new(&document, &mut mistakes);
+        let paths = path::paths(&document, &mut mistakes);
         let preflights = preflights(&document, plans, &keyring);
         if mistakes.is_empty() {
             // A module has nobody to warn.
@@ -196,6 +196,11 @@ impl Policy {
     pub fn window_warnings(&self, now_ms: u64) -> Vec<Mistake> {
         let clients = self.document.clients.iter();
         clients.flat_map(|(name, client)| window_warnings(name, client, &self.keyring, now_ms)).collect()
+    }
+
+    /// What Envoy cannot do of it, in the order of the file.
+    pub fn beyond_envoy(&self) -> Vec<Mistake> {
+        envoy::beyond(&self.document)
     }
 
     /// The clients' keys as they were when the policy was read.

@@ -6,6 +6,7 @@
 mod bounds;
 mod clients;
 mod document;
+mod envoy;
 mod flag_file;
 mod issuers;
 mod keyring;
@@ -17,6 +18,7 @@ mod mistake;
 mod names;
 mod nobody;
 mod overlap;
+mod path;
 mod preflight;
 mod reference;
 mod routes;

@@ -91,7 +91,7 @@ pub struct UpstreamTls {
     /// What becomes of the upstream while a list is past its `nextUpdate`. Envoy refuses it always, so `allow` is not
     /// for Envoy.
     #[serde(default)]
-    pub stale_crl: StaleCrl,
+    pub stale_crl: At<StaleCrl>,
     /// The edge's own chain, PEM.
     pub certificate: At<Reference>,
     /// The edge's own key, PEM.

@@ -1,6 +1,7 @@
 //! What a policy may say and its writer should know that it says: told by `check`, refused by nobody.
 
 use super::document::{At, Document};
+use super::envoy;
 use super::lease::outlived;
 use super::meaning::nonces;
 use super::mistake::Mistake;
@@ -75,6 +76,10 @@ pub(super) fn warnings(document: &Document, paths: &Paths) -> Vec<Mistake> {
     warnings.extend(unwatched(document));
     warnings.extend(outlived(document));
     warnings.extend(preflight::refused(document));
+    // It is there for Envoy's workers.
+    if document.state.service.is_some() {
+        warnings.extend(envoy::beyond(document));
+    }
     warnings.extend(no_timeout(document));
     warnings.extend(longest.and_then(|(_, route)| too_few_entries(document, route)));
     warnings.sort_by_key(|warning| (warning.line, warning.column));

@@ -28,14 +28,14 @@ fn client_certificates_that_cannot_be_meant() {
             good,
             "{ client_cert: {} }",
             false,
-            "client_cert: a client certificate is required, and no listener asks",
+            "route `send`: client_cert: a client certificate is required, and no listener asks for one: write `client_certificates` under its `tls`",
         ),
         (good, "{ jwt: { bound_to: certificate } }", false, "no issuer is left"),
         (
             good,
             "{ client_cert: { clients: [bonk] } }",
             true,
-            "there is no client `bonk` that has `certificates`",
+            "client_cert: `clients`: there is no client `bonk` that has `certificates`",
         ),
         (
             good,
@@ -43,7 +43,12 @@ fn client_certificates_that_cannot_be_meant() {
             true,
             "there is no client `acme` that has `certificates`",
         ),
-        (good, "{ client_cert: { mode: off, clients: [bank] } }", true, "`clients` needs `mode: required`"),
+        (
+            good,
+            "{ client_cert: { mode: off, clients: [bank] } }",
+            true,
+            "client_cert: `clients` needs `mode: required` or `mode: optional`",
+        ),
         (
             good,
             "{ client_cert: { mode: sometimes } }",
@@ -54,7 +59,12 @@ fn client_certificates_that_cannot_be_meant() {
         ("{}", "{}", true, "p.yaml:12:26: client `bank`: a certificate is known by"),
         ("{ dns: '*.bank.test' }", "{}", true, "`*.bank.test` is not a DNS name"),
         ("{ spki_sha256: AAAA }", "{}", true, "in base64, as `certs show` prints it"),
-        ("{ dns: a.test }, { dns: a.test }", "{}", true, "would have the same certificate"),
+        (
+            "{ dns: a.test }, { dns: a.test }",
+            "{}",
+            true,
+            "clients `bank` and `bank` would have the same certificate",
+        ),
         ("{ cn: bank }", "{}", true, "unknown field `cn`"),
     ] {
         match read(&with_certificates(certificates, filters, asks)) {
@@ -65,7 +75,11 @@ fn client_certificates_that_cannot_be_meant() {
         }
     }
     let nobody = GOOD.replace("key: \"file:edge.key\" }", ASKS) + "    filters: { client_cert: {} }\n";
-    assert!(read(&nobody).unwrap_err().contains("no client of the policy has `certificates`"));
+    assert!(
+        read(&nobody)
+            .unwrap_err()
+            .contains("client_cert: no client of the policy has `certificates`, so nobody could pass")
+    );
 }
 
 #[test]
@@ -75,9 +89,9 @@ fn keys_whose_times_cannot_be_meant() {
         ("not_before: 2026-01-01T00:00:00Z, not_after: \"2026-01-01T00:00:00Z\"", ""),
         (
             "not_before: 2026-01-02T00:00:00Z, not_after: 2026-01-01T00:00:00Z",
-            "`not_after` lies before `not_before`",
+            "p.yaml:12:29: key `acme-1`: `not_after` lies before `not_before`",
         ),
-        ("not_after: tomorrow", "not a time; write it as RFC 3339 has it"),
+        ("not_after: tomorrow", "not a time; write it as RFC 3339 has it, \"2026-11-01T00:00:00Z\" say"),
         ("not_after: 2026-01-01", "not a time; write it as RFC 3339 has it"),
     ] {
         match read(&key(rest)) {
@@ -111,7 +125,7 @@ fn api_keys_that_cannot_be_meant() {
         (
             key("k1", HASH),
             "{ api_key: { clients: [bonk] } }",
-            "there is no client `bonk` that has `api_keys`",
+            "api_key: `clients`: there is no client `bonk` that has `api_keys`",
         ),
         (
             key("k1", HASH),
@@ -144,7 +158,11 @@ fn api_keys_that_cannot_be_meant() {
         GOOD.replace("clients:\n", &format!("clients:\n  bank: {{ api_keys: [{}] }}\n", many.join(", ")));
     assert!(read(&text).unwrap_err().contains("API key `k1024`: there are more than 1024 API keys"));
     let nobody = format!("{GOOD}    filters: {{ api_key: {{}} }}\n");
-    assert!(read(&nobody).unwrap_err().contains("no client of the policy has `api_keys`"));
+    assert!(
+        read(&nobody)
+            .unwrap_err()
+            .contains("api_key: no client of the policy has `api_keys`, so nobody could pass")
+    );
     let known =
         GOOD.replace("clients:\n", &format!("clients:\n  bank: {{ api_keys: [{}] }}\n", key("k", HASH)));
     let policy = read(&format!("{known}    filters: {{ api_key: {{}} }}\n")).unwrap();

@@ -21,7 +21,11 @@ fn every_mistake_has_a_place_and_a_message() {
         ("upstream: txn-core", "upstream: zzz", "p.yaml:19:15: there is no upstream `zzz`; known: txn-core"),
         ("127.0.0.1:8443", "localhost", "p.yaml:4:14: "),
         ("127.0.0.1:8443", "127.0.0.1:9100", "p.yaml:3:5: 127.0.0.1:9100 is used twice"),
-        ("\"file:edge.pem\"", "inline", "p.yaml:5:25: keys, certificates and secrets are references"),
+        (
+            "\"file:edge.pem\"",
+            "inline",
+            "p.yaml:5:25: keys, certificates and secrets are references: write `file:PATH` or `env:NAME`, never the thing itself",
+        ),
         ("server_name: txn-core.internal", "server_name: ''", "p.yaml:10:25: `server_name` is empty"),
         ("[\"127.0.0.1:9001\"]", "[]", "p.yaml:9:5: upstream `txn-core` has no address"),
         (
@@ -34,6 +38,7 @@ fn every_mistake_has_a_place_and_a_message() {
             "acme.secret\", encoding: hex",
             "file:acme.secret: it is not pairs of hexadecimal digits",
         ),
+        ("acme.secret\"", "acme.secret\", encoding: base64", "file:acme.secret: it is not padded base64"),
         (
             "upstream: txn-core\n",
             "upstream: txn-core\n    filters: { signature: { clients: [acme, other] } }\n",
@@ -47,12 +52,9 @@ fn every_mistake_has_a_place_and_a_message() {
         ("[POST]", "[post]", "p.yaml:16:5: route `send`: `post` is not an HTTP method; did you mean `POST`?"),
         ("[POST]", "[PSOT]", "route `send`: `PSOT` is not an HTTP method; did you mean `POST`?"),
         ("[POST]", "[PROPFIND]", "`PROPFIND` is not an HTTP method; known: GET, HEAD, POST, PUT, PATCH"),
-        ("/v1/transactions/send", "/v1/:id/receipt", "route `send`: write `{id}` for `:id` in `path`"),
-        ("/v1/transactions/send", "'/v1/*'", "p.yaml:16:5: route `send`: write `{*rest}` for `*` in `path`"),
+        ("admin:", "default_plan: gold\nadmin:", "p.yaml:6:15: there is no plan `gold`, nor any other"),
         ("[POST]", "[]", "p.yaml:16:5: route `send` names no method"),
-        ("[POST]", "[POST, POST]", "POST /v1/transactions/send is served by a route above"),
-        ("/v1/transactions/send", "/v1//send", "p.yaml:16:5: route `send`: `/v1//send` is not a path"),
-        ("/v1/transactions/send", "/v1/{a}{b}", "path `/v1/{a}{b}`: "),
+        ("[POST]", "[POST, POST]", "route `send`: POST /v1/transactions/send is served by a route above"),
         ("shape: {}", "shap: {}", "did you mean `shape`?"),
         ("shape: {}", "shape: { max_body_byte: 1 }", "did you mean `max_body_bytes`?"),
         (
@@ -69,7 +71,7 @@ fn every_mistake_has_a_place_and_a_message() {
         (
             "    upstream: txn-core",
             "    upstream: txn-core\n    except: [headers]",
-            "`headers` is not a filter of every route",
+            "p.yaml:20:14: `headers` is not a filter of every route, so there is nothing to except",
         ),
         (
             "    upstream: txn-core",
@@ -79,7 +81,7 @@ fn every_mistake_has_a_place_and_a_message() {
         (
             "    upstream: txn-core",
             "    upstream: txn-core\n    filters: { rate_limit: { limits: [{ name: A, by: ip, requests: 1, per_s: 1 }] } }",
-            "p.yaml:20:14: route `send`: rate_limit: limit name `A`: use lower-case letters",
+            "p.yaml:20:14: route `send`: rate_limit: limit name `A`: use lower-case letters, digits, '-' and '_', at most 64",
         ),
         (
             "    upstream: txn-core",
@@ -114,7 +116,7 @@ fn every_mistake_has_a_place_and_a_message() {
         (
             "filters:\n",
             "issuers:\n  dev: { issuer: 'https://i', audiences: [a], algorithms: [ES256], jwks: { url: 'https://i/a b' } }\nfilters:\n",
-            "issuer `dev`: `jwks.url` has spaces or other letters than visible ASCII",
+            "issuer `dev`: `jwks.url` has spaces or other letters than visible ASCII: write them as %20 and the like",
         ),
         (
             "filters:\n",
@@ -134,7 +136,7 @@ fn every_mistake_has_a_place_and_a_message() {
         (
             "filters:\n",
             "issuers:\n  dev: { issuer: 'http://i', audiences: [a], algorithms: [ES256], jwks: { discovery: openid } }\nfilters:\n",
-            "issuer `dev`: `jwks.discovery` needs an `issuer` that is an https:// address",
+            "issuer `dev`: `jwks.discovery` needs an `issuer` that is an https:// address without query and fragment",
         ),
         (
             "filters:\n",
@@ -194,4 +196,41 @@ fn every_mistake_has_a_place_and_a_message() {
             }
         }
     }
+}
+
+/// Of a path one thing is told.
+#[test]
+fn paths_that_nothing_could_be_matched_with() {
+    const BRACE: &str = "has a brace that makes no parameter: write `{id}`, or `{*rest}` at the end";
+    for (path, expected) in [
+        ("/v1/*", "route `send`: write `{*rest}` for `*` in `path`".to_owned()),
+        ("/v1/**/x", "route `send`: write `{*rest}` for `**` in `path`".to_owned()),
+        ("/v1/*all", "route `send`: write `{*rest}` for `*all` in `path`".to_owned()),
+        ("/v1/:id/receipt", "route `send`: write `{id}` for `:id` in `path`".to_owned()),
+        ("/v1/{a}{b}", "route `send`: `/v1/{a}{b}` has two parameters with no `/` between them: write one".to_owned()),
+        (
+            "/v1/{id",
+            "route `send`: `/v1/{id` has a brace that makes no parameter: write `{id}`, or `{*rest}` at the end".to_owned(),
+        ),
+        ("/v1/id}", format!("route `send`: `/v1/id}}` {BRACE}")),
+        ("/v1/{}", format!("route `send`: `/v1/{{}}` {BRACE}")),
+        ("/v1/{*}", format!("route `send`: `/v1/{{*}}` {BRACE}")),
+        ("/v1/{a/b}", format!("route `send`: `/v1/{{a/b}}` {BRACE}")),
+        (
+            "/v1/{*rest}/x",
+            "route `send`: `/v1/{*rest}/x` goes on where `{*rest}` has taken all that is left: put it at the end"
+                .to_owned(),
+        ),
+        ("/v1//send", "route `send`: `/v1//send` is not a path that a request could have".to_owned()),
+        ("v1", "route `send`: `v1` is not a path that a request could have".to_owned()),
+        ("", "route `send`: `` is not a path that a request could have".to_owned()),
+    ] {
+        let text = GOOD.replacen("/v1/transactions/send", &format!("\"{path}\""), 1);
+        let told = read(&text).err();
+        assert_eq!(told, Some(format!("p.yaml:16:5: {expected}")), "{path}");
+    }
+    let twice = GOOD.replacen("/v1/transactions/send", "/v1/{one}", 1)
+        + "  - { name: other, methods: [GET], path: \"/v1/{two}\", upstream: txn-core }\n";
+    let expected = "p.yaml:20:5: route `other`: whatever fits `/v1/{two}` fits `/v1/{one}`, the path of another route: write the same in both, or another";
+    assert_eq!(read(&twice).err().as_deref(), Some(expected));
 }

@@ -26,13 +26,13 @@ fn flags_that_cannot_be_meant() {
         (file("{ file: \"env:FLAGS\" }"), "flags are in a file, so that they can change: write `file:PATH`"),
         (
             file("{ file: \"file:f\", fields: { user: x-user } }"),
-            "`user` is a name of the edge's own, or none",
+            "`fields`: `user` is a name of the edge's own, or none: use another",
         ),
         (
             file("{ file: \"file:f\", fields: { app: X-App } }"),
-            "`X-App` is not the name of a field, in lower-case",
+            "`fields`: `X-App` is not the name of a field, in lower-case letters",
         ),
-        (file("{ file: \"file:f\", fields: { app: cookie } }"), "`cookie` is not for flags to see"),
+        (file("{ file: \"file:f\", fields: { app: cookie } }"), "`fields`: `cookie` is not for flags to see"),
         (
             with("", &feature("{ when: [{ flag: f, is: [a] }] }")),
             "flag `f`: there are no flags: name their file in `flags`",
@@ -57,7 +57,7 @@ fn flags_that_cannot_be_meant() {
         ),
         (
             by_flag(&format!("{}    flag: f\n", two.replace(", variant: a", ""))),
-            "each upstream of a `flag` has its `variant`",
+            "route `send`: each upstream of a `flag` has its `variant`",
         ),
         (
             by_flag(&format!("{}    flag: f\n", two.replace("variant: b", "variant: a"))),

@@ -7,7 +7,12 @@ fn a_listener_that_asks_for_no_certificate_is_told_of() {
     let other = "admin:";
     let second = "  - { name: plain, address: \"127.0.0.1:8444\", tls: { certificate: \"file:c\", key: \"file:k\" } }\nadmin:";
     for (filters, expected) in [
-        ("{ client_cert: {} }", Some("refuses everybody who comes by `plain`, where none is asked for")),
+        (
+            "{ client_cert: {} }",
+            Some(
+                "route `send` requires a client certificate and refuses everybody who comes by `plain`, where none is asked for",
+            ),
+        ),
         ("{ client_cert: { mode: optional } }", None),
     ] {
         let policy =

@@ -64,12 +64,12 @@ fn requests_are_shared_out_as_it_can_be_meant() {
     for (settings, expected) in [
         (format!("upstreams: {two}, sticky: user"), ""),
         (format!("upstreams: {tried}, sticky: user, experiment: checkout"), ""),
-        ("upstream: txn-core, sticky: user".to_owned(), "`sticky` needs several `upstreams` to choose from"),
+        ("upstream: txn-core, sticky: user".to_owned(), "route `it`: `sticky` needs several `upstreams` to choose from"),
         (format!("upstreams: {two}, sticky: route"), "`sticky: route` would send everybody to the same upstream"),
         (format!("upstreams: {two}, sticky: usr"), "`sticky`: `usr` is none of route, ip, tenant, client, user, device, key; did you mean `user`?"),
-        (format!("upstreams: {tried}, sticky: user"), "variant `a` is of no `experiment`: name one"),
-        (format!("upstreams: {two}, sticky: user, experiment: x"), "each upstream of an experiment is a `variant`"),
-        (format!("upstreams: {tried}, experiment: x"), "experiment `x` needs `sticky`: whose requests see"),
+        (format!("upstreams: {tried}, sticky: user"), "route `it`: variant `a` is of no `experiment`: name one"),
+        (format!("upstreams: {two}, sticky: user, experiment: x"), "route `it`: each upstream of an experiment is a `variant`"),
+        (format!("upstreams: {tried}, experiment: x"), "experiment `x` needs `sticky`: whose requests see the same variant"),
         (format!("upstreams: {tried}, sticky: user, experiment: X"), "experiment `X`: use lower-case letters, digits, '-' and '_', at most 64"),
         (
             format!("upstreams: {}, sticky: user, experiment: x", tried.replace("variant: b", "variant: a")),
@@ -135,12 +135,15 @@ fn websockets_are_let_through_as_it_can_be_meant() {
         ),
         (
             "methods: [GET, POST], websocket: {}",
-            "WebSockets are asked for with GET, and `methods` is another",
+            "route `it`: WebSockets are asked for with GET, and `methods` is another: write `methods: [GET]`",
         ),
-        ("methods: [GET], websocket: {}, mirror: { upstream: txn-core }", "a WebSocket cannot be copied"),
+        (
+            "methods: [GET], websocket: {}, mirror: { upstream: txn-core }",
+            "route `it`: a WebSocket cannot be copied: drop `mirror` or `websocket`",
+        ),
         (
             "methods: [GET], websocket: {}, filters: { signing: { to_upstream: { key: acme-1 } } }",
-            "what passes on a WebSocket cannot be signed or verified",
+            "route `it`: what passes on a WebSocket cannot be signed or verified: drop `signing` or `websocket`",
         ),
     ] {
         let begin = GOOD.split("routes:").next().unwrap();

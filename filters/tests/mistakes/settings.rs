@@ -13,7 +13,7 @@ fn messages_are_signed_with_keys_that_there_are() {
         ("{ from_upstream: { key: acme-1 } }", "name at least one of"),
         (
             "{ to_client: { key: acme-1 }, from_upstream: { key: acme-1 } }",
-            "`from_upstream` needs `to_upstream`",
+            "signing: `from_upstream` needs `to_upstream`: an answer is told by its request's nonce",
         ),
         ("{ to_upstream: { key: acme-2 } }", "there is no key `acme-2` among the `hmac_keys` of `clients`"),
         (
@@ -34,7 +34,7 @@ fn a_limit_of_one_name_is_one_limit() {
     let usual = limit("ip", "requests: 10, per_s: 60");
     let told = |from: &str, to: &str| {
         format!(
-            "p.yaml:25:14: route `other`: rate_limit: `n` is {to} here and {from} on route `send`, and both"
+            "p.yaml:25:14: route `other`: rate_limit: `n` is {to} here and {from} on route `send`, and both would count together; use another name or the same settings"
         )
     };
     let ten = "10 requests in 60 s, 10 at once, by ip";
@@ -60,6 +60,11 @@ fn a_limit_of_one_name_is_one_limit() {
             &usual,
             limit("user", "requests: 10, per_s: 60"),
             Some(told(ten, "10 requests in 60 s, 10 at once, by user")),
+        ),
+        (
+            &usual,
+            limit("ip", "requests: 10, per_s: 60, counted: here"),
+            Some(told(ten, "10 requests in 60 s, 10 at once, by ip, counted here")),
         ),
         (&usual, limit("route", "requests: 10, per_s: 60"), Some(told(ten, "a limit of each route"))),
         (&limit("route", "requests: 10, per_s: 60"), limit("route", "requests: 5, per_s: 60"), None),
@@ -87,7 +92,7 @@ fn a_limit_of_one_name_is_one_limit() {
             "quota",
             "by: route, per: day, most: 5",
             "by: ip, per: day, most: 5",
-            "here and a quota of each route on route `send`",
+            "`n` is 5 a day, by ip here and a quota of each route on route `send`",
         ),
     ] {
         let limit =
@@ -114,11 +119,14 @@ fn pages_of_other_origins_are_named() {
         ("{ origins: [] }", "`origins` names no page that may call"),
         (
             "{ origins: ['https://pay.example/'] }",
-            "`https://pay.example/` is no origin: write `https://HOST`",
+            "cors: `https://pay.example/` is no origin: write `https://HOST` or `https://HOST:PORT` without a path, or `*` alone",
         ),
         ("{ origins: ['pay.example'] }", "`pay.example` is no origin"),
         ("{ origins: ['*', 'https://pay.example'] }", "`*` is no origin"),
-        ("{ origins: ['*'], credentials: true }", "`credentials` go to pages that are named"),
+        (
+            "{ origins: ['*'], credentials: true }",
+            "cors: `credentials` go to pages that are named: `*` is every page there is",
+        ),
         ("{ origins: ['*'], request_fields: ['a b'] }", "`a b` is not the name of a field"),
         ("{ origins: ['*'], max_age_s: 90000 }", "`max_age_s` is at most 86400"),
     ] {
@@ -138,18 +146,21 @@ fn answers_are_compressed_that_can_be() {
         ("compression: { least_bytes: 1048577 }", "`least_bytes` is between 1 and 1048576"),
         ("compression: { types: [] }", "`types` are between 1 and 32 media types"),
         (&format!("compression: {{ types: [{many}] }}"), "`types` are between 1 and 32 media types"),
-        ("compression: { types: [json] }", "`json` is not a media type: write it as `application/json`"),
+        (
+            "compression: { types: [json] }",
+            "compression: `json` is not a media type: write it as `application/json`, in lower case and without parameters",
+        ),
         ("compression: { types: ['text/plain; a=b'] }", "in lower case and without parameters"),
         ("compression: { types: [Text/Plain] }", "`Text/Plain` is not a media type"),
         (
             "compression: { types: [application/problem+json] }",
-            "is what refusals are, and those stay as they are",
+            "`application/problem+json` is what refusals are, and those stay as they are",
         ),
         // What is signed is signed as it leaves the upstream.
         ("compression: {}, signing: { to_upstream: { key: acme-1 } }", ""),
         (
             "compression: {}, signing: { to_client: { key: acme-1 } }",
-            "p.yaml:16:5: route `send`: what is signed or verified is not compressed afterwards",
+            "p.yaml:16:5: route `send`: what is signed or verified is not compressed afterwards: write `except: [compression]`, or drop `compression` here",
         ),
         (
             "compression: {}, signing: { to_upstream: { key: acme-1 }, from_upstream: { key: acme-1 } }",
@@ -181,7 +192,11 @@ fn claims_that_cannot_be_meant() {
             "`claims`: no value of `kyc` is accepted, so nobody could pass",
         ),
         ("{}", "{ claims: { kyc: [] } }", "no value of `kyc` is accepted"),
-        ("{}", "{ claims_to_headers: { x-kyc: kyc } }", "`x-kyc` is not a field of the edge's own"),
+        (
+            "{}",
+            "{ claims_to_headers: { x-kyc: kyc } }",
+            "`claims_to_headers`: `x-kyc` is not a field of the edge's own: write `x-torana-claim-` and lower-case letters, digits or '-'",
+        ),
         ("{}", "{ claims_to_headers: { x-torana-tenant: kyc } }", "write `x-torana-claim-` and lower-case"),
         ("{}", "{ claims_to_headers: { X-Torana-Claim-Kyc: kyc } }", "is not a field of the edge's own"),
         ("{}", "{ claims_to_headers: { x-torana-claim-: kyc } }", "is not a field of the edge's own"),

@@ -101,9 +101,19 @@ fn tenants_and_plans_that_cannot_be_meant() {
         ("", "", "{ rate_limit: {} }", "rate_limit: `limits` needs one to 8 entries"),
         ("", "", "{ quota: {} }", "quota: `limits` needs one to 8 entries"),
         ("", "", "{ jwt: {}, tenant: {}, rate_limit: { cost: 0 } }", "`cost` is between 1 and the burst"),
-        ("", "", "{ tenant: { from: [] } }", "tenant: `from` is empty"),
+        (
+            "",
+            "",
+            "{ tenant: { from: [] } }",
+            "tenant: `from` is empty, or has nothing in common with that of every route",
+        ),
         ("", "", "{ tenant: { from: [cookie] } }", "`cookie` is none of token, client, host"),
-        ("plans:", "utc_offset: Asia/Kolkata\nplans:", REQUIRED, "not an offset from UTC; write `+05:30`"),
+        (
+            "plans:",
+            "utc_offset: Asia/Kolkata\nplans:",
+            REQUIRED,
+            "not an offset from UTC; write `+05:30`, `-03:00` or `+00:00`, at most 14 hours",
+        ),
         ("plans:", "utc_offset: '+15:00'\nplans:", REQUIRED, "not an offset from UTC"),
         ("plans:", "utc_offset: '-03:00'\nplans:", REQUIRED, ""),
     ] {
@@ -119,7 +129,9 @@ fn tenants_and_plans_that_cannot_be_meant() {
     assert!(told.contains("plan `gold`: with those of the route there are more than 8 limits"), "{told}");
     let told = read(&with_tenants("", REQUIRED)).unwrap_err();
     assert!(
-        told.contains("route `send`: tenant: the policy has no `tenants` and no `default_plan`"),
+        told.contains(
+            "route `send`: tenant: the policy has no `tenants` and no `default_plan`, so nobody could pass"
+        ),
         "{told}"
     );
     // A plan's mistake is told once, however many routes it would hold on.

@@ -3,7 +3,7 @@
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use anyhow::Context as _;
-use filters::policy::{At, StaleCrl, StateService, Upstream, UpstreamTls};
+use filters::policy::{At, StateService, Upstream, UpstreamTls};
 use serde_json::{Value, json};
 
 use super::handed::metadata;
@@ -63,7 +63,7 @@ impl Source {
             "lb_policy": "ROUND_ROBIN",
             "connect_timeout": ms(upstream.connect_timeout_ms),
             "load_assignment": { "cluster_name": cluster, "endpoints": [{ "lb_endpoints": endpoints }] },
-            "transport_socket": self.upstream_tls(&upstream.tls, self.files(name)?)?,
+            "transport_socket": self.upstream_tls(&upstream.tls, self.files(name)?),
             "typed_extension_protocol_options": http1(upstream.idle_timeout_ms),
             "circuit_breakers": { "thresholds": [{
                 "max_requests": most,
@@ -118,12 +118,8 @@ impl Source {
     }
 
     /// Mutual TLS, with the upstream's name in its certificate to the letter.
-    fn upstream_tls(&self, tls: &UpstreamTls, files: &UpstreamFiles) -> anyhow::Result<Value> {
+    fn upstream_tls(&self, tls: &UpstreamTls, files: &UpstreamFiles) -> Value {
         let name = &tls.server_name.value;
-        anyhow::ensure!(
-            tls.crl.is_none() || tls.stale_crl == StaleCrl::Refuse,
-            "`{name}`: Envoy believes no list that is past its time: `stale_crl: allow` is for the gateway",
-        );
         let san_type = if name.parse::<std::net::IpAddr>().is_ok() { "IP_ADDRESS" } else { "DNS" };
         let called = json!({
             "match_typed_subject_alt_names": [{ "san_type": san_type, "matcher": { "exact": name } }],
@@ -137,14 +133,14 @@ impl Source {
             "alpn_protocols": ["http/1.1"],
         });
         self.delivery.fill(&mut common, &[&files.identity], Some((&files.trust, called)));
-        Ok(json!({
+        json!({
             "name": "envoy.transport_sockets.tls",
             "typed_config": {
                 "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
                 "sni": name,
                 "common_tls_context": common,
             },
-        }))
+        })
     }
 
     fn state(&self, service: &StateService) -> anyhow::Result<Value> {
@@ -169,7 +165,7 @@ impl Source {
             }] },
         });
         if let (Some(tls), Some(files)) = (&service.tls, &self.state) {
-            cluster["transport_socket"] = self.upstream_tls(&tls.client, files)?;
+            cluster["transport_socket"] = self.upstream_tls(&tls.client, files);
         }
         Ok(cluster)
     }

@@ -2,7 +2,7 @@
 
 use certs::{Certificates, Clients};
 use filters::admission::HIDDEN_FROM_CLIENTS;
-use filters::policy::{At, Listener, StaleCrl};
+use filters::policy::{At, Listener};
 use filters::shape;
 use serde_json::{Value, json};
 
@@ -37,13 +37,13 @@ impl Source {
             "listener_filters_timeout": ms(listener.handshake_timeout_ms),
             "filter_chains": [{
                 "transport_socket_connect_timeout": ms(listener.handshake_timeout_ms),
-                "transport_socket": self.downstream_tls(listener, files)?,
+                "transport_socket": self.downstream_tls(files),
                 "filters": [self.connection_limit(listener), self.http(listener)?],
             }],
         }))
     }
 
-    fn downstream_tls(&self, listener: &Listener, files: &ListenerFiles) -> anyhow::Result<Value> {
+    fn downstream_tls(&self, files: &ListenerFiles) -> Value {
         // The first is for those who ask for a name that none bears.
         let Certificates { default, others } = &files.certificates;
         let own: Vec<_> =
@@ -52,16 +52,9 @@ impl Source {
             "tls_params": { "tls_minimum_protocol_version": "TLSv1_2" },
             "alpn_protocols": ["h2", "http/1.1"],
         });
-        if let Some(clients) = &listener.tls.client_certificates {
-            anyhow::ensure!(
-                clients.crl.is_none() || clients.stale_crl == StaleCrl::Refuse,
-                "listener {}: Envoy believes no list that is past its time: `stale_crl: allow` is for the gateway",
-                listener.name
-            );
-        }
         let peers = files.clients.trust();
         self.delivery.fill(&mut common, &own, peers.map(|trust| (trust, json!({}))));
-        Ok(json!({
+        json!({
             "name": "envoy.transport_sockets.tls",
             "typed_config": {
                 "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
@@ -71,7 +64,7 @@ impl Source {
                 "disable_stateless_session_resumption": peers.is_some(),
                 "disable_stateful_session_resumption": peers.is_some(),
             },
-        }))
+        })
     }
 
     fn connection_limit(&self, listener: &Listener) -> Value {

@@ -264,6 +264,10 @@ impl Source {
         let mistaken = |mistakes: Vec<filters::policy::Mistake>| anyhow::anyhow!(load::told(&mistakes, file));
         // Envoy may be started anywhere, so what the policy names must be found from anywhere.
         let read = load::read(&std::path::absolute(file)?).map_err(mistaken)?;
+        let beyond = read.policy.beyond_envoy();
+        if !beyond.is_empty() {
+            return Err(mistaken(beyond));
+        }
         let text = read.text.clone();
         let loaded = load::load_file(read, Reader::Envoy).map_err(mistaken)?;
         let state = loaded.state_client().map_err(mistaken)?;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use certs::file::Content;
 use certs::{Live, TrustFiles, Watch};
-use filters::policy::{Discovery, Issuer, Jwks, Reference};
+use filters::policy::{At, Discovery, Issuer, Jwks, Reference};
 use serde::Deserialize;
 
 use crate::load;
@@ -41,16 +41,16 @@ impl Source {
         folder: &Path,
         watch: &Watch,
     ) -> anyhow::Result<Self> {
-        let client = || client(name, jwks, folder, watch).with_context(|| format!("issuer {name}"));
+        let client = || client(name, jwks, folder, watch).with_context(|| format!("issuer `{name}`"));
         match (&jwks.url, &jwks.file, jwks.discovery) {
-            (_, Some(Reference::File(path)), _) => Ok(Self::File(folder.join(path))),
+            (_, Some(At { value: Reference::File(path), .. }), _) => Ok(Self::File(folder.join(path))),
             (Some(url), _, _) => Ok(Self::Url { url: url.clone(), client: client()? }),
             (None, _, Some(discovery)) => Ok(Self::Metadata {
                 metadata: metadata(&issuer.issuer, discovery),
                 issuer: issuer.issuer.clone(),
                 client: client()?,
             }),
-            (None, _, None) => anyhow::bail!("issuer {name} has no source of keys"),
+            (None, _, None) => anyhow::bail!("issuer `{name}` has no source of keys"),
         }
     }
 
@@ -96,7 +96,7 @@ impl Source {
 /// Bounded, and from nothing but a file: a pipe or a device would be read for ever.
 pub(super) fn read_file(path: &Path) -> anyhow::Result<Vec<u8>> {
     let bytes = certs::file::read(path, Content::Public)?;
-    anyhow::ensure!(bytes.len() <= MOST_BYTES, "the file is larger than {MOST_BYTES} bytes");
+    anyhow::ensure!(bytes.len() <= MOST_BYTES, "{} is larger than {MOST_BYTES} bytes", path.display());
     Ok(bytes.to_vec())
 }
 
@@ -143,9 +143,9 @@ async fn get(client: &reqwest::Client, url: &str, most_bytes: usize) -> anyhow::
 fn client(name: &str, jwks: &Jwks, folder: &Path, watch: &Watch) -> anyhow::Result<Live<reqwest::Client>> {
     let timeout = Duration::from_millis(jwks.timeout_ms);
     let limits = certs::client::ClientLimits { connect_timeout: timeout, timeout, ..Default::default() };
-    match &jwks.ca {
+    match jwks.ca.as_ref().map(|ca| &ca.value) {
         Some(Reference::File(path)) => {
-            let crl = match &jwks.crl {
+            let crl = match jwks.crl.as_ref().map(|crl| &crl.value) {
                 Some(Reference::File(path)) => Some(folder.join(path)),
                 Some(Reference::Env(_)) => anyhow::bail!("`jwks.crl` must be a `file:`"),
                 None => None,

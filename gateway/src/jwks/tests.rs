@@ -21,7 +21,7 @@ fn store(folder: &Path, unknown_kid_refresh_s: u64, stale_s: u64) -> KeyStore {
     let jwks = Jwks {
         url: None,
         discovery: None,
-        file: Some(Reference::File("jwks.json".into())),
+        file: Some(At::nowhere(Reference::File("jwks.json".into()))),
         ca: None,
         crl: None,
         stale_crl: filters::policy::StaleCrl::Refuse,

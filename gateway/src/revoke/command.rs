@@ -158,7 +158,7 @@ fn over_tls(
     let file = |reference: &At<Reference>| load::file(folder, reference).map_err(anyhow::Error::msg);
     let watch = Watch::new("gateway revoke");
     let crl = files.crl.as_ref().map(file).transpose()?;
-    let trust = TrustFiles { ca: file(&files.ca)?, crl, stale: load::stale_crl(files.stale_crl) };
+    let trust = TrustFiles { ca: file(&files.ca)?, crl, stale: load::stale_crl(files.stale_crl.value) };
     let trust = watch.trust("state/ca".to_owned(), trust)?;
     let identity = IdentityFiles { certificate: file(&files.certificate)?, key: file(&files.key)? };
     let (names, issuer) = (Vec::new(), certs::Issuer::Any);
