@@ -163,20 +163,33 @@ pub struct Summary {
 
 impl Summary {
     pub fn new(path: &Path, loaded: &Loaded) -> Self {
-        let times = loaded.policy.window_warnings(crate::now_ms());
-        let warnings: Vec<&Mistake> = loaded.policy.warnings().iter().chain(&times).collect();
-        Self { text: summary(path, loaded, &warnings), warnings: warnings.len() }
+        Self::of(path, &loaded.policy, "ok")
+    }
+
+    /// Of a policy whose files, secrets and variables are elsewhere.
+    ///
+    /// # Errors
+    /// The mistakes that can be seen without them.
+    pub fn without_files(path: &Path) -> Result<Self, Vec<Mistake>> {
+        let read = read_without_secrets(path)?;
+        Ok(Self::of(path, &read.policy, "ok, as far as its files do not say otherwise"))
+    }
+
+    fn of(path: &Path, policy: &Policy, verdict: &str) -> Self {
+        let times = policy.window_warnings(crate::now_ms());
+        let warnings: Vec<&Mistake> = policy.warnings().iter().chain(&times).collect();
+        Self { text: summary(path, policy, verdict, &warnings), warnings: warnings.len() }
     }
 }
 
-fn summary(path: &Path, loaded: &Loaded, warnings: &[&Mistake]) -> String {
+fn summary(path: &Path, policy: &Policy, verdict: &str, warnings: &[&Mistake]) -> String {
     let file = path.to_string_lossy();
     let mut text = String::new();
     for warning in warnings {
         let _ = writeln!(text, "warning: {}", warning.in_file(&file));
     }
-    let _ = writeln!(text, "{file}: ok");
-    for rule in loaded.policy.rules() {
+    let _ = writeln!(text, "{file}: {verdict}");
+    for rule in policy.rules() {
         let filters: Vec<_> = rule.chain.names().collect();
         let _ = writeln!(text, "  route {} -> {}: {}", rule.name, served_by(rule), filters.join(", "));
     }

@@ -60,6 +60,8 @@ impl Line {
     /// When it cannot be read or does not have the request.
     pub fn find(log: &Path, request_id: &str) -> anyhow::Result<Self> {
         let name = log.display();
+        // As a refusal tells it.
+        let request_id = request_id.strip_prefix("urn:uuid:").unwrap_or(request_id);
         let found = match log == Path::new("-") {
             true => find(std::io::stdin().lock(), request_id),
             false => find(std::fs::File::open(log).with_context(|| name.to_string())?, request_id),
@@ -131,13 +133,15 @@ pub fn explain(file: &Path, line: &Line) -> anyhow::Result<Explained> {
         None => told.push_str("note: this log does not say which policy decided\n"),
         Some(_) => {}
     }
-    let _ = writeln!(
-        told,
-        "note: a log has no header fields, no query and no body; with the request in a file, `gateway explain {} \
-         request.http --at {}` tells why",
-        file.display(),
-        line.timestamp
-    );
+    if line.decided() == Decided::Refused {
+        let _ = writeln!(
+            told,
+            "note: a log has no header fields, no query and no body; with the request in a file, `gateway explain {} \
+             request.http --at {}` tells why, unless it is for what had been sent or revoked before",
+            file.display(),
+            line.timestamp
+        );
+    }
     Ok(Explained { passes: line.decided() == Decided::Passed, text: told })
 }
 
@@ -196,6 +200,7 @@ impl Line {
             before &= !refuses;
             let says = match (self.decided(), refuses, before) {
                 (Decided::Passed, ..) => "passed",
+                _ if self.was_sent() => "passed",
                 (Decided::Refused, true, _) => "REFUSED",
                 (Decided::Refused, false, true) if !by_edge => "passed",
                 (Decided::Refused, false, _) | (Decided::ByEnvoy | Decided::Unknown, ..) => "unknown",
@@ -232,9 +237,8 @@ impl Line {
         }
     }
 
-    /// The bounds of the route or of its upstream that ended it.
-    fn bounds(&self, rule: Option<&RouteRule>, places: &Places<'_>) -> Vec<String> {
-        let Some(rule) = rule else { return Vec::new() };
+    /// What failed at the upstream, or on the way there.
+    fn failure(&self) -> Option<Failure> {
         let by_edge = self.code.as_ref().filter(|_| self.filter.as_deref() == Some(Refused::EDGE));
         let told =
             by_edge.and_then(|code| Failure::ALL.into_iter().find(|failure| failure.refusal().code == code));
@@ -242,7 +246,18 @@ impl Line {
         // Before an answer it is the client that took too long.
         let over = self.status > 0 && self.cut_off.as_deref() == Some(Cut::TimeOver.name());
         let cut = || over.then_some(Failure::UpstreamTimeout);
-        match told.or_else(flagged).or_else(cut) {
+        told.or_else(flagged).or_else(cut)
+    }
+
+    /// Whether it had passed every filter, whatever was answered then.
+    fn was_sent(&self) -> bool {
+        matches!(self.failure(), Some(Failure::UpstreamTimeout | Failure::UpstreamFailed))
+    }
+
+    /// The bounds of the route or of its upstream that ended it.
+    fn bounds(&self, rule: Option<&RouteRule>, places: &Places<'_>) -> Vec<String> {
+        let Some(rule) = rule else { return Vec::new() };
+        match self.failure() {
             Some(Failure::UpstreamOverloaded) => {
                 let upstreams = self.upstreams(Some(rule)).into_iter();
                 upstreams.filter_map(|name| places.max_in_flight(name)).collect()

@@ -117,6 +117,9 @@ enum Command {
         /// Take warnings for mistakes.
         #[arg(long)]
         deny_warnings: bool,
+        /// Say what can be said without the files and variables that the policy names: in a pipeline, which has none.
+        #[arg(long)]
+        without_files: bool,
     },
     /// Say what changes for whom when NEW takes over from OLD.
     ///
@@ -218,7 +221,9 @@ fn main() -> ExitCode {
         Command::Serve { policy, threads, drain_s } => serve(&policy, threads, drain_s),
         Command::State { policy, envoy } => state(&policy, envoy.as_deref()),
         Command::Envoy { policy, module, out } => envoy(&policy, module, out.as_deref()),
-        Command::Check { policy, deny_warnings } => check(&policy, deny_warnings),
+        Command::Check { policy, deny_warnings, without_files } => {
+            check(&policy, deny_warnings, without_files)
+        }
         Command::Diff { old, new, json } => diff(&old, &new, json),
         Command::Explain { policy, request, log, request_id, from, certificate, at } => {
             told(match (request, log, request_id) {
@@ -308,10 +313,13 @@ fn logged(policy: &Path, run: impl FnOnce(load::Loaded) -> anyhow::Result<()>) -
     }
 }
 
-fn check(policy: &Path, deny_warnings: bool) -> ExitCode {
-    match load::load(policy) {
-        Ok(loaded) => {
-            let load::Summary { text, warnings } = load::Summary::new(policy, &loaded);
+fn check(policy: &Path, deny_warnings: bool, without_files: bool) -> ExitCode {
+    let summary = match without_files {
+        true => load::Summary::without_files(policy),
+        false => load::load(policy).map(|loaded| load::Summary::new(policy, &loaded)),
+    };
+    match summary {
+        Ok(load::Summary { text, warnings }) => {
             print(&text);
             if warnings > 0 && deny_warnings {
                 complain("--deny-warnings: the warnings above are taken for mistakes");

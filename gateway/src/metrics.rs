@@ -89,7 +89,10 @@ impl Metrics {
                 ),
                 &["outcome"],
             )?,
-            redis_up: IntGauge::new("gateway_redis_up", "1 while the shared state in Redis answers")?,
+            redis_up: IntGauge::new(
+                "gateway_redis_up",
+                "1 while the shared state in Redis answers, if there is one",
+            )?,
             redis_seconds: Histogram::with_opts(
                 HistogramOpts::new("gateway_redis_duration_seconds", "Batches that Redis was sent")
                     .buckets(vec![0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5]),
@@ -172,7 +175,6 @@ impl Metrics {
             Box::new(metrics.in_flight.clone()),
             Box::new(metrics.state_entries.clone()),
             Box::new(metrics.state_batches.clone()),
-            Box::new(metrics.redis_up.clone()),
             Box::new(metrics.redis_seconds.clone()),
             Box::new(metrics.redis_batches.clone()),
             Box::new(metrics.ejections.clone()),
@@ -193,6 +195,12 @@ impl Metrics {
             metrics.registry.register(collector)?;
         }
         Ok(metrics)
+    }
+
+    /// Tells how a Redis fares, for there is one: without, 0 would be an alarm for ever.
+    pub(crate) fn has_redis(&self) {
+        // It is told once, whoever asks for it.
+        let _ = self.registry.register(Box::new(self.redis_up.clone()));
     }
 
     /// Tells what is revoked.

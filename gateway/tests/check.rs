@@ -44,6 +44,21 @@ fn gateway(folder: &Path, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
+/// A pipeline has none of the files and variables that a policy names.
+#[test]
+fn what_can_be_said_without_files_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let (status, told) = check_with(folder.path(), POLICY, &["--without-files"]);
+    assert_eq!(status, 0, "{told}");
+    assert!(told.contains("edge.yaml: ok, as far as its files do not say otherwise\n"), "{told}");
+    assert!(told.contains("route `send` does without `shape`"), "{told}");
+    let (status, _) = check_with(folder.path(), POLICY, &["--without-files", "--deny-warnings"]);
+    assert_eq!(status, 1);
+    let wrong = POLICY.replace("methods: [POST]", "methods: [PSOT]");
+    let (status, told) = check_with(folder.path(), &wrong, &["--without-files"]);
+    assert!(status == 1 && told.contains("did you mean `POST`?"), "{told}");
+}
+
 #[test]
 fn policies_are_read_as_they_would_be_served() {
     certs::install_crypto_provider();

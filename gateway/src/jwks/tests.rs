@@ -250,7 +250,7 @@ impl Endpoint {
             url: discovery.is_none().then(|| format!("{url}/keys")),
             discovery,
             file: None,
-            ca: Some(Reference::File("edge-ca.pem".into())),
+            ca: Some(At::nowhere(Reference::File("edge-ca.pem".into()))),
             crl: None,
             stale_crl: filters::policy::StaleCrl::Refuse,
             refresh_s: 300,

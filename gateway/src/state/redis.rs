@@ -59,6 +59,7 @@ impl Redis {
         metrics: &Metrics,
         watch: &Watch,
     ) -> anyhow::Result<Self> {
+        metrics.has_redis();
         Ok(Self {
             client: client(settings, folder, watch)?,
             config: ConnectionManagerConfig::new()

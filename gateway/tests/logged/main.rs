@@ -81,7 +81,6 @@ async fn requests_are_found_in_the_log_with_what_decided() {
             "  ip_access    passed     [edge.yaml:8]",
             "  rate_limit   passed     [edge.yaml:16]",
             "=> 200, answered by core",
-            "note: a log has no header fields, no query and no body;",
         ],
     );
     expect(
@@ -93,6 +92,7 @@ async fn requests_are_found_in_the_log_with_what_decided() {
             "  shape        passed     [edge.yaml:9]",
             "  rate_limit   REFUSED    [edge.yaml:16]",
             "=> 429 rate_limited, by rate_limit",
+            "note: a log has no header fields, no query and no body;",
         ],
     );
     expect(

@@ -50,7 +50,7 @@ pub fn as_json(text: &str) -> Result<String, Mistake> {
 
 /// What a text cannot be read for.
 struct Wrong {
-    error: Error,
+    error: Box<Error>,
     /// The keys and positions that lead there.
     path: Vec<Segment>,
 }
@@ -77,5 +77,5 @@ fn parse<'t, T: Deserialize<'t>>(text: &'t str) -> Result<T, Wrong> {
             error.into_inner()
         })
     });
-    read.map_err(|error| Wrong { error, path })
+    read.map_err(|error| Wrong { error: Box::new(error), path })
 }
