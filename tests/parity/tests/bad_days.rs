@@ -294,7 +294,7 @@ async fn a_policy_changes_as_a_whole_while_traffic_flows() {
     let policy_of = |age: u32| {
         Named::parse(&format!(
             "name: t\neverywhere: {{ headers: {{ hsts_max_age_s: {age} }} }}\n\
-             routes: [{{ name: r, methods: [GET], path: '/{{*rest}}', upstream: u }}]\nrequests: []"
+             routes: [{{ name: r, methods: [GET], path: '/{{*rest}}', upstream: u, timeout_ms: 60000 }}]\nrequests: []"
         ))
         .unwrap()
     };
@@ -312,10 +312,13 @@ async fn a_policy_changes_as_a_whole_while_traffic_flows() {
     until_served(&world, places.listeners[0], &mut envoy).await;
 
     // Decided by the first policy, and under way while nine others take over.
-    let held = {
-        let (world, to) = (Arc::clone(&world), places.listeners[0]);
-        tokio::spawn(async move { get(&world, to, "/open", "x-stay: 1\r\n").await })
+    let to = places.listeners[0];
+    let client = |world: &World| {
+        let limits = ClientLimits { timeout: Duration::from_secs(60), ..ClientLimits::default() };
+        certs::client::https_to((*world.client).clone(), limits, AUTHORITY, to).unwrap()
     };
+    let url = format!("https://{AUTHORITY}:{}/open", to.port());
+    let held = tokio::spawn(sent(client(&world).get(&url).header("x-stay", "1")));
     let kept = async || world.upstreams[0].kept() > 0;
     envoy.ready(Duration::from_secs(30), kept).await.unwrap();
 
@@ -323,9 +326,7 @@ async fn a_policy_changes_as_a_whole_while_traffic_flows() {
     let began = Instant::now();
     let mut clients = tokio::task::JoinSet::new();
     for sender in 0..10 {
-        let (world, over, to) = (Arc::clone(&world), Arc::clone(&over), places.listeners[0]);
-        let tls = (*world.client).clone();
-        let kept = certs::client::https_to(tls, ClientLimits::default(), AUTHORITY, to).unwrap();
+        let (world, over, kept, url) = (Arc::clone(&world), Arc::clone(&over), client(&world), url.clone());
         clients.spawn(async move {
             let mut seen = Vec::new();
             // Each 50 a second, one of them on a connection of its own each time.
@@ -335,11 +336,7 @@ async fn a_policy_changes_as_a_whole_while_traffic_flows() {
                 let raw = if sender == 0 {
                     get(&world, to, "/open", "").await?.ok_or_else(|| anyhow::anyhow!("closed"))?
                 } else {
-                    let answer = kept.get(format!("https://{AUTHORITY}:{}/open", to.port())).send().await?;
-                    let fields = answer.headers().iter();
-                    let fields = fields.map(|(name, value)| (name.to_string(), value.as_bytes().to_vec()));
-                    let (status, fields) = (answer.status().as_u16(), fields.collect());
-                    Raw { status, fields, body: answer.bytes().await?.to_vec() }
+                    sent(kept.get(&url)).await?
                 };
                 seen.push(decided_by_first(&raw)?);
             }
@@ -352,7 +349,7 @@ async fn a_policy_changes_as_a_whole_while_traffic_flows() {
     }
     tokio::time::sleep(Duration::from_millis(400)).await;
     world.upstreams[0].let_go();
-    let held = held.await.unwrap().unwrap().expect("an answer");
+    let held = held.await.unwrap().unwrap();
     assert!(decided_by_first(&held).unwrap(), "while the other policy decides");
     write(10);
     tokio::time::sleep(Duration::from_millis(600)).await;
@@ -364,6 +361,14 @@ async fn a_policy_changes_as_a_whole_while_traffic_flows() {
     let (by_first, a_second) = (seen.iter().filter(|first| **first).count(), began.elapsed().as_secs_f64());
     println!("{} requests, {:.0} a second, none failed", seen.len(), seen.len() as f64 / a_second);
     assert!(by_first > 0 && by_first < seen.len(), "{by_first} of {}: it never changed", seen.len());
+}
+
+async fn sent(request: reqwest::RequestBuilder) -> anyhow::Result<Raw> {
+    let answer = request.send().await?;
+    let fields = answer.headers().iter();
+    let fields = fields.map(|(name, value)| (name.to_string(), value.as_bytes().to_vec()));
+    let (status, fields) = (answer.status().as_u16(), fields.collect());
+    Ok(Raw { status, fields, body: answer.bytes().await?.to_vec() })
 }
 
 /// Which of two policies decided, by the module and by Envoy's cluster alike.
