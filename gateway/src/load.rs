@@ -137,9 +137,22 @@ fn read_text_with(
 pub(crate) fn text(path: &Path) -> Result<String, String> {
     let bytes = certs::file::read(path, Content::Public).map_err(|why| match why {
         certs::CertError::Unreadable { source, .. } => source.to_string(),
-        other => other.to_string(),
+        other => {
+            // Whose mistake it is is told already.
+            let told = other.to_string();
+            told.strip_prefix(&format!("{} ", path.display()))
+                .map_or(told.clone(), |rest| format!("it {rest}"))
+        }
     })?;
-    String::from_utf8(bytes.to_vec()).map_err(|why| why.to_string())
+    utf8(&bytes).map(str::to_owned)
+}
+
+/// Bytes as text, or where they are none.
+pub(crate) fn utf8(bytes: &[u8]) -> Result<&str, String> {
+    std::str::from_utf8(bytes).map_err(|why| {
+        let line = bytes.iter().take(why.valid_up_to()).filter(|byte| **byte == b'\n').count() + 1;
+        format!("it is no UTF-8 text: look at line {line}")
+    })
 }
 
 /// The first digits of the text's SHA-256, as `sha256sum` prints them.
@@ -227,7 +240,8 @@ pub(crate) fn secret(folder: &Path, reference: &Reference) -> Result<Zeroizing<V
             certs::file::read(&folder.join(path), Content::Secret).map_err(|why| why.to_string())?
         }
         Reference::Env(name) => {
-            Zeroizing::new(std::env::var(name).map_err(|why| why.to_string())?.into_bytes())
+            let value = std::env::var_os(name).ok_or("the environment has no variable of that name")?;
+            Zeroizing::new(std::os::unix::ffi::OsStringExt::into_vec(value))
         }
     };
     Ok(less_line_break(bytes))

@@ -27,7 +27,7 @@ const ERRORS: [&str; 4] = ["state/mod.rs", "src/calendar.rs", "src/jwt/keys.rs",
 const READERS: [&str; 5] = ["flags.rs", "introspection.rs", "jwks.rs", "revoke.rs", "state/redis.rs"];
 
 /// Texts there that `check` never tells.
-const OTHERS: [&str; 21] = [
+const OTHERS: [&str; 22] = [
     "the request does not ask for one version",
     "`file:PATH`, relative to the policy's folder, or `env:NAME`.",
     // Of keys, for logs, while the gateway runs.
@@ -46,6 +46,7 @@ const OTHERS: [&str; 21] = [
     "simple key expected",
     "mapping values are not allowed",
     "did not find expected key",
+    "string or map",
     // Of a key that is no text, which is told of first.
     "a key is written twice in one place: leave one out",
     // Of paths, for what is told before a route is matched by them.
