@@ -59,7 +59,7 @@ pub(crate) fn parse(
     let lists = ders.into_iter().enumerate().map(|(index, der)| {
         let told = |why: String| bad(format!("list {} {why}", index + 1));
         let (rest, list) = CertificateRevocationList::from_der(&der)
-            .map_err(|error| told(format!("cannot be parsed ({error})")))?;
+            .map_err(|_| told("cannot be parsed: its section holds something else".to_owned()))?;
         if !rest.is_empty() {
             return Err(told(format!("is followed by {} bytes", rest.len())));
         }

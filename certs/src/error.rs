@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use time::OffsetDateTime;
 
@@ -101,6 +101,42 @@ pub enum CertError {
 }
 
 impl CertError {
+    /// The file that it is about, if there is one and no other.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            CertError::Unreadable { path, .. }
+            | CertError::NotAFile { path }
+            | CertError::TooLarge { path, .. }
+            | CertError::LooseKey { path, .. }
+            | CertError::BadPem { path, .. }
+            | CertError::NoCertificate { path }
+            | CertError::NoKey { path }
+            | CertError::EncryptedKey { path }
+            | CertError::BadCertificate { path, .. }
+            | CertError::BadKey { path, .. }
+            | CertError::NotForEnvoy { path }
+            | CertError::LeafIsCa { path, .. }
+            | CertError::BrokenChain { path, .. }
+            | CertError::NotYetValid { path, .. }
+            | CertError::Expired { path, .. }
+            | CertError::NotACa { path, .. }
+            | CertError::Untrusted { path, .. }
+            | CertError::NameMissing { path, .. }
+            | CertError::WrongPurpose { path, .. }
+            | CertError::BadCrl { path, .. }
+            | CertError::Content { path, .. }
+            | CertError::Exists { path }
+            | CertError::Unwritable { path, .. }
+            | CertError::NotOwned { path, .. }
+            | CertError::FilledByOthers { path } => Some(path),
+            CertError::KeyMismatch { .. }
+            | CertError::Tls { .. }
+            | CertError::Verifier { .. }
+            | CertError::Client { .. }
+            | CertError::Issue { .. } => None,
+        }
+    }
+
     /// A word for metrics.
     pub fn kind(&self) -> &'static str {
         match self {

@@ -207,6 +207,10 @@ impl Identity {
             rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
                 CertError::KeyMismatch { certificate: chain_path.into(), key: key_path.into() }
             }
+            rustls::Error::General(_) => CertError::BadKey {
+                path: key_path.into(),
+                reason: "it is of no such kind, or damaged".into(),
+            },
             other => CertError::BadKey { path: key_path.into(), reason: other.to_string() },
         })?;
         Ok(Identity { certified: Arc::new(certified), key, facts: leaf, is_anchored: false })

@@ -55,11 +55,12 @@ impl Facts {
     /// # Errors
     /// A text that says what the parser did not understand.
     pub fn from_der(der: &[u8]) -> Result<Facts, String> {
-        let (rest, parsed) = x509_parser::parse_x509_certificate(der).map_err(|e| e.to_string())?;
+        let (rest, parsed) =
+            x509_parser::parse_x509_certificate(der).map_err(|_| "its section holds something else")?;
         if !rest.is_empty() {
             return Err(format!("{} bytes follow the certificate", rest.len()));
         }
-        let sans = match parsed.subject_alternative_name().map_err(|e| e.to_string())? {
+        let sans = match parsed.subject_alternative_name().map_err(|_| "its names cannot be read")? {
             Some(extension) => extension.value.general_names.iter().map(San::from).collect(),
             None => Vec::new(),
         };
@@ -123,7 +124,8 @@ pub fn inspect_key_pem(pem: &[u8]) -> Result<Option<KeyFacts>, CertError> {
     let path = Path::new("input");
     let Some(der) = private_key(path, pem)? else { return Ok(None) };
     let bad = |reason: String| CertError::BadKey { path: path.into(), reason };
-    let signer = rustls::crypto::ring::sign::any_supported_type(&der).map_err(|e| bad(e.to_string()))?;
+    let signer = rustls::crypto::ring::sign::any_supported_type(&der)
+        .map_err(|_| bad("it is of no such kind, or damaged".into()))?;
     let spki = signer.public_key().ok_or_else(|| bad("its public half cannot be derived".into()))?;
     let algorithm = match signer.algorithm() {
         rustls::SignatureAlgorithm::RSA => "RSA",

@@ -145,7 +145,7 @@ fn said(counted: &IntCounterVec) -> BTreeMap<String, BTreeMap<String, u64>> {
 impl Held {
     fn read(path: &Path, bytes: &[u8]) -> Result<Self, CertError> {
         let wrong = |reason: String| CertError::Content { path: path.to_owned(), reason };
-        let text = std::str::from_utf8(bytes).map_err(|why| wrong(why.to_string()))?;
+        let text = load::utf8(bytes).map_err(wrong)?;
         let is_yaml = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
         let json = if is_yaml {
             as_json(text).map_err(|mistake| wrong(mistake.in_file("YAML")))?

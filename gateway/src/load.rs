@@ -1,5 +1,6 @@
 //! From a policy file to everything that serving it needs: keys and certificates read and checked.
 
+mod files;
 mod issuers;
 
 use std::collections::BTreeMap;
@@ -8,19 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use certs::file::Content;
-use certs::pki::Purpose;
-use certs::{
-    Certificates, Clients, Identity, IdentityFiles, Issuer, Must, Named, Reader, Set, Trust, TrustFiles,
-    Watch,
-};
-use filters::policy::{
-    At, ClientCertificates, Document, Listener, Mistake, Policy, Reference, RouteRule, Secret, StaleCrl,
-    UpstreamTls,
-};
+use certs::{Certificates, Clients, Identity, Reader, Set, Trust, Watch};
+use filters::policy::{At, Document, Mistake, Policy, Reference, RouteRule, Secret, StaleCrl};
 use zeroize::Zeroizing;
 
-use crate::flags;
-use crate::revoke::Operators;
+use self::files::Files;
 use crate::state::State;
 
 /// A policy and the files that it names.
@@ -137,9 +130,22 @@ fn read_text_with(
 pub(crate) fn text(path: &Path) -> Result<String, String> {
     let bytes = certs::file::read(path, Content::Public).map_err(|why| match why {
         certs::CertError::Unreadable { source, .. } => source.to_string(),
-        other => other.to_string(),
+        other => {
+            // Whose mistake it is is told already.
+            let told = other.to_string();
+            told.strip_prefix(&format!("{} ", path.display()))
+                .map_or(told.clone(), |rest| format!("it {rest}"))
+        }
     })?;
-    String::from_utf8(bytes.to_vec()).map_err(|why| why.to_string())
+    utf8(&bytes).map(str::to_owned)
+}
+
+/// Bytes as text, or where they are none.
+pub(crate) fn utf8(bytes: &[u8]) -> Result<&str, String> {
+    std::str::from_utf8(bytes).map_err(|why| {
+        let line = bytes.iter().take(why.valid_up_to()).filter(|byte| **byte == b'\n').count() + 1;
+        format!("it is no UTF-8 text: look at line {line}")
+    })
 }
 
 /// The first digits of the text's SHA-256, as `sha256sum` prints them.
@@ -227,7 +233,8 @@ pub(crate) fn secret(folder: &Path, reference: &Reference) -> Result<Zeroizing<V
             certs::file::read(&folder.join(path), Content::Secret).map_err(|why| why.to_string())?
         }
         Reference::Env(name) => {
-            Zeroizing::new(std::env::var(name).map_err(|why| why.to_string())?.into_bytes())
+            let value = std::env::var_os(name).ok_or("the environment has no variable of that name")?;
+            Zeroizing::new(std::os::unix::ffi::OsStringExt::into_vec(value))
         }
     };
     Ok(less_line_break(bytes))
@@ -238,134 +245,6 @@ pub(crate) fn less_line_break(mut bytes: Zeroizing<Vec<u8>>) -> Zeroizing<Vec<u8
         bytes.pop();
     }
     bytes
-}
-
-/// Loads what a policy refers to, and notes what is wrong with it.
-struct Files<'l> {
-    watch: &'l Watch,
-    folder: &'l Path,
-    reader: Reader,
-    mistakes: Vec<Mistake>,
-}
-
-impl Files<'_> {
-    fn listener(&mut self, listener: &Listener) -> Option<ListenerFiles> {
-        let (tls, name) = (&listener.tls, &listener.name);
-        let issuer = match &tls.ca {
-            None => Some(Issuer::Any),
-            Some(ca) => {
-                self.trust(format!("listener/{name}/ca"), ca, None, StaleCrl::Refuse).map(Issuer::OneOf)
-            }
-        };
-        let clients = match &tls.client_certificates {
-            None => Some(Clients::Off),
-            Some(settings) => self.clients(name, settings),
-        };
-        let must = Must { purpose: Purpose::Server, names: Vec::new(), issuer: issuer?, reader: self.reader };
-        let default = self.identity(format!("listener/{name}"), (&tls.certificate, &tls.key), must.clone());
-        let mut others = Vec::new();
-        for (position, named) in tls.certificates.iter().enumerate() {
-            let names = named.server_names.clone();
-            let told = names.first().cloned().unwrap_or_else(|| (position + 1).to_string());
-            let must = Must { names: names.clone(), ..must.clone() };
-            let files = (&named.certificate, &named.key);
-            if let Some(identity) = self.identity(format!("listener/{name}/{told}"), files, must) {
-                others.push(Named { names, identity });
-            }
-        }
-        Some(ListenerFiles { certificates: Certificates { default: default?, others }, clients: clients? })
-    }
-
-    fn clients(&mut self, listener: &str, settings: &ClientCertificates) -> Option<Clients> {
-        let name = format!("listener/{listener}/clients");
-        let trust = self.trust(name, &settings.ca, settings.crl.as_ref(), settings.stale_crl.value)?;
-        Some(if settings.required { Clients::Required(trust) } else { Clients::Optional(trust) })
-    }
-
-    fn operators(&mut self, document: &Document) {
-        if let (Some(reference), Err(why)) =
-            (&document.admin.revocation_secret, Operators::new(document, self.folder, true))
-        {
-            self.mistakes.push(Mistake::of(reference, format!("{why:#}")));
-        }
-    }
-
-    /// Whether the flags are there that the policy counts on.
-    fn flags(&mut self, policy: &Policy) {
-        let document = policy.document();
-        let Some(source) = &document.flags else { return };
-        let Some(path) = self.file(&source.value.file) else { return };
-        match flags::read(&path) {
-            Ok(flags) => {
-                let lacking = policy.flag_uses().iter().flat_map(|used| {
-                    let why = flags.lacks(std::slice::from_ref(used));
-                    why.into_iter().map(|why| Mistake::of(&used.flag, why))
-                });
-                for mistake in lacking {
-                    if !self.mistakes.contains(&mistake) {
-                        self.mistakes.push(mistake);
-                    }
-                }
-            }
-            Err(why) => self.mistakes.push(Mistake::of(&source.value.file, why.to_string())),
-        }
-    }
-
-    fn upstreams(&mut self, document: &Document) -> BTreeMap<String, UpstreamFiles> {
-        let mut upstreams = BTreeMap::new();
-        for (name, At { value: upstream, .. }) in &document.upstreams {
-            if let Some(files) = self.upstream(&format!("upstream/{name}"), &upstream.tls) {
-                upstreams.insert(name.clone(), files);
-            }
-        }
-        upstreams
-    }
-
-    fn upstream(&mut self, name: &str, tls: &UpstreamTls) -> Option<UpstreamFiles> {
-        let trust = self.trust(format!("{name}/ca"), &tls.ca, tls.crl.as_ref(), tls.stale_crl.value);
-        let issuer = trust.clone().map_or(Issuer::Any, Issuer::AsBefore);
-        let must = Must { purpose: Purpose::Client, names: Vec::new(), issuer, reader: self.reader };
-        let identity = self.identity(name.to_owned(), (&tls.certificate, &tls.key), must);
-        Some(UpstreamFiles { identity: identity?, trust: trust? })
-    }
-
-    fn identity(
-        &mut self,
-        name: String,
-        (certificate, key): (&At<Reference>, &At<Reference>),
-        must: Must,
-    ) -> Option<Set<Identity>> {
-        let (chain, key_file) = (self.file(certificate), self.file(key));
-        let files = IdentityFiles { certificate: chain?, key: key_file? };
-        let loaded = self.watch.identity(name, files, must);
-        loaded.map_err(|why| self.mistakes.push(Mistake::of(certificate, why.to_string()))).ok()
-    }
-
-    fn trust(
-        &mut self,
-        name: String,
-        ca: &At<Reference>,
-        crl: Option<&At<Reference>>,
-        stale: StaleCrl,
-    ) -> Option<Set<Trust>> {
-        let crl_file = crl.map(|crl| self.file(crl));
-        let files = TrustFiles {
-            ca: self.file(ca)?,
-            crl: crl_file.map_or(Some(None), |file| file.map(Some))?,
-            stale: stale_crl(stale),
-        };
-        let loaded = self.watch.trust(name, files);
-        let wrong = |why: certs::CertError| match (crl, &why) {
-            (Some(crl), certs::CertError::BadCrl { .. }) => Mistake::of(crl, why.to_string()),
-            (_, _) => Mistake::of(ca, why.to_string()),
-        };
-        loaded.map_err(|why| self.mistakes.push(wrong(why))).ok()
-    }
-
-    fn file(&mut self, reference: &At<Reference>) -> Option<PathBuf> {
-        let path = file(self.folder, reference);
-        path.map_err(|why| self.mistakes.push(Mistake::of(reference, why))).ok()
-    }
 }
 
 /// Where a certificate, a key or a list is.

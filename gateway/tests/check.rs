@@ -86,7 +86,11 @@ fn policies_are_read_as_they_would_be_served() {
             "edge.yaml:5:25: certificates and keys are files, so that they can be rotated: write `file:PATH`",
         ),
         ("file:internal-ca.pem", "file:gateway.pem", "edge.yaml:10:55: "),
-        ("env:ACME_SECRET", "env:NOBODYS_SECRET", "edge.yaml:12:45: env:NOBODYS_SECRET: "),
+        (
+            "env:ACME_SECRET",
+            "env:NOBODYS_SECRET",
+            "edge.yaml:12:45: env:NOBODYS_SECRET: the environment has no variable of that name",
+        ),
         ("env:ACME_SECRET", "file:loose.secret", "edge.yaml:12:45: file:loose.secret: "),
         ("env:ACME_SECRET", "file:loose.secret", "`defaultMode: 0440`"),
         (
@@ -107,6 +111,55 @@ fn policies_are_read_as_they_would_be_served() {
         assert_eq!(status, 1, "accepted with {to}: {told}");
         assert!(told.contains(expected), "with {to}\nexpected {expected}\ntold     {told}");
     }
+}
+
+/// What is in a file that is no policy, certificate, key or list is told in words for who put it there.
+#[test]
+fn files_that_hold_something_else() {
+    certs::install_crypto_provider();
+    let folder = tempfile::tempdir().unwrap();
+    certs::pki::init(folder.path(), false).unwrap();
+    let section = |kind: &str| format!("-----BEGIN {kind}-----\nAAAA\n-----END {kind}-----\n");
+    for (from, to, kind, place, expected) in [
+        (
+            "edge.pem",
+            "junk",
+            "CERTIFICATE",
+            "edge.yaml:5:25: ",
+            "junk cannot be parsed: its section holds something else; issue it again",
+        ),
+        (
+            "edge.key",
+            "junk",
+            "PRIVATE KEY",
+            "edge.yaml:5:47: ",
+            "junk cannot be used: it is of no such kind, or damaged; use ECDSA",
+        ),
+        (
+            "internal-ca.pem\"",
+            "internal-ca.pem\", crl: \"file:junk\"",
+            "X509 CRL",
+            "edge.yaml:10:",
+            "list 1 cannot be parsed: its section holds something else",
+        ),
+    ] {
+        certs::file::write_secret(&folder.path().join("junk"), &section(kind)).unwrap();
+        let (status, told) = check(folder.path(), &POLICY.replacen(from, to, 1));
+        assert_eq!(status, 1, "{told}");
+        let line = told.lines().find(|line| line.starts_with(place) && line.contains(expected));
+        assert!(line.is_some(), "{to}\nexpected {place} {expected}\ntold     {told}");
+    }
+    for (bytes, expected) in [
+        (&b"admin:\n  \xff"[..], "edge.yaml: it is no UTF-8 text: look at line 2\n"),
+        (b"\xff\xfea\0", "edge.yaml: it is no UTF-8 text: look at line 1\n"),
+    ] {
+        fs::write(folder.path().join("edge.yaml"), bytes).unwrap();
+        let told = gateway(folder.path(), &["check", "edge.yaml"]);
+        assert_eq!(String::from_utf8(told.stdout).unwrap(), expected);
+    }
+    let told = gateway(folder.path(), &["check", "."]);
+    let expected = ".: it is not a file; name a file, not a folder, a pipe or a device\n";
+    assert_eq!(String::from_utf8(told.stdout).unwrap(), expected);
 }
 
 /// Keys of issuers that are files.
@@ -165,7 +218,7 @@ fn issuers_are_asked_with_what_there_is() {
         (asked, "", "", "ok", "edge.yaml: ok"),
         (jwks, "file:internal-ca.pem", "file:none", "edge.yaml:16:11: ", GONE),
         (asked, "file:internal-ca.pem", "file:none", "edge.yaml:16:11: ", GONE),
-        (jwks, "file:internal-ca.crl", "file:none", "edge.yaml:16:", GONE),
+        (jwks, "file:internal-ca.crl", "file:none", "edge.yaml:16:40: ", GONE),
         (jwks, "file:internal-ca.crl", "file:edge.pem", "edge.yaml:16:40: ", "edge.pem"),
         (asked, "file:internal-ca.crl", "file:edge.pem", "edge.yaml:16:40: ", "edge.pem"),
         (jwks, "file:internal-ca.pem", "env:CA", "edge.yaml:16:11: ", NO_FILE),

@@ -126,8 +126,14 @@ fn what_cannot_be_meant_is_told() {
     };
     let deep = format!("{}true{}", r#"{"!":["#.repeat(45), "]}".repeat(45));
     for (text, expected) in [
-        ("{".to_owned(), "EOF while parsing an object (line 1, column 1)"),
+        ("{".to_owned(), "it ends too early (line 1, column 1)"),
         ("{}".to_owned(), "it needs `flags`"),
+        ("[]".to_owned(), "an object belongs here (line 1, column 0)"),
+        (r#"{ "flags": 1 }"#.to_owned(), "an object belongs here (line 1, column 12)"),
+        (r#"{ "flags": {} } x"#.to_owned(), "this is not JSON: trailing characters (line 1, column 17)"),
+        (flag("1"), "flag `f`: an object belongs here"),
+        (flag(r#"{ "state": 1 }"#), "flag `f`: a text belongs here"),
+        (flag(r#"{ "state": "ENABLED", "variants": {}, "defaultVariant": 1 }"#), "flag `f`: a text belongs here"),
         (r#"{ "flags": {}, "flag": {} }"#.to_owned(), "unknown field `flag`; did you mean `flags`?"),
         (
             r#"{ "flags": {}, "x": {} }"#.to_owned(),

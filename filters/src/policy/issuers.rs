@@ -199,12 +199,23 @@ fn is_address(issuer: &str) -> bool {
 /// Why nothing could be fetched from there, if so.
 fn no_address(url: &str) -> Option<&'static str> {
     let Some(rest) = url.strip_prefix("https://") else { return Some("must begin with https://") };
-    let host = rest.split(['/', '?', '#', ':']).next().unwrap_or_default();
-    match (host.is_empty(), url.bytes().all(|byte| byte.is_ascii_graphic())) {
-        (true, _) => Some("names no host: write https://host/path"),
-        (false, false) => {
-            Some("has spaces or other letters than visible ASCII: write them as %20 and the like")
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        Some(_) | None => (authority, None),
+    };
+    if !url.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Some("has spaces or other letters than visible ASCII: write them as %20 and the like");
+    }
+    let is_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && !host.contains(['[', ']', ':']),
+    };
+    match (is_host, port) {
+        (false, _) => Some("names no host: write https://host/path"),
+        (true, Some(port)) if !port.parse::<u16>().is_ok_and(|port| port > 0) => {
+            Some("has a port that is none: write a number from 1 to 65535")
         }
-        (false, true) => None,
+        (true, Some(_) | None) => None,
     }
 }

@@ -62,7 +62,12 @@ pub(crate) fn reworded(text: &str) -> String {
     if let Some(field) = text.strip_prefix("missing field ") {
         return format!("it needs {field}");
     }
-    let Some((what, expected)) = text.split_once(", expected ") else { return text.to_owned() };
+    let Some((what, expected)) = text.split_once(", expected ") else {
+        return match text.starts_with("EOF while parsing") {
+            true => "it ends too early".to_owned(),
+            false => format!("this is not JSON: {text}"),
+        };
+    };
     let known = names(expected);
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
     if let Some(field) = what.strip_prefix("unknown field ") {
@@ -70,6 +75,14 @@ pub(crate) fn reworded(text: &str) -> String {
     } else if let Some(word) = what.strip_prefix("unknown variant ") {
         none_of(word.trim_matches('`'), &known)
     } else if what.starts_with("invalid type: ") || what.starts_with("invalid value: ") {
+        let expected = match expected {
+            "a map" => "an object",
+            "a sequence" => "a list",
+            "a boolean" => "true or false",
+            "a string" | "string or map" => "a text",
+            of_ours if of_ours.starts_with("struct ") => "an object",
+            other => other,
+        };
         format!("{expected} belongs here")
     } else {
         text.to_owned()

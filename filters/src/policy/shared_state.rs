@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::document::{At, Document, ms};
 use super::mistake::Mistake;
-use super::upstreams::NO_SERVER_NAME;
+use super::upstreams::check_server_name;
 use super::{Reference, StaleCrl, UpstreamTls};
 use crate::state::LimitsWhenAway;
 
@@ -131,12 +131,8 @@ pub(super) fn check(document: &Document, mistakes: &mut Vec<Mistake>) {
         }
         (Some(_), None, _) | (None, Some(_), None) => {}
     }
-    if let Some(tls) = tls
-        && tls.client.server_name.value.trim().is_empty()
-    {
-        mistakes.push(Mistake::at(tls.client.server_name.location, NO_SERVER_NAME));
-    }
     if let Some(tls) = tls {
+        check_server_name(&tls.client.server_name, mistakes);
         let names = &tls.allowed_clients;
         if names.value.is_empty()
             || names.value.iter().any(|name| name.trim().is_empty() || name.contains('*'))

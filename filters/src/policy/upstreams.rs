@@ -103,9 +103,7 @@ pub(super) fn check(document: &Document, mistakes: &mut Vec<Mistake>) {
         if upstream.addresses.is_empty() {
             mistakes.push(Mistake::at(*location, format!("upstream `{name}` has no address")));
         }
-        if upstream.tls.server_name.value.trim().is_empty() {
-            mistakes.push(Mistake::at(upstream.tls.server_name.location, NO_SERVER_NAME));
-        }
+        check_server_name(&upstream.tls.server_name, mistakes);
         if upstream.retry_budget_percent > 100 {
             let message = format!("upstream `{name}`: `retry_budget_percent` is at most 100");
             mistakes.push(Mistake::at(*location, message));
@@ -119,5 +117,22 @@ pub(super) fn check(document: &Document, mistakes: &mut Vec<Mistake>) {
     }
 }
 
-pub(super) const NO_SERVER_NAME: &str =
-    "`server_name` is empty: the upstream's certificate could not be verified";
+/// Whether a certificate can be verified for it.
+pub(super) fn check_server_name(name: &At<String>, mistakes: &mut Vec<Mistake>) {
+    const MOST: usize = 253;
+    let is_label = |label: &str| {
+        let plain = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+        plain && (1..=63).contains(&label.len()) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    let text = name.value.as_str();
+    let is_address = text.parse::<std::net::IpAddr>().is_ok();
+    if text.trim().is_empty() {
+        mistakes.push(Mistake::of(
+            name,
+            "`server_name` is empty: the upstream's certificate could not be verified",
+        ));
+    } else if !is_address && (text.len() > MOST || !text.split('.').all(is_label)) {
+        let message = format!("`server_name` is a whole DNS name or an IP address, and `{text}` is neither");
+        mistakes.push(Mistake::of(name, message));
+    }
+}

@@ -27,6 +27,16 @@ fn every_mistake_has_a_place_and_a_message() {
             "p.yaml:5:25: keys, certificates and secrets are references: write `file:PATH` or `env:NAME`, never the thing itself",
         ),
         ("server_name: txn-core.internal", "server_name: ''", "p.yaml:10:25: `server_name` is empty"),
+        (
+            "server_name: txn-core.internal",
+            "server_name: '*.internal'",
+            "p.yaml:10:25: `server_name` is a whole DNS name or an IP address, and `*.internal` is neither",
+        ),
+        (
+            "server_name: txn-core.internal",
+            "server_name: a b",
+            "p.yaml:10:25: `server_name` is a whole DNS name",
+        ),
         ("[\"127.0.0.1:9001\"]", "[]", "p.yaml:9:5: upstream `txn-core` has no address"),
         (
             "upstream: txn-core\n",

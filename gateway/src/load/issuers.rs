@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use certs::Watch;
 use filters::policy::{At, Document, Issuer, Mistake, Reference};
 
-use super::Files;
+use super::files::Files;
 use crate::introspection::Introspection;
 use crate::jwks::{self, KeyStore};
 use crate::metrics::Metrics;

@@ -41,7 +41,13 @@ pub(super) fn of(error: &Error, path: &[Segment]) -> String {
         Error::SerdeInvalidType { expected, .. } | Error::SerdeInvalidValue { expected, .. } => {
             belongs(&format!("{expected} belongs here"))
         }
-        Error::Budget { .. } => NESTED.to_owned(),
+        // What is wrong where it is referred to.
+        Error::AliasError { error, .. } => of(error, path),
+        Error::Budget { .. } | Error::RecursiveReferencesRequireWeakTypes { .. } => NESTED.to_owned(),
+        Error::MergeValueNotMapOrSeqOfMaps { .. } => {
+            "`<<` is followed by settings, or by a list of them".to_owned()
+        }
+        Error::NonFiniteFloat { .. } => belongs("a number that ends belongs here"),
         Error::UnknownAnchor { .. } => "it refers to an anchor (`&name`) that is not above it".to_owned(),
         Error::UnsupportedTag { .. }
         | Error::TaggedEnumMismatch { .. }
@@ -78,6 +84,7 @@ fn not_yaml(text: &str) -> String {
         ("found a tab", "YAML is indented with spaces, and a tab is none"),
         ("tabs disallowed", "YAML is indented with spaces, and a tab is none"),
         ("recursion limit", NESTED),
+        ("unexpected EOF", "a bracket or a brace is not closed"),
         ("simple key expected", "a `:` is missing behind a key"),
         (
             "mapping values are not allowed",

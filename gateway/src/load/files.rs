@@ -1,0 +1,156 @@
+//! The files that a policy names: certificates, keys, CAs, revocation lists and flags.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use certs::pki::Purpose;
+use certs::{
+    CertError, Certificates, Clients, Identity, IdentityFiles, Issuer, Must, Named, Reader, Set, Trust,
+    TrustFiles, Watch,
+};
+use filters::policy::{
+    At, ClientCertificates, Document, Listener, Mistake, Policy, Reference, StaleCrl, UpstreamTls,
+};
+
+use super::{ListenerFiles, UpstreamFiles, file, stale_crl};
+use crate::flags;
+use crate::revoke::Operators;
+
+/// Loads what a policy refers to, and notes what is wrong with it.
+pub(super) struct Files<'l> {
+    pub(super) watch: &'l Watch,
+    pub(super) folder: &'l Path,
+    pub(super) reader: Reader,
+    pub(super) mistakes: Vec<Mistake>,
+}
+
+impl Files<'_> {
+    pub(super) fn listener(&mut self, listener: &Listener) -> Option<ListenerFiles> {
+        let (tls, name) = (&listener.tls, &listener.name);
+        let issuer = match &tls.ca {
+            None => Some(Issuer::Any),
+            Some(ca) => {
+                self.trust(format!("listener/{name}/ca"), ca, None, StaleCrl::Refuse).map(Issuer::OneOf)
+            }
+        };
+        let clients = match &tls.client_certificates {
+            None => Some(Clients::Off),
+            Some(settings) => self.clients(name, settings),
+        };
+        let must = Must { purpose: Purpose::Server, names: Vec::new(), issuer: issuer?, reader: self.reader };
+        let default = self.identity(format!("listener/{name}"), (&tls.certificate, &tls.key), must.clone());
+        let mut others = Vec::new();
+        for (position, named) in tls.certificates.iter().enumerate() {
+            let names = named.server_names.clone();
+            let told = names.first().cloned().unwrap_or_else(|| (position + 1).to_string());
+            let must = Must { names: names.clone(), ..must.clone() };
+            let files = (&named.certificate, &named.key);
+            if let Some(identity) = self.identity(format!("listener/{name}/{told}"), files, must) {
+                others.push(Named { names, identity });
+            }
+        }
+        Some(ListenerFiles { certificates: Certificates { default: default?, others }, clients: clients? })
+    }
+
+    fn clients(&mut self, listener: &str, settings: &ClientCertificates) -> Option<Clients> {
+        let name = format!("listener/{listener}/clients");
+        let trust = self.trust(name, &settings.ca, settings.crl.as_ref(), settings.stale_crl.value)?;
+        Some(if settings.required { Clients::Required(trust) } else { Clients::Optional(trust) })
+    }
+
+    pub(super) fn operators(&mut self, document: &Document) {
+        if let (Some(reference), Err(why)) =
+            (&document.admin.revocation_secret, Operators::new(document, self.folder, true))
+        {
+            self.mistakes.push(Mistake::of(reference, format!("{why:#}")));
+        }
+    }
+
+    /// Whether the flags are there that the policy counts on.
+    pub(super) fn flags(&mut self, policy: &Policy) {
+        let document = policy.document();
+        let Some(source) = &document.flags else { return };
+        let Some(path) = self.file(&source.value.file) else { return };
+        match flags::read(&path) {
+            Ok(flags) => {
+                let lacking = policy.flag_uses().iter().flat_map(|used| {
+                    let why = flags.lacks(std::slice::from_ref(used));
+                    why.into_iter().map(|why| Mistake::of(&used.flag, why))
+                });
+                for mistake in lacking {
+                    if !self.mistakes.contains(&mistake) {
+                        self.mistakes.push(mistake);
+                    }
+                }
+            }
+            Err(why) => self.mistakes.push(Mistake::of(&source.value.file, why.to_string())),
+        }
+    }
+
+    pub(super) fn upstreams(&mut self, document: &Document) -> BTreeMap<String, UpstreamFiles> {
+        let mut upstreams = BTreeMap::new();
+        for (name, At { value: upstream, .. }) in &document.upstreams {
+            if let Some(files) = self.upstream(&format!("upstream/{name}"), &upstream.tls) {
+                upstreams.insert(name.clone(), files);
+            }
+        }
+        upstreams
+    }
+
+    pub(super) fn upstream(&mut self, name: &str, tls: &UpstreamTls) -> Option<UpstreamFiles> {
+        let trust = self.trust(format!("{name}/ca"), &tls.ca, tls.crl.as_ref(), tls.stale_crl.value);
+        let issuer = trust.clone().map_or(Issuer::Any, Issuer::AsBefore);
+        let must = Must { purpose: Purpose::Client, names: Vec::new(), issuer, reader: self.reader };
+        let identity = self.identity(name.to_owned(), (&tls.certificate, &tls.key), must);
+        Some(UpstreamFiles { identity: identity?, trust: trust? })
+    }
+
+    fn identity(
+        &mut self,
+        name: String,
+        (certificate, key): (&At<Reference>, &At<Reference>),
+        must: Must,
+    ) -> Option<Set<Identity>> {
+        let files = IdentityFiles { certificate: self.file(certificate)?, key: self.file(key)? };
+        let key_file = files.key.clone();
+        let loaded = self.watch.identity(name, files, must);
+        let wrong = |why: CertError| match is_of(&why, &key_file) {
+            true => Mistake::of(key, why.to_string()),
+            false => Mistake::of(certificate, why.to_string()),
+        };
+        loaded.map_err(|why| self.mistakes.push(wrong(why))).ok()
+    }
+
+    pub(super) fn trust(
+        &mut self,
+        name: String,
+        ca: &At<Reference>,
+        crl: Option<&At<Reference>>,
+        stale: StaleCrl,
+    ) -> Option<Set<Trust>> {
+        let crl_file = crl.map(|crl| self.file(crl));
+        let files = TrustFiles {
+            ca: self.file(ca)?,
+            crl: crl_file.map_or(Some(None), |file| file.map(Some))?,
+            stale: stale_crl(stale),
+        };
+        let crl_file = files.crl.clone();
+        let loaded = self.watch.trust(name, files);
+        let wrong = |why: CertError| match (crl, &crl_file) {
+            (Some(crl), Some(file)) if is_of(&why, file) => Mistake::of(crl, why.to_string()),
+            (_, _) => Mistake::of(ca, why.to_string()),
+        };
+        loaded.map_err(|why| self.mistakes.push(wrong(why))).ok()
+    }
+
+    fn file(&mut self, reference: &At<Reference>) -> Option<PathBuf> {
+        let path = file(self.folder, reference);
+        path.map_err(|why| self.mistakes.push(Mistake::of(reference, why))).ok()
+    }
+}
+
+/// Whether that file, and not the one beside it, is what is wrong.
+fn is_of(why: &CertError, file: &Path) -> bool {
+    let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    why.path().is_some_and(|path| path == file)
+}
