@@ -81,7 +81,7 @@ async fn flags_change_while_the_gateway_runs() {
 
     // What cannot be meant changes nothing, and says why.
     for (text, expected) in [
-        ("{", "EOF"),
+        ("{", "it ends too early"),
         (r#"{ "flags": {} }"#, "the policy counts on it: there is no flag `open`"),
         (&flags("on", &json!({ "iff": [] })).to_string(), "there is no operator `iff`; did you mean `if`?"),
         (&flags("maybe", &by_app).to_string(), "there is no variant `maybe`"),
@@ -324,7 +324,7 @@ async fn a_policy_and_its_flags_must_fit() {
             flags("off", &json!("on")).to_string().replace(r#""off":false"#, r#""of":false"#),
             "did you mean `of`?",
         ),
-        ("{".to_owned(), "EOF while parsing"),
+        ("{".to_owned(), "it ends too early"),
     ] {
         put(folder, &text);
         let (good, told) = run(&["check", "edge.yaml"]);
