@@ -57,6 +57,8 @@ routes:
 "#
     );
     let gateway = serve(folder.path(), &policy).await;
+    // A place is given back behind the answer.
+    let is_free = async || gateway.metric("gateway_requests_in_flight ").await == 0.0;
     let send = async |path: &str| {
         let answer = gateway.http.get(format!("{}{path}", gateway.url)).send().await.unwrap();
         (answer.status().as_u16(), answer.headers()["x-request-id"].to_str().unwrap().to_owned())
@@ -75,8 +77,10 @@ routes:
     }
     for (path, passes) in [("/own", 2), ("/plan", 1), ("/every", 5), ("/slow", 0)] {
         for _ in 0..passes {
+            until("the place is free", is_free).await;
             assert_eq!(send(path).await.0, 200, "{path}");
         }
+        until("the place is free", is_free).await;
         refused.push(send(path).await);
     }
     let log = folder.path().join(LOG);
