@@ -22,10 +22,11 @@ pub(crate) fn write(
     let would_refuse = context.map(|context| context.would_refuse.as_slice()).unwrap_or_default();
     let would_refuse: Vec<String> = would_refuse.iter().map(ToString::to_string).collect();
     let client = context.and_then(|context| context.client.as_ref());
-    // Who was refused before has none, and has seen no variant.
+    // Who was refused before has none.
     let turned = admission.filter(|_| exchange.upstream.is_some());
     let upstream = turned.and_then(|admission| admission.share(&exchange.edge.policy));
-    let experiment = turned.and_then(|admission| admission.variant(&exchange.edge.policy));
+    let admitted = admission.filter(|_| exchange.admitted);
+    let experiment = admitted.and_then(|admission| admission.variant(&exchange.edge.policy));
     tracing::info!(
         target: "access",
         request_id = admission.map(Admission::request_id),

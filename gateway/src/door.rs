@@ -51,6 +51,7 @@ impl ProxyHttp for Door {
             admission: None,
             refusal: None,
             limit: None,
+            admitted: false,
             fields: UpstreamFields::default(),
             upstream: None,
             deadline: None,
@@ -226,6 +227,10 @@ impl ProxyHttp for Door {
         let is_safe = matches!(session.req_header().method.as_str(), "GET" | "HEAD" | "OPTIONS");
         let is_whole = !session.as_ref().retry_buffer_truncated() && session.response_written().is_none();
         if !is_safe || !is_whole {
+            if of_upstream && reused && broke(&error) {
+                // It says nothing of the upstream, which may have closed it just then.
+                exchange.address = None;
+            }
             error.set_retry(false);
             return error;
         }

@@ -243,6 +243,7 @@ impl Edge {
         decided?;
         exchange.fields =
             admission.forward(&self.policy, &request(session.req_header(), &sender), &Now(self))?;
+        exchange.admitted = true;
         let mirror = admission.rule(&self.policy).and_then(|rule| rule.mirror.as_ref());
         exchange.copy =
             mirror.filter(|mirror| rand::random_range(0..100) < mirror.percent).map(|_| body.clone());

@@ -41,6 +41,8 @@ pub(crate) struct Exchange {
     pub(crate) refusal: Option<(&'static str, &'static str)>,
     /// The limit that refused it.
     pub(crate) limit: Option<Box<LimitName>>,
+    /// Nothing at the edge has refused it.
+    pub(crate) admitted: bool,
     /// What becomes of its fields, once it is admitted.
     pub(crate) fields: UpstreamFields,
     /// Who serves it, chosen once.
@@ -134,7 +136,7 @@ impl Exchange {
         if let Some(admission) = &self.admission {
             flags::count(admission.context(), &metrics.flags);
         }
-        let admission = self.admission.as_ref().filter(|_| self.upstream.is_some());
+        let admission = self.admission.as_ref().filter(|_| self.admitted);
         if let Some((experiment, variant)) = admission.and_then(|admission| admission.variant(&edge.policy)) {
             metrics.experiments.with_label_values(&[experiment, variant, &status]).inc();
         }

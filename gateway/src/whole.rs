@@ -111,7 +111,10 @@ impl Edge {
                 self.standing.connections.0.release_http_session(session, &peer, idle_timeout).await;
                 return Ok(answer);
             }
-            Ok(Err(failure @ Failure::AnswerTooLarge)) => return Err(failure),
+            Ok(Err(failure @ Failure::AnswerTooLarge)) => {
+                self.answered(exchange);
+                return Err(failure);
+            }
             Ok(Err(failure)) => failure,
             Err(_) => Failure::UpstreamTimeout,
         };

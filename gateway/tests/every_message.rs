@@ -27,7 +27,7 @@ const ERRORS: [&str; 4] = ["state/mod.rs", "src/calendar.rs", "src/jwt/keys.rs",
 const READERS: [&str; 5] = ["flags.rs", "introspection.rs", "jwks.rs", "revoke.rs", "state/redis.rs"];
 
 /// Texts there that `check` never tells.
-const OTHERS: [&str; 22] = [
+const OTHERS: [&str; 23] = [
     "the request does not ask for one version",
     "`file:PATH`, relative to the policy's folder, or `env:NAME`.",
     // Of keys, for logs, while the gateway runs.
@@ -39,6 +39,7 @@ const OTHERS: [&str; 22] = [
     "the module was not given this secret",
     "Envoy does not pass on the variable `{name}`",
     // Of the libraries that read policies, told in other words.
+    "EOF while parsing",
     "invalid socket address syntax",
     "invalid IP address syntax",
     "data did not match any variant",

@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 use super::REFUSED_FIELD;
 
 /// What each of the flags that Envoy gives an answer of its own says. Of several the first counts: that it was tried too
-/// often (`URX`) stands beside what happened the last time.
+/// often (`URX`), or could not be tried once more (`UO`), stands beside what happened the last time.
 const BY_FLAGS: [(&[&str], Failure); 4] = [
-    (&["UO"], Failure::UpstreamOverloaded),
     (&["UT"], Failure::UpstreamTimeout),
     (&["UC", "UR", "UPE", "LR"], Failure::UpstreamFailed),
     (&["UF", "UH", "URX", "NC"], Failure::UpstreamUnreachable),
+    (&["UO"], Failure::UpstreamOverloaded),
 ];
 
 /// What the flags of a line of Envoy's log say, `UF,URX` say.

@@ -40,7 +40,7 @@ impl Fitness {
         self.is_healthy() && self.open_until_ms.load(Ordering::Relaxed) <= now_ms
     }
 
-    /// Whether it serves for all that is known: what nobody waits for is no trial.
+    /// Whether it serves for all that is known.
     pub(super) fn is_whole(&self) -> bool {
         self.is_healthy() && self.open_until_ms.load(Ordering::Relaxed) == CLOSED
     }

@@ -184,7 +184,10 @@ impl Upstream {
 
     /// A client of an address that serves, and what its requests are addressed to.
     fn client(&self) -> Option<(reqwest::Client, &str)> {
-        let address = self.addresses.iter().find(|address| address.fitness.is_whole())?;
+        let now_ms = self.now_ms();
+        let fit = || self.addresses.iter().filter(|address| address.fitness.is_fit(now_ms));
+        // A copy is no trial; where nothing else could be one, waiting for it would be for ever.
+        let address = fit().find(|address| address.fitness.is_whole()).or_else(|| fit().next())?;
         Some((address.way.current().client.clone(), &address.authority))
     }
 

@@ -99,8 +99,9 @@ async fn every_data_plane_tells_the_same() {
         let in_log = |route: &str| -> Vec<Value> {
             logged(&plane).into_iter().filter(|line| line["route"] == route).collect()
         };
-        until(name, async || in_log("tried").len() >= USERS && !in_log("wallet").is_empty()).await;
-        let seen: Vec<Value> = in_log("tried").into_iter().filter(|line| line["status"] == 200).collect();
+        let passed = || in_log("tried").into_iter().filter(|line| line["status"] == 200);
+        until(name, async || passed().count() == USERS && !in_log("wallet").is_empty()).await;
+        let seen: Vec<Value> = passed().collect();
         assert_eq!(seen.len(), USERS, "{name}");
         let of = |variant: &str| -> u64 {
             let variant = json!(format!("checkout={variant}"));

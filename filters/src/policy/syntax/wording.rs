@@ -70,7 +70,7 @@ pub(super) fn of(error: &Error, path: &[Segment]) -> String {
 const SETTINGS: &str = "settings belong here, a line `name: value` for each, or `{ name: value }`";
 const LIST: &str = "a list belongs here, a line `- item` for each, or `[item]`";
 const NO_TAGS: &str = "a policy has no tags (`!name`): leave it out";
-const NESTED: &str = "it is nested too deeply, or refers to itself too often";
+const NESTED: &str = "it is too large, nested too deeply, or refers to itself too often";
 const TEXT: &str = "a text belongs here";
 const BOOLEAN: &str = "true or false belongs here";
 

@@ -5,7 +5,7 @@ use serde_path_to_error::Segment;
 use serde_saphyr::{Error, Spanned};
 
 use super::super::{At, Document, Mistake};
-use super::written::{Written, is_of_spanned};
+use super::written::Written;
 use super::{Location, wording};
 
 impl From<serde_saphyr::Location> for Location {
@@ -23,12 +23,14 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
 
 /// Reads a document.
 pub(crate) fn read(text: &str) -> Result<Document, Vec<Mistake>> {
-    let written: Written = parse(text).map_err(|wrong| vec![wrong.told()])?;
+    // Without a path: whatever is wrong here is wrong wherever it stands.
+    let written: Written = parse(text).map_err(|wrong| vec![Wrong { path: Vec::new(), ..wrong }.told()])?;
     let nothing = written.nothing();
     if !nothing.is_empty() {
         return Err(nothing);
     }
-    parse(text).map_err(|wrong| {
+    parse(text).map_err(|mut wrong| {
+        wrong.path = written.own(wrong.path);
         let mut told = wrong.told();
         if let Error::SerdeMissingField { .. } = wrong.error.without_snippet() {
             // The library tells how far it had come.
@@ -73,7 +75,7 @@ fn parse<'t, T: Deserialize<'t>>(text: &'t str) -> Result<T, Wrong> {
     let mut path = Vec::new();
     let read = serde_saphyr::with_deserializer_from_str_with_options(text, options(), |deserializer| {
         serde_path_to_error::deserialize(deserializer).map_err(|error| {
-            path = error.path().iter().filter(|segment| !is_of_spanned(segment)).cloned().collect();
+            path = error.path().iter().cloned().collect();
             error.into_inner()
         })
     });
