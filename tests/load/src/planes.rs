@@ -90,6 +90,8 @@ impl Plane {
         let (address, admin, state) = (ports::v4()?, ports::v4()?, ports::v4()?);
         let folder = world.case_folder(name)?;
         let mut policy = document(world, [address, admin, state, upstream], &json!({}));
+        // Connections wait for their turn.
+        policy["listeners"][0]["idle_timeout_ms"] = json!(3_600_000);
         let limits = json!({ "limits": [{
             "name": "all", "by": "route", "requests": 1_000_000, "per_s": 1, "counted": "here",
         }] });
