@@ -50,6 +50,17 @@ pub struct Programs {
 }
 
 impl Programs {
+    /// Those of the build that the running test is of.
+    ///
+    /// # Errors
+    /// As of [`Programs::find`].
+    pub fn beside_test() -> anyhow::Result<Self> {
+        let test = std::env::current_exe()?;
+        let profile = test.parent().and_then(Path::parent).context("a test lies in `deps`")?;
+        let target = profile.parent().context("a profile lies in `target`")?;
+        Self::find(profile.join("gateway"), target, &Kind::ALL)
+    }
+
     /// What `cargo build`, `tests/run install` and `filters/wasm/build` have left under `target`.
     ///
     /// # Errors

@@ -43,9 +43,7 @@ const LIMITED: usize = 2;
 const OPEN: usize = 3;
 
 fn programs() -> Programs {
-    let test = std::env::current_exe().unwrap();
-    let profile = test.parent().unwrap().parent().unwrap();
-    Programs::find(profile.join("gateway"), profile.parent().unwrap(), &Kind::ALL).unwrap()
+    Programs::beside_test().unwrap()
 }
 
 async fn verdict(world: &World, plane: &Plane<'_>, named: &Named, request: usize) -> String {

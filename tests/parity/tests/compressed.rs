@@ -35,9 +35,7 @@ const MUCH: usize = 50_000;
 const LONGEST: Duration = Duration::from_secs(30);
 
 fn programs() -> Programs {
-    let test = std::env::current_exe().unwrap();
-    let profile = test.parent().unwrap().parent().unwrap();
-    Programs::find(profile.join("gateway"), profile.parent().unwrap(), &Kind::ALL).unwrap()
+    Programs::beside_test().unwrap()
 }
 
 /// What of a chunked, compressed answer can be read already.

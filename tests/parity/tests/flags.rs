@@ -27,9 +27,7 @@ const LONGEST: Duration = Duration::from_secs(30);
 
 #[tokio::test]
 async fn flags_reach_every_data_plane() {
-    let test = std::env::current_exe().unwrap();
-    let profile = test.parent().unwrap().parent().unwrap();
-    let programs = Programs::find(profile.join("gateway"), profile.parent().unwrap(), &Kind::ALL).unwrap();
+    let programs = Programs::beside_test().unwrap();
     certs::install_crypto_provider();
     let world = World::new().await.unwrap();
     let named = Named::parse(CASE).unwrap();

@@ -145,9 +145,7 @@ impl Asked<'_> {
 async fn bad_days_of_an_issuer_lock_nobody_out_and_let_nobody_in() {
     certs::install_crypto_provider();
     let world = World::new().await.unwrap();
-    let test = std::env::current_exe().unwrap();
-    let profile = test.parent().unwrap().parent().unwrap();
-    let programs = Programs::find(profile.join("gateway"), profile.parent().unwrap(), &Kind::ALL).unwrap();
+    let programs = Programs::beside_test().unwrap();
     let (k1, k2) = (world.keys.jwks.clone(), world.keys.rotated().unwrap());
     let mut endpoint = Endpoint::start(&world, Day::Publishes(k1.clone())).await;
     let mut named = Named::parse(CASE).unwrap();

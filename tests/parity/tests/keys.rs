@@ -23,9 +23,7 @@ const LONGEST: Duration = Duration::from_secs(30);
 const NEXT_SECRET: &str = "the partner's next secret, 32 too";
 
 fn programs() -> Programs {
-    let test = std::env::current_exe().unwrap();
-    let profile = test.parent().unwrap().parent().unwrap();
-    Programs::find(profile.join("gateway"), profile.parent().unwrap(), &Kind::ALL).unwrap()
+    Programs::beside_test().unwrap()
 }
 
 /// What becomes of a request that is signed with this secret.

@@ -14,7 +14,7 @@ use parity::case::{Named, Step};
 use parity::clock::Clock;
 use parity::document::{Places, policy};
 use parity::mint::{AUTHORITY, PARTNER_SECRET, Sent, Times};
-use parity::plane::{Kind, Programs};
+use parity::plane::Programs;
 use parity::wire::{bytes, exchange};
 use parity::world::World;
 use serde_json::{Value, json};
@@ -47,10 +47,7 @@ enum First {
 
 impl<'w> Edge<'w> {
     async fn start(world: &'w World, case: &str) -> Self {
-        let test = std::env::current_exe().unwrap();
-        let profile = test.parent().unwrap().parent().unwrap();
-        let programs =
-            Programs::find(profile.join("gateway"), profile.parent().unwrap(), &Kind::ALL).unwrap();
+        let programs = Programs::beside_test().unwrap();
         let folder = world.case_folder("edge").unwrap();
         let places = Places {
             listeners: [ports::v4().unwrap(), ports::v4().unwrap()],

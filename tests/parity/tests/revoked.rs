@@ -21,9 +21,7 @@ const LOOPBACK: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCA
 const LONGEST: Duration = Duration::from_secs(30);
 
 fn programs() -> Programs {
-    let test = std::env::current_exe().unwrap();
-    let profile = test.parent().unwrap().parent().unwrap();
-    Programs::find(profile.join("gateway"), profile.parent().unwrap(), &Kind::ALL).unwrap()
+    Programs::beside_test().unwrap()
 }
 
 fn now_ms() -> u64 {

@@ -27,9 +27,7 @@ requests:
 "#;
 
 fn programs() -> Programs {
-    let test = std::env::current_exe().unwrap();
-    let profile = test.parent().unwrap().parent().unwrap();
-    Programs::find(profile.join("gateway"), profile.parent().unwrap(), &Kind::ALL).unwrap()
+    Programs::beside_test().unwrap()
 }
 
 /// What `/usage` says of every tenant.

@@ -71,9 +71,7 @@ async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
 
 #[tokio::test]
 async fn every_data_plane_tells_the_same() {
-    let test = std::env::current_exe().unwrap();
-    let profile = test.parent().unwrap().parent().unwrap();
-    let programs = Programs::find(profile.join("gateway"), profile.parent().unwrap(), &Kind::ALL).unwrap();
+    let programs = Programs::beside_test().unwrap();
     certs::install_crypto_provider();
     let world = World::new().await.unwrap();
     let named = Named::parse(CASE).unwrap();

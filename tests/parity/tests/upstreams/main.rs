@@ -56,10 +56,7 @@ async fn on_both<T: PartialEq + Debug>(policy: &str, check: impl AsyncFn(&mut Ed
 
 impl<'w> Edge<'w> {
     async fn start(world: &'w World, kind: Kind, policy: &str) -> Self {
-        let test = std::env::current_exe().unwrap();
-        let profile = test.parent().unwrap().parent().unwrap();
-        let target = profile.parent().unwrap();
-        let programs = Programs::find(profile.join("gateway"), target, &[kind]).unwrap();
+        let programs = Programs::beside_test().unwrap();
         let tls = world.upstream_tls().unwrap();
         let (a, b) = (Scripted::start("a", tls.clone()).await, Scripted::start("b", tls).await);
         let (a, b) = (a.unwrap(), b.unwrap());
