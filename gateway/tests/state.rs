@@ -57,7 +57,7 @@ fn now_s() -> i64 {
 }
 
 fn remember(key: &str, made_s: i64) -> Value {
-    json!({ "remember": { "key": key, "ttl_ms": 60_000, "made_s": made_s } })
+    json!({ "remember": { "key": key, "ttl_ms": 60_000, "made_s": made_s, "ahead_s": 0 } })
 }
 
 /// The status and the body of `POST /v1/state`.

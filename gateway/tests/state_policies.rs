@@ -271,7 +271,8 @@ async fn what_another_policy_changes_of_flags_is_told_when_it_takes_over() {
 async fn what_is_remembered_stays() {
     let state = State::start(folder(), &json!({})).await;
     let made_s = time::OffsetDateTime::now_utc().unix_timestamp() + 2;
-    let nonce = json!([{ "remember": { "key": "n", "ttl_ms": 600_000, "made_s": made_s } }]).to_string();
+    let nonce = json!([{ "remember": { "key": "n", "ttl_ms": 600_000, "made_s": made_s, "ahead_s": 0 } }])
+        .to_string();
     let remember = async || ask(&state.socket(), "POST", "/v1/state", "", &nonce).await.text;
     assert_eq!(remember().await, r#"["remembered"]"#);
     let revoked = Command::new(env!("CARGO_BIN_EXE_gateway"))

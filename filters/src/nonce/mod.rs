@@ -18,8 +18,10 @@ use crate::state::{Answer, Op};
 pub struct Config {
     /// Seconds after its creation that a request is taken; at most 3600. The nonce is remembered for longer.
     pub window_s: u64,
-    /// Seconds that the sender's clock may be ahead of ours; at most 300.
-    pub max_skew_s: u64,
+    /// Seconds that the sender's clock may be ahead of ours; at most 300. Where the memory of nonces is lost, by a restart
+    /// of the Redis or of whoever else keeps it, signed requests are refused for this long, and a second more: what a clock
+    /// that is ahead had signed may have been taken before.
+    pub max_skew_s: u32,
     /// Shortest nonce, in characters.
     pub min_length: usize,
     /// Longest nonce, in characters; at most 256.
@@ -28,7 +30,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { window_s: 300, max_skew_s: 30, min_length: 16, max_length: 128 }
+        Self { window_s: 300, max_skew_s: 10, min_length: 16, max_length: 128 }
     }
 }
 
@@ -37,7 +39,7 @@ impl Default for Config {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Kept {
     window_s: u64,
-    max_skew_s: u64,
+    max_skew_s: u32,
 }
 
 impl Kept {
@@ -51,7 +53,7 @@ impl Kept {
 
     /// Seconds that a nonce is remembered: longer than any request that carries it could be taken.
     pub(crate) fn remembered_s(self) -> u64 {
-        self.window_s.saturating_add(self.max_skew_s).saturating_add(MARGIN_S)
+        self.window_s.saturating_add(u64::from(self.max_skew_s)).saturating_add(MARGIN_S)
     }
 }
 
@@ -103,7 +105,7 @@ impl Filter for Nonce {
             );
             return Refusal::new(401, "nonce_missing", detail).into();
         };
-        let window = Window { max_age_s: config.window_s, max_skew_s: config.max_skew_s };
+        let window = Window { max_age_s: config.window_s, max_skew_s: u64::from(config.max_skew_s) };
         if let Err(stale) = window.check(signed.created, None, host.now_ms()) {
             let (code, detail) = stale.of_request();
             return refuse(code, detail);
@@ -111,7 +113,8 @@ impl Filter for Nonce {
         // Lengths tell the parts apart, whatever is in them.
         let key = format!("nonce/{}/{}/{nonce}", signed.keyid.len(), signed.keyid);
         let ttl_ms = self.kept.remembered_s().saturating_mul(1_000);
-        context.ask(Op::Remember { key, ttl_ms, made_s: signed.created, window_s: Some(self.kept.window_s) });
+        let Kept { window_s, max_skew_s: ahead_s } = self.kept;
+        context.ask(Op::Remember { key, ttl_ms, made_s: signed.created, ahead_s, window_s: Some(window_s) });
         Verdict::Pass
     }
 
@@ -119,7 +122,7 @@ impl Filter for Nonce {
         match answer {
             Answer::Remembered => Verdict::Pass,
             Answer::Seen => refuse("nonce_replayed", "This signed request was taken before. Sign a new one."),
-            Answer::TooOld => too_old(),
+            Answer::TooOld => self.too_old(),
             Answer::NotAsked => Verdict::Pass,
             // The state is away, or this is no answer to what was asked: fail closed.
             Answer::Away
@@ -137,9 +140,15 @@ impl Filter for Nonce {
     }
 }
 
-fn too_old() -> Verdict {
-    let detail = "The request was signed before this edge began to remember requests. Sign it anew.";
-    refuse("created_before_start", detail)
+impl Nonce {
+    /// It may have been taken by who kept the memory before. Nobody knows when that began, so the longest time is told.
+    fn too_old(&self) -> Verdict {
+        let seconds = self.kept.max_skew_s.saturating_add(1);
+        let detail = format!(
+            "The request may have been signed before this edge began to remember requests. Sign it anew, after {seconds} s at most."
+        );
+        Refusal::new(401, "created_before_start", detail).header("retry-after", seconds.to_string()).into()
+    }
 }
 
 fn refuse(code: &'static str, detail: &'static str) -> Verdict {

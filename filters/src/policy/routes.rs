@@ -34,7 +34,8 @@ pub struct Route {
     pub version: Option<At<String>>,
     /// The name of the upstream. Exactly one of `upstream` and `upstreams`.
     pub upstream: Option<At<String>>,
-    /// Upstreams that share the requests by weight, for a canary say.
+    /// Upstreams that share the requests by weight, for a canary say. While one of them is away its share gets 503: none
+    /// stands in for another.
     #[serde(default)]
     pub upstreams: Vec<At<Share>>,
     /// Requests of one sender go to the same one of `upstreams`: whose requests those are. A weight that grows draws

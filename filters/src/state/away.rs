@@ -51,7 +51,13 @@ mod tests {
 
     #[test]
     fn limits_fall_back_and_nonces_never() {
-        let remember = Op::Remember { key: "n".into(), ttl_ms: 1_000, made_s: 1_700_000_000, window_s: None };
+        let remember = Op::Remember {
+            key: "n".into(),
+            ttl_ms: 1_000,
+            made_s: 1_700_000_000,
+            ahead_s: 0,
+            window_s: None,
+        };
         for (limits, batch, expected) in [
             (LimitsWhenAway::Local, vec![take()], "Taken"),
             (LimitsWhenAway::Refuse, vec![take()], "Away"),

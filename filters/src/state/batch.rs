@@ -69,7 +69,8 @@ mod tests {
 
     #[test]
     fn answers_come_back_in_the_order_of_the_questions() {
-        let op = |key: &str| Op::Remember { key: key.into(), ttl_ms: 1, made_s: 0, window_s: None };
+        let op =
+            |key: &str| Op::Remember { key: key.into(), ttl_ms: 1, made_s: 0, ahead_s: 0, window_s: None };
         let batch: Batch = [(op("a"), Counted::Shared), (op("b"), Counted::Here), (op("c"), Counted::Shared)]
             .into_iter()
             .collect();

@@ -177,7 +177,7 @@ mod tests {
     const T0: u64 = 1_700_000_000_000;
 
     fn remember(key: &str, ttl_ms: u64) -> [Op; 1] {
-        [Op::Remember { key: key.into(), ttl_ms, made_s: 1_700_000_000, window_s: None }]
+        [Op::Remember { key: key.into(), ttl_ms, made_s: 1_700_000_000, ahead_s: 0, window_s: None }]
     }
 
     #[test]

@@ -50,13 +50,14 @@ pub enum Op {
         #[serde(default, skip_serializing_if = "Mode::enforces")]
         mode: Mode,
     },
-    /// Remembers `key` for `ttl_ms`; refused when it is remembered already, and when it was made, at `made_s`
-    /// in Unix seconds, before the memory began, or so long ago that it may be forgotten, by what was remembered for less
-    /// than `window_s`, the seconds for which it counts: it may have been there before.
+    /// Remembers `key` for `ttl_ms`; refused when it is remembered already, and when it may have been there before: made,
+    /// at `made_s` in Unix seconds by a clock that may be `ahead_s` ahead of ours, before the memory began, or so long ago
+    /// that it may be forgotten, by what was remembered for less than `window_s`, the seconds for which it counts.
     Remember {
         key: String,
         ttl_ms: u64,
         made_s: i64,
+        ahead_s: u32,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         window_s: Option<u64>,
     },
@@ -279,9 +280,9 @@ fn strictly<'k>(op: &'k Op, now_us: u64, cells: &dyn Cells) -> (Answer, Option<W
             let (answer, value) = volume::spend(spent, *most, *cost, *ends_ms, now_us);
             (answer, (until_us > now_us).then_some(Write { key: key.into(), value, until_us }))
         }
-        Op::Remember { key, ttl_ms, made_s, window_s } => {
-            // Whole seconds: what was made in the second of the beginning counts as after it.
-            let too_old = *made_s < unix_s(cells.since_us());
+        Op::Remember { key, ttl_ms, made_s, ahead_s, window_s } => {
+            // Whole seconds: what was made in the second of the beginning may have been taken before it.
+            let too_old = *made_s <= unix_s(cells.since_us()).saturating_add(i64::from(*ahead_s));
             let forgotten = |window_s| cells.windows().may_have_forgotten(window_s, *made_s, unix_s(now_us));
             if too_old || window_s.is_some_and(forgotten) {
                 (Answer::TooOld, None)

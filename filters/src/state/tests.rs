@@ -66,8 +66,13 @@ fn a_refused_batch_writes_nothing() {
     let mut cells = Map::default();
     let wide = rate(100, 1_000, 100);
     let narrow = rate(1, 60_000, 1);
-    let nonce =
-        |n: &str| Op::Remember { key: format!("nonce/{n}"), ttl_ms: 600_000, made_s: MADE_S, window_s: None };
+    let nonce = |n: &str| Op::Remember {
+        key: format!("nonce/{n}"),
+        ttl_ms: 600_000,
+        made_s: MADE_S,
+        ahead_s: 0,
+        window_s: None,
+    };
     let batch = |n: &str| [nonce(n), take_op("tenant", wide, 1), take_op("user", narrow, 1)];
     assert!(run(&batch("a"), T0, &mut cells).iter().all(|a| !a.refuses()));
     let before = cells.0.clone();
@@ -83,7 +88,7 @@ fn a_refused_batch_writes_nothing() {
 #[test]
 fn what_is_remembered_is_forgotten_after_its_time() {
     let mut cells = Map::default();
-    let op = [Op::Remember { key: "n".into(), ttl_ms: 1_000, made_s: MADE_S, window_s: None }];
+    let op = [Op::Remember { key: "n".into(), ttl_ms: 1_000, made_s: MADE_S, ahead_s: 0, window_s: None }];
     for (at, expected) in [(0, Answer::Remembered), (999, Answer::Seen), (1_000, Answer::Remembered)] {
         assert_eq!(run(&op, T0 + at, &mut cells), [expected], "at {at} ms");
     }
@@ -91,11 +96,20 @@ fn what_is_remembered_is_forgotten_after_its_time() {
 
 #[test]
 fn what_is_older_than_the_memory_is_refused() {
-    for (made_s, expected) in
-        [(MADE_S - 61, Answer::TooOld), (MADE_S - 60, Answer::Remembered), (MADE_S, Answer::Remembered)]
-    {
-        let op = [Op::Remember { key: "n".into(), ttl_ms: 1_000, made_s, window_s: None }];
-        assert_eq!(run(&op, T0, &mut Map::default()), [expected], "made at {made_s}");
+    for (made, ahead_s, expected) in [
+        (-61, 0, Answer::TooOld),
+        // In the second of the beginning, maybe before it.
+        (-60, 0, Answer::TooOld),
+        (-59, 0, Answer::Remembered),
+        (0, 0, Answer::Remembered),
+        // By a clock that was ahead.
+        (-59, 30, Answer::TooOld),
+        (-30, 30, Answer::TooOld),
+        (-29, 30, Answer::Remembered),
+    ] {
+        let (made_s, window_s) = (MADE_S + made, None);
+        let op = [Op::Remember { key: "n".into(), ttl_ms: 1_000, made_s, ahead_s, window_s }];
+        assert_eq!(run(&op, T0, &mut Map::default()), [expected], "made {made}, {ahead_s} ahead");
     }
 }
 
@@ -132,14 +146,14 @@ fn operations_and_answers_travel_as_json() {
     let place = Place { number: 3, until_us: 9 };
     let ops = [
         take_op("k", rate(10, 1_000, 3), 2),
-        Op::Remember { key: "n".into(), ttl_ms: 5, made_s: -1, window_s: None },
+        Op::Remember { key: "n".into(), ttl_ms: 5, made_s: -1, ahead_s: 0, window_s: None },
         Op::Hold { key: "h".into(), most: 4, lease_ms: 6, mode: Mode::Enforce },
         Op::Release { key: "h".into(), place },
     ];
     let text = serde_json::to_string(&ops).unwrap();
     assert_eq!(
         text,
-        r#"[{"take":{"key":"k","rate":{"requests":10,"per_ms":1000,"burst":3},"cost":2}},{"remember":{"key":"n","ttl_ms":5,"made_s":-1}},{"hold":{"key":"h","most":4,"lease_ms":6}},{"release":{"key":"h","place":{"number":3,"until_us":9}}}]"#
+        r#"[{"take":{"key":"k","rate":{"requests":10,"per_ms":1000,"burst":3},"cost":2}},{"remember":{"key":"n","ttl_ms":5,"made_s":-1,"ahead_s":0}},{"hold":{"key":"h","most":4,"lease_ms":6}},{"release":{"key":"h","place":{"number":3,"until_us":9}}}]"#
     );
     assert_eq!(serde_json::from_str::<Vec<Op>>(&text).unwrap(), ops);
     let answers = [

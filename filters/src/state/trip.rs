@@ -126,7 +126,7 @@ mod tests {
     }
 
     fn nonce() -> Op {
-        Op::Remember { key: "n".into(), ttl_ms: 1_000, made_s: 0, window_s: None }
+        Op::Remember { key: "n".into(), ttl_ms: 1_000, made_s: 0, ahead_s: 0, window_s: None }
     }
 
     fn begin(ops: &[(Op, Counted)], local: &mut Memory) -> Begun {

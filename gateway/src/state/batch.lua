@@ -4,7 +4,7 @@
 --
 -- KEYS: where the memory's beginning is kept, and for how long was remembered, then one for each operation.
 -- ARGV: the time, empty for Redis's own; then for each operation its kind and what belongs to it:
---   take interval burst cost shadow | spend most cost ends shadow | remember ttl made_s window_s
+--   take interval burst cost shadow | spend most cost ends shadow | remember ttl made_s ahead_s window_s
 --   hold most lease shadow | release place until | tally tenant requests cost refused until
 -- `shadow` is 1 for what only would refuse.
 -- Answers a list for each operation: a code (see `answer` in redis.rs) and its numbers.
@@ -114,8 +114,8 @@ local function note(window_s)
     if not noted then redis.call('HSET', KEYS[2], text(window_s), text(now_s)) end
 end
 
-local function remember(key, ttl, made_s, window_s)
-    if made_s < (since - since % 1000000) / 1000000 then return { 4 } end
+local function remember(key, ttl, made_s, ahead_s, window_s)
+    if made_s <= (since - since % 1000000) / 1000000 + ahead_s then return { 4 } end
     if window_s and may_have_forgotten(window_s, made_s) then return { 4 } end
     if live(redis.call('GET', key)) then return { 3 } end
     write(key, now + ttl)
@@ -145,7 +145,7 @@ local function hold(key, most, lease)
 end
 
 -- What follows each kind; the tenant of a tally is text.
-local FOLLOW = { take = 4, spend = 4, remember = 3, hold = 3, release = 2, tally = 5 }
+local FOLLOW = { take = 4, spend = 4, remember = 4, hold = 3, release = 2, tally = 5 }
 local operations = {}
 local at, number = 2, 3
 while at <= #ARGV do
@@ -175,7 +175,7 @@ for n, operation in ipairs(operations) do
     elseif operation.kind == 'spend' then
         answer = spend(operation.key, operation[1], operation[2], operation[3])
     elseif operation.kind == 'remember' then
-        answer = remember(operation.key, operation[1], operation[2], operation[3])
+        answer = remember(operation.key, operation[1], operation[2], operation[3], operation[4])
     elseif operation.kind == 'hold' then
         answer = hold(operation.key, operation[1], operation[2])
     elseif operation.kind == 'tally' then
@@ -196,7 +196,7 @@ if refused then
     end
 else
     for _, operation in ipairs(operations) do
-        if operation.kind == 'remember' and operation[3] then note(operation[3]) end
+        if operation.kind == 'remember' and operation[4] then note(operation[4]) end
     end
     for _, cell in ipairs(writes) do
         redis.call('SET', cell[1], text(cell[2]), 'PX', text(ceil_ms(cell[3] - now) + SLACK_MS))

@@ -174,8 +174,8 @@ impl Redis {
                     let most = (*most).min(Volume::MOST);
                     call.arg("spend").arg(most).arg(*cost).arg(*ends_ms).arg(shadow(*mode));
                 }
-                Op::Remember { ttl_ms, made_s, window_s, .. } => {
-                    call.arg("remember").arg(us(*ttl_ms)).arg(*made_s);
+                Op::Remember { ttl_ms, made_s, ahead_s, window_s, .. } => {
+                    call.arg("remember").arg(us(*ttl_ms)).arg(*made_s).arg(*ahead_s);
                     call.arg(window_s.map(|window_s| window_s.to_string()).unwrap_or_default());
                 }
                 Op::Hold { most, lease_ms, mode, .. } => {

@@ -153,8 +153,6 @@ async fn a_restart_forgets_no_nonce(stack: &Stack) -> anyhow::Result<()> {
             other => anyhow::bail!("{other}"),
         }
     };
-    // Signatures tell whole seconds.
-    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     if stack.edge() == Edge::Envoy {
         stack.restart(Service::State).await?;
     }

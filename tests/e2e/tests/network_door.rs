@@ -100,8 +100,11 @@ async fn payments_go_through_envoy_signed_and_verified() -> anyhow::Result<()> {
         ("127.0.0.1:7211", any()?),
         ("127.0.0.1:7212", any()?),
         ("127.0.0.1:7100", at(Service::TxnCore)),
+        ("nonce: { window_s: 300, max_skew_s: 5 }", "nonce: { window_s: 300, max_skew_s: 0 }".to_owned()),
     ];
     let _in = Way::open("network-in", stack.dir(), &replace).await?;
+    // What is signed in the second in which the memory of nonces began is refused.
+    tokio::time::sleep(Duration::from_secs(1)).await;
 
     let alice = stack.alice()?;
     for (to, expected) in CASES {

@@ -1,7 +1,7 @@
 //! The figures of the whole slice: start, idle memory, `send` at a steady rate.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use stack::{Binaries, Options, Stack};
@@ -39,9 +39,9 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         if let Some(stack) = running.take() {
             Stack::stop(stack).await;
         }
-        let began = Instant::now();
-        running = Some(Stack::start(&binaries, Options::new(&dir)).await?);
-        starts.push(began.elapsed());
+        let stack = Stack::start(&binaries, Options::new(&dir)).await?;
+        starts.push(stack.ready_after());
+        running = Some(stack);
     }
     let stack = Arc::new(running.context("started at least once")?);
     starts.sort();

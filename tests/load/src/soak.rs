@@ -36,7 +36,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let filters = json!({
         "jwt": {},
         "signature": { "signer": "client", "components": [] },
-        "nonce": {},
+        "nonce": { "max_skew_s": 0 },
         "rate_limit": { "limits": [{ "name": "user", "by": "user", "requests": 10, "per_s": 1 }] },
     });
     let upstream = world.upstreams[0].address;

@@ -28,7 +28,7 @@ const CASE: &str = r#"
 name: bad days
 state_timeout_ms: 500
 routes:
-  - { name: signed, methods: [GET], path: /signed, upstream: u, filters: { signature: { signer: client }, nonce: {} } }
+  - { name: signed, methods: [GET], path: /signed, upstream: u, filters: { signature: { signer: client }, nonce: { max_skew_s: 0 } } }
   - { name: limited, methods: [GET], path: /limited, upstream: u, filters: { rate_limit: { limits: [{ name: each, by: ip, requests: 2, per_s: 600 }] } } }
   - { name: open, methods: [GET, POST], path: /open, upstream: u }
 requests:
@@ -252,7 +252,7 @@ async fn workers_share_nonces_and_limits() {
     let places = places(&world);
     let configuration = generate(&world, &programs, &named, &places, &folder, &programs.module);
     let _state = state(&programs, &folder);
-    // Signatures tell whole seconds: what is signed from the next second on is younger than the memory.
+    // Signatures tell whole seconds: what is signed from the next second on is younger than the memory of nonces.
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     let mut envoy = envoy(&programs, &configuration);
     until_served(&world, places.listeners[0], &mut envoy).await;
@@ -345,12 +345,14 @@ async fn a_policy_changes_as_a_whole_while_traffic_flows() {
         tokio::time::sleep(Duration::from_millis(400)).await;
         write(change);
     }
-    tokio::time::sleep(Duration::from_millis(400)).await;
+    let first_decides =
+        async || decided_by_first(&get(&world, to, "/open", "").await.unwrap().unwrap()).unwrap();
+    envoy.ready(Duration::from_secs(30), async || !first_decides().await).await.unwrap();
     world.upstreams[0].let_go();
     let held = held.await.unwrap().unwrap();
     assert!(decided_by_first(&held).unwrap(), "while the other policy decides");
     write(10);
-    tokio::time::sleep(Duration::from_millis(600)).await;
+    envoy.ready(Duration::from_secs(30), first_decides).await.unwrap();
     over.store(true, Ordering::Relaxed);
     let mut seen = Vec::new();
     while let Some(client) = clients.join_next().await {

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, anyhow, bail};
 use certs::{Trust, Versions, client_config};
@@ -94,6 +94,7 @@ pub struct Stack {
     http: reqwest::Client,
     plain: reqwest::Client,
     fleet: Option<Fleet>,
+    ready_after: Duration,
     /// Held while the stack lives: two in one folder would share a database.
     _lock: fs::File,
 }
@@ -111,6 +112,7 @@ impl Stack {
     /// When a stack runs in that folder already, or a service does not become ready: with the
     /// end of its log.
     pub async fn start(binaries: &Binaries, options: Options) -> anyhow::Result<Stack> {
+        let began = Instant::now();
         certs::install_crypto_provider();
         fs::create_dir_all(&options.dir).with_context(|| options.dir.display().to_string())?;
         let dir = options.dir.canonicalize()?;
@@ -190,6 +192,7 @@ impl Stack {
             http: certs::client::https(client_config(&edge_ca, None, Versions::Tls12And13)?, limits)?,
             plain: plain_client(&edge_ca)?,
             fleet,
+            ready_after: Duration::ZERO,
             _lock: lock,
             dir,
         };
@@ -203,8 +206,15 @@ impl Stack {
         for instance in &stack.instances {
             stack.ready(*instance).await?;
         }
+        stack.ready_after = began.elapsed();
         stack.write_file()?;
+        next_second().await;
         Ok(stack)
+    }
+
+    /// How long it took to start until everything was ready.
+    pub fn ready_after(&self) -> Duration {
+        self.ready_after
     }
 
     pub fn edge_url(&self) -> &str {
@@ -318,7 +328,12 @@ impl Stack {
             process.end(Signal::SIGTERM, GRACE).await?;
         }
         self.resume(instance)?;
-        self.ready(instance).await
+        self.ready(instance).await?;
+        match instance.service {
+            Service::Edge | Service::State => next_second().await,
+            Service::TxnCore | Service::NpciProxy | Service::NpciSim => {}
+        }
+        Ok(())
     }
 
     /// Starts an instance that was killed and waits for nothing: what it needs may be away.
@@ -400,7 +415,7 @@ impl Stack {
         let trust = Trust::load(&self.dir.join("pki/edge-ca.pem"))?;
         let claims = self.claims("ready", &[], &Device::generate("ready")?)?;
         let token = self.issuer.mint(&claims)?;
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         let mut known = 0;
         while known < IN_A_ROW {
             self.check()?;
@@ -500,6 +515,12 @@ fn urls(addresses: &Addresses) -> anyhow::Result<BTreeMap<Instance, Urls>> {
         }
     }
     Ok(urls)
+}
+
+/// Waits until phones can sign: what is signed in the second in which the memory of nonces began is refused.
+async fn next_second() {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    tokio::time::sleep(Duration::from_secs(1) - Duration::from_nanos(now.subsec_nanos().into())).await;
 }
 
 fn lock(dir: &Path) -> anyhow::Result<fs::File> {

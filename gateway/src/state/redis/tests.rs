@@ -54,7 +54,7 @@ fn take(key: &str, requests: u32, per_ms: u64, burst: u32, cost: u32) -> Op {
 enum Step {
     Take { key: u8, rate: usize, cost: u32, mode: Mode },
     Spend { key: u8, most: u64, cost: u32, ends_ms: u64, mode: Mode },
-    Remember { key: u8, ttl_ms: u64, age_s: i64, window_s: Option<u64> },
+    Remember { key: u8, ttl_ms: u64, age_s: i64, ahead_s: u32, window_s: Option<u64> },
     Hold { key: u8, most: u32, lease_ms: u64, mode: Mode },
     Release { held: usize },
     Tally { day: u8, tenant: u8, cost: u32 },
@@ -117,8 +117,15 @@ fn step() -> impl Strategy<Value = Step> {
         (0..2u8, 0..6u64, 1..4u32, ends_ms(), mode())
             .prop_map(|(key, most, cost, ends_ms, mode)| Step::Spend { key, most, cost, ends_ms, mode }),
         (0..2u8, 0..3u8, 0..4u32).prop_map(|(day, tenant, cost)| Step::Tally { day, tenant, cost }),
-        (0..3u8, span_ms(), 0..4i64, proptest::option::of(1..4u64))
-            .prop_map(|(key, ttl_ms, age_s, window_s)| Step::Remember { key, ttl_ms, age_s, window_s }),
+        (0..3u8, span_ms(), -3..4i64, 0..3u32, proptest::option::of(1..4u64)).prop_map(
+            |(key, ttl_ms, age_s, ahead_s, window_s)| Step::Remember {
+                key,
+                ttl_ms,
+                age_s,
+                ahead_s,
+                window_s
+            }
+        ),
         (0..2u8, 0..4u32, span_ms(), mode()).prop_map(|(key, most, lease_ms, mode)| Step::Hold {
             key,
             most,
@@ -147,9 +154,9 @@ fn ops(steps: &[Step], now_ms: u64, held: &[Op]) -> Vec<Op> {
                 usage: Usage::of_request(cost),
                 until_ms: T0_MS + 10_000_000_000,
             },
-            Step::Remember { key, ttl_ms, age_s, window_s } => {
+            Step::Remember { key, ttl_ms, age_s, ahead_s, window_s } => {
                 let made_s = i64::try_from(now_ms / 1_000).unwrap() - age_s;
-                Op::Remember { key: format!("n{key}"), ttl_ms, made_s, window_s }
+                Op::Remember { key: format!("n{key}"), ttl_ms, made_s, ahead_s, window_s }
             }
             Step::Hold { key, most, lease_ms, mode } => {
                 Op::Hold { key: format!("h{key}"), most, lease_ms, mode }
@@ -278,7 +285,7 @@ fn now_s() -> i64 {
 }
 
 fn nonce(name: &str) -> Op {
-    Op::Remember { key: name.into(), ttl_ms: 60_000, made_s: now_s() + 60, window_s: None }
+    Op::Remember { key: name.into(), ttl_ms: 60_000, made_s: now_s() + 60, ahead_s: 0, window_s: None }
 }
 
 /// Two edges on one Redis: a nonce is taken once, a limit and the places in flight hold across both.
@@ -396,7 +403,8 @@ async fn an_outage_is_survived() {
         until(outage, &|n| nonce(&format!("after-{outage}-{n}")), remembered).await;
     }
     // It has lost its memory once: what was signed before that may have been taken before.
-    let old = Op::Remember { key: "old".into(), ttl_ms: 60_000, made_s: now_s() - 60, window_s: None };
+    let old =
+        Op::Remember { key: "old".into(), ttl_ms: 60_000, made_s: now_s() - 60, ahead_s: 0, window_s: None };
     assert_eq!(ask(&old).await, Answer::TooOld);
 }
 
@@ -410,8 +418,13 @@ async fn a_redis_that_was_started_again_begins_anew() {
     let mut connection = shared.connection().unwrap();
     // As old as that file might say.
     let () = redis::cmd("SET").arg("again:since").arg(1).query_async(&mut connection).await.unwrap();
-    let made =
-        |name: &str| Op::Remember { key: name.into(), ttl_ms: 60_000, made_s: now_s() - 30, window_s: None };
+    let made = |name: &str| Op::Remember {
+        key: name.into(),
+        ttl_ms: 60_000,
+        made_s: now_s() - 30,
+        ahead_s: 0,
+        window_s: None,
+    };
     assert_eq!(shared.run(&[made("before")]).await, Ok(vec![Answer::Remembered]));
     // What a start empties, and nothing else does unasked: the scripts.
     let () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut connection).await.unwrap();

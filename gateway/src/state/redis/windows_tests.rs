@@ -22,6 +22,7 @@ async fn a_window_that_grew_takes_nothing_twice() {
         key: name.into(),
         ttl_ms: window_s * 1_000,
         made_s: made_s(made_at_s),
+        ahead_s: 0,
         window_s: Some(window_s),
     };
     let at_us = |at_s: u64| Some((T0_MS + at_s * 1_000) * 1_000);
