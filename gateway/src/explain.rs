@@ -176,7 +176,8 @@ pub async fn explain(file: &Path, written: &Written, around: &Around) -> anyhow:
     let load::PolicyFile { text: policy_text, folder, policy } = read;
     let watch = Watch::new("gateway");
     let keys = KeyStore::new(&policy.document().issuers, &folder, Metrics::new()?, &watch)?;
-    let introspection = Introspection::new(&policy.document().issuers, &folder, Metrics::new()?, &watch)?;
+    let introspection =
+        Introspection::new(&policy.document().issuers, &folder, Metrics::new()?, &watch, None)?;
     let mut notes = vec![];
     for (issuer, _) in policy.document().issuers.iter().filter(|(_, issuer)| issuer.value.jwks.is_some()) {
         if !keys.refresh_unknown(issuer).await {

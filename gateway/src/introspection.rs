@@ -50,7 +50,8 @@ struct Asked {
     settings: Settings,
     folder: PathBuf,
     client: Live<reqwest::Client>,
-    known: Mutex<Known>,
+    /// Of the policy before too, if that said the same of the issuer.
+    known: Arc<Mutex<Known>>,
     /// Questions under way, by token.
     asking: Mutex<HashMap<Hash, Question>>,
     places: Semaphore,
@@ -82,6 +83,13 @@ struct Bounded<T> {
     order: VecDeque<Hash>,
 }
 
+impl Known {
+    fn new(settings: &Settings) -> Arc<Mutex<Self>> {
+        let active = Bounded::new(settings.cache_entries as usize);
+        Arc::new(Mutex::new(Self { active, inactive: Bounded::new(MOST_INACTIVE) }))
+    }
+}
+
 impl<T> Bounded<T> {
     fn new(most: usize) -> Self {
         Self { most, entries: HashMap::new(), order: VecDeque::new() }
@@ -100,16 +108,22 @@ impl<T> Bounded<T> {
 }
 
 impl Introspection {
+    /// Asks nobody yet. What issuers said `before` counts still, where the policy says the same of them.
     pub(crate) fn new(
         issuers: &BTreeMap<String, At<Issuer>>,
         folder: &Path,
         metrics: Metrics,
         watch: &Watch,
+        before: Option<&Self>,
     ) -> anyhow::Result<Self> {
         let mut all = BTreeMap::new();
         for (name, At { value: issuer, .. }) in issuers {
             if let Some(At { value: settings, .. }) = &issuer.introspection {
-                let asked = Asked::new(name, settings, folder, watch);
+                let before = before.and_then(|before| before.issuers.get(name));
+                let known = before
+                    .filter(|before| before.settings == *settings)
+                    .map_or_else(|| Known::new(settings), |before| Arc::clone(&before.known));
+                let asked = Asked::new(name, settings, known, folder, watch);
                 all.insert(name.clone(), asked.with_context(|| format!("issuer `{name}`: introspection"))?);
             }
         }
@@ -164,7 +178,13 @@ impl Introspection {
 }
 
 impl Asked {
-    fn new(name: &str, settings: &Settings, folder: &Path, watch: &Watch) -> anyhow::Result<Self> {
+    fn new(
+        name: &str,
+        settings: &Settings,
+        known: Arc<Mutex<Known>>,
+        folder: &Path,
+        watch: &Watch,
+    ) -> anyhow::Result<Self> {
         let file = |reference: &At<Reference>| load::file(folder, reference).map_err(anyhow::Error::msg);
         let timeout = Duration::from_millis(settings.timeout_ms);
         let limits = ClientLimits { connect_timeout: timeout, timeout, ..ClientLimits::default() };
@@ -204,17 +224,13 @@ impl Asked {
             load::secret(folder, reference).map_err(anyhow::Error::msg).context("client_secret")?;
         }
         let places = settings.max_in_flight as usize;
-        let known = Known {
-            active: Bounded::new(settings.cache_entries as usize),
-            inactive: Bounded::new(MOST_INACTIVE),
-        };
         Ok(Self {
             places: Semaphore::new(places),
             for_strangers: Semaphore::new(places - places / KEPT_ONE_IN),
             settings: settings.clone(),
             folder: folder.to_owned(),
             client,
-            known: Mutex::new(known),
+            known,
             asking: Mutex::default(),
         })
     }

@@ -21,8 +21,8 @@ pub(crate) struct Issuers {
 }
 
 impl Issuers {
-    /// Asks nobody yet. `watch` follows their files and tells of their keys; those that were held `before` of issuers
-    /// that the policy says the same of are held still.
+    /// Asks nobody yet. `watch` follows their files and tells of their keys; the keys of issuers that the policy says the
+    /// same of as `before` are held still, and what they said of tokens counts.
     pub(crate) fn new(
         document: &Document,
         folder: &Path,
@@ -35,7 +35,8 @@ impl Issuers {
             Some(before) => before.keys.successor(issuers, folder, watch)?,
             None => KeyStore::new(issuers, folder, metrics.clone(), watch)?,
         });
-        let introspection = Introspection::new(issuers, folder, metrics.clone(), watch)?;
+        let asked_before = before.map(|before| &before.introspection);
+        let introspection = Introspection::new(issuers, folder, metrics.clone(), watch, asked_before)?;
         let held = Arc::clone(&keys);
         watch.holds(move || held.report());
         let names = issuers.iter().map(|(name, issuer)| (issuer.value.known_as(), name.clone())).collect();

@@ -4,13 +4,12 @@ mod files;
 mod issuers;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use certs::file::Content;
 use certs::{Certificates, Clients, Identity, Reader, Set, Trust, Watch};
-use filters::policy::{At, Document, Mistake, Policy, Reference, RouteRule, Secret, StaleCrl};
+use filters::policy::{At, Mistake, Policy, Reference, RouteRule, Secret, StaleCrl};
 use zeroize::Zeroizing;
 
 use self::files::Files;
@@ -159,49 +158,6 @@ pub fn told(mistakes: &[Mistake], file: &Path) -> String {
     mistakes.iter().map(|mistake| mistake.in_file(&file)).collect::<Vec<_>>().join("\n")
 }
 
-/// What a policy amounts to, for a person who checks it.
-#[derive(Debug)]
-pub struct Summary {
-    pub text: String,
-    /// How many warnings are in it.
-    pub warnings: usize,
-}
-
-impl Summary {
-    pub fn new(path: &Path, loaded: &Loaded) -> Self {
-        Self::of(path, &loaded.policy, "ok")
-    }
-
-    /// Of a policy whose files, secrets and variables are elsewhere.
-    ///
-    /// # Errors
-    /// The mistakes that can be seen without them.
-    pub fn without_files(path: &Path) -> Result<Self, Vec<Mistake>> {
-        let read = read_without_secrets(path)?;
-        Ok(Self::of(path, &read.policy, "ok, as far as its files do not say otherwise"))
-    }
-
-    fn of(path: &Path, policy: &Policy, verdict: &str) -> Self {
-        let times = policy.window_warnings(crate::now_ms());
-        let warnings: Vec<&Mistake> = policy.warnings().iter().chain(&times).collect();
-        Self { text: summary(path, policy, verdict, &warnings), warnings: warnings.len() }
-    }
-}
-
-fn summary(path: &Path, policy: &Policy, verdict: &str, warnings: &[&Mistake]) -> String {
-    let file = path.to_string_lossy();
-    let mut text = String::new();
-    for warning in warnings {
-        let _ = writeln!(text, "warning: {}", warning.in_file(&file));
-    }
-    let _ = writeln!(text, "{file}: {verdict}");
-    for rule in policy.rules() {
-        let filters: Vec<_> = rule.chain.names().collect();
-        let _ = writeln!(text, "  route {} -> {}: {}", rule.name, served_by(rule), filters.join(", "));
-    }
-    text
-}
-
 /// `core`, or `core 95, core-next 5`.
 pub(crate) fn served_by(rule: &RouteRule) -> String {
     match rule.upstreams.as_slice() {
@@ -219,11 +175,6 @@ pub(crate) fn served_by(rule: &RouteRule) -> String {
             shares.join(", ")
         }
     }
-}
-
-/// The JSON Schema of the policy document, as `gateway/policy.schema.json` has it.
-pub fn schema() -> String {
-    serde_json::to_string_pretty(&schemars::schema_for!(Document)).unwrap_or_default()
 }
 
 /// A secret is the whole content of its file or variable, less one trailing line break.

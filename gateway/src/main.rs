@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use gateway::explain::Explained;
-use gateway::{api_key, load, revoke, server, state_service};
+use gateway::{api_key, check, load, revoke, schema, server, state_service};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -111,16 +111,12 @@ enum Command {
     /// is worth a second look: routes that anybody may call, filters that a route does without, paths that fit two
     /// routes, upstreams, issuers and clients that nothing uses. Exit status 0 when the policy can be served, 1 when
     /// not.
-    Check {
-        /// The policy file.
-        policy: PathBuf,
-        /// Take warnings for mistakes.
-        #[arg(long)]
-        deny_warnings: bool,
-        /// Say what can be said without the files and variables that the policy names: in a pipeline, which has none.
-        #[arg(long)]
-        without_files: bool,
-    },
+    ///
+    /// For a pipeline, where what has been meant once is not to be told for ever:
+    ///
+    ///   gateway check edge.yaml --without-files --deny-warnings --accept edge.accepted
+    #[command(verbatim_doc_comment)]
+    Check(check::Options),
     /// Say what changes for whom when NEW takes over from OLD.
     ///
     ///   gateway diff edge.yaml edge.new.yaml
@@ -221,9 +217,7 @@ fn main() -> ExitCode {
         Command::Serve { policy, threads, drain_s } => serve(&policy, threads, drain_s),
         Command::State { policy, envoy } => state(&policy, envoy.as_deref()),
         Command::Envoy { policy, module, out } => envoy(&policy, module, out.as_deref()),
-        Command::Check { policy, deny_warnings, without_files } => {
-            check(&policy, deny_warnings, without_files)
-        }
+        Command::Check(options) => check(&options),
         Command::Diff { old, new, json } => diff(&old, &new, json),
         Command::Explain { policy, request, log, request_id, from, certificate, at } => {
             told(match (request, log, request_id) {
@@ -242,7 +236,7 @@ fn main() -> ExitCode {
             outcome(revoke::run(&options))
         }
         Command::ApiKey { command } => outcome(api_key::run(&command)),
-        Command::Schema => print(&load::schema()),
+        Command::Schema => print(&schema::text()),
     }
 }
 
@@ -313,22 +307,18 @@ fn logged(policy: &Path, run: impl FnOnce(load::Loaded) -> anyhow::Result<()>) -
     }
 }
 
-fn check(policy: &Path, deny_warnings: bool, without_files: bool) -> ExitCode {
-    let summary = match without_files {
-        true => load::Summary::without_files(policy),
-        false => load::load(policy).map(|loaded| load::Summary::new(policy, &loaded)),
-    };
-    match summary {
-        Ok(load::Summary { text, warnings }) => {
+fn check(options: &check::Options) -> ExitCode {
+    match check::run(options) {
+        Ok(check::Summary { text, warnings }) => {
             print(&text);
-            if warnings > 0 && deny_warnings {
+            if warnings > 0 && options.deny_warnings {
                 complain("--deny-warnings: the warnings above are taken for mistakes");
                 return ExitCode::FAILURE;
             }
             ExitCode::SUCCESS
         }
         Err(mistakes) => {
-            print(&load::told(&mistakes, policy));
+            print(&mistakes);
             ExitCode::FAILURE
         }
     }

@@ -12,7 +12,7 @@ use filters::shape;
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
-use crate::listener::Connection;
+use crate::connection::Connection;
 
 /// The path and the query exactly as they were sent. A target that is not text is none that we route.
 pub(crate) fn target(header: &RequestHeader) -> (&str, Option<&str>) {

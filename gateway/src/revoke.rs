@@ -115,20 +115,12 @@ impl Wanted {
     }
 }
 
-/// `90s`, `15m`, `24h`, `7d`, or seconds.
+/// `90s`, `15m`, `24h` or `7d`. A bare number could be any of them, and a revocation that ends too early is none.
 fn seconds(text: &str) -> Result<u64, String> {
-    let (number, unit) = match text.strip_suffix(['s', 'm', 'h', 'd']) {
-        Some(number) => (number, text.get(number.len()..).unwrap_or_default()),
-        None => (text, "s"),
-    };
-    let each = match unit {
-        "m" => 60,
-        "h" => 3_600,
-        "d" => 86_400,
-        _ => 1,
-    };
-    let number: Option<u64> = number.parse().ok();
-    number.and_then(|number| number.checked_mul(each)).ok_or_else(|| "write 90s, 15m, 24h or 7d".to_owned())
+    let units = [("s", 1), ("m", 60), ("h", 3_600), ("d", 86_400)];
+    let written = units.into_iter().find_map(|(unit, each)| Some((text.strip_suffix(unit)?, each)));
+    let seconds = written.and_then(|(number, each)| number.parse::<u64>().ok()?.checked_mul(each));
+    seconds.ok_or_else(|| "write 90s, 15m, 24h or 7d".to_owned())
 }
 
 /// Who may revoke.
@@ -220,7 +212,7 @@ pub(crate) async fn revoke(
         }
     };
     let answer = match state.revoke(revocation).await {
-        Ok(counts) => (StatusCode::OK, json!(counts)),
+        Ok(outcome) => (StatusCode::OK, json!(outcome)),
         Err(why @ NotRevoked::Full) => {
             problem(StatusCode::INSUFFICIENT_STORAGE, "revocations_full", &why.to_string())
         }
@@ -295,16 +287,12 @@ mod tests {
 
     #[test]
     fn times_as_people_write_them() {
-        for (text, expected) in [
-            ("90", Some(90)),
-            ("90s", Some(90)),
-            ("15m", Some(900)),
-            ("24h", Some(86_400)),
-            ("7d", Some(604_800)),
-        ] {
+        for (text, expected) in
+            [("90s", Some(90)), ("15m", Some(900)), ("24h", Some(86_400)), ("7d", Some(604_800))]
+        {
             assert_eq!(seconds(text).ok(), expected, "{text}");
         }
-        for text in ["", "h", "1w", "-1h", "1.5h", "99999999999999999999d"] {
+        for text in ["", "h", "90", "1w", "-1h", "1.5h", "99999999999999999999d"] {
             assert!(seconds(text).is_err(), "{text}");
         }
     }

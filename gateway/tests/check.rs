@@ -341,6 +341,46 @@ fn a_pipeline_may_take_warnings_for_mistakes() {
     }
 }
 
+/// What is warned of and meant is told once, to whoever accepts it.
+#[test]
+fn warnings_that_are_meant_are_not_told_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let accepted = folder.path().join("edge.accepted");
+    let told_with = |text: &str| {
+        fs::write(&accepted, text).unwrap();
+        let more = ["--without-files", "--deny-warnings", "--accept", "edge.accepted"];
+        check_with(folder.path(), POLICY, &more)
+    };
+    let warnings = |told: &str| {
+        let lines = told.lines().filter_map(|line| line.strip_prefix("warning: "));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (status, told) = told_with("");
+    let all = warnings(&told);
+    assert!(status == 1 && all.len() > 1, "{told}");
+    // As they are told, less their place.
+    let messages: Vec<&str> = all.iter().map(|line| line.splitn(4, ':').last().unwrap().trim()).collect();
+    let meant = messages.join("\n");
+    for (text, left) in [
+        (format!("# open until the app signs\n\n{meant}\n"), vec![]),
+        (meant.replacen(messages[0], "", 1), vec![all[0].clone()]),
+        (
+            format!("{meant}\nroute `gone`: whatever\n"),
+            vec![format!(
+                "edge.accepted:{}:1: nothing in the policy is warned of like this: remove the line",
+                messages.len() + 1
+            )],
+        ),
+    ] {
+        let (status, told) = told_with(&text);
+        assert_eq!(warnings(&told), left, "{text}");
+        assert_eq!(status == 0, left.is_empty(), "{told}");
+    }
+    fs::remove_file(&accepted).unwrap();
+    let (status, told) = check_with(folder.path(), POLICY, &["--without-files", "--accept", "edge.accepted"]);
+    assert!(status == 1 && told.starts_with("edge.accepted: No such file"), "{told}");
+}
+
 /// What the clock has to do with it: keys that count no longer, or will not soon.
 #[test]
 fn times_of_keys_are_held_against_the_clock() {

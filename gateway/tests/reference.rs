@@ -159,7 +159,7 @@ fn anchor(place: &[Step]) -> String {
 
 /// Every object that the schema names, in the order of the document.
 fn objects() -> Vec<Object> {
-    let schema = schemars::schema_for!(filters::policy::Document).to_value();
+    let schema = gateway::schema::document().to_value();
     let mut objects: Vec<(String, Object)> = Vec::new();
     let mut open = VecDeque::from([(String::new(), Vec::new(), false)]);
     while let Some((definition, place, within)) = open.pop_front() {

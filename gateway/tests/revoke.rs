@@ -37,6 +37,8 @@ async fn every_process_of_the_policy_is_told() {
     let policy = format!(
         "upstreams: {{ u: {{ addresses: [\"127.0.0.1:{}\"], tls: {TLS} }} }}\n\
          state: {{ service: {{ socket: state.sock }} }}\n\
+         tenants: {{ acme: {{ plan: gold }} }}\n\
+         plans: {{ gold: {{}} }}\n\
          routes: [{{ name: r, methods: [GET], path: /, upstream: u }}]\n",
         upstream.port
     );
@@ -46,7 +48,7 @@ async fn every_process_of_the_policy_is_told() {
         done && told.contains("gateway: user u-1 of tenant acme: revoked, tokens issued until"),
         "{told}"
     );
-    assert!(told.contains("state service: does not run"), "{told}");
+    assert!(told.contains("state service: does not run") && !told.contains("note:"), "{told}");
 
     let mut state = Command::new(env!("CARGO_BIN_EXE_gateway"));
     let state = state.args(["state", "edge.yaml"]).current_dir(folder.path()).stdout(Stdio::null()).spawn();
@@ -63,10 +65,23 @@ async fn every_process_of_the_policy_is_told() {
     let (done, told) = revoke(folder.path(), &["--token", "t-1", "--undo"]);
     assert!(done && told.matches("token t-1: taken back").count() == 2, "{told}");
 
+    // Neither is there (any more): it was never revoked for everybody, and `t-1` has just been taken back.
+    for (arguments, expected) in [
+        (&["--user", "u-1", "--undo"][..], "user u-1: was not revoked for every tenant, so nothing is taken"),
+        (&["--token", "t-1", "--undo"], "token t-1: was not revoked for every tenant, so nothing is taken"),
+        (&["--user", "u-1", "--tenant", "bank", "--undo"], "user u-1: was not revoked for tenant bank"),
+    ] {
+        let (done, told) = revoke(folder.path(), arguments);
+        assert!(done && told.matches(expected).count() == 2, "{arguments:?}: {told}");
+        let note = "note: the policy has no tenant `bank`";
+        assert_eq!(told.contains(note), arguments.contains(&"bank"), "{arguments:?}: {told}");
+    }
+
     for (arguments, expected) in [
         (&[][..], "name exactly one of"),
         (&["--token", "a", "--user", "b"], "name exactly one of"),
         (&["--token", "a", "--for", "soon"], "write 90s, 15m, 24h or 7d"),
+        (&["--token", "a", "--for", "10"], "write 90s, 15m, 24h or 7d"),
         (&["--token", ""], "visible ASCII"),
         (&["--list", "--token", "a"], "cannot be used with"),
     ] {

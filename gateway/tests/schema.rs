@@ -12,7 +12,7 @@ use serde_json::Value;
 #[test]
 fn the_file_is_the_schema() {
     let path = here().join("policy.schema.json");
-    let schema = gateway::load::schema() + "\n";
+    let schema = gateway::schema::text() + "\n";
     if std::env::var_os("UPDATE").is_some() {
         std::fs::write(&path, schema).unwrap();
     } else {
@@ -66,6 +66,10 @@ fn mistakes_are_not_by_the_schema() {
         ("shape: {}", "client_cert: { mode: maybe }", "'/filters/client_cert"),
         ("\"file:edge.key\"", "\"a key\"", "'/listeners/0/tls/key'"),
         ("admin: {", "admins: {", "''"),
+        ("timeout_ms: 900", "timeout_ms:", "'/routes/0/timeout_ms'"),
+        ("timeout_ms:", "filters:, timeout_ms:", "'/routes/0/filters'"),
+        ("timeout_ms:", "deprecated:, timeout_ms:", "'/routes/0/deprecated'"),
+        ("filters: { shape: {} }", "filters: { shape: , jwt: {} }", "'/filters/shape'"),
     ] {
         assert!(SMALL.contains(from), "the case for {to:?} changes nothing");
         let text = SMALL.replacen(from, to, 1);
@@ -78,7 +82,7 @@ fn mistakes_are_not_by_the_schema() {
 /// The names that an editor offers are those that `check` takes, one and all.
 #[test]
 fn methods_and_filters_are_those_that_check_knows() {
-    let schema: Value = serde_json::from_str(&gateway::load::schema()).unwrap();
+    let schema: Value = serde_json::from_str(&gateway::schema::text()).unwrap();
     let offered = |field: &str| {
         let names = &schema["$defs"]["Route"]["properties"][field]["items"]["enum"];
         names.as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned()).collect::<Vec<_>>()
@@ -114,7 +118,7 @@ fn complaint(policy: &str) -> Option<String> {
     }
     let policy: Value = serde_saphyr::from_str(&text).unwrap();
     let mut compiler = boon::Compiler::new();
-    compiler.add_resource(NAME, serde_json::from_str(&gateway::load::schema()).unwrap()).unwrap();
+    compiler.add_resource(NAME, serde_json::from_str(&gateway::schema::text()).unwrap()).unwrap();
     let mut schemas = boon::Schemas::new();
     let schema = compiler.compile(NAME, &mut schemas).unwrap();
     schemas.validate(&policy, schema).err().map(|why| why.to_string())

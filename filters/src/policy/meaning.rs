@@ -6,7 +6,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::document::{At, Document};
-use super::keyring::{Keyring, window_warnings};
+use super::key_times::window_warnings;
+use super::keyring::Keyring;
 use super::mistake::{Mistake, unknown};
 use super::preflight::{Preflight, Preflights};
 use super::routing::{Match, Paths};

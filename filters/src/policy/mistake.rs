@@ -32,22 +32,30 @@ impl Mistake {
 }
 
 impl Mistake {
-    /// The mistake as compilers tell theirs: `FILE:LINE:COLUMN: what is wrong`. On one line, whatever the policy's writer
-    /// has put into what is quoted.
+    /// The mistake as compilers tell theirs: `FILE:LINE:COLUMN: what is wrong`, on one line.
     pub fn in_file(&self, file: &str) -> String {
-        let told = match self.line {
-            0 => format!("{file}: {}", self.message),
-            line => format!("{file}:{line}:{}: {}", self.column, self.message),
-        };
-        let mut line = String::with_capacity(told.len());
-        for letter in told.chars() {
-            match letter.is_control() {
-                true => line.extend(letter.escape_default()),
-                false => line.push(letter),
-            }
+        let file = on_one_line(file);
+        match self.line {
+            0 => format!("{file}: {}", self.on_one_line()),
+            line => format!("{file}:{line}:{}: {}", self.column, self.on_one_line()),
         }
-        line
     }
+
+    /// What is wrong, on one line, whatever the policy's writer has put into what is quoted.
+    pub fn on_one_line(&self) -> String {
+        on_one_line(&self.message)
+    }
+}
+
+fn on_one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter.is_control() {
+            true => line.extend(letter.escape_default()),
+            false => line.push(letter),
+        }
+    }
+    line
 }
 
 /// What a reader of JSON says, in words for who wrote it.

@@ -9,6 +9,7 @@ mod document;
 mod envoy;
 mod flag_file;
 mod issuers;
+mod key_times;
 mod keyring;
 mod known_as;
 mod lease;

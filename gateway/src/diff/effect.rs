@@ -289,7 +289,7 @@ mod tests {
     /// A setting that was renamed would go neither way from then on, silently.
     #[test]
     fn what_is_known_is_there() {
-        let schema: Value = serde_json::from_str(&crate::load::schema()).unwrap_or_default();
+        let schema: Value = serde_json::from_str(&crate::schema::text()).unwrap_or_default();
         for (path, _) in KNOWN {
             let first = path.split('.').next().unwrap_or_default();
             let of_filter = filters::FilterSet::NAMES.contains(&first);

@@ -104,6 +104,10 @@ impl House {
     }
 
     fn introspection(&self, settings: Settings) -> Introspection {
+        self.after(None, settings)
+    }
+
+    fn after(&self, before: Option<&Introspection>, settings: Settings) -> Introspection {
         let issuer = Issuer {
             issuer: "https://issuer.test".into(),
             audiences: vec!["a".into()],
@@ -114,7 +118,7 @@ impl House {
         };
         let issuers = [("main".to_owned(), At::nowhere(issuer))].into();
         let metrics = Metrics::new().unwrap();
-        Introspection::new(&issuers, self.folder.path(), metrics, &Watch::new("test")).unwrap()
+        Introspection::new(&issuers, self.folder.path(), metrics, &Watch::new("test"), before).unwrap()
     }
 
     fn times_asked(&self) -> usize {
@@ -165,6 +169,22 @@ async fn what_issuers_say() {
         assert_eq!(is_active(introspection.ask("main", token).await), Some(true));
     }
     assert!(introspection.known("main", "good").is_none() && introspection.known("main", "t1").is_some());
+}
+
+/// Another policy takes over: nobody's token is asked about again for that.
+#[tokio::test]
+async fn what_was_said_counts_while_the_policy_says_the_same() {
+    let house = House::start(None).await;
+    let settings = house.settings();
+    let before = house.introspection(settings.clone());
+    assert_eq!(is_active(before.ask("main", "good").await), Some(true));
+    let after = house.after(Some(&before), settings.clone());
+    assert!(after.known("main", "good").is_some(), "the same is said of the issuer");
+    assert_eq!(is_active(after.ask("main", "bad").await), Some(false));
+    assert!(before.known("main", "bad").is_some(), "a request under way knows it too");
+    assert_eq!(house.times_asked(), 2);
+    let other = house.after(Some(&after), Settings { client_id: "edge 2".into(), ..settings });
+    assert!(other.known("main", "good").is_none(), "another client may be told something else");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -188,7 +188,8 @@ impl Endpoint {
         certs::install_crypto_provider();
         let folder = tempfile::tempdir().unwrap();
         certs::pki::init(folder.path(), false).unwrap();
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        // One that stays its own while nobody listens there.
+        let listener = tokio::net::TcpListener::bind(engines::ports::v4().unwrap()).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let day = Arc::new(std::sync::Mutex::new(Day::Publishes("old")));
         let named = Arc::default();
@@ -229,11 +230,13 @@ impl Endpoint {
         })
     }
 
-    fn set(&mut self, day: Day) {
+    async fn set(&mut self, day: Day) {
         let is_away = matches!(day, Day::Away);
         *self.day.lock().unwrap() = day;
         if is_away {
             self.served.abort();
+            // Over, so that the port is free.
+            let _ = (&mut self.served).await;
         } else if self.served.is_finished() {
             let listener = std::net::TcpListener::bind(("127.0.0.1", self.port)).unwrap();
             listener.set_nonblocking(true).unwrap();
@@ -369,7 +372,7 @@ async fn an_hour_of(day: Day) {
         assert!(has(store, kid), "{day:?}: {kid} is published");
     };
     publishes(&store, "old").await;
-    endpoint.set(day.clone());
+    endpoint.set(day.clone()).await;
     let asked = live(&store, &clock, HOUR, |at| {
         assert!(has(&store, "old"), "{day:?}: locked out after {at:?}");
         assert!(!has(&store, "evil") && !has(&store, "new"), "{day:?}: let in after {at:?}");
@@ -380,7 +383,7 @@ async fn an_hour_of(day: Day) {
         "{day:?}: asked {asked} times, never less often than when all is well"
     );
     // It was rotated meanwhile: a token with the new key finds it, without waiting for the next refresh.
-    endpoint.set(Day::Publishes("new"));
+    endpoint.set(Day::Publishes("new")).await;
     publishes(&store, "new").await;
     assert!(!has(&store, "old"), "{day:?}: what is no longer published counts no longer");
 }
@@ -416,7 +419,7 @@ async fn keys_serve_until_their_stale_limit() {
     let mut endpoint = Endpoint::start().await;
     let (store, clock) = endpoint.store(1_800, None);
     assert!(store.refresh_unknown("main").await);
-    endpoint.set(Day::Status(503));
+    endpoint.set(Day::Status(503)).await;
     live(&store, &clock, Duration::from_secs(3_600), |at| {
         assert_eq!(has(&store, "old"), at < Duration::from_secs(1_800), "after {at:?}");
     })
@@ -450,18 +453,18 @@ async fn an_impostor_publishes_nothing() {
 async fn keys_are_discovered() {
     let mut endpoint = Endpoint::start().await;
     for discovery in [Discovery::Openid, Discovery::Oauth] {
-        endpoint.set(Day::Publishes("old"));
+        endpoint.set(Day::Publishes("old")).await;
         *endpoint.named.lock().unwrap() = None;
         let (store, clock) = endpoint.store(3_600, Some(discovery));
         assert!(store.refresh_unknown("main").await, "{discovery:?}");
         assert!(has(&store, "old"));
-        endpoint.set(Day::Publishes("evil"));
+        endpoint.set(Day::Publishes("evil")).await;
         *endpoint.named.lock().unwrap() = Some("https://evil.test".to_owned());
         clock.advance(Duration::from_secs(10));
         assert!(!store.refresh_unknown("main").await, "{discovery:?}: metadata of another issuer");
         assert!(has(&store, "old") && !has(&store, "evil"));
         *endpoint.named.lock().unwrap() = None;
-        endpoint.set(Day::Publishes("new"));
+        endpoint.set(Day::Publishes("new")).await;
         clock.advance(Duration::from_secs(10));
         assert!(store.refresh_unknown("main").await && has(&store, "new"));
     }

@@ -49,7 +49,7 @@ impl Files<'_> {
         let one = BTreeMap::from([(name.to_owned(), issuer.clone())]);
         let read = Metrics::new().map_err(anyhow::Error::from).and_then(|metrics| {
             KeyStore::new(&one, self.folder, metrics.clone(), self.watch)?;
-            Introspection::new(&one, self.folder, metrics, self.watch).map(drop)
+            Introspection::new(&one, self.folder, metrics, self.watch, None).map(drop)
         });
         read.map_err(|why| told_once(&why))
     }

@@ -46,12 +46,24 @@ pub fn run(options: &Options) -> anyhow::Result<String> {
         false => Some((options.wanted.revocation(now_ms()).map_err(anyhow::Error::msg)?, &options.wanted)),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(1).build()?;
-    runtime.block_on(async {
+    let told = runtime.block_on(async {
         match document.state.redis {
             Some(_) => in_redis(document, &read.folder, asked).await,
             None => over_http(document, &read.folder, asked.map(|(_, wanted)| wanted)).await,
         }
+    })?;
+    Ok(match options.wanted.tenant.as_deref().and_then(|tenant| stranger(document, tenant)) {
+        Some(note) => format!("{told}\n{note}"),
+        None => told,
     })
+}
+
+/// A word on a tenant that may be mistyped. It is revoked all the same: a route without `tenant` takes tokens of any.
+fn stranger(document: &Document, tenant: &str) -> Option<String> {
+    let may_be = document.tenants.is_empty()
+        || document.tenants.contains_key(tenant)
+        || document.default_plan.is_some();
+    (!may_be).then(|| format!("note: the policy has no tenant `{tenant}`"))
 }
 
 async fn in_redis(
@@ -62,9 +74,12 @@ async fn in_redis(
     let watch = Watch::new("gateway revoke");
     let state = State::new(&document.state, folder, &Metrics::new()?, &watch)?;
     if let Some((revocation, wanted)) = asked {
-        let counts = state.revoke(revocation).await?;
+        let outcome = state.revoke(revocation).await?;
         audit::commanded(wanted);
-        return Ok(format!("{}; every edge knows within seconds", told(&counts)));
+        return Ok(match outcome.was_revoked || !outcome.counts.undone {
+            true => format!("{}; every edge knows within seconds", told(&outcome.counts)),
+            false => never_was(&outcome.counts),
+        });
     }
     state.pull_revocations().await?;
     Ok(told_all(&state.revoked().list().all()))
@@ -140,7 +155,7 @@ async fn over_http(document: &Document, folder: &Path, wanted: Option<&Wanted>) 
         }
         taken = true;
         answers.push(match wanted {
-            Some(_) => format!("{name}: {}", told(&serde_json::from_value::<Revocation>(body)?)),
+            Some(_) => format!("{name}: {}", told_outcome(body)?),
             None => {
                 let all: Vec<Revocation> = serde_json::from_value(body["revocations"].clone())?;
                 format!("{name}:\n{}", told_all(&all))
@@ -185,6 +200,28 @@ fn nobody_listens(why: &reqwest::Error) -> bool {
         cause = why.source();
     }
     false
+}
+
+/// What a process of the policy says became of it. One of an earlier release does not say whether it was revoked before.
+fn told_outcome(mut said: Value) -> anyhow::Result<String> {
+    let was_revoked = said.as_object_mut().and_then(|said| said.remove("was_revoked"));
+    let counts: Revocation = serde_json::from_value(said)?;
+    Ok(match counts.undone && was_revoked == Some(Value::Bool(false)) {
+        true => never_was(&counts),
+        false => told(&counts),
+    })
+}
+
+fn never_was(undone: &Revocation) -> String {
+    let whose = match &undone.tenant {
+        Some(tenant) => format!("tenant {tenant}"),
+        None => "every tenant".to_owned(),
+    };
+    let Revocation { kind, id, .. } = undone;
+    format!(
+        "{} {id}: was not revoked for {whose}, so nothing is taken back (--list tells what is)",
+        kind.name()
+    )
 }
 
 fn told(revocation: &Revocation) -> String {

@@ -21,7 +21,7 @@ use filters::state::{
 };
 
 use self::redis::Redis;
-pub(crate) use self::revoked::{NotRevoked, Revoked};
+pub(crate) use self::revoked::{NotRevoked, Outcome, Revoked};
 use crate::metrics::Metrics;
 use crate::now_ms;
 
@@ -82,8 +82,8 @@ impl State {
         &self.revoked
     }
 
-    /// Revokes at every edge that shares this state, or takes a revocation back. Answers with what counts now.
-    pub(crate) async fn revoke(&self, revocation: Revocation) -> Result<Revocation, NotRevoked> {
+    /// Revokes at every edge that shares this state, or takes a revocation back.
+    pub(crate) async fn revoke(&self, revocation: Revocation) -> Result<Outcome, NotRevoked> {
         self.revoked.revoke(revocation, self.redis.as_ref()).await
     }
 

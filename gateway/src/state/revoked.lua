@@ -11,7 +11,7 @@
 --         -> { epoch, last change told, changes left, revocation... }
 -- ARGV[3] "put": ARGV[4] most that may be kept, ARGV[5] "1" for what is revoked or taken back now, "0" for what an edge
 --         still knows, then key, revocation, until, ...
---         -> { 1, what counts now... } or, when there is no room and nothing was done, { 0 }
+--         -> { 1, "1" if it was revoked before and "0" if not, what counts now, ... } or, when there is no room and nothing was done, { 0 }
 local entries, seqs, untils, head = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 
 for _, key in ipairs(redis.call('ZRANGEBYSCORE', untils, '-inf', ARGV[1], 'LIMIT', 0, 500)) do
@@ -76,7 +76,9 @@ for i = 6, #ARGV, 3 do
   local there = redis.call('HGET', entries, key)
   local before = there and cjson.decode(there)
   local is_news = true
-  if before and before.until_ms > tonumber(ARGV[1]) then
+  local holds = before and before.until_ms > tonumber(ARGV[1])
+  answer[#answer + 1] = holds and not before.undone and '1' or '0'
+  if holds then
     if ARGV[5] == '0' and before.undone then
       is_news = false
     else

@@ -73,6 +73,16 @@ impl Told {
     }
 }
 
+/// What became of a revocation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Outcome {
+    /// What counts now, which is more than was asked for where more was revoked already.
+    #[serde(flatten)]
+    pub(crate) counts: Revocation,
+    /// Whether it was revoked before: nothing else can be taken back.
+    pub(crate) was_revoked: bool,
+}
+
 /// Why something is not revoked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NotRevoked {
@@ -102,27 +112,28 @@ impl Revoked {
         }
     }
 
-    /// Revokes, here and at every edge of the fleet. Answers with what counts now.
+    /// Revokes, here and at every edge of the fleet.
     pub(super) async fn revoke(
         &self,
         revocation: Revocation,
         redis: Option<&Redis>,
-    ) -> Result<Revocation, NotRevoked> {
-        let counts = match redis {
-            Some(redis) => {
-                put(redis, std::slice::from_ref(&revocation), Put::Anew).await?.pop().unwrap_or(revocation)
-            }
+    ) -> Result<Outcome, NotRevoked> {
+        let Outcome { counts, was_revoked } = match redis {
+            Some(redis) => put(redis, std::slice::from_ref(&revocation), Put::Anew)
+                .await?
+                .pop()
+                .ok_or(NotRevoked::Away)?,
             None => {
                 self.list.forget(now_ms());
-                let is_new = !revocation.undone && self.list.get(&revocation.key()).is_none();
-                if is_new && self.list.len() >= Revocations::MOST {
+                let was_revoked = self.list.get(&revocation.key()).is_some();
+                if !revocation.undone && !was_revoked && self.list.len() >= Revocations::MOST {
                     return Err(NotRevoked::Full);
                 }
-                revocation
+                Outcome { counts: revocation, was_revoked }
             }
         };
         // What another edge revoked meanwhile may have been pulled already.
-        Ok(self.take(counts, Source::Somebody, Say::Each))
+        Ok(Outcome { counts: self.take(counts, Source::Somebody, Say::Each), was_revoked })
     }
 
     /// Pulls changes for as long as the process lives.
@@ -297,8 +308,8 @@ fn tell(revocation: &Revocation) {
     );
 }
 
-/// Answers with what counts now of each.
-async fn put(redis: &Redis, revocations: &[Revocation], how: Put) -> Result<Vec<Revocation>, NotRevoked> {
+/// What became of each.
+async fn put(redis: &Redis, revocations: &[Revocation], how: Put) -> Result<Vec<Outcome>, NotRevoked> {
     let most = Revocations::MOST.to_string();
     let anew = match how {
         Put::Anew => "1",
@@ -317,9 +328,12 @@ async fn put(redis: &Redis, revocations: &[Revocation], how: Put) -> Result<Vec<
     };
     let said: Vec<String> = call(redis, &arguments).await.map_err(away)?;
     match said.as_slice() {
-        [done, counts @ ..] if done == "1" => {
-            let counts = counts.iter().map(|revocation| serde_json::from_str(revocation));
-            counts.collect::<Result<_, _>>().map_err(|error| away(error.into()))
+        [done, each @ ..] if done == "1" => {
+            let outcomes = each.as_chunks().0.iter().map(|[was_revoked, counts]| {
+                let counts = serde_json::from_str(counts)?;
+                Ok(Outcome { counts, was_revoked: was_revoked == "1" })
+            });
+            outcomes.collect::<Result<_, serde_json::Error>>().map_err(|error| away(error.into()))
         }
         [..] => Err(NotRevoked::Full),
     }

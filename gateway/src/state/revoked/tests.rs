@@ -156,10 +156,12 @@ async fn no_later_revocation_takes_the_force_of_another_in_redis() {
         let case = format!("{before:?} {after:?}");
         let () = asker(&server).del(&KEYS[..]).unwrap();
         let [one, two, third] = [edge(&server), edge(&server), edge(&server)];
-        assert_eq!(one.revoke(before.clone()).await, Ok(before.clone()), "{case}");
+        let first = Outcome { counts: before.clone(), was_revoked: false };
+        assert_eq!(one.revoke(before.clone()).await, Ok(first), "{case}");
         // It knows nothing of what the other did.
         let counts = after.clone().after(&before);
-        assert_eq!(two.revoke(after).await, Ok(counts.clone()), "{case}");
+        let then = Outcome { counts: counts.clone(), was_revoked: !before.undone };
+        assert_eq!(two.revoke(after).await, Ok(then), "{case}");
         for edge in [&one, &two, &third] {
             edge.pull_revocations().await.unwrap();
             let known = edge.revoked().list().get(&counts.key());
@@ -175,7 +177,14 @@ async fn workers_are_told_what_counts() {
     let state = State::new(&Settings::default(), ".".as_ref(), &metrics, &certs::Watch::new("test")).unwrap();
     let (strong, weak) = (of_user("u", Some(9), 5), of_user("u", Some(5), 9));
     let both = of_user("u", Some(9), 9);
-    state.revoke(strong).await.unwrap();
-    assert_eq!(state.revoke(weak).await, Ok(both.clone()));
-    assert_eq!(state.revoked().told("", 0).changes, [both]);
+    for (asked, counts, was_revoked) in [(strong.clone(), &strong, false), (weak, &both, true)] {
+        let outcome = Outcome { counts: counts.clone(), was_revoked };
+        assert_eq!(state.revoke(asked).await, Ok(outcome));
+    }
+    assert_eq!(state.revoked().told("", 0).changes, std::slice::from_ref(&both));
+    let undo = Revocation { undone: true, ..both };
+    for was_revoked in [true, false] {
+        let outcome = Outcome { counts: undo.clone(), was_revoked };
+        assert_eq!(state.revoke(undo.clone()).await, Ok(outcome));
+    }
 }
