@@ -14,7 +14,7 @@ use crate::compression::Coding;
 use crate::crypto::{Local, Verify, VerifyingKey, equal};
 use crate::failure::Failure;
 use crate::flags::{Flags, Seen};
-use crate::jwt::{KeySet, Revocations};
+use crate::jwt::{Claims, KeySet, Revocations};
 use crate::policy::Keyring;
 use crate::state::{Answer, Counted, Op};
 use crate::upstream::{Outgoing, UpstreamAnswer};
@@ -345,6 +345,8 @@ pub struct Context {
     pub client: Option<Client>,
     /// Set by `jwt`.
     pub identity: Option<Identity>,
+    /// The token that says so, set by `jwt` too: it may be revoked while what it opened is open.
+    pub token: Option<Arc<Claims>>,
     /// Set by `tenant`.
     pub tenant: Option<Tenant>,
     /// What feature flags have said of the request.
@@ -371,6 +373,7 @@ impl Context {
             client_ip: peer,
             client: None,
             identity: None,
+            token: None,
             tenant: None,
             flags: Seen::default(),
             would_refuse: Vec::new(),

@@ -19,9 +19,9 @@ use tokio::sync::watch;
 
 use crate::access_log;
 use crate::compression::Compressions;
+use crate::connection::Connection;
 use crate::exchange::{Asked, Cut, Exchange, InFlight};
 use crate::gate::Gate;
-use crate::listener::Connection;
 use crate::message::{Sender, request, target};
 use crate::whole::TRIES;
 
@@ -118,8 +118,18 @@ impl ProxyHttp for Door {
                 };
                 match answer {
                     Ok(answer) => {
-                        let passed = edge.pass_websocket(session, exchange, answer, websocket).await;
-                        return passed.map(|()| true);
+                        let revoked = edge.token_revoked(exchange);
+                        return tokio::select! {
+                            passed = edge.pass_websocket(session, exchange, answer, websocket) => {
+                                passed.map(|()| true)
+                            }
+                            () = revoked => {
+                                if let Some(told) = exchange.end(Some(Cut::TokenRevoked)) {
+                                    let _ = told.await;
+                                }
+                                Ok(true)
+                            }
+                        };
                     }
                     Err(failure) => failure.into(),
                 }

@@ -137,7 +137,8 @@ impl Edge {
     pub(crate) fn answered(&self, exchange: &mut Exchange) {
         let (Some(upstream), Some(tried)) = (&exchange.upstream, &mut exchange.address) else { return };
         if let Some(address) = upstream.answered(tried) {
-            tracing::info!(%address, route = self.route(exchange), "serves again: it has answered");
+            let (name, route) = (&upstream.name, self.route(exchange));
+            tracing::info!(upstream = name, %address, route, "serves again: it has answered");
         }
     }
 
@@ -145,8 +146,9 @@ impl Edge {
     pub(crate) fn failed(&self, exchange: &mut Exchange) {
         let (Some(upstream), Some(tried)) = (&exchange.upstream, exchange.address.take()) else { return };
         if let Some(address) = upstream.failed(tried) {
-            tracing::warn!(%address, route = self.route(exchange), "left out for a while: it does not answer");
-            self.metrics().ejections.with_label_values(&[&address.to_string()]).inc();
+            let (name, route) = (&upstream.name, self.route(exchange));
+            tracing::warn!(upstream = name, %address, route, "left out for a while: it does not answer");
+            self.metrics().ejections.with_label_values(&[name, &address.to_string()]).inc();
         }
     }
 

@@ -99,6 +99,8 @@ pub(crate) enum Cut {
     UpstreamBroke,
     /// The client's certificate does not count any more.
     ClientRevoked,
+    /// The token that opened it does not count any more.
+    TokenRevoked,
     /// It took all the time that it may.
     TimeOver,
     /// Another policy's listener took over, and it was not done when its time ran out.
@@ -115,6 +117,7 @@ impl Cut {
             Self::ClientGone => "client_gone",
             Self::UpstreamBroke => "upstream_broke",
             Self::ClientRevoked => "client_revoked",
+            Self::TokenRevoked => "token_revoked",
             Self::TimeOver => "time_over",
             Self::ListenerChanged => "listener_changed",
             Self::EdgeFailed => "edge_failed",

@@ -106,7 +106,7 @@ impl Metrics {
                     "gateway_ejections_total",
                     "Times that an upstream's address was left out for a while",
                 ),
-                &["address"],
+                &["upstream", "address"],
             )?,
             repeats: IntCounter::new(
                 "gateway_repeats_total",

@@ -3,6 +3,7 @@
 //! Pingora would, but when the upstream answers at once it takes the end of the request, which has no body, for the end of
 //! what passes (its issue 946).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -21,11 +22,15 @@ use tokio::time::timeout;
 use crate::door::{broke, failure};
 use crate::edge::Edge;
 use crate::exchange::{Cut, Exchange};
+use crate::now_ms;
 use crate::upstream::HOP;
 use crate::whole::{Reached, TRIES, alone};
 
 /// Read from an upstream at once.
 const CHUNK_BYTES: usize = 16 << 10;
+
+/// Between two looks at what is revoked, while a WebSocket is open.
+const LOOK_FOR_REVOCATIONS: Duration = Duration::from_secs(1);
 
 /// For the upstream to be told that it is over.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -73,6 +78,18 @@ impl Edge {
             self.failed(exchange);
             if !broke || !self.repeats(exchange) {
                 return Err(failure);
+            }
+        }
+    }
+
+    /// Waits until the token that a request came with is revoked; for ever if it came without.
+    pub(crate) fn token_revoked(&self, exchange: &Exchange) -> impl Future<Output = ()> + use<> {
+        let token = exchange.admission.as_ref().and_then(|admission| admission.context().token.clone());
+        let state = Arc::clone(&self.standing.state);
+        async move {
+            let Some(token) = token else { return std::future::pending().await };
+            while !state.revoked().list().revokes(&token, now_ms()) {
+                tokio::time::sleep(LOOK_FOR_REVOCATIONS).await;
             }
         }
     }

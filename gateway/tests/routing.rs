@@ -180,7 +180,7 @@ routes:
     for _ in 0..10 {
         assert_eq!(gateway.get("/half", &[]).await, (200, "u".to_owned()));
     }
-    let ejected = format!("gateway_ejections_total{{address=\"127.0.0.1:{dead}\"}}");
+    let ejected = format!("gateway_ejections_total{{address=\"127.0.0.1:{dead}\",upstream=\"half\"}}");
     assert_eq!(gateway.metric(&ejected).await, 1.0, "left out once, and not tried again");
     for _ in 0..3 {
         assert_eq!(gateway.get("/none", &[]).await, (503, "upstream_unreachable".to_owned()));

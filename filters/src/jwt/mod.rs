@@ -229,6 +229,7 @@ impl Filter for Jwt {
             context.tell("x-torana-vpa", claims.vpas.join(","));
         }
         context.identity = Some(identity.clone());
+        context.token = Some(claims);
         Verdict::Pass
     }
 }

@@ -187,7 +187,7 @@ impl Revocations {
     }
 
     /// Whether a token with these claims is no longer believed.
-    pub(super) fn revokes(&self, claims: &Claims, now_ms: u64) -> bool {
+    pub fn revokes(&self, claims: &Claims, now_ms: u64) -> bool {
         let list = self.read();
         if list.by_key.is_empty() {
             return false;

@@ -61,6 +61,8 @@ pub struct Unusable(pub String);
 pub const WOULD_REFUSE: &str = "torana_would_refuse";
 /// Under which name Envoy's access log finds which limit has refused.
 pub const LIMIT: &str = "torana_limit";
+/// Under which name Envoy's access log finds the client's address, where a trusted proxy tells it.
+pub const CLIENT_IP: &str = "torana_client_ip";
 /// Under which name Envoy's access log finds what feature flags have said.
 pub const FLAGS: &str = "torana_flags";
 /// Most limits that a worker counts at once.

@@ -4,8 +4,10 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use filters::jwt::Claims;
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, BufferType, ContextType, LogLevel, MapType, MetricType, Status};
@@ -41,8 +43,12 @@ struct Root {
     asking_flags: RefCell<Option<u32>>,
     /// The call that asked for what is revoked.
     asking_revoked: RefCell<Option<u32>>,
+    websockets: WebSockets,
     ticks: u64,
 }
+
+/// Those that are open, by the context of their request, and the tokens that opened them.
+type WebSockets = Rc<RefCell<Vec<(u32, Arc<Claims>)>>>;
 
 impl Context for Root {
     fn on_http_call_response(&mut self, token: u32, _fields: usize, length: usize, _trailers: usize) {
@@ -110,12 +116,21 @@ impl RootContext for Root {
             self.asking_revoked.replace(plugin.ask_for_revocations(&Host));
         }
         plugin.flush_releases(&Host);
+        let now_ms = Host.now_ms();
+        let revoked = |(_, token): &&(u32, Arc<Claims>)| plugin.revocations.revokes(token, now_ms);
+        let ended: Vec<u32> = self.websockets.borrow().iter().filter(revoked).map(|(id, _)| *id).collect();
+        for id in ended {
+            // Until this tick is over Envoy takes what is said for that request's.
+            if hostcalls::set_effective_context(id).is_ok() {
+                let _ = hostcalls::reset_http_request();
+            }
+        }
     }
 
-    fn create_http_context(&self, _context_id: u32) -> Option<Box<dyn HttpContext>> {
+    fn create_http_context(&self, id: u32) -> Option<Box<dyn HttpContext>> {
         // Without a policy nothing passes: there is no context, and so no request.
-        let plugin = Rc::clone(self.plugin.as_ref()?);
-        Some(Box::new(Http(Stream::new(plugin))))
+        let stream = Stream::new(Rc::clone(self.plugin.as_ref()?));
+        Some(Box::new(Http { stream, id, websockets: Rc::clone(&self.websockets) }))
     }
 
     fn get_type(&self) -> Option<ContextType> {
@@ -124,42 +139,50 @@ impl RootContext for Root {
 }
 
 /// One request.
-struct Http(Stream);
+struct Http {
+    stream: Stream,
+    id: u32,
+    websockets: WebSockets,
+}
 
 impl Context for Http {
     fn on_http_call_response(&mut self, _token: u32, _fields: usize, length: usize, _trailers: usize) {
-        self.0.called(&answered(length), &Host);
+        self.stream.called(&answered(length), &Host);
     }
 
     fn on_done(&mut self) -> bool {
-        self.0.ended(&Host);
+        self.websockets.borrow_mut().retain(|(id, _)| *id != self.id);
+        self.stream.ended(&Host);
         true
     }
 }
 
 impl HttpContext for Http {
     fn on_http_request_headers(&mut self, _fields: usize, end_of_stream: bool) -> Action {
-        action(self.0.header(end_of_stream, &Host))
+        action(self.stream.header(end_of_stream, &Host))
     }
 
     fn on_http_request_body(&mut self, length: usize, end_of_stream: bool) -> Action {
-        action(self.0.body(length, end_of_stream, &Host))
+        action(self.stream.body(length, end_of_stream, &Host))
     }
 
     fn on_http_request_trailers(&mut self, _fields: usize) -> Action {
-        action(self.0.trailers(&Host))
+        action(self.stream.trailers(&Host))
     }
 
     fn on_http_response_headers(&mut self, _fields: usize, end_of_stream: bool) -> Action {
-        action(self.0.answer(end_of_stream, &Host))
+        if let Some(token) = self.stream.websocket_token() {
+            self.websockets.borrow_mut().push((self.id, token));
+        }
+        action(self.stream.answer(end_of_stream, &Host))
     }
 
     fn on_http_response_body(&mut self, length: usize, end_of_stream: bool) -> Action {
-        action(self.0.answer_body(length, end_of_stream, &Host))
+        action(self.stream.answer_body(length, end_of_stream, &Host))
     }
 
     fn on_http_response_trailers(&mut self, _fields: usize) -> Action {
-        action(self.0.answer_trailers(&Host))
+        action(self.stream.answer_trailers(&Host))
     }
 }
 

@@ -6,18 +6,19 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use filters::admission::{Admission, asks_for_websocket};
+use filters::admission::{Admission, EXPERIMENT, asks_for_websocket};
 use filters::certificate::Certificate;
 use filters::chain::Refused;
 use filters::failure::Failure;
 use filters::filter::{Headers, OpaqueToken, Refusal, Request};
+use filters::jwt::Claims;
 use filters::shape::Config;
 use filters::state::{Answer, Begun, Full, Trip, Unanswered};
 
 use self::answering::Answering;
 use crate::envoy::{Answered, Envoy};
 use crate::keys::Waiting;
-use crate::plugin::{LIMIT, Now, Plugin};
+use crate::plugin::{CLIENT_IP, LIMIT, Now, Plugin};
 use crate::trip::{ask, said};
 
 /// What Envoy is to do with the part of the request that it has just told of.
@@ -273,6 +274,14 @@ impl Stream {
         }
     }
 
+    /// The token that a WebSocket was asked for with, once that is on its way: it may be revoked while it is open.
+    pub fn websocket_token(&self) -> Option<Arc<Claims>> {
+        let admission = self.admission.as_ref().filter(|_| matches!(self.phase, Phase::Admitted))?;
+        let websocket = admission.rule(&self.plugin.policy)?.websocket;
+        websocket.filter(|_| asks_for_websocket(&self.received.request(admission.peer())))?;
+        admission.context().token.clone()
+    }
+
     /// The request has ended, however it did.
     pub fn ended(&mut self, envoy: &dyn Envoy) {
         if let Phase::Asked(trip) = std::mem::replace(&mut self.phase, Phase::Refused) {
@@ -290,6 +299,11 @@ impl Stream {
     }
 
     fn headed(&mut self, decided: Result<(), Refused>, envoy: &dyn Envoy) -> Flow {
+        if let Some(admission) = &self.admission
+            && admission.context().client_ip != admission.peer()
+        {
+            envoy.note(CLIENT_IP, &admission.context().client_ip.to_string());
+        }
         match decided {
             Err(refused) => self.refuse(&refused, envoy),
             Ok(()) => {
@@ -389,6 +403,10 @@ impl Stream {
         if let Some(admission) = &self.admission {
             if undecided {
                 self.plugin.note_flags(&admission.context().flags, envoy);
+                // The access log has what stands there. What the client wrote was to be replaced, and never is now.
+                if self.received.fields.iter().any(|(name, _)| name == EXPERIMENT) {
+                    envoy.set_request_field(EXPERIMENT, None);
+                }
             }
             let (fields, body) = admission.problem(&refused.refusal);
             let fields: Vec<(&str, &str)> =

@@ -6,6 +6,11 @@ use serde_json::{Value, json};
 /// `policy` is the first digits of the policy's SHA-256; `refused` will be the filter, the
 /// code and the route, `jwt/token_expired/send`: Envoy itself has chosen no route by then.
 pub(super) fn json_lines(policy: &str) -> Value {
+    // What a trusted proxy says, or who is at the other end.
+    let client_ip = json!({ "operators": [
+        { "command": "FILTER_STATE", "param": "wasm.torana_client_ip:PLAIN" },
+        { "command": "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT" },
+    ] });
     json!({
         "name": "envoy.access_loggers.stdout",
         "typed_config": {
@@ -28,7 +33,7 @@ pub(super) fn json_lines(policy: &str) -> Value {
                 "would_refuse": "%FILTER_STATE(wasm.torana_would_refuse:PLAIN)%",
                 "feature_flags": "%FILTER_STATE(wasm.torana_flags:PLAIN)%",
                 "upstream": "%UPSTREAM_CLUSTER%",
-                "client_ip": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%",
+                "client_ip": format!("%COALESCE({client_ip})%"),
                 "bytes_received": "%BYTES_RECEIVED%",
                 "bytes_sent": "%BYTES_SENT%",
             } },

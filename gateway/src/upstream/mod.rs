@@ -35,6 +35,7 @@ pub(crate) const HOP: [&str; 8] =
 /// One upstream.
 #[derive(Debug)]
 pub(crate) struct Upstream {
+    pub(crate) name: String,
     addresses: Vec<Address>,
     next: AtomicUsize,
     max_in_flight: u32,
@@ -103,6 +104,7 @@ impl Upstream {
             addresses.push(Address { at, fitness, way, authority });
         }
         Ok(Self {
+            name: name.to_owned(),
             addresses,
             next: AtomicUsize::new(0),
             max_in_flight: settings.max_in_flight,

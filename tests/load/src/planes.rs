@@ -106,7 +106,9 @@ impl Plane {
         std::fs::write(&file, policy.to_string())?;
         let log = folder.join("log");
         let (process, state) = if name == "gateway" {
-            (Running::start(Command::new(gateway()?).arg("serve").arg(&file), &log)?, None)
+            // As many as Envoy has workers.
+            let mut gateway = Command::new(gateway()?);
+            (Running::start(gateway.args(["serve", "--threads", "1"]).arg(&file), &log)?, None)
         } else {
             let bootstrap = folder.join("envoy.json");
             std::fs::write(&bootstrap, generate(&file)?)?;

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 const CASE: &str = r#"
 name: t
+trusted_proxies: ["127.0.0.0/8"]
 flags:
   wallet: { state: ENABLED, variants: { "on": true, "off": false }, defaultVariant: "on" }
 routes:
@@ -23,7 +24,7 @@ routes:
     upstreams: [{ upstream: u, weight: 1, variant: control }, { upstream: v, weight: 1, variant: one-tap }]
     sticky: user
     experiment: checkout
-    filters: { jwt: {} }
+    filters: { ip_access: {}, jwt: {} }
   - name: wallet
     methods: [GET]
     path: /wallet
@@ -90,7 +91,9 @@ async fn every_data_plane_tells_the_same() {
             let token = json!({ "claims": { "sub": format!("user-{user}") } });
             assert_eq!(send(json!({ "target": "/tried", "token": token, "verdict": "" })).await, "pass");
         }
-        assert_eq!(send(json!({ "target": "/tried", "verdict": "" })).await, "401 token_missing");
+        let forged = json!({ "x-torana-experiment": "checkout=mine", "x-forwarded-for": "203.0.113.7" });
+        let refused = json!({ "target": "/tried", "headers": forged, "verdict": "" });
+        assert_eq!(send(refused).await, "401 token_missing");
         assert_eq!(send(json!({ "target": "/wallet", "verdict": "" })).await, "pass");
 
         // Both count and log a request after its answer.
@@ -98,8 +101,16 @@ async fn every_data_plane_tells_the_same() {
             logged(&plane).into_iter().filter(|line| line["route"] == route).collect()
         };
         let passed = || in_log("tried").into_iter().filter(|line| line["status"] == 200);
-        until(name, async || passed().count() == USERS && !in_log("wallet").is_empty()).await;
+        let refused = || logged(&plane).into_iter().find(|line| line["status"] == 401);
+        until(name, async || {
+            passed().count() == USERS && !in_log("wallet").is_empty() && refused().is_some()
+        })
+        .await;
+        let refused = refused().unwrap();
+        assert_eq!(refused["experiment"], Value::Null, "{name}: what a client writes is no variant");
+        assert_eq!(refused["client_ip"], "203.0.113.7", "{name}: as the trusted proxy says");
         let seen: Vec<Value> = passed().collect();
+        assert!(seen.iter().all(|line| line["client_ip"] == "127.0.0.1"), "{name}: {seen:#?}");
         assert_eq!(seen.len(), USERS, "{name}");
         let of = |variant: &str| -> u64 {
             let variant = json!(format!("checkout={variant}"));

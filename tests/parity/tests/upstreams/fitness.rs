@@ -14,7 +14,8 @@ impl Edge<'_> {
     async fn left_out(&self, upstream: &str) -> u64 {
         let (path, name) = match self.kind {
             Kind::Gateway => {
-                ("metrics", format!("gateway_ejections_total{{address=\"{}\"}} ", self.a.address))
+                let labels = format!("address=\"{}\",upstream=\"{upstream}\"", self.a.address);
+                ("metrics", format!("gateway_ejections_total{{{labels}}} "))
             }
             Kind::Envoy => {
                 ("stats", format!("cluster.{upstream}.outlier_detection.ejections_enforced_total: "))

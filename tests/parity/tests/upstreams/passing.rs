@@ -170,3 +170,30 @@ routes: [{ name: ws, methods: [GET], path: /ws, upstream: u1, websocket: {}, fil
     })
     .await;
 }
+
+/// One that is open ends when the token that opened it is revoked, and no other does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_websocket_ends_with_its_token() {
+    let policy = "
+upstreams: { u1: { addresses: [$A], outlier: { failures: 0 } } }
+routes: [{ name: ws, methods: [GET], path: /ws, upstream: u1, websocket: {}, filters: { jwt: {} } }]
+";
+    on_both(policy, async |edge| {
+        edge.a.requests.tell(&[], OpenWebSocket);
+        let opened = async |id: &str| {
+            let (stream, told) = edge.open(&websocket(&json!({ "claims": { "jti": id } }))).await;
+            assert!(told.starts_with("http/1.1 101 "), "{}: {told}", edge.name());
+            stream
+        };
+        let (mut revoked, mut other) = (opened("t-1").await, opened("t-2").await);
+        edge.plane.revoke(json!({ "token": "t-1" }).as_object().unwrap()).await.unwrap();
+        let ends = tokio::time::timeout(super::LONGEST, revoked.read_u8()).await;
+        assert!(ends.expect("it ends").is_err(), "{}: nothing but its end comes", edge.name());
+        other.write_all(b"still here").await.unwrap();
+        other.flush().await.unwrap();
+        let mut heard = [0; 10];
+        other.read_exact(&mut heard).await.unwrap();
+        assert_eq!(&heard, b"still here", "{}", edge.name());
+    })
+    .await;
+}
