@@ -252,8 +252,15 @@ impl Trust {
         };
         let trust = Trust { ders, facts, all, roots: Arc::new(roots), crls, stale };
         // Here, where it is an error of the files: later nothing could be done about it.
-        trust.server_verifier()?;
-        trust.client_verifier(Anonymous::Refused)?;
+        let unusable = |why: CertError| match (crl, why) {
+            // The roots have been accepted, so it is a list that is too old or too new for whoever verifies.
+            (Some((path, _)), CertError::Verifier { source }) => {
+                CertError::BadCrl { path: path.into(), reason: source.to_string() }
+            }
+            (_, why) => why,
+        };
+        trust.server_verifier().map_err(unusable)?;
+        trust.client_verifier(Anonymous::Refused).map_err(unusable)?;
         if trust.is_stale(now) {
             let becomes = match stale {
                 StaleCrl::Refuse => "certificates that it would tell of are refused",

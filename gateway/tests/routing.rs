@@ -4,10 +4,17 @@
 
 mod running;
 
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use filters::crypto::{SigningKey, VerifyingKey};
+use rustls_pki_types::PrivateKeyDer;
+use rustls_pki_types::pem::PemObject as _;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -49,48 +56,102 @@ routes:
     assert!(u + v == 400 && (50..=160).contains(&v), "{u} and {v}");
 }
 
-/// Two gateways that know nothing of each other send a sender to the same upstream.
+/// Tokens of an issuer whose key set is in the folder.
+struct Issuer(SigningKey);
+
+impl Issuer {
+    fn new(folder: &Path) -> Self {
+        let PrivateKeyDer::Pkcs8(key) = PrivateKeyDer::from_pem_file(folder.join("issuer.key")).unwrap()
+        else {
+            panic!("not PKCS#8")
+        };
+        let key = SigningKey::ecdsa_p256_pkcs8(key.secret_pkcs8_der()).unwrap();
+        let VerifyingKey::EcdsaP256(public) = key.verifying_key().unwrap() else { panic!("not P-256") };
+        let (x, y) = public.uncompressed()[1..].split_at(32);
+        let (x, y) = (URL_SAFE_NO_PAD.encode(x), URL_SAFE_NO_PAD.encode(y));
+        let jwks =
+            json!({ "keys": [{ "kty": "EC", "crv": "P-256", "kid": "k", "alg": "ES256", "x": x, "y": y }] });
+        std::fs::write(folder.join("jwks.json"), jwks.to_string()).unwrap();
+        Self(key)
+    }
+
+    fn bearer(&self, user: &str, tenant: &str) -> String {
+        let exp = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + 3_600;
+        let claims = json!({ "iss": "https://i", "aud": "a", "sub": user, "tenant": tenant, "exp": exp });
+        let header = json!({ "alg": "ES256", "kid": "k", "typ": "JWT" });
+        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let input = format!("{}.{}", part(&header), part(&claims));
+        let signature = URL_SAFE_NO_PAD.encode(self.0.sign(input.as_bytes()).unwrap());
+        format!("Bearer {input}.{signature}")
+    }
+}
+
+/// Two gateways that know nothing of each other send a sender to the same upstream, whatever else is another.
 #[tokio::test]
 async fn who_sticks_is_served_alike_by_every_gateway_and_counted_by_variant() {
+    const SENDERS: usize = 40;
     let folder = tempfile::tempdir().unwrap();
     pki(folder.path());
+    let issuer = Issuer::new(folder.path());
     let (u, v) = (Recorder::start(folder.path(), "u").await, Recorder::start(folder.path(), "v").await);
+    let tried = |by: &str, filters: &str| {
+        format!(
+            "  - name: by-{by}\n    methods: [GET]\n    path: /by-{by}\n    \
+             upstreams: [{{ upstream: u, weight: 1, variant: control }}, {{ upstream: v, weight: 1, variant: fast }}]\n    \
+             sticky: {by}\n    experiment: speed-{by}\n    filters: {{ {filters} }}\n"
+        )
+    };
     let policy = format!(
         r#"
 upstreams:
   u: {{ addresses: ["127.0.0.1:{}"], tls: {TLS} }}
   v: {{ addresses: ["127.0.0.1:{}"], tls: {TLS} }}
 trusted_proxies: [127.0.0.0/8]
+issuers: {{ main: {{ issuer: "https://i", audiences: [a], algorithms: [ES256], jwks: {{ file: "file:jwks.json" }} }} }}
+tenants: {{ {} }}
 routes:
-  - name: tried
-    methods: [GET]
-    path: /tried
-    upstreams: [{{ upstream: u, weight: 1, variant: control }}, {{ upstream: v, weight: 1, variant: fast }}]
-    sticky: ip
-    experiment: speed
-    filters: {{ ip_access: {{}} }}
-"#,
-        u.port, v.port
+{}{}{}"#,
+        u.port,
+        v.port,
+        (0..=SENDERS).map(|number| format!("tenant-{number}: {{}}")).collect::<Vec<_>>().join(", "),
+        tried("ip", "ip_access: {}"),
+        tried("user", "ip_access: {}, jwt: {}"),
+        tried("tenant", "ip_access: {}, jwt: {}, tenant: {}"),
     );
     let first = serve(folder.path(), &policy).await;
     let second = serve(folder.path(), &policy).await;
-    for sender in 0..40 {
-        let address = format!("192.0.2.{sender}");
-        let fields = [("x-forwarded-for", address.as_str())];
-        let told = first.get("/tried", &fields).await;
-        for gateway in [&first, &second] {
-            assert_eq!(gateway.get("/tried", &fields).await, told, "{address}");
+    for by in ["ip", "user", "tenant"] {
+        let path = format!("/by-{by}");
+        let mut served = [0, 0];
+        for sender in 0..SENDERS {
+            let mut told: Option<(u16, String)> = None;
+            for (other, gateway) in [&first, &second, &first].into_iter().enumerate() {
+                // The one by whom it sticks is the same each time, and of the others each is another.
+                let of = |what: &str| if what == by { sender } else { SENDERS - other };
+                // A user is one of a tenant.
+                let tenant = format!("tenant-{}", if by == "user" { 0 } else { of("tenant") });
+                let bearer = issuer.bearer(&format!("user-{}", of("user")), &tenant);
+                let address = format!("192.0.2.{}", of("ip"));
+                let fields = [("x-forwarded-for", address.as_str()), ("authorization", bearer.as_str())];
+                let fields = if by == "ip" { &fields[..1] } else { &fields[..] };
+                let now = gateway.get(&path, fields).await;
+                let before = told.get_or_insert_with(|| now.clone());
+                assert_eq!((200, &now), (now.0, &*before), "{by} {sender}");
+            }
+            served[usize::from(told.unwrap().1 == "v")] += 1;
+        }
+        assert!(!served.contains(&0), "{by}: all stick to one");
+        let of = async |gateway: &Gateway, variant: &str| {
+            let line = format!(
+                r#"gateway_experiment_requests_total{{experiment="speed-{by}",status="200",variant="{variant}"}}"#
+            );
+            gateway.metric(&line).await
+        };
+        for (variant, served) in ["control", "fast"].into_iter().zip(served) {
+            let counted = (of(&first, variant).await, of(&second, variant).await);
+            assert_eq!(counted, (2.0 * f64::from(served), f64::from(served)), "{by}: {variant}");
         }
     }
-    let of = async |gateway: &Gateway, variant: &str| {
-        let line = format!(
-            r#"gateway_experiment_requests_total{{experiment="speed",status="200",variant="{variant}"}}"#
-        );
-        gateway.metric(&line).await
-    };
-    let counted = (of(&first, "control").await, of(&first, "fast").await);
-    assert!(counted.0 + counted.1 == 80.0 && counted.0 > 0.0 && counted.1 > 0.0, "{counted:?}");
-    assert_eq!(of(&second, "control").await, counted.0 / 2.0);
 }
 
 #[tokio::test]

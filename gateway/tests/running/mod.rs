@@ -362,8 +362,10 @@ impl Gateway {
         params.nonce = Some(nonce.to_owned());
         params.keyid = Some(keyid.to_owned());
         let key = message::SigningKey::hmac(secret.as_bytes()).unwrap();
-        let signed = message::Message::request("POST", "https", authority, path, None, &headers);
-        let fields = message::sign(&signed, "sig1", &params, &key).unwrap();
+        let fields = {
+            let signed = message::Message::request("POST", "https", authority, path, None, &headers);
+            message::sign(&signed, "sig1", &params, &key).unwrap()
+        };
         headers.push(("signature-input".to_owned(), fields.signature_input));
         headers.push(("signature".to_owned(), fields.signature));
         let request = self.http.post(format!("{}{path}", self.url)).body(body);

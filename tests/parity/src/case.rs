@@ -41,6 +41,8 @@ pub struct Case {
     /// Whether there is an issuer whose tokens only it can read.
     #[serde(default)]
     pub introspection: bool,
+    /// The issuer's name; absent: that of the usual tokens.
+    pub issuer: Option<String>,
     /// Where the issuer's keys are; absent: in a file.
     pub jwks: Option<Value>,
     /// Clients of the policy besides the usual ones, or in their place. `at(60)` stands for a minute after the case

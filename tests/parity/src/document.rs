@@ -105,7 +105,7 @@ pub fn policy(
     let flags = flags
         .map(|(path, _)| json!({ "file": format!("file:{}", path.display()), "fields": case.flag_fields }));
     let mut issuers = json!({ "main": {
-        "issuer": "https://issuer.test", "audiences": ["torana"], "algorithms": ["ES256"],
+        "issuer": case.issuer.as_deref().unwrap_or("https://issuer.test"), "audiences": ["torana"], "algorithms": ["ES256"],
         "jwks": case.jwks.clone().unwrap_or_else(|| json!({ "file": file("jwks.json") })),
     } });
     if case.introspection {

@@ -118,7 +118,8 @@ impl<'w> Plane<'w> {
         let places = Places { listeners: [v4, ports::v6()?], admin, state, upstreams, introspection };
         let document = policy(named, &places, world.folder(), &world.keys, world.epoch_ms)?;
         let file = folder.join("policy.yaml");
-        std::fs::write(&file, document.to_string())?;
+        // On lines of its own, each thing, so that what is told of it can point there.
+        std::fs::write(&file, format!("{document:#}"))?;
         let clock = Clock::new(&world.library, &folder.join("now"), world.epoch_ms - RUN_UP_MS)?;
         let mut plane = Self {
             world,

@@ -3,14 +3,18 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use certs::client::ClientLimits;
 use parity::case::{Named, Step};
-use parity::mint::{Sent, Times};
+use parity::mint::{AUTHORITY, Sent, Times};
 use parity::plane::{Kind, Plane, Programs};
 use parity::world::World;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 /// The third request is refused.
 const CASE: &str = r#"
@@ -37,16 +41,22 @@ async fn usage(at: SocketAddr) -> Value {
     serde_json::from_str::<Value>(&told).unwrap()["tenants"].clone()
 }
 
+/// A Redis, and the file with its address, in a data plane's folder.
+async fn shared_redis(folder: &Path) -> (engines::Redis, PathBuf) {
+    let redis = engines::Redis::start(&folder.join("redis")).await.unwrap();
+    let url = folder.join("redis.url");
+    certs::file::write_secret(&url, &redis.url()).unwrap();
+    (redis, url)
+}
+
 /// A gateway and an Envoy on one Redis are one edge to a tenant, as two gateways are.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_data_planes_share_what_a_tenant_has() {
     certs::install_crypto_provider();
     let world = World::new().await.unwrap();
     let folders = Kind::ALL.map(|kind| world.case_folder(kind.name()).unwrap());
-    let redis = engines::Redis::start(&folders[0].join("redis")).await.unwrap();
+    let (_redis, url) = shared_redis(&folders[0]).await;
     let mut named = Named::parse(CASE).unwrap();
-    let url = folders[0].join("redis.url");
-    certs::file::write_secret(&url, &redis.url()).unwrap();
     named.case.redis = Some(url);
     let [gateway, envoy] = &folders;
     let gateway = Plane::start(&world, &programs(), Kind::Gateway, &named, gateway).await.unwrap();
@@ -65,14 +75,154 @@ async fn both_data_planes_share_what_a_tenant_has() {
     assert_eq!(usage(envoy.state_address()).await, expected);
 }
 
-/// A limit of ten, and requests that are signed once each.
+const PLACES: usize = 3;
+
+/// Requests that their upstream keeps: whoever finds no place is refused.
+struct Staying<'w> {
+    world: &'w World,
+    at: SocketAddr,
+    asked: JoinSet<()>,
+    /// Statuses of those that were answered.
+    answers: Arc<Mutex<Vec<u16>>>,
+}
+
+impl<'w> Staying<'w> {
+    fn at(world: &'w World, plane: &Plane<'_>) -> Self {
+        Self { world, at: plane.address(), asked: JoinSet::new(), answers: Arc::default() }
+    }
+
+    fn kept(&self) -> usize {
+        self.world.upstreams[0].kept()
+    }
+
+    /// Sends twice as many as there are places, all at once, of whom so many are kept and the rest is refused.
+    async fn fill(&mut self, places: usize) {
+        const SENT: usize = 2 * PLACES;
+        let expected = self.kept() + places;
+        self.answers.lock().unwrap().clear();
+        let limits = ClientLimits { timeout: Duration::from_secs(60), ..ClientLimits::default() };
+        let http = certs::client::https_to((*self.world.client).clone(), limits, AUTHORITY, self.at).unwrap();
+        let url = format!("https://{AUTHORITY}:{}/held", self.at.port());
+        for _ in 0..SENT {
+            let request = http.get(&url).header("host", AUTHORITY).header("x-stay", "1");
+            let answers = Arc::clone(&self.answers);
+            self.asked.spawn(async move {
+                if let Ok(answer) = request.send().await {
+                    answers.lock().unwrap().push(answer.status().as_u16());
+                }
+            });
+        }
+        for _ in 0..600 {
+            let (kept, answered) = (self.kept(), self.answers.lock().unwrap().clone());
+            assert!(kept <= expected, "{kept} are in flight, not {expected}");
+            assert!(answered.iter().all(|status| *status == 429), "{answered:?}");
+            if kept == expected && answered.len() == SENT - places {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        panic!("{} are in flight, not {expected}", self.kept());
+    }
+}
+
+/// Three payments at once.
+const HELD: &str = r#"
+name: held
+tenants: { acme: { plan: gold, hosts: [edge.test] } }
+plans: { gold: { concurrency: [{ name: in-flight, by: tenant, most: 3, lease_s: 8 }] } }
+routes: [{ name: r, methods: [GET], path: /held, upstream: u, timeout_ms: 60000, filters: { tenant: { from: [host] } } }]
+requests: [{ target: /held, verdict: pass }]
+"#;
+
+/// When the leases end under which places are taken, soonest first, and what time it is for whoever ends them: both in
+/// microseconds, by the clock of Redis.
+async fn leases(redis: &engines::Redis) -> (Vec<u64>, u64) {
+    const TAKEN: &str = "local taken = {} \
+        for _, place in ipairs(redis.call('KEYS', '*#*')) do taken[#taken + 1] = redis.call('GET', place) end \
+        return { redis.call('TIME'), taken }";
+    let client = redis::Client::open(redis.url()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let asked = redis::cmd("EVAL").arg(TAKEN).arg(0).to_owned();
+    let ((s, us), mut ends): ((u64, u64), Vec<u64>) = asked.query_async(&mut connection).await.unwrap();
+    let now_us = s * 1_000_000 + us;
+    ends.retain(|end| *end > now_us);
+    ends.sort_unstable();
+    (ends, now_us)
+}
+
+/// An Envoy and its state service, killed with payments held: nobody gives their places back but their leases, all of
+/// them and none before it ends, and then they are whoever's on that Redis.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn places_of_a_dead_envoy_are_taken_until_their_leases_end() {
+    const BUSY: &str = "429 concurrency_limited";
+    certs::install_crypto_provider();
+    let world = World::new().await.unwrap();
+    let folders = ["dead", "envoy", "gateway"].map(|name| world.case_folder(name).unwrap());
+    let (redis, url) = shared_redis(&folders[0]).await;
+    let mut named = Named::parse(HELD).unwrap();
+    named.case.redis = Some(url);
+    let start = async |kind: Kind, folder: &Path| {
+        Plane::start(&world, &programs(), kind, &named, folder).await.unwrap()
+    };
+    let dead = start(Kind::Envoy, &folders[0]).await;
+    let heirs = [start(Kind::Envoy, &folders[1]).await, start(Kind::Gateway, &folders[2]).await];
+    let times = Times::new(world.epoch_ms, 0).unwrap();
+    let sent = Sent::new(&named.case.requests[0], &world.keys, times).unwrap();
+    let verdict = async |plane: &Plane<'_>| plane.decide(&sent, None).await.unwrap().verdict;
+
+    let mut held = Staying::at(&world, &dead);
+    held.fill(PLACES).await;
+    let ends = leases(&redis).await.0;
+    assert_eq!(ends.len(), PLACES);
+    drop(dead);
+    let mut refused = 0;
+    for (turn, heir) in heirs.iter().cycle().enumerate() {
+        assert!(turn < 600, "no place comes free");
+        let told = verdict(heir).await;
+        // After the answer: whoever passed now, passed before.
+        let (taken, now_us) = leases(&redis).await;
+        assert!(told == BUSY || now_us >= ends[0], "{told} before the first lease ended");
+        assert!(now_us >= ends[0] || taken == ends, "{ends:?} became {taken:?} at {now_us}");
+        if told == "pass" {
+            break;
+        }
+        assert_eq!(told, BUSY);
+        refused += 1;
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    assert!(refused > 0, "nobody was refused while the leases lasted");
+    for turn in 0.. {
+        if leases(&redis).await.0.is_empty() {
+            break;
+        }
+        assert!(turn < 600, "places stay taken");
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    let mut held = Staying::at(&world, &heirs[0]);
+    held.fill(PLACES).await;
+    for heir in &heirs {
+        assert_eq!(verdict(heir).await, BUSY);
+    }
+}
+
+/// A limit of ten, three places, and requests that are signed once each.
 const OUTAGE: &str = r#"
 name: outage
 tenants: { acme: { plan: gold, hosts: [edge.test] } }
 plans: { gold: { rate_limit: [{ name: calls, by: tenant, requests: 10, per_s: 36000 }] } }
 routes:
   - { name: plan, methods: [GET], path: /plan, upstream: u, filters: { tenant: { from: [host] } } }
-  - { name: signed, methods: [GET], path: /signed, upstream: u, filters: { signature: { signer: client }, nonce: {} } }
+  - name: held
+    methods: [GET]
+    path: /held
+    upstream: u
+    timeout_ms: 60000
+    filters: { concurrency: { limits: [{ name: in-flight, by: route, most: 3, lease_s: 600 }] } }
+  - name: signed
+    methods: [GET]
+    path: /signed
+    upstream: u
+    filters: { signature: { signer: client }, nonce: { max_skew_s: 0 } }
 requests: []
 "#;
 
@@ -85,45 +235,50 @@ async fn the_redis_of_a_state_service_goes_and_comes_under_load() {
     certs::install_crypto_provider();
     let world = World::new().await.unwrap();
     let folder = world.case_folder("outage").unwrap();
-    let mut redis = engines::Redis::start(&folder.join("redis")).await.unwrap();
-    let url = folder.join("redis.url");
-    certs::file::write_secret(&url, &redis.url()).unwrap();
+    let (mut redis, url) = shared_redis(&folder).await;
     let mut named = Named::parse(OUTAGE).unwrap();
     named.case.state_timeout_ms = Some(2_000);
     named.case.redis = Some(url);
     let plane = Plane::start(&world, &programs(), Kind::Envoy, &named, &folder).await.unwrap();
     // What Redis remembers, it remembers by a clock that runs.
-    let send = async |step: Value| {
-        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis().try_into().unwrap();
-        plane.at(now_ms).unwrap();
-        let step: Step = serde_json::from_value(step).unwrap();
-        let sent = Sent::new(&step, &world.keys, Times::new(now_ms, 0).unwrap()).unwrap();
-        plane.decide(&sent, None).await.unwrap().verdict
+    let now_ms = || {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        u64::try_from(now.as_millis()).unwrap()
     };
-    let signed = async |nonce: &str| {
+    let made = |step: Value| {
+        let step: Step = serde_json::from_value(step).unwrap();
+        Sent::new(&step, &world.keys, Times::new(now_ms(), 0).unwrap()).unwrap()
+    };
+    let send = async |sent: &Sent| {
+        plane.at(now_ms()).unwrap();
+        plane.decide(sent, None).await.unwrap().verdict
+    };
+    let signed = |nonce: &str| {
         let sign = json!({
             "key": "partner", "created": 0, "nonce": format!("0123456789abcdef-{nonce}"), "digest": false,
             "components": ["@method", "@path", "@query"],
         });
-        send(json!({ "target": "/signed", "sign": sign, "verdict": "" })).await
+        made(json!({ "target": "/signed", "sign": sign, "verdict": "" }))
     };
     let until_passed = async |what: &str| {
         for turn in 0..600 {
-            if signed(&format!("{what}-{turn}")).await == "pass" {
-                return format!("{what}-{turn}");
+            let sent = signed(&format!("{what}-{turn}"));
+            if send(&sent).await == "pass" {
+                return sent;
             }
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
         panic!("{what}: signed requests do not pass");
     };
+    // The bytes that were taken, and are sent again.
     let taken = until_passed("before").await;
-    assert_eq!(signed(&taken).await, "401 nonce_replayed");
+    assert_eq!(send(&taken).await, "401 nonce_replayed");
 
     let over = AtomicBool::new(false);
     let load = async {
         let mut passed = 0;
         while !over.load(Ordering::Relaxed) {
-            match send(json!({ "target": "/plan", "verdict": "" })).await.as_str() {
+            match send(&made(json!({ "target": "/plan", "verdict": "" }))).await.as_str() {
                 "pass" => passed += 1,
                 verdict => assert_eq!(verdict, "429 rate_limited"),
             }
@@ -131,13 +286,26 @@ async fn the_redis_of_a_state_service_goes_and_comes_under_load() {
         passed
     };
     let outage = async {
+        let mut held = Staying::at(&world, &plane);
+        held.fill(PLACES).await;
+        held.fill(0).await;
         redis.stop().await.unwrap();
         for turn in 0..20 {
-            assert_eq!(signed(&format!("away-{turn}")).await, AWAY);
-            assert_eq!(signed(&taken).await, AWAY, "what was taken is not taken again");
+            assert_eq!(send(&signed(&format!("away-{turn}"))).await, AWAY);
+            assert_eq!(send(&taken).await, AWAY, "what was taken is not taken again");
         }
+        // All places once more, in the state service.
+        held.fill(PLACES).await;
+        held.fill(0).await;
         redis.resume().await.unwrap();
         until_passed("after").await;
+        // Redis has forgotten it, and knows since when it remembers.
+        for _ in 0..5 {
+            assert_eq!(send(&taken).await, "401 created_before_start");
+        }
+        // It has forgotten the places too.
+        held.fill(PLACES).await;
+        held.fill(0).await;
         over.store(true, Ordering::Relaxed);
     };
     let (passed, ()) = tokio::join!(load, outage);

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
 
+mod certificates;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -113,42 +115,10 @@ fn policies_are_read_as_they_would_be_served() {
     }
 }
 
-/// What is in a file that is no policy, certificate, key or list is told in words for who put it there.
+/// What is in a file that is no policy is told in words for who put it there.
 #[test]
 fn files_that_hold_something_else() {
-    certs::install_crypto_provider();
     let folder = tempfile::tempdir().unwrap();
-    certs::pki::init(folder.path(), false).unwrap();
-    let section = |kind: &str| format!("-----BEGIN {kind}-----\nAAAA\n-----END {kind}-----\n");
-    for (from, to, kind, place, expected) in [
-        (
-            "edge.pem",
-            "junk",
-            "CERTIFICATE",
-            "edge.yaml:5:25: ",
-            "junk cannot be parsed: its section holds something else; issue it again",
-        ),
-        (
-            "edge.key",
-            "junk",
-            "PRIVATE KEY",
-            "edge.yaml:5:47: ",
-            "junk cannot be used: it is of no such kind, or damaged; use ECDSA",
-        ),
-        (
-            "internal-ca.pem\"",
-            "internal-ca.pem\", crl: \"file:junk\"",
-            "X509 CRL",
-            "edge.yaml:10:",
-            "list 1 cannot be parsed: its section holds something else",
-        ),
-    ] {
-        certs::file::write_secret(&folder.path().join("junk"), &section(kind)).unwrap();
-        let (status, told) = check(folder.path(), &POLICY.replacen(from, to, 1));
-        assert_eq!(status, 1, "{told}");
-        let line = told.lines().find(|line| line.starts_with(place) && line.contains(expected));
-        assert!(line.is_some(), "{to}\nexpected {place} {expected}\ntold     {told}");
-    }
     for (bytes, expected) in [
         (&b"admin:\n  \xff"[..], "edge.yaml: it is no UTF-8 text: look at line 2\n"),
         (b"\xff\xfea\0", "edge.yaml: it is no UTF-8 text: look at line 1\n"),
