@@ -71,10 +71,6 @@ impl Source {
                 // one that another request has, where they are to be refused.
                 "max_pending_requests": most,
                 "max_connections": u32::MAX,
-                "retry_budget": {
-                    "budget_percent": { "value": upstream.retry_budget_percent },
-                    "min_retry_concurrency": LEAST_REPEATS,
-                },
             }] },
             "common_lb_config": {
                 // When every address is left out, requests are refused rather than sent to one that fails.
@@ -83,6 +79,18 @@ impl Source {
                 "update_merge_window": "0s",
             },
         });
+        let room = &mut cluster["circuit_breakers"]["thresholds"][0];
+        match upstream.retry_budget_percent {
+            // Nothing is repeated there: what is tried again are connections that could not be made, which are nobody's
+            // load.
+            0 => room["max_retries"] = json!(most),
+            percent => {
+                room["retry_budget"] = json!({
+                    "budget_percent": { "value": percent },
+                    "min_retry_concurrency": LEAST_REPEATS,
+                });
+            }
+        }
         if upstream.outlier.failures > 0 {
             let eject = ms(upstream.outlier.eject_ms);
             cluster["outlier_detection"] = json!({

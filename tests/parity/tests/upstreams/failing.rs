@@ -92,6 +92,62 @@ routes:
     .await;
 }
 
+/// A share of few requests would be none, so three at once there may always be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_is_repeated_at_once_than_the_budget_says() {
+    const AT_ONCE: usize = 3;
+    let policy = "
+upstreams: { one: { addresses: [$A], outlier: { failures: 0 }, retry_budget_percent: 20 } }
+routes: [{ name: again, methods: [GET], path: /again, upstream: one, retries: 1, timeout_ms: 60000 }]
+";
+    on_both(policy, async |edge| {
+        edge.a.requests.tell(&[HangUp, Wait].repeat(AT_ONCE), HangUp);
+        let again = async |count: usize| {
+            // One after the other, so that what hangs up and what waits alternate.
+            if count > 0 {
+                edge.wait_at_a(count).await;
+            }
+            edge.get("/again").await
+        };
+        let meanwhile = async {
+            edge.wait_at_a(AT_ONCE).await;
+            let refused = edge.get("/again").await.is("502 upstream_failed");
+            let asked = edge.a.requests.taken().len();
+            assert_eq!(asked, 2 * AT_ONCE + 1, "{}: it was sent once", edge.name());
+            edge.a.requests.tell(&[], Answer(200));
+            refused
+        };
+        let (one, two, three, refused) = tokio::join!(again(0), again(1), again(2), meanwhile);
+        let held = [one, two, three].map(|told| told.is("200 a"));
+        // They are over, and make room for others.
+        edge.until("it is sent again", async || {
+            edge.a.requests.tell(&[HangUp], Answer(200));
+            edge.get("/again").await.verdict == "200 a"
+        })
+        .await;
+        (held, refused)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_budget_of_nothing_is_no_repeat() {
+    let policy = "
+upstreams: { one: { addresses: [$A], outlier: { failures: 0 }, retry_budget_percent: 0 } }
+routes: [{ name: again, methods: [GET], path: /again, upstream: one, retries: 2 }]
+";
+    on_both(policy, async |edge| {
+        edge.a.requests.tell(&[HangUp], Answer(200));
+        let mut told = vec![edge.get("/again").await.is("502 upstream_failed")];
+        assert_eq!(edge.a.requests.taken().len(), 1, "{}: it was sent once", edge.name());
+        // What has not been sent is no repeat.
+        edge.a.breaks(2);
+        told.push(edge.get("/again").await.is("200 a"));
+        told
+    })
+    .await;
+}
+
 /// A connection that could not be made has carried nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_has_not_been_sent_is_tried_three_times() {
