@@ -109,7 +109,16 @@ fn every_bound_of_the_policy_arrives() {
         (
             routes,
             "/2/route/request_mirror_policies/0/cluster",
-            at(&whole, "/static_resources/clusters/1/name").clone(),
+            at(&whole, "/static_resources/clusters/2/name").clone(),
+        ),
+        // Room of their own, so that copies take none from requests.
+        (&whole, "/static_resources/clusters/1/circuit_breakers/thresholds/0/max_requests", json!(88)),
+        (&whole, "/static_resources/clusters/2/circuit_breakers/thresholds/0/max_requests", json!(256)),
+        (&whole, "/static_resources/clusters/2/alt_stat_name", json!("v~copies")),
+        (
+            &whole,
+            "/static_resources/clusters/2/load_assignment/endpoints",
+            at(&whole, "/static_resources/clusters/1/load_assignment/endpoints").clone(),
         ),
         (routes, "/2/route/request_mirror_policies/0/runtime_fraction/default_value/numerator", json!(30)),
         (routes, "/2/match/headers/0/string_match/exact", json!("copied")),
@@ -133,8 +142,8 @@ fn every_bound_of_the_policy_arrives() {
             "/static_resources/clusters/0/transport_socket/typed_config/sni",
             json!("txn-core.torana.internal"),
         ),
-        (&whole, "/static_resources/clusters/2/name", json!("torana_state")),
-        (&whole, "/static_resources/clusters/2/connect_timeout", json!("0.150s")),
+        (&whole, "/static_resources/clusters/3/name", json!("torana_state")),
+        (&whole, "/static_resources/clusters/3/connect_timeout", json!("0.150s")),
         (&whole, "/admin/address/socket_address/port_value", json!(22)),
     ] {
         assert_eq!(at(value, pointer), &expected, "{pointer}");

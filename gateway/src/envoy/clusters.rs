@@ -9,21 +9,34 @@ use serde_json::{Value, json};
 use super::handed::metadata;
 use super::{STATE_CLUSTER, Source, ms, socket};
 use crate::load::UpstreamFiles;
-use crate::upstream::LEAST_REPEATS;
+use crate::upstream::{LEAST_REPEATS, MOST_COPIES};
 
 /// A connection to an upstream takes no new request after so long. Envoy keeps those that were made with a certificate
 /// before: this is how soon nobody shows that any more, and it can be revoked. `certs` waits for it.
 const LONGEST_CONNECTION_MS: u64 = 5_000;
 
+/// What a cluster carries to its upstream.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Carries {
+    Requests,
+    /// Copies of requests, which must take no room from those. What becomes of a copy says nothing of an address.
+    Copies,
+}
+
 impl Source {
     pub(super) fn clusters(&self) -> anyhow::Result<Vec<Value>> {
         let document = self.document();
         let mut clusters = Vec::new();
+        let rules = self.loaded.policy.rules();
         for (name, At { value, .. }) in &document.upstreams {
-            let mut cluster = self.upstream(name, &self.cluster(name)?, value)?;
-            // No part of its name, which stays when somebody is revoked.
-            cluster["metadata"] = metadata(&self.files(name)?.trust, self.now);
-            clusters.push(cluster);
+            let mut mirrors = rules.iter().filter_map(|rule| rule.mirror.as_ref());
+            let copies = mirrors.any(|mirror| mirror.upstream == *name).then_some(Carries::Copies);
+            for carries in [Some(Carries::Requests), copies].into_iter().flatten() {
+                let mut cluster = self.upstream(name, &self.cluster(name, carries)?, value, carries)?;
+                // No part of its name, which stays when somebody is revoked.
+                cluster["metadata"] = metadata(&self.files(name)?.trust, self.now);
+                clusters.push(cluster);
+            }
         }
         if let Some(At { value, .. }) = &document.state.service {
             let mut cluster = self.state(value)?;
@@ -37,28 +50,41 @@ impl Source {
 
     /// What Envoy calls an upstream: its name, and a mark of what it is. A connection that still serves by the policy
     /// before finds that policy's upstream, or none, and never another one under the same name.
-    pub(super) fn cluster(&self, name: &str) -> anyhow::Result<String> {
+    pub(super) fn cluster(&self, name: &str, carries: Carries) -> anyhow::Result<String> {
         let upstream = self
             .loaded
             .policy
             .upstream(name)
             .context("the policy names an upstream that it does not have")?;
         let mut hasher = DefaultHasher::new();
-        self.upstream(name, "", upstream)?.to_string().hash(&mut hasher);
-        Ok(format!("{name}~{:016x}", hasher.finish()))
+        self.upstream(name, "", upstream, carries)?.to_string().hash(&mut hasher);
+        let mark = hasher.finish();
+        Ok(match carries {
+            Carries::Requests => format!("{name}~{mark:016x}"),
+            Carries::Copies => format!("{name}~copies~{mark:016x}"),
+        })
     }
 
     fn files(&self, name: &str) -> anyhow::Result<&UpstreamFiles> {
         self.loaded.upstreams.get(name).context("an upstream's files were not loaded")
     }
 
-    fn upstream(&self, name: &str, cluster: &str, upstream: &Upstream) -> anyhow::Result<Value> {
+    fn upstream(
+        &self,
+        name: &str,
+        cluster: &str,
+        upstream: &Upstream,
+        carries: Carries,
+    ) -> anyhow::Result<Value> {
         let endpoints: Vec<Value> =
             upstream.addresses.iter().map(|address| endpoint(&socket(*address))).collect();
-        let most = upstream.max_in_flight;
+        let (told, most) = match carries {
+            Carries::Requests => (name.to_owned(), upstream.max_in_flight),
+            Carries::Copies => (format!("{name}~copies"), MOST_COPIES),
+        };
         let mut cluster = json!({
             "name": cluster,
-            "alt_stat_name": name,
+            "alt_stat_name": told,
             "type": "STATIC",
             "lb_policy": "ROUND_ROBIN",
             "connect_timeout": ms(upstream.connect_timeout_ms),
@@ -91,7 +117,7 @@ impl Source {
                 });
             }
         }
-        if upstream.outlier.failures > 0 {
+        if let (1.., Carries::Requests) = (upstream.outlier.failures, carries) {
             let eject = ms(upstream.outlier.eject_ms);
             cluster["outlier_detection"] = json!({
                 "split_external_local_origin_errors": true,

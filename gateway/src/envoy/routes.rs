@@ -4,6 +4,7 @@ use anyhow::Context as _;
 use filters::policy::{RouteRule, Share, WebSocket};
 use serde_json::{Value, json};
 
+use super::clusters::Carries;
 use super::{MIRROR_FIELD, ROUTE_FIELD, SHARE_FIELD, Source, compression, listener, ms};
 
 /// Envoy's answer to what no route serves is never seen: the module has answered before.
@@ -25,7 +26,7 @@ impl Source {
     /// The way of a rule to one of its upstreams. Of several the module has chosen one.
     fn route(&self, rule: &RouteRule, position: usize, share: &Share) -> anyhow::Result<Value> {
         let upstream = self.loaded.policy.upstream(&share.upstream).context("a share is of no upstream")?;
-        let mut action = json!({ "cluster": self.cluster(&share.upstream)? });
+        let mut action = json!({ "cluster": self.cluster(&share.upstream, Carries::Requests)? });
         action["timeout"] = json!(ms(rule.timeout_ms));
         // A connection that could not be made has carried nothing; of what it has carried nothing is sent twice that is
         // not safe.
@@ -40,7 +41,7 @@ impl Source {
         }
         if let Some(mirror) = &rule.mirror {
             action["request_mirror_policies"] = json!([{
-                "cluster": self.cluster(&mirror.upstream)?,
+                "cluster": self.cluster(&mirror.upstream, Carries::Copies)?,
                 "runtime_fraction": { "default_value": { "numerator": mirror.percent, "denominator": "HUNDRED" } },
                 "trace_sampled": false,
                 "disable_shadow_host_suffix_append": true,

@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use super::{HOP, Upstream};
 
 /// Most copies in flight to one upstream. More are not made: a mirror never costs the original anything.
-pub(super) const MOST_COPIES: usize = 256;
+pub(crate) const MOST_COPIES: u32 = 256;
 
 /// Most of an answer that is read, a piece at a time, so that its connection can be used again. Nobody hears it, so an
 /// upstream that has more to say is hung up on.
@@ -72,5 +72,5 @@ async fn let_speak(mut answer: reqwest::Response) -> bool {
 
 /// Room for copies.
 pub(super) fn room() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(MOST_COPIES))
+    Arc::new(Semaphore::new(MOST_COPIES as usize))
 }
