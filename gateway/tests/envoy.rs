@@ -134,7 +134,7 @@ fn every_bound_of_the_policy_arrives() {
         (routes, "/3/route/retry_policy", json!({ "retry_on": "connect-failure,reset", "num_retries": 3 })),
         (routes, "/4/route/retry_policy", json!({ "retry_on": "connect-failure", "num_retries": 2 })),
         (&whole, "/static_resources/clusters/0/health_checks/0/unhealthy_threshold", json!(4)),
-        (&whole, "/static_resources/clusters/0/outlier_detection/consecutive_local_origin_failure", json!(6)),
+        (&whole, "/static_resources/clusters/0/outlier_detection/consecutive_5xx", json!(6)),
         (&whole, "/static_resources/clusters/0/outlier_detection/max_ejection_time", json!("8.000s")),
         (&whole, "/static_resources/clusters/0/common_lb_config/healthy_panic_threshold/value", json!(0)),
         (

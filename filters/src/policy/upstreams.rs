@@ -59,9 +59,9 @@ pub struct Health {
 }
 
 /// The circuit breaker of each address. Only what the edge sees itself counts: connections refused, broken or
-/// without an answer in time. When every address is left out, requests are refused with 503. After its time the gateway
-/// has one request try an address, and leaves it out again if that fails; Envoy gives it requests as before, and counts
-/// only connections that cannot be made.
+/// without an answer in time; whatever is answered is no failure. When every address is left out, requests are refused
+/// with 503. After its time the gateway has one request try an address, and leaves it out again if that fails; Envoy
+/// gives it requests as before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Outlier {

@@ -15,6 +15,9 @@ use crate::upstream::{LEAST_REPEATS, MOST_COPIES};
 /// before: this is how soon nobody shows that any more, and it can be revoked. `certs` waits for it.
 const LONGEST_CONNECTION_MS: u64 = 5_000;
 
+/// Where a cluster says how it speaks HTTP.
+const HTTP: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+
 /// What a cluster carries to its upstream.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Carries {
@@ -119,14 +122,16 @@ impl Source {
         }
         if let (1.., Carries::Requests) = (upstream.outlier.failures, carries) {
             let eject = ms(upstream.outlier.eject_ms);
+            // Split, a connection that stands would be a success, and no number of requests without an answer failures in
+            // a row. Not split, whatever Envoy finds is a 5xx of its own; those of the upstream are answers like others.
+            cluster["typed_extension_protocol_options"][HTTP]["outlier_detection"] =
+                json!({ "error_matcher": { "not_match": { "any_match": true } } });
             cluster["outlier_detection"] = json!({
-                "split_external_local_origin_errors": true,
-                "consecutive_local_origin_failure": upstream.outlier.failures,
-                "enforcing_consecutive_local_origin_failure": 100,
-                "enforcing_consecutive_5xx": 0,
+                "split_external_local_origin_errors": false,
+                "consecutive_5xx": upstream.outlier.failures,
+                "enforcing_consecutive_5xx": 100,
                 "enforcing_consecutive_gateway_failure": 0,
                 "enforcing_success_rate": 0,
-                "enforcing_local_origin_success_rate": 0,
                 "base_ejection_time": eject,
                 "max_ejection_time": eject,
                 "max_ejection_percent": 100,
@@ -211,7 +216,7 @@ fn endpoint(address: &Value) -> Value {
 
 fn http1(idle_ms: u64) -> Value {
     json!({
-        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+        HTTP: {
             "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
             "explicit_http_config": { "http_protocol_options": {} },
             "common_http_protocol_options": {
