@@ -20,6 +20,7 @@ upstreams:
     tls: TLS
     connect_timeout_ms: 700
     idle_timeout_ms: 9000
+    timeout_ms: 2345
     max_in_flight: 77
     retry_budget_percent: 35
     health: { path: /health, interval_ms: 4000, timeout_ms: 900, unhealthy_after: 4, healthy_after: 3 }
@@ -132,6 +133,10 @@ fn every_bound_of_the_policy_arrives() {
         // No budget, so no repeats: what is left are connections that could not be made.
         (&whole, "/static_resources/clusters/1/circuit_breakers/thresholds/0/max_retries", json!(88)),
         (routes, "/3/route/retry_policy", json!({ "retry_on": "connect-failure,reset", "num_retries": 3 })),
+        // The route's own word counts first, then each upstream's, then what holds everywhere.
+        (routes, "/2/route/timeout", json!("2.345s")),
+        (routes, "/3/route/timeout", json!("2.345s")),
+        (routes, "/4/route/timeout", json!("5.000s")),
         (routes, "/4/route/retry_policy", json!({ "retry_on": "connect-failure", "num_retries": 2 })),
         (&whole, "/static_resources/clusters/0/health_checks/0/unhealthy_threshold", json!(4)),
         (&whole, "/static_resources/clusters/0/outlier_detection/consecutive_5xx", json!(6)),

@@ -24,6 +24,9 @@ pub struct Upstream {
     /// meets a closing connection cannot be repeated when it moves money.
     #[serde(default = "ms::<10_000>")]
     pub idle_timeout_ms: u64,
+    /// Milliseconds for a whole answer, on routes that state no `timeout_ms` of their own. Where a route shares requests
+    /// among several upstreams each has its own time. A copy (`mirror`) has the time of its original.
+    pub timeout_ms: Option<At<u64>>,
     /// Most requests in flight; more are refused at once with 503.
     #[serde(default = "n::<1_024>")]
     pub max_in_flight: u32,

@@ -27,7 +27,8 @@ impl Source {
     fn route(&self, rule: &RouteRule, position: usize, share: &Share) -> anyhow::Result<Value> {
         let upstream = self.loaded.policy.upstream(&share.upstream).context("a share is of no upstream")?;
         let mut action = json!({ "cluster": self.cluster(&share.upstream, Carries::Requests)? });
-        action["timeout"] = json!(ms(rule.timeout_ms));
+        // Envoy gives a copy the time of its original, and so does the gateway.
+        action["timeout"] = json!(ms(*rule.timeouts_ms.get(position).context("a share has no time")?));
         // A connection that could not be made has carried nothing; of what it has carried nothing is sent twice that is
         // not safe.
         action["retry_policy"] = match (rule.retries, upstream.retry_budget_percent) {

@@ -29,6 +29,64 @@ routes:
     .await;
 }
 
+/// A route's own time counts before that of its upstream. Where several upstreams serve a route, each has its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_upstream_has_its_own_time() {
+    let policy = "
+upstreams:
+  quick: { addresses: [$A], timeout_ms: 300, outlier: { failures: 0 } }
+  slow: { addresses: [$B], timeout_ms: 60000, outlier: { failures: 0 } }
+routes:
+  - { name: own, methods: [GET, POST], path: /own, upstream: quick }
+  - { name: less, methods: [GET], path: /less, upstream: slow, timeout_ms: 300 }
+  - { name: more, methods: [GET], path: /more, upstream: quick, timeout_ms: 60000 }
+  - { name: both, methods: [GET], path: /both, upstreams: [{ upstream: quick }, { upstream: slow }] }
+";
+    on_both(policy, async |edge| {
+        const OVER: &str = "504 upstream_timeout";
+        edge.a.requests.tell(&[], Wait);
+        edge.b.requests.tell(&[], Wait);
+        let mut told = vec![
+            edge.get("/own").await.is(OVER),
+            edge.post("/own").await.is(OVER),
+            edge.get("/less").await.is(OVER),
+        ];
+
+        // As long as another one's time takes, and longer.
+        edge.a.requests.tell(&[], Wait);
+        let (longer, over) = tokio::join!(edge.get("/more"), async {
+            edge.until("it is there", async || edge.a.requests.taken().len() == 1).await;
+            let over = edge.get("/own").await.is(OVER);
+            edge.a.requests.tell(&[], Answer(200));
+            over
+        });
+        told.extend([longer.is("200 a"), over]);
+
+        let mut seen = Vec::new();
+        edge.until("both have served it", async || {
+            edge.a.requests.tell(&[], Wait);
+            edge.b.requests.tell(&[], Wait);
+            let (either, ()) = tokio::join!(edge.get("/both"), async {
+                let is_there = async || {
+                    let taken = [&edge.a, &edge.b].map(|served| served.requests.taken().len());
+                    taken.iter().sum::<usize>() == 1
+                };
+                edge.until("it is there", is_there).await;
+                edge.get("/own").await.is(OVER);
+                edge.b.requests.tell(&[], Answer(200));
+            });
+            seen.push(either.verdict);
+            seen.sort_unstable();
+            seen.dedup();
+            seen.len() > 1
+        })
+        .await;
+        assert_eq!(seen, ["200 b", OVER], "{}", edge.name());
+        told
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_more_than_the_policy_says_are_in_flight() {
     let policy = "
