@@ -168,6 +168,11 @@ fn the_rest_of_the_document() {
             "upstream `core`: the `path` of `health` begins with /",
         ),
         (
+            "    tls:",
+            "    timeout_ms: 3600001\n    tls:",
+            "upstream `core`: `timeout_ms` is between 1 and 3600000, and not 3600001",
+        ),
+        (
             "audiences: [a]",
             "audiences: []",
             "issuer `main` needs `audiences`: a token for anybody is a token for an attacker",

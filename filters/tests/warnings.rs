@@ -31,7 +31,8 @@ fn told(routes: &[(&str, &str)], more: &str) -> Vec<String> {
     text.push_str("routes:\n");
     for (name, route) in routes {
         let upstream = if route.contains(", upstream") { "" } else { ", upstream: core" };
-        let timeout = if route.contains(", timeout_ms") { "" } else { ", timeout_ms: 5000" };
+        let stated = [route, more].iter().any(|text| text.contains(", timeout_ms"));
+        let timeout = if stated { "" } else { ", timeout_ms: 5000" };
         text.push_str(&format!("  - {{ name: {name}, {route}{upstream}{timeout} }}\n"));
     }
     let policy = Policy::read(&text, &|_| Ok(vec![7; 32].into()));
@@ -172,6 +173,12 @@ fn what_nothing_uses_and_nobody_watches() {
             ],
         ),
         (&less_quick, &slow, &[]),
+        (
+            one,
+            &slow.replace("connect_timeout_ms: 900", "connect_timeout_ms: 900, timeout_ms: 900"),
+            &["upstream `core`: its `timeout_ms: 900` ends before it has had its `connect_timeout_ms: 900`"],
+        ),
+        (one, &slow.replace("connect_timeout_ms: 900", "connect_timeout_ms: 900, timeout_ms: 901"), &[]),
     ] {
         assert_eq!(told(routes, more), expected, "{routes:?} {more}");
     }
@@ -223,6 +230,11 @@ fn leases_that_routes_outlive() {
     let excepting = format!("{required}, except: [concurrency]");
     let elsewhere = "methods: [GET], path: /v1/two, filters: { tenant: {} }";
     let everywhere = "concurrency: { limits: [{ name: all, by: user, most: 5, lease_s: 4 }] }";
+    let upstreams = |core: &str, next: &str| {
+        let each = [("core", core), ("next", next)]
+            .map(|(name, more)| format!("  {name}: {{ addresses: [\"127.0.0.1:9001\"]{more}, {TLS} }}\n"));
+        format!("upstreams:\n{}", each.concat())
+    };
     let shared = |what: &str| format!("filters: {{ jwt: {{ issuers: [main] }}, {everywhere} }}\n{what}");
     for (routes, more, expected) in [
         (vec![own(", lease_s: 900", "websocket: { most_s: 900 }")], String::new(), vec![]),
@@ -258,6 +270,14 @@ fn leases_that_routes_outlive() {
             vec![
                 "route 1: limit `at-once`: a request of route `r1` may last `timeout_ms: 5000`, 3 times with `retries`, its \
                  place is free again after `lease_s: 14`, and more than 2 are let in; write `lease_s: 15`",
+            ],
+        ),
+        (
+            vec![own(", lease_s: 6", "upstreams: [{ upstream: core }, { upstream: next }], retries: 1")],
+            upstreams(", timeout_ms: 3001", ", timeout_ms: 3000"),
+            vec![
+                "route 1: limit `at-once`: a request of route `r1` may last `timeout_ms: 3001` of upstream `core`, 2 times with \
+                 `retries`, its place is free again after `lease_s: 6`, and more than 2 are let in; write `lease_s: 7`",
             ],
         ),
         // Of a plan, on every route that requires `tenant`.

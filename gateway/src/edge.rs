@@ -116,9 +116,9 @@ impl Edge {
     /// The upstream's next address for this request, while there is time. It begins when the first one is asked for; a
     /// WebSocket has its own bounds.
     pub(crate) fn peer(&self, exchange: &mut Exchange) -> Result<HttpPeer, Failure> {
-        let rule = self.rule(exchange).filter(|_| exchange.websocket.is_none());
-        if let (Some(rule), None) = (rule, &exchange.deadline) {
-            exchange.deadline = Some(Deadline::within(Duration::from_millis(rule.timeout_ms)));
+        let time = self.time(exchange).filter(|_| exchange.websocket.is_none());
+        if let (Some(time), None) = (time, &exchange.deadline) {
+            exchange.deadline = Some(Deadline::within(time));
         }
         if exchange.is_overdue() {
             return Err(Failure::UpstreamTimeout);
@@ -179,12 +179,11 @@ impl Edge {
     /// Sends a copy of the request, with the fields that go to the upstream, if its route has a mirror.
     pub(crate) fn copy(&self, header: &RequestHeader, exchange: &mut Exchange) {
         let Some(body) = exchange.copy.take() else { return };
-        let mirror = self.rule(exchange).and_then(|rule| Some((rule.mirror.as_ref()?, rule.timeout_ms)));
-        let Some((mirror, timeout_ms)) = mirror else { return };
+        let mirror = self.rule(exchange).and_then(|rule| rule.mirror.as_ref());
+        let (Some(mirror), Some(timeout)) = (mirror, self.time(exchange)) else { return };
         let Some(upstream) = self.upstreams.get(&mirror.upstream) else { return };
         let (path, query) = target(header);
         let target = query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
-        let timeout = Duration::from_millis(timeout_ms);
         let copy =
             Copy { method: header.method.clone(), target, fields: header.headers.clone(), body, timeout };
         mirror::send(upstream, copy, &self.metrics().copies);
@@ -202,6 +201,12 @@ impl Edge {
 
     pub(crate) fn rule(&self, exchange: &Exchange) -> Option<&RouteRule> {
         exchange.admission.as_ref()?.rule(&self.policy)
+    }
+
+    /// How long the upstream that serves the request may take for the whole answer.
+    fn time(&self, exchange: &Exchange) -> Option<Duration> {
+        let (position, _) = exchange.admission.as_ref()?.share(&self.policy)?;
+        self.rule(exchange)?.timeouts_ms.get(position).copied().map(Duration::from_millis)
     }
 
     /// Everything that is decided before the upstream is spoken to. Gives the body.

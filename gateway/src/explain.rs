@@ -334,14 +334,19 @@ impl Told<'_> {
     fn outcome(&mut self, policy: &Policy, admission: &Admission, decided: &Result<(), Refused>) {
         match (decided, admission.rule(policy)) {
             (Ok(()), Some(rule)) => {
-                let to: Vec<_> = match (&rule.flag, admission.share(policy)) {
-                    (Some(_), Some((_, share))) => vec![share.upstream.as_str()],
-                    (_, _) => rule.upstreams.iter().map(|share| share.upstream.as_str()).collect(),
-                };
+                let chosen = admission.share(policy).filter(|_| rule.flag.is_some());
+                let shares = rule.upstreams.iter().zip(&rule.timeouts_ms).enumerate();
+                let may_be = |position| chosen.is_none_or(|(chosen, _)| chosen == position);
+                let shares = shares.filter(|(position, _)| may_be(*position)).map(|(_, share)| share);
+                let (to, mut times): (Vec<_>, Vec<_>) =
+                    shares.map(|(share, ms)| (share.upstream.as_str(), format!("{ms} ms"))).unzip();
+                if times.iter().all(|time| Some(time) == times.first()) {
+                    times.truncate(1);
+                }
                 let sticks = rule.sticky.map(|by| format!(", always the same for the same {}", by.name()));
                 let by_flag = rule.flag.as_ref().map(|flag| format!(", as flag {flag} says"));
                 let (to, sticks) = (to.join(" or "), sticks.or(by_flag).unwrap_or_default());
-                let _ = writeln!(self.text, "=> goes to {to}{sticks}, within {} ms", rule.timeout_ms);
+                let _ = writeln!(self.text, "=> goes to {to}{sticks}, within {}", times.join(" or "));
             }
             (Ok(()), None) => {}
             (Err(Refused { refusal, .. }), _) => {

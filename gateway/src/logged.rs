@@ -263,7 +263,14 @@ impl Line {
                 upstreams.filter_map(|name| places.max_in_flight(name)).collect()
             }
             Some(Failure::UpstreamTimeout) => {
-                places.timeout_ms(rule).into_iter().chain(places.websocket(rule)).collect()
+                let mut bounds: Vec<String> = self
+                    .upstreams(Some(rule))
+                    .into_iter()
+                    .filter_map(|name| places.timeout_ms(rule, name))
+                    .chain(places.websocket(rule))
+                    .collect();
+                bounds.dedup();
+                bounds
             }
             Some(_) | None => Vec::new(),
         }

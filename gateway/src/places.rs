@@ -66,18 +66,20 @@ impl<'p> Places<'p> {
         Some(self.bound(&format!("max_in_flight of upstream {name}: {most}"), written, begin))
     }
 
-    /// The time that the upstream of a route has, and where that is written.
-    pub(crate) fn timeout_ms(&self, rule: &RouteRule) -> Option<String> {
-        let route = self.route(rule)?;
+    /// The time that an upstream of a route has, and where that is written.
+    pub(crate) fn timeout_ms(&self, rule: &RouteRule, name: &str) -> Option<String> {
+        let (route, upstream) = (self.route(rule)?, self.policy.upstream(name)?);
+        if let (None, Some(stated)) = (route.value.timeout_ms, &upstream.timeout_ms) {
+            let told = format!("timeout_ms of upstream {name}: {}", stated.value);
+            return Some(self.bound(&told, Some(stated.line()), 0));
+        }
         let written = route
             .value
             .timeout_ms
             .and_then(|_| self.line_of("timeout_ms", route.line(), self.end_of_route(rule)));
-        Some(self.bound(
-            &format!("timeout_ms of route {}: {}", rule.name, rule.timeout_ms),
-            written,
-            route.line(),
-        ))
+        let position = rule.upstreams.iter().position(|share| share.upstream == name)?;
+        let told = format!("timeout_ms of route {}: {}", rule.name, rule.timeouts_ms.get(position)?);
+        Some(self.bound(&told, written, route.line()))
     }
 
     /// The times that a WebSocket of a route has, and where that is written.

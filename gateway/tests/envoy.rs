@@ -20,16 +20,19 @@ upstreams:
     tls: TLS
     connect_timeout_ms: 700
     idle_timeout_ms: 9000
+    timeout_ms: 2345
     max_in_flight: 77
+    retry_budget_percent: 35
     health: { path: /health, interval_ms: 4000, timeout_ms: 900, unhealthy_after: 4, healthy_after: 3 }
     outlier: { failures: 6, eject_ms: 8000 }
-  v: { addresses: ["127.0.0.1:13"], tls: TLS, outlier: { failures: 0 } }
+  v: { addresses: ["127.0.0.1:13"], tls: TLS, max_in_flight: 88, retry_budget_percent: 0, outlier: { failures: 0 } }
 clients:
   acme: { hmac_keys: [{ id: acme-1, secret: "env:ACME_SECRET" }, { id: acme-2, secret: "file:acme-2.key" }] }
 state: { service: { SERVICE } }
 routes:
   - { name: shared, methods: [GET], path: /shared, upstreams: [{ upstream: u, weight: 95 }, { upstream: v, weight: 5 }], timeout_ms: 1234 }
   - { name: copied, methods: [GET], path: /copied, version: "2", upstream: u, mirror: { upstream: v, percent: 30 } }
+  - { name: again, methods: [GET], path: /again, upstreams: [{ upstream: u }, { upstream: v }], retries: 3 }
 "#;
 
 fn policy(service: &str) -> String {
@@ -107,14 +110,36 @@ fn every_bound_of_the_policy_arrives() {
         (
             routes,
             "/2/route/request_mirror_policies/0/cluster",
-            at(&whole, "/static_resources/clusters/1/name").clone(),
+            at(&whole, "/static_resources/clusters/2/name").clone(),
+        ),
+        // Room of their own, so that copies take none from requests.
+        (&whole, "/static_resources/clusters/1/circuit_breakers/thresholds/0/max_requests", json!(88)),
+        (&whole, "/static_resources/clusters/2/circuit_breakers/thresholds/0/max_requests", json!(256)),
+        (&whole, "/static_resources/clusters/2/alt_stat_name", json!("v~copies")),
+        (
+            &whole,
+            "/static_resources/clusters/2/load_assignment/endpoints",
+            at(&whole, "/static_resources/clusters/1/load_assignment/endpoints").clone(),
         ),
         (routes, "/2/route/request_mirror_policies/0/runtime_fraction/default_value/numerator", json!(30)),
         (routes, "/2/match/headers/0/string_match/exact", json!("copied")),
         (&whole, "/static_resources/clusters/0/connect_timeout", json!("0.700s")),
         (&whole, "/static_resources/clusters/0/circuit_breakers/thresholds/0/max_requests", json!(77)),
+        (
+            &whole,
+            "/static_resources/clusters/0/circuit_breakers/thresholds/0/retry_budget",
+            json!({ "budget_percent": { "value": 35 }, "min_retry_concurrency": 3 }),
+        ),
+        // No budget, so no repeats: what is left are connections that could not be made.
+        (&whole, "/static_resources/clusters/1/circuit_breakers/thresholds/0/max_retries", json!(88)),
+        (routes, "/3/route/retry_policy", json!({ "retry_on": "connect-failure,reset", "num_retries": 3 })),
+        // The route's own word counts first, then each upstream's, then what holds everywhere.
+        (routes, "/2/route/timeout", json!("2.345s")),
+        (routes, "/3/route/timeout", json!("2.345s")),
+        (routes, "/4/route/timeout", json!("5.000s")),
+        (routes, "/4/route/retry_policy", json!({ "retry_on": "connect-failure", "num_retries": 2 })),
         (&whole, "/static_resources/clusters/0/health_checks/0/unhealthy_threshold", json!(4)),
-        (&whole, "/static_resources/clusters/0/outlier_detection/consecutive_local_origin_failure", json!(6)),
+        (&whole, "/static_resources/clusters/0/outlier_detection/consecutive_5xx", json!(6)),
         (&whole, "/static_resources/clusters/0/outlier_detection/max_ejection_time", json!("8.000s")),
         (&whole, "/static_resources/clusters/0/common_lb_config/healthy_panic_threshold/value", json!(0)),
         (
@@ -122,8 +147,8 @@ fn every_bound_of_the_policy_arrives() {
             "/static_resources/clusters/0/transport_socket/typed_config/sni",
             json!("txn-core.torana.internal"),
         ),
-        (&whole, "/static_resources/clusters/2/name", json!("torana_state")),
-        (&whole, "/static_resources/clusters/2/connect_timeout", json!("0.150s")),
+        (&whole, "/static_resources/clusters/3/name", json!("torana_state")),
+        (&whole, "/static_resources/clusters/3/connect_timeout", json!("0.150s")),
         (&whole, "/admin/address/socket_address/port_value", json!(22)),
     ] {
         assert_eq!(at(value, pointer), &expected, "{pointer}");

@@ -215,6 +215,50 @@ routes:
     assert_eq!(original["x-torana-mirror"], serde_json::Value::Null, "only the copy is marked");
 }
 
+/// Nobody hears it, so nobody keeps it, and it does not go on for ever.
+#[tokio::test]
+async fn whoever_answers_a_copy_without_end_is_hung_up_on() {
+    // Much more than is read, and than is on its way between the two.
+    const MOST_BYTES: usize = 128 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    pki(folder.path());
+    let u = Recorder::start(folder.path(), "u").await;
+    let (said, mut says) = mpsc::unbounded_channel();
+    let endless = raw_upstream(folder.path(), move |_, mut stream| {
+        let said = said.clone();
+        async move {
+            let piece = vec![b'x'; 64 << 10];
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.ok()?;
+            let mut bytes = 0;
+            while bytes < MOST_BYTES && stream.write_all(&piece).await.is_ok() {
+                bytes += piece.len();
+            }
+            said.send(bytes).ok()
+        }
+    })
+    .await;
+    let policy = format!(
+        r#"
+upstreams:
+  u: {{ addresses: ["127.0.0.1:{}"], tls: {TLS} }}
+  endless: {{ addresses: ["127.0.0.1:{endless}"], tls: {TLS} }}
+routes:
+  - {{ name: copied, methods: [GET], path: /copied, upstream: u, timeout_ms: 600000, mirror: {{ upstream: endless }} }}
+"#,
+        u.port,
+    );
+    let gateway = serve(folder.path(), &policy).await;
+    for copies in 1..=3 {
+        assert_eq!(gateway.get("/copied", &[]).await, (200, "u".to_owned()));
+        let bytes = says.recv().await.unwrap();
+        assert!(bytes < MOST_BYTES, "all {bytes} bytes were taken");
+        until("it has been sent for all that", async || {
+            gateway.metric("gateway_mirrored_total{outcome=\"sent\"}").await == f64::from(copies)
+        })
+        .await;
+    }
+}
+
 #[tokio::test]
 async fn an_address_that_does_not_serve_is_left_out_and_comes_back() {
     let folder = tempfile::tempdir().unwrap();

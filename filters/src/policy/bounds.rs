@@ -75,6 +75,7 @@ fn of_upstream(upstream: &Upstream) -> Vec<Number> {
         ("idle_timeout_ms", upstream.idle_timeout_ms, HOUR_MS),
         ("max_in_flight", upstream.max_in_flight.into(), MANY),
     ];
+    numbers.extend(upstream.timeout_ms.as_ref().map(|stated| ("timeout_ms", stated.value, HOUR_MS)));
     if let Some(health) = &upstream.health {
         numbers.extend([
             ("health.interval_ms", health.interval_ms, HOUR_MS),
@@ -114,7 +115,7 @@ fn of_introspection(settings: &Introspection) -> [Number; 5] {
 }
 
 fn of_route(route: &Route) -> Vec<Number> {
-    let mut numbers = vec![("timeout_ms", route.timeout_ms(), HOUR_MS)];
+    let mut numbers = Vec::from_iter(route.timeout_ms.map(|ms| ("timeout_ms", ms, HOUR_MS)));
     if let Some(At { value: websocket, .. }) = &route.websocket {
         numbers.extend([
             ("websocket.idle_timeout_ms", websocket.idle_timeout_ms, HOUR_MS),

@@ -13,7 +13,7 @@ pub(super) fn outlived(document: &Document) -> Vec<Mistake> {
     for At { value: route, .. } in &document.routes {
         let excepts = |filter: &str| route.except.iter().any(|name| name.value == filter);
         let mut warn = |place: Mistake, limit: &Limit| {
-            if let Some(why) = outlives(route, limit) {
+            if let Some(why) = outlives(document, route, limit) {
                 warnings.push(Mistake {
                     message: format!("{}limit `{}`: {why}", place.message, limit.name),
                     ..place
@@ -43,10 +43,17 @@ pub(super) fn outlived(document: &Document) -> Vec<Mistake> {
 }
 
 /// What to tell when the place is free again before the request has ended.
-fn outlives(route: &Route, limit: &Limit) -> Option<String> {
+fn outlives(document: &Document, route: &Route, limit: &Limit) -> Option<String> {
     let name = &route.name;
     let attempts = u64::from(route.retries).saturating_add(1);
-    let answered_ms = route.timeout_ms().saturating_mul(attempts);
+    let upstreams = route.upstreams_of(document);
+    let times = upstreams.map(|(name, at)| {
+        let stated = at.value.timeout_ms.is_some() && route.timeout_ms.is_none();
+        (route.timeout_ms(&at.value), stated.then_some(name))
+    });
+    let (timeout_ms, whose) = times.max_by_key(|(timeout_ms, _)| *timeout_ms)?;
+    let whose = whose.map(|upstream| format!(" of upstream `{upstream}`")).unwrap_or_default();
+    let answered_ms = timeout_ms.saturating_mul(attempts);
     let websocket_s = route.websocket.as_ref().map(|At { value: WebSocket { most_s, .. }, .. }| *most_s);
     let longest_s = answered_ms.div_ceil(1_000).max(websocket_s.unwrap_or_default());
     if longest_s <= limit.lease_s {
@@ -59,7 +66,7 @@ fn outlives(route: &Route, limit: &Limit) -> Option<String> {
         Some(_) | None => {
             let times =
                 if attempts > 1 { format!(", {attempts} times with `retries`") } else { String::new() };
-            format!("a request of route `{name}` may last `timeout_ms: {}`{times}", route.timeout_ms())
+            format!("a request of route `{name}` may last `timeout_ms: {timeout_ms}`{whose}{times}")
         }
     };
     let write = match longest_s <= MOST_LEASE_S {

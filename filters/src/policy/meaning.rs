@@ -60,7 +60,8 @@ pub struct RouteRule {
     pub mirror: Option<Mirror>,
     /// The path that the upstream gets in place of the client's.
     pub rewrite: Option<String>,
-    pub timeout_ms: u64,
+    /// Milliseconds that each of `upstreams` may take for the whole answer, in their order.
+    pub timeouts_ms: Vec<u64>,
     /// Times that a request may be sent again.
     pub retries: u32,
     /// Whether WebSockets pass, and their bounds.
@@ -304,6 +305,7 @@ fn rules(
         match filters.build(&site) {
             Ok(filters) => rules.push(RouteRule {
                 name: route.name.clone(),
+                timeouts_ms: timeouts_ms(document, route, &upstreams),
                 upstreams,
                 sticky: route.sticky.as_ref().map(|by| by.value),
                 experiment: route.experiment.as_ref().map(|name| name.value.clone()),
@@ -311,7 +313,6 @@ fn rules(
                 deprecation,
                 mirror: route.mirror.as_ref().map(|mirror| mirror.value.clone()),
                 rewrite: route.rewrite.as_ref().map(|rewrite| rewrite.value.clone()),
-                timeout_ms: route.timeout_ms(),
                 retries: route.retries,
                 websocket: route.websocket.as_ref().map(|websocket| websocket.value),
                 compression,
@@ -324,6 +325,12 @@ fn rules(
         }
     }
     rules
+}
+
+/// How long each upstream of a route may take. Of one that there is not the mistake is told already.
+fn timeouts_ms(document: &Document, route: &Route, upstreams: &[Share]) -> Vec<u64> {
+    let known = |share: &Share| document.upstreams.get(&share.upstream);
+    upstreams.iter().filter_map(known).map(|upstream| route.timeout_ms(&upstream.value)).collect()
 }
 
 /// Tenants and plans, seen from no route at all.

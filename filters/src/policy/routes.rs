@@ -9,6 +9,7 @@ use super::document::{At, Document, n};
 use super::mistake::{Mistake, unknown};
 use super::routing::METHODS;
 use super::syntax::Location;
+use super::upstreams::Upstream;
 use crate::FilterSet;
 use crate::flags::is_name;
 use crate::subject::{By, name_mistake};
@@ -56,9 +57,9 @@ pub struct Route {
     /// Lets WebSockets (RFC 6455) through, over HTTP/1.1: the filters decide on the request that asks for one, and what
     /// then passes is between client and upstream. Absent: whoever asks for another protocol is refused.
     pub websocket: Option<At<WebSocket>>,
-    /// Milliseconds the upstream may take for the whole answer; of a WebSocket, `websocket` says how long it may be.
-    /// Absent: 5000, and `check` warns.
-    #[serde(serialize_with = "in_effect")]
+    /// Milliseconds the upstream may take for the whole answer, whatever the upstream's own `timeout_ms` says; of a
+    /// WebSocket, `websocket` says how long it may be. Absent: the upstream's, and 5000 where it states none, of which
+    /// `check` warns.
     pub timeout_ms: Option<u64>,
     /// Times that a request is sent again, to the next address, when its connection broke before an answer began; at most
     /// 3, and only where all `methods` are safe (RFC 9110 section 9.2.1): what may have moved money is never repeated.
@@ -75,12 +76,23 @@ pub struct Route {
 }
 
 impl Route {
-    /// What a route has that states no `timeout_ms`.
+    /// What an upstream has where neither it nor the route states a `timeout_ms`.
     pub(super) const TIMEOUT_MS: u64 = 5_000;
 
-    /// Milliseconds the upstream may take for the whole answer.
-    pub fn timeout_ms(&self) -> u64 {
-        self.timeout_ms.unwrap_or(Self::TIMEOUT_MS)
+    /// Milliseconds that one of its upstreams may take for the whole answer.
+    pub(super) fn timeout_ms(&self, upstream: &Upstream) -> u64 {
+        let of_upstream = upstream.timeout_ms.as_ref().map(|stated| stated.value);
+        self.timeout_ms.or(of_upstream).unwrap_or(Self::TIMEOUT_MS)
+    }
+
+    /// Its upstreams, by name, as far as the document has them.
+    pub(super) fn upstreams_of<'d>(
+        &'d self,
+        document: &'d Document,
+    ) -> impl Iterator<Item = (&'d str, &'d At<Upstream>)> {
+        let shares = self.upstreams.iter().map(|share| &share.value.upstream);
+        let names = shares.chain(self.upstream.as_ref().map(|upstream| &upstream.value));
+        names.filter_map(|name| document.upstreams.get_key_value(name)).map(|(name, at)| (name.as_str(), at))
     }
 }
 
@@ -90,11 +102,6 @@ fn methods(_: &mut SchemaGenerator) -> Schema {
 
 fn filters(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "array", "items": { "type": "string", "enum": FilterSet::NAMES } })
-}
-
-/// As the policy is compared with another: what is not said is what counts without it.
-fn in_effect<S: serde::Serializer>(timeout_ms: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_u64(timeout_ms.unwrap_or(Route::TIMEOUT_MS))
 }
 
 /// Bounds of a WebSocket.

@@ -1,8 +1,8 @@
 //! What a policy defines and nothing in it uses: a name that was misspelt, a partner who waits, or what is left over.
 
-use super::Client;
-use super::document::Document;
+use super::document::{At, Document};
 use super::mistake::Mistake;
+use super::{Client, Upstream};
 use crate::FilterSet;
 
 /// Upstreams, issuers and clients that no route uses. `routes` are the filters in effect on each.
@@ -78,23 +78,33 @@ pub(super) fn unwatched(document: &Document) -> Vec<Mistake> {
         );
         Mistake::of(upstream, message)
     });
+    let of_themselves = document.upstreams.iter().filter_map(|(name, upstream)| {
+        let (stated, connect_ms) = (upstream.value.timeout_ms.as_ref()?, upstream.value.connect_timeout_ms);
+        (connect_ms >= stated.value).then(|| {
+            let message = format!(
+                "upstream `{name}`: its `timeout_ms: {}` ends before it has had its `connect_timeout_ms: {connect_ms}`",
+                stated.value
+            );
+            Mistake::of(stated, message)
+        })
+    });
     let impatient = document.routes.iter().flat_map(|at| {
         let route = &at.value;
-        let names = route.upstreams.iter().map(|share| &share.value.upstream);
-        let names = names.chain(route.upstream.as_ref().map(|upstream| &upstream.value));
-        let slow = names.filter_map(|name| {
-            let connect_ms = document.upstreams.get(name)?.value.connect_timeout_ms;
-            (connect_ms >= route.timeout_ms()).then(|| {
+        // Of its own time an upstream is told itself.
+        let own = |upstream: &Upstream| route.timeout_ms.is_some() || upstream.timeout_ms.is_none();
+        let upstreams = route.upstreams_of(document).filter(|(_, upstream)| own(&upstream.value));
+        let slow = upstreams.filter_map(|(name, At { value: upstream, .. })| {
+            let (timeout_ms, connect_ms) = (route.timeout_ms(upstream), upstream.connect_timeout_ms);
+            (connect_ms >= timeout_ms).then(|| {
                 let message = format!(
-                    "route `{}`: its `timeout_ms: {}` ends before upstream `{name}` has had its \
+                    "route `{}`: its `timeout_ms: {timeout_ms}` ends before upstream `{name}` has had its \
                      `connect_timeout_ms: {connect_ms}`",
                     route.name,
-                    route.timeout_ms()
                 );
                 Mistake::of(at, message)
             })
         });
         slow.collect::<Vec<_>>()
     });
-    several.chain(impatient).collect()
+    several.chain(of_themselves).chain(impatient).collect()
 }

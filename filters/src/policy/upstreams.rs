@@ -24,11 +24,14 @@ pub struct Upstream {
     /// meets a closing connection cannot be repeated when it moves money.
     #[serde(default = "ms::<10_000>")]
     pub idle_timeout_ms: u64,
+    /// Milliseconds for a whole answer, on routes that state no `timeout_ms` of their own. Where a route shares requests
+    /// among several upstreams each has its own time. A copy (`mirror`) has the time of its original.
+    pub timeout_ms: Option<At<u64>>,
     /// Most requests in flight; more are refused at once with 503.
     #[serde(default = "n::<1_024>")]
     pub max_in_flight: u32,
     /// Most repeats under way at once, in percent of the requests in flight there, 3 at least: so that repeats do not
-    /// bury an upstream that fails. 0 to 100.
+    /// bury an upstream that fails. 0 to 100; 0 is none at all, whatever `retries` of a route says.
     #[serde(default = "n::<20>")]
     pub retry_budget_percent: u32,
     /// Probes that find an address that does not serve before a request does; absent: none.
@@ -59,9 +62,9 @@ pub struct Health {
 }
 
 /// The circuit breaker of each address. Only what the edge sees itself counts: connections refused, broken or
-/// without an answer in time. When every address is left out, requests are refused with 503. After its time the gateway
-/// has one request try an address, and leaves it out again if that fails; Envoy gives it requests as before, and counts
-/// only connections that cannot be made.
+/// without an answer in time; whatever is answered is no failure. When every address is left out, requests are refused
+/// with 503. After its time the gateway has one request try an address, and leaves it out again if that fails; Envoy
+/// gives it requests as before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Outlier {

@@ -139,6 +139,15 @@ fn routes_without_timeouts_are_told_of_once() {
             format!("{GOOD}{}", more(4)),
             Some("no `timeout_ms`: `send`, `r0`, `r1`, 2 more: an upstream may take 5000 ms there"),
         ),
+        // The upstream says it for all of them.
+        (
+            format!(
+                "{}{}",
+                GOOD.replacen("  txn-core:\n", "  txn-core:\n    timeout_ms: 5001\n", 1),
+                more(2)
+            ),
+            None,
+        ),
     ] {
         let policy = read(&text).unwrap();
         let told = policy.warnings().iter().map(|warning| warning.in_file("p.yaml"));

@@ -175,8 +175,22 @@ impl<'p> Effective<'p> {
                 settings.remove(other);
             }
             settings.insert("upstream".to_owned(), load::served_by(self.rule).into());
+            settings.insert("timeout_ms".to_owned(), self.timeout_ms());
         }
         settings
+    }
+
+    /// Of its upstreams, which may state it themselves: one number if all have the same, and `core 900, next 300` if not.
+    fn timeout_ms(&self) -> Value {
+        let RouteRule { upstreams, timeouts_ms, .. } = self.rule;
+        match timeouts_ms.as_slice() {
+            [first, rest @ ..] if rest.iter().all(|other| other == first) => json!(first),
+            several => {
+                let each = upstreams.iter().zip(several);
+                let each: Vec<_> = each.map(|(share, ms)| format!("{} {ms}", share.upstream)).collect();
+                each.join(", ").into()
+            }
+        }
     }
 
     /// Whether both serve one path, method and version.

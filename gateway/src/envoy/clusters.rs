@@ -9,21 +9,37 @@ use serde_json::{Value, json};
 use super::handed::metadata;
 use super::{STATE_CLUSTER, Source, ms, socket};
 use crate::load::UpstreamFiles;
-use crate::upstream::LEAST_REPEATS;
+use crate::upstream::{LEAST_REPEATS, MOST_COPIES};
 
 /// A connection to an upstream takes no new request after so long. Envoy keeps those that were made with a certificate
 /// before: this is how soon nobody shows that any more, and it can be revoked. `certs` waits for it.
 const LONGEST_CONNECTION_MS: u64 = 5_000;
 
+/// Where a cluster says how it speaks HTTP.
+const HTTP: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+
+/// What a cluster carries to its upstream.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Carries {
+    Requests,
+    /// Copies of requests, which must take no room from those. What becomes of a copy says nothing of an address.
+    Copies,
+}
+
 impl Source {
     pub(super) fn clusters(&self) -> anyhow::Result<Vec<Value>> {
         let document = self.document();
         let mut clusters = Vec::new();
+        let rules = self.loaded.policy.rules();
         for (name, At { value, .. }) in &document.upstreams {
-            let mut cluster = self.upstream(name, &self.cluster(name)?, value)?;
-            // No part of its name, which stays when somebody is revoked.
-            cluster["metadata"] = metadata(&self.files(name)?.trust, self.now);
-            clusters.push(cluster);
+            let mut mirrors = rules.iter().filter_map(|rule| rule.mirror.as_ref());
+            let copies = mirrors.any(|mirror| mirror.upstream == *name).then_some(Carries::Copies);
+            for carries in [Some(Carries::Requests), copies].into_iter().flatten() {
+                let mut cluster = self.upstream(name, &self.cluster(name, carries)?, value, carries)?;
+                // No part of its name, which stays when somebody is revoked.
+                cluster["metadata"] = metadata(&self.files(name)?.trust, self.now);
+                clusters.push(cluster);
+            }
         }
         if let Some(At { value, .. }) = &document.state.service {
             let mut cluster = self.state(value)?;
@@ -37,28 +53,41 @@ impl Source {
 
     /// What Envoy calls an upstream: its name, and a mark of what it is. A connection that still serves by the policy
     /// before finds that policy's upstream, or none, and never another one under the same name.
-    pub(super) fn cluster(&self, name: &str) -> anyhow::Result<String> {
+    pub(super) fn cluster(&self, name: &str, carries: Carries) -> anyhow::Result<String> {
         let upstream = self
             .loaded
             .policy
             .upstream(name)
             .context("the policy names an upstream that it does not have")?;
         let mut hasher = DefaultHasher::new();
-        self.upstream(name, "", upstream)?.to_string().hash(&mut hasher);
-        Ok(format!("{name}~{:016x}", hasher.finish()))
+        self.upstream(name, "", upstream, carries)?.to_string().hash(&mut hasher);
+        let mark = hasher.finish();
+        Ok(match carries {
+            Carries::Requests => format!("{name}~{mark:016x}"),
+            Carries::Copies => format!("{name}~copies~{mark:016x}"),
+        })
     }
 
     fn files(&self, name: &str) -> anyhow::Result<&UpstreamFiles> {
         self.loaded.upstreams.get(name).context("an upstream's files were not loaded")
     }
 
-    fn upstream(&self, name: &str, cluster: &str, upstream: &Upstream) -> anyhow::Result<Value> {
+    fn upstream(
+        &self,
+        name: &str,
+        cluster: &str,
+        upstream: &Upstream,
+        carries: Carries,
+    ) -> anyhow::Result<Value> {
         let endpoints: Vec<Value> =
             upstream.addresses.iter().map(|address| endpoint(&socket(*address))).collect();
-        let most = upstream.max_in_flight;
+        let (told, most) = match carries {
+            Carries::Requests => (name.to_owned(), upstream.max_in_flight),
+            Carries::Copies => (format!("{name}~copies"), MOST_COPIES),
+        };
         let mut cluster = json!({
             "name": cluster,
-            "alt_stat_name": name,
+            "alt_stat_name": told,
             "type": "STATIC",
             "lb_policy": "ROUND_ROBIN",
             "connect_timeout": ms(upstream.connect_timeout_ms),
@@ -71,10 +100,6 @@ impl Source {
                 // one that another request has, where they are to be refused.
                 "max_pending_requests": most,
                 "max_connections": u32::MAX,
-                "retry_budget": {
-                    "budget_percent": { "value": upstream.retry_budget_percent },
-                    "min_retry_concurrency": LEAST_REPEATS,
-                },
             }] },
             "common_lb_config": {
                 // When every address is left out, requests are refused rather than sent to one that fails.
@@ -83,16 +108,30 @@ impl Source {
                 "update_merge_window": "0s",
             },
         });
-        if upstream.outlier.failures > 0 {
+        let room = &mut cluster["circuit_breakers"]["thresholds"][0];
+        match upstream.retry_budget_percent {
+            // Nothing is repeated there: what is tried again are connections that could not be made, which are nobody's
+            // load.
+            0 => room["max_retries"] = json!(most),
+            percent => {
+                room["retry_budget"] = json!({
+                    "budget_percent": { "value": percent },
+                    "min_retry_concurrency": LEAST_REPEATS,
+                });
+            }
+        }
+        if let (1.., Carries::Requests) = (upstream.outlier.failures, carries) {
             let eject = ms(upstream.outlier.eject_ms);
+            // Split, a connection that stands would be a success, and no number of requests without an answer failures in
+            // a row. Not split, whatever Envoy finds is a 5xx of its own; those of the upstream are answers like others.
+            cluster["typed_extension_protocol_options"][HTTP]["outlier_detection"] =
+                json!({ "error_matcher": { "not_match": { "any_match": true } } });
             cluster["outlier_detection"] = json!({
-                "split_external_local_origin_errors": true,
-                "consecutive_local_origin_failure": upstream.outlier.failures,
-                "enforcing_consecutive_local_origin_failure": 100,
-                "enforcing_consecutive_5xx": 0,
+                "split_external_local_origin_errors": false,
+                "consecutive_5xx": upstream.outlier.failures,
+                "enforcing_consecutive_5xx": 100,
                 "enforcing_consecutive_gateway_failure": 0,
                 "enforcing_success_rate": 0,
-                "enforcing_local_origin_success_rate": 0,
                 "base_ejection_time": eject,
                 "max_ejection_time": eject,
                 "max_ejection_percent": 100,
@@ -177,7 +216,7 @@ fn endpoint(address: &Value) -> Value {
 
 fn http1(idle_ms: u64) -> Value {
     json!({
-        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+        HTTP: {
             "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
             "explicit_http_config": { "http_protocol_options": {} },
             "common_http_protocol_options": {

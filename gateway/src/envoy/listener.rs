@@ -153,7 +153,14 @@ impl Source {
     }
 
     fn longest_route_ms(&self) -> u64 {
-        self.loaded.policy.rules().iter().map(|rule| rule.timeout_ms).max().unwrap_or_default()
+        self.loaded
+            .policy
+            .rules()
+            .iter()
+            .flat_map(|rule| &rule.timeouts_ms)
+            .max()
+            .copied()
+            .unwrap_or_default()
     }
 
     /// The module. When it dies its requests are refused, and it is started again; it is never left out.

@@ -1,8 +1,10 @@
 //! Routes: who serves what the module has let in, how long it may take, and who gets a copy.
 
-use filters::policy::{RouteRule, WebSocket};
+use anyhow::Context as _;
+use filters::policy::{RouteRule, Share, WebSocket};
 use serde_json::{Value, json};
 
+use super::clusters::Carries;
 use super::{MIRROR_FIELD, ROUTE_FIELD, SHARE_FIELD, Source, compression, listener, ms};
 
 /// Envoy's answer to what no route serves is never seen: the module has answered before.
@@ -13,46 +15,25 @@ impl Source {
         let mut routes = Vec::new();
         for rule in self.loaded.policy.rules() {
             for (position, share) in rule.upstreams.iter().enumerate() {
-                let cluster = self.cluster(&share.upstream)?;
-                if let Some(websocket) = rule.websocket {
-                    routes.push(self.websocket(rule, websocket, position, &cluster)?);
-                }
-                routes.push(self.route(rule, position, &cluster)?);
+                let route = self.route(rule, position, share)?;
+                routes.extend(rule.websocket.map(|bounds| of_websocket(route.clone(), bounds)));
+                routes.push(route);
             }
         }
         Ok(listener::route_config(routes))
     }
 
-    /// The same for those who ask for a WebSocket.
-    fn websocket(
-        &self,
-        rule: &RouteRule,
-        WebSocket { idle_timeout_ms, most_s }: WebSocket,
-        position: usize,
-        cluster: &str,
-    ) -> anyhow::Result<Value> {
-        let mut route = self.route(rule, position, cluster)?;
-        let asks =
-            json!({ "name": "upgrade", "string_match": { "exact": "websocket", "ignore_case": true } });
-        if let Some(fields) = route["match"]["headers"].as_array_mut() {
-            fields.push(asks);
-        }
-        // Of the answer that opens it and of what passes then alike.
-        route["route"]["timeout"] = json!("0s");
-        route["route"]["idle_timeout"] = json!(ms(idle_timeout_ms));
-        route["route"]["max_stream_duration"] = json!({ "max_stream_duration": format!("{most_s}s") });
-        Ok(route)
-    }
-
     /// The way of a rule to one of its upstreams. Of several the module has chosen one.
-    fn route(&self, rule: &RouteRule, position: usize, cluster: &str) -> anyhow::Result<Value> {
-        let mut action = json!({ "cluster": cluster });
-        action["timeout"] = json!(ms(rule.timeout_ms));
+    fn route(&self, rule: &RouteRule, position: usize, share: &Share) -> anyhow::Result<Value> {
+        let upstream = self.loaded.policy.upstream(&share.upstream).context("a share is of no upstream")?;
+        let mut action = json!({ "cluster": self.cluster(&share.upstream, Carries::Requests)? });
+        // Envoy gives a copy the time of its original, and so does the gateway.
+        action["timeout"] = json!(ms(*rule.timeouts_ms.get(position).context("a share has no time")?));
         // A connection that could not be made has carried nothing; of what it has carried nothing is sent twice that is
         // not safe.
-        action["retry_policy"] = match rule.retries {
-            0 => json!({ "retry_on": "connect-failure", "num_retries": 2 }),
-            times => json!({ "retry_on": "connect-failure,reset", "num_retries": times }),
+        action["retry_policy"] = match (rule.retries, upstream.retry_budget_percent) {
+            (0, _) | (_, 0) => json!({ "retry_on": "connect-failure", "num_retries": 2 }),
+            (times, _) => json!({ "retry_on": "connect-failure,reset", "num_retries": times }),
         };
         if let Some(path) = &rule.rewrite {
             // All of the path, whatever it is, and nothing of the query.
@@ -61,7 +42,7 @@ impl Source {
         }
         if let Some(mirror) = &rule.mirror {
             action["request_mirror_policies"] = json!([{
-                "cluster": self.cluster(&mirror.upstream)?,
+                "cluster": self.cluster(&mirror.upstream, Carries::Copies)?,
                 "runtime_fraction": { "default_value": { "numerator": mirror.percent, "denominator": "HUNDRED" } },
                 "trace_sampled": false,
                 "disable_shadow_host_suffix_append": true,
@@ -84,4 +65,17 @@ impl Source {
             "typed_per_filter_config": compression::of_route(rule),
         }))
     }
+}
+
+/// The same route for those who ask for a WebSocket.
+fn of_websocket(mut route: Value, WebSocket { idle_timeout_ms, most_s }: WebSocket) -> Value {
+    let asks = json!({ "name": "upgrade", "string_match": { "exact": "websocket", "ignore_case": true } });
+    if let Some(fields) = route["match"]["headers"].as_array_mut() {
+        fields.push(asks);
+    }
+    // Of the answer that opens it and of what passes then alike.
+    route["route"]["timeout"] = json!("0s");
+    route["route"]["idle_timeout"] = json!(ms(idle_timeout_ms));
+    route["route"]["max_stream_duration"] = json!({ "max_stream_duration": format!("{most_s}s") });
+    route
 }

@@ -11,7 +11,11 @@ use tokio::sync::Semaphore;
 use super::{HOP, Upstream};
 
 /// Most copies in flight to one upstream. More are not made: a mirror never costs the original anything.
-pub(super) const MOST_COPIES: usize = 256;
+pub(crate) const MOST_COPIES: u32 = 256;
+
+/// Most of an answer that is read, a piece at a time, so that its connection can be used again. Nobody hears it, so an
+/// upstream that has more to say is hung up on.
+const MOST_UNHEARD_BYTES: usize = 1 << 20;
 
 /// A copy, as its upstream gets it.
 #[derive(Debug)]
@@ -46,8 +50,7 @@ async fn deliver(upstream: &Upstream, copy: Copy) -> bool {
     let url = format!("https://{authority}{}", copy.target);
     let sent = client.request(copy.method, url).headers(fields).body(copy.body).timeout(copy.timeout).send();
     match sent.await {
-        // Read to its end, so that the connection can be used again.
-        Ok(answer) => answer.bytes().await.is_ok(),
+        Ok(answer) => let_speak(answer).await,
         Err(error) => {
             tracing::debug!(error = %error.without_url(), "a copy was not delivered");
             false
@@ -55,7 +58,19 @@ async fn deliver(upstream: &Upstream, copy: Copy) -> bool {
     }
 }
 
+/// Reads an answer and keeps nothing of it. Whether it came to its end, or to the most that is read.
+async fn let_speak(mut answer: reqwest::Response) -> bool {
+    let mut left = MOST_UNHEARD_BYTES;
+    loop {
+        match answer.chunk().await {
+            Ok(Some(piece)) if piece.len() < left => left -= piece.len(),
+            Ok(Some(_) | None) => return true,
+            Err(_) => return false,
+        }
+    }
+}
+
 /// Room for copies.
 pub(super) fn room() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(MOST_COPIES))
+    Arc::new(Semaphore::new(MOST_COPIES as usize))
 }

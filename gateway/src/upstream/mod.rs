@@ -25,6 +25,7 @@ use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::fitness::{Fitness, Leave};
+pub(crate) use self::mirror::MOST_COPIES;
 pub(crate) use self::repeat::{LEAST_REPEATS, Repeat};
 use crate::load::UpstreamFiles;
 

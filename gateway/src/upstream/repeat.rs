@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Repeats that are always allowed at once: a share of few requests would be none.
+/// Repeats that are allowed at once of however few requests, of which a share would be none. A share of 0 % is none.
 pub(crate) const LEAST_REPEATS: usize = 3;
 
 /// A request that is sent again, counted until dropped.
@@ -13,7 +13,8 @@ pub(crate) struct Repeat(Arc<AtomicUsize>);
 impl Repeat {
     /// One more of the repeats under way, unless they are their share of all in flight.
     pub(super) fn within(repeats: &Arc<AtomicUsize>, in_flight: usize, percent: u32) -> Option<Self> {
-        let budget = (in_flight * percent as usize / 100).max(LEAST_REPEATS);
+        let least = if percent == 0 { 0 } else { LEAST_REPEATS };
+        let budget = (in_flight * percent as usize / 100).max(least);
         let repeat = Self(Arc::clone(repeats));
         // Counted first: of two who ask at once none overlooks the other.
         (repeat.0.fetch_add(1, Ordering::Relaxed) < budget).then_some(repeat)
@@ -34,7 +35,8 @@ mod tests {
     fn repeats_are_a_share_of_what_is_in_flight() {
         for (in_flight, percent, most) in [
             (1, 20, LEAST_REPEATS),
-            (1_000, 0, LEAST_REPEATS),
+            (1, 1, LEAST_REPEATS),
+            (1_000, 0, 0),
             (19, 20, LEAST_REPEATS),
             (20, 20, 4),
             (24, 20, 4),
@@ -46,8 +48,8 @@ mod tests {
             let mut allowed: Vec<Repeat> = std::iter::from_fn(ask).take(2_000).collect();
             assert_eq!(allowed.len(), most, "of {in_flight}, {percent} %");
             assert!(ask().is_none(), "a refusal takes no place, and gives none");
-            drop(allowed.pop());
-            assert!(ask().is_some(), "one that is over makes room for another");
+            let over = allowed.pop().is_some();
+            assert_eq!(ask().is_some(), over, "one that is over makes room for another");
         }
     }
 }

@@ -223,6 +223,15 @@ fn each_change_is_told_with_whom_it_concerns_and_which_way_it_goes() {
                 "  ~ route status: timeout_ms: 5000 -> 900",
             ],
         ),
+        // In effect there, whoever states it.
+        (
+            "[\"127.0.0.1:9001\"]\n",
+            "[\"127.0.0.1:9001\"]\n    timeout_ms: 900\n",
+            &[
+                "  ~ routes send, status: timeout_ms: 5000 -> 900",
+                "  ~ routes send, status: upstreams.core.timeout_ms: is new: 900",
+            ],
+        ),
         // The rest.
         (
             "acme: {",
@@ -277,6 +286,24 @@ fn each_change_is_told_with_whom_it_concerns_and_which_way_it_goes() {
                 "with {to}\nexpected {line}\ntold {told}"
             );
         }
+    }
+}
+
+/// Where several upstreams serve a route, each has its own time.
+#[test]
+fn what_each_upstream_of_a_route_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let shared = OLD.replacen("upstream: next }", "upstreams: [{ upstream: core }, { upstream: next }] }", 1);
+    let stated = shared.replacen("9002\"]\n", "9002\"]\n    timeout_ms: 300\n", 1);
+    let (status, told, _) = between(folder.path(), &shared, &stated, &[]);
+    for line in [
+        "  ~ route next: timeout_ms: 5000 -> core 5000, next 300",
+        "  ~ route next: upstreams.next.timeout_ms: is new: 300",
+    ] {
+        assert!(
+            status == 1 && told.lines().any(|told| told.starts_with(line)),
+            "expected {line}\ntold {told}"
+        );
     }
 }
 

@@ -105,6 +105,11 @@ const BOUNDS: &str = r#"    max_in_flight: 9
   spare:
     addresses: ["127.0.0.1:3"]
     tls: { server_name: core.test, ca: "file:ca.pem", certificate: "file:core.pem", key: "file:core.key" }
+  own:
+    addresses: ["127.0.0.1:4"]
+    health: { path: /health, timeout_ms: 70 }
+    timeout_ms: 80
+    tls: { server_name: core.test, ca: "file:ca.pem", certificate: "file:core.pem", key: "file:core.key" }
 tenants: { shop: { hosts: [shop.test] } }
 plans: { a/b: { quota: [{ name: daily, by: tenant, per: day, most: 3 }] } }
 default_plan: a/b
@@ -117,6 +122,8 @@ routes:
     upstreams: [{ upstream: core }, { upstream: spare }]
     timeout_ms: 200
   - { name: socket, methods: [GET], path: /v1/socket, websocket: {}, upstream: spare }
+  - { name: each, methods: [GET], path: /v1/each, upstreams: [{ upstream: core }, { upstream: own }] }
+  - { name: first, methods: [GET], path: /v1/first, upstream: own, timeout_ms: 90 }
 "#;
 
 /// Envoy's line has the limit in a field of its own, and of an upstream's bounds its own marks.
@@ -139,7 +146,7 @@ fn a_line_of_either_plane_leads_to_the_limit_or_the_bound() {
                 429,
                 r#""flags":"-","details":"","refused":"quota/quota_exceeded/open","limit":"plan:a/b/daily""#,
             ),
-            &["  quota        REFUSED    [edge.yaml:13], by limit `daily` of plan `a/b`"][..],
+            &["  quota        REFUSED    [edge.yaml:18], by limit `daily` of plan `a/b`"][..],
         ),
         (
             line(
@@ -157,7 +164,7 @@ fn a_line_of_either_plane_leads_to_the_limit_or_the_bound() {
                 504,
                 r#""flags":"UT","details":"response_timeout","upstream":"spare~0123456789abcdef""#,
             ),
-            &["timeout_ms of route shared: 200  [edge.yaml:22]"],
+            &["timeout_ms of route shared: 200  [edge.yaml:27]"],
         ),
         // Of the gateway.
         (
@@ -173,14 +180,30 @@ fn a_line_of_either_plane_leads_to_the_limit_or_the_bound() {
         ),
         (
             line("f", "open", 504, r#""code":"upstream_timeout","filter":"edge","upstream":"core""#),
-            &["timeout_ms of route open: 5000, as it is where none is written  [edge.yaml:17]"],
+            &["timeout_ms of route open: 5000, as it is where none is written  [edge.yaml:22]"],
         ),
         (
             line("g", "socket", 200, r#""cut_off":"time_over","upstream":"spare""#),
             &[
-                "timeout_ms of route socket: 5000, as it is where none is written  [edge.yaml:23]",
-                "websocket of route socket: idle_timeout_ms 60000, most_s 3600  [edge.yaml:23]",
+                "timeout_ms of route socket: 5000, as it is where none is written  [edge.yaml:28]",
+                "websocket of route socket: idle_timeout_ms 60000, most_s 3600  [edge.yaml:28]",
             ],
+        ),
+        // Who says how long an upstream may take.
+        (
+            line("i", "each", 504, r#""code":"upstream_timeout","filter":"edge","upstream":"own""#),
+            &["timeout_ms of upstream own: 80  [edge.yaml:15]"],
+        ),
+        (
+            line("j", "each", 504, r#""code":"upstream_timeout","filter":"edge""#),
+            &[
+                "timeout_ms of route each: 5000, as it is where none is written  [edge.yaml:29]",
+                "timeout_ms of upstream own: 80  [edge.yaml:15]",
+            ],
+        ),
+        (
+            line("k", "first", 504, r#""code":"upstream_timeout","filter":"edge","upstream":"own""#),
+            &["timeout_ms of route first: 90  [edge.yaml:30]"],
         ),
         // A limit that this policy does not have.
         (

@@ -30,7 +30,25 @@ pub const UNCONNECTED: Forced = Forced {
     instead_of: "pass",
 };
 
-pub const ALL: [Forced; 2] = [OLD_CONNECTION, UNCONNECTED];
+/// An address that was left out fails the request that tries it, and another request comes.
+pub const TRIAL: Forced = Forced {
+    kind: Kind::Envoy,
+    because: "Envoy gives an address that was left out requests as before once its time is over; the gateway has one try \
+              it, and leaves it out again if that fails",
+    verdict: "502 upstream_failed",
+    instead_of: "503 upstream_unreachable",
+};
+
+/// A request that had no place at its upstream, or no address there, comes a second time as it was signed.
+pub const NONCE_SPENT: Forced = Forced {
+    kind: Kind::Envoy,
+    because: "Envoy looks for an address that serves, and whether too much is in flight there, when the shared state has \
+              been asked, and the gateway before: who is refused by Envoy has spent a nonce, and signs anew",
+    verdict: "401 nonce_replayed",
+    instead_of: "pass",
+};
+
+pub const ALL: [Forced; 4] = [OLD_CONNECTION, UNCONNECTED, TRIAL, NONCE_SPENT];
 
 impl Forced {
     /// What that data plane decides otherwise.

@@ -29,6 +29,64 @@ routes:
     .await;
 }
 
+/// A route's own time counts before that of its upstream. Where several upstreams serve a route, each has its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_upstream_has_its_own_time() {
+    let policy = "
+upstreams:
+  quick: { addresses: [$A], timeout_ms: 300, outlier: { failures: 0 } }
+  slow: { addresses: [$B], timeout_ms: 60000, outlier: { failures: 0 } }
+routes:
+  - { name: own, methods: [GET, POST], path: /own, upstream: quick }
+  - { name: less, methods: [GET], path: /less, upstream: slow, timeout_ms: 300 }
+  - { name: more, methods: [GET], path: /more, upstream: quick, timeout_ms: 60000 }
+  - { name: both, methods: [GET], path: /both, upstreams: [{ upstream: quick }, { upstream: slow }] }
+";
+    on_both(policy, async |edge| {
+        const OVER: &str = "504 upstream_timeout";
+        edge.a.requests.tell(&[], Wait);
+        edge.b.requests.tell(&[], Wait);
+        let mut told = vec![
+            edge.get("/own").await.is(OVER),
+            edge.post("/own").await.is(OVER),
+            edge.get("/less").await.is(OVER),
+        ];
+
+        // As long as another one's time takes, and longer.
+        edge.a.requests.tell(&[], Wait);
+        let (longer, over) = tokio::join!(edge.get("/more"), async {
+            edge.until("it is there", async || edge.a.requests.taken().len() == 1).await;
+            let over = edge.get("/own").await.is(OVER);
+            edge.a.requests.tell(&[], Answer(200));
+            over
+        });
+        told.extend([longer.is("200 a"), over]);
+
+        let mut seen = Vec::new();
+        edge.until("both have served it", async || {
+            edge.a.requests.tell(&[], Wait);
+            edge.b.requests.tell(&[], Wait);
+            let (either, ()) = tokio::join!(edge.get("/both"), async {
+                let is_there = async || {
+                    let taken = [&edge.a, &edge.b].map(|served| served.requests.taken().len());
+                    taken.iter().sum::<usize>() == 1
+                };
+                edge.until("it is there", is_there).await;
+                edge.get("/own").await.is(OVER);
+                edge.b.requests.tell(&[], Answer(200));
+            });
+            seen.push(either.verdict);
+            seen.sort_unstable();
+            seen.dedup();
+            seen.len() > 1
+        })
+        .await;
+        assert_eq!(seen, ["200 b", OVER], "{}", edge.name());
+        told
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_more_than_the_policy_says_are_in_flight() {
     let policy = "
@@ -87,6 +145,62 @@ routes:
             assert_eq!((answer.verdict.as_str(), edge.a.requests.taken().len()), (verdict, asked), "{what}");
             told.push(answer);
         }
+        told
+    })
+    .await;
+}
+
+/// A share of few requests would be none, so three at once there may always be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_is_repeated_at_once_than_the_budget_says() {
+    const AT_ONCE: usize = 3;
+    let policy = "
+upstreams: { one: { addresses: [$A], outlier: { failures: 0 }, retry_budget_percent: 20 } }
+routes: [{ name: again, methods: [GET], path: /again, upstream: one, retries: 1, timeout_ms: 60000 }]
+";
+    on_both(policy, async |edge| {
+        edge.a.requests.tell(&[HangUp, Wait].repeat(AT_ONCE), HangUp);
+        let again = async |count: usize| {
+            // One after the other, so that what hangs up and what waits alternate.
+            if count > 0 {
+                edge.wait_at_a(count).await;
+            }
+            edge.get("/again").await
+        };
+        let meanwhile = async {
+            edge.wait_at_a(AT_ONCE).await;
+            let refused = edge.get("/again").await.is("502 upstream_failed");
+            let asked = edge.a.requests.taken().len();
+            assert_eq!(asked, 2 * AT_ONCE + 1, "{}: it was sent once", edge.name());
+            edge.a.requests.tell(&[], Answer(200));
+            refused
+        };
+        let (one, two, three, refused) = tokio::join!(again(0), again(1), again(2), meanwhile);
+        let held = [one, two, three].map(|told| told.is("200 a"));
+        // They are over, and make room for others.
+        edge.until("it is sent again", async || {
+            edge.a.requests.tell(&[HangUp], Answer(200));
+            edge.get("/again").await.verdict == "200 a"
+        })
+        .await;
+        (held, refused)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_budget_of_nothing_is_no_repeat() {
+    let policy = "
+upstreams: { one: { addresses: [$A], outlier: { failures: 0 }, retry_budget_percent: 0 } }
+routes: [{ name: again, methods: [GET], path: /again, upstream: one, retries: 2 }]
+";
+    on_both(policy, async |edge| {
+        edge.a.requests.tell(&[HangUp], Answer(200));
+        let mut told = vec![edge.get("/again").await.is("502 upstream_failed")];
+        assert_eq!(edge.a.requests.taken().len(), 1, "{}: it was sent once", edge.name());
+        // What has not been sent is no repeat.
+        edge.a.breaks(2);
+        told.push(edge.get("/again").await.is("200 a"));
         told
     })
     .await;

@@ -91,6 +91,32 @@ routes: [{ name: copied, methods: [GET, POST], path: /copied, upstream: u1, time
     .await;
 }
 
+/// A canary that gets copies too: those that it keeps, and those that it hangs up on, are no requests.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copies_take_nothing_from_requests_to_the_same_upstream() {
+    const COPIES: usize = 3;
+    let policy = "
+upstreams: { u1: { addresses: [$A] }, canary: { addresses: [$B], max_in_flight: 2, outlier: { failures: 1 } } }
+routes:
+  - { name: copied, methods: [GET], path: /copied, upstream: u1, timeout_ms: 60000, mirror: { upstream: canary } }
+  - { name: canary, methods: [GET, POST], path: /canary, upstream: canary }
+";
+    on_both(policy, async |edge| {
+        let mut told = Vec::new();
+        for act in [Wait, HangUp] {
+            edge.b.requests.tell(&[act; COPIES], Answer(200));
+            for _ in 0..COPIES {
+                told.push(edge.get("/copied").await.is("200 a"));
+            }
+            edge.until("the copies arrive", async || edge.b.requests.taken().len() == COPIES).await;
+            told.push(edge.get("/canary").await.is("200 b"));
+            told.push(edge.post("/canary").await.is("200 b"));
+        }
+        told
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_are_shared_by_weight() {
     let policy = "
