@@ -27,7 +27,8 @@ const ERRORS: [&str; 5] =
     ["state/mod.rs", "src/calendar.rs", "src/jwt/keys.rs", "src/validity.rs", "certs/src/error.rs"];
 
 /// Files of the gateway that `check` reads with, besides `load`.
-const READERS: [&str; 6] = ["check.rs", "flags.rs", "introspection.rs", "jwks.rs", "revoke.rs", "state/redis.rs"];
+const READERS: [&str; 6] =
+    ["check.rs", "flags.rs", "introspection.rs", "jwks.rs", "revoke.rs", "state/redis.rs"];
 
 /// Files of `certs` that the files are read with which a policy names. What is tested beside them says nothing of what
 /// `check` tells.

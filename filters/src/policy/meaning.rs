@@ -305,7 +305,10 @@ fn rules(
         match filters.build(&site) {
             Ok(filters) => rules.push(RouteRule {
                 name: route.name.clone(),
-                timeouts_ms: timeouts_ms(document, route, &upstreams),
+                timeouts_ms: route
+                    .upstreams_of(document)
+                    .map(|(_, at)| route.timeout_ms(&at.value))
+                    .collect(),
                 upstreams,
                 sticky: route.sticky.as_ref().map(|by| by.value),
                 experiment: route.experiment.as_ref().map(|name| name.value.clone()),
@@ -325,12 +328,6 @@ fn rules(
         }
     }
     rules
-}
-
-/// How long each upstream of a route may take. Of one that there is not the mistake is told already.
-fn timeouts_ms(document: &Document, route: &Route, upstreams: &[Share]) -> Vec<u64> {
-    let known = |share: &Share| document.upstreams.get(&share.upstream);
-    upstreams.iter().filter_map(known).map(|upstream| route.timeout_ms(&upstream.value)).collect()
 }
 
 /// Tenants and plans, seen from no route at all.

@@ -28,6 +28,7 @@ mod secret;
 mod shared_state;
 mod syntax;
 mod tenancy;
+mod timeout;
 mod unused;
 mod upstreams;
 mod warning;
