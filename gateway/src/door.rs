@@ -118,18 +118,8 @@ impl ProxyHttp for Door {
                 };
                 match answer {
                     Ok(answer) => {
-                        let revoked = edge.token_revoked(exchange);
-                        return tokio::select! {
-                            passed = edge.pass_websocket(session, exchange, answer, websocket) => {
-                                passed.map(|()| true)
-                            }
-                            () = revoked => {
-                                if let Some(told) = exchange.end(Some(Cut::TokenRevoked)) {
-                                    let _ = told.await;
-                                }
-                                Ok(true)
-                            }
-                        };
+                        let passed = edge.pass_websocket(session, exchange, answer, websocket).await;
+                        return passed.map(|()| true);
                     }
                     Err(failure) => failure.into(),
                 }

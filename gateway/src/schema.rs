@@ -22,8 +22,10 @@ pub fn document() -> Schema {
 /// Many a field may be left out, and none left empty: for Serde's `Option` both are one, for `check` they are not.
 fn without_null(schema: &mut Schema) {
     let Some(node) = schema.as_object_mut() else { return };
-    if node.get("default").is_some_and(Value::is_null) {
-        node.remove("default");
+    match node.get_mut("default") {
+        Some(Value::Null) => drop(node.remove("default")),
+        Some(Value::Object(fields)) => fields.retain(|_, value| !value.is_null()),
+        Some(_) | None => {}
     }
     if let Some(Value::Array(kinds)) = node.get_mut("type") {
         kinds.retain(|kind| kind != "null");

@@ -3,7 +3,6 @@
 //! Pingora would, but when the upstream answers at once it takes the end of the request, which has no body, for the end of
 //! what passes (its issue 946).
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -83,14 +82,11 @@ impl Edge {
     }
 
     /// Waits until the token that a request came with is revoked; for ever if it came without.
-    pub(crate) fn token_revoked(&self, exchange: &Exchange) -> impl Future<Output = ()> + use<> {
-        let token = exchange.admission.as_ref().and_then(|admission| admission.context().token.clone());
-        let state = Arc::clone(&self.standing.state);
-        async move {
-            let Some(token) = token else { return std::future::pending().await };
-            while !state.revoked().list().revokes(&token, now_ms()) {
-                tokio::time::sleep(LOOK_FOR_REVOCATIONS).await;
-            }
+    async fn token_revoked(&self, exchange: &Exchange) {
+        let token = exchange.admission.as_ref().and_then(|admission| admission.context().token.as_ref());
+        let Some(token) = token else { return std::future::pending().await };
+        while !self.standing.state.revoked().list().revokes(token, now_ms()) {
+            tokio::time::sleep(LOOK_FOR_REVOCATIONS).await;
         }
     }
 
@@ -119,7 +115,10 @@ impl Edge {
         self.answer(session, &mut answer, exchange)?;
         session.write_response_header(Box::new(answer), false).await.map_err(|error| error.into_down())?;
         if opens {
-            let cut = carry(session, upstream, Duration::from_millis(idle_timeout_ms)).await;
+            let cut = tokio::select! {
+                cut = carry(session, upstream, Duration::from_millis(idle_timeout_ms)) => cut,
+                () = self.token_revoked(exchange) => Some(Cut::TokenRevoked),
+            };
             let cut = exchange.cut.get().copied().or(cut);
             if let Some(told) = exchange.end(cut) {
                 let _ = told.await;

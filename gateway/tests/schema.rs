@@ -79,6 +79,13 @@ fn mistakes_are_not_by_the_schema() {
     }
 }
 
+/// Nothing may be left empty, so no editor offers that, nor writes it as a default.
+#[test]
+fn nothing_is_null() {
+    let schema = gateway::schema::text();
+    assert!(!schema.contains("null"), "{}", schema.lines().find(|line| line.contains("null")).unwrap());
+}
+
 /// The names that an editor offers are those that `check` takes, one and all.
 #[test]
 fn methods_and_filters_are_those_that_check_knows() {

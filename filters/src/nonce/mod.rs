@@ -20,7 +20,8 @@ pub struct Config {
     pub window_s: u64,
     /// Seconds that the sender's clock may be ahead of ours; at most 300. Where the memory of nonces is lost, by a restart
     /// of the Redis or of whoever else keeps it, signed requests are refused for this long, and a second more: what a clock
-    /// that is ahead had signed may have been taken before.
+    /// that is ahead had signed may have been taken before. So make it less while the memory is kept, and let the time that
+    /// it was pass before a restart.
     pub max_skew_s: u32,
     /// Shortest nonce, in characters.
     pub min_length: usize,
@@ -141,11 +142,11 @@ impl Filter for Nonce {
 }
 
 impl Nonce {
-    /// It may have been taken by who kept the memory before. Nobody knows when that began, so the longest time is told.
+    /// It may have been taken by who kept the memory before. When this one began is not said, so the longest time is told.
     fn too_old(&self) -> Verdict {
         let seconds = self.kept.max_skew_s.saturating_add(1);
         let detail = format!(
-            "The request may have been signed before this edge began to remember requests. Sign it anew, after {seconds} s at most."
+            "The request may have been signed before this edge began to remember requests. Sign it anew in {seconds} s, or later if your clock is behind."
         );
         Refusal::new(401, "created_before_start", detail).header("retry-after", seconds.to_string()).into()
     }

@@ -54,7 +54,7 @@ pub struct Route {
     /// Sends a copy of each request to another upstream, whose answer nobody hears.
     pub mirror: Option<At<Mirror>>,
     /// Lets WebSockets (RFC 6455) through, over HTTP/1.1: the filters decide on the request that asks for one, and what
-    /// then passes is between client and upstream. Absent: whoever asks for another protocol is refused.
+    /// then passes is between client and upstream, until either ends it or the token that opened it is revoked. Absent: whoever asks for another protocol is refused.
     pub websocket: Option<At<WebSocket>>,
     /// Milliseconds the upstream may take for the whole answer, whatever the upstream's own `timeout_ms` says; of a
     /// WebSocket, `websocket` says how long it may be. Absent: the upstream's, and 5000 where it states none, of which

@@ -31,7 +31,8 @@ pub struct Upstream {
     #[serde(default = "n::<1_024>")]
     pub max_in_flight: u32,
     /// Most repeats under way at once, in percent of the requests in flight there, 3 at least: so that repeats do not
-    /// bury an upstream that fails. 0 to 100; 0 is none at all, whatever `retries` of a route says.
+    /// bury an upstream that fails. 0 to 100; 0 is none at all, whatever `retries` of a route says, but for what
+    /// meets a connection that the upstream had closed by then.
     #[serde(default = "n::<20>")]
     pub retry_budget_percent: u32,
     /// Probes that find an address that does not serve before a request does; absent: none.

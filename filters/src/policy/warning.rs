@@ -108,18 +108,14 @@ impl FilterSet {
 
 /// Routes of which neither they nor their upstreams say how long clients may have to wait, at the first of them.
 fn no_timeout(document: &Document) -> Option<Mistake> {
-    const NAMED: usize = 3;
     let is_silent = |route: &&At<Route>| {
         let mut upstreams = route.value.upstreams_of(document);
         route.value.timeout_ms.is_none() && upstreams.any(|(_, at)| at.value.timeout_ms.is_none())
     };
     let silent: Vec<&At<Route>> = document.routes.iter().filter(is_silent).collect();
     let first = silent.first()?;
-    let mut names: Vec<String> =
-        silent.iter().take(NAMED).map(|route| format!("`{}`", route.value.name)).collect();
-    if silent.len() > NAMED {
-        names.push(format!("{} more", silent.len() - NAMED));
-    }
+    // All of them: whoever accepts the warning accepts it of these.
+    let names: Vec<String> = silent.iter().map(|route| format!("`{}`", route.value.name)).collect();
     let message = format!(
         "no `timeout_ms`: {}: an upstream may take {} ms there; write how long it may",
         names.join(", "),

@@ -137,7 +137,7 @@ fn routes_without_timeouts_are_told_of_once() {
         ),
         (
             format!("{GOOD}{}", more(4)),
-            Some("no `timeout_ms`: `send`, `r0`, `r1`, 2 more: an upstream may take 5000 ms there"),
+            Some("no `timeout_ms`: `send`, `r0`, `r1`, `r2`, `r3`: an upstream may take 5000 ms there"),
         ),
         // The upstream says it for all of them.
         (

@@ -21,7 +21,7 @@ fn what_is_worth_a_second_look() {
     const NOBODY: &str = "p.yaml:16:5: route `send` has no `jwt`, `signature`, `api_key` or required `client_cert`: anybody may call it";
     const UNUSED: &str = "p.yaml:12:29: client `acme`: no route has a `signature` or `signing` for its keys";
     const REPLAYS: &str = "p.yaml:16:5: route `send` has `signature` without `nonce`: who copies a signed request can send it again";
-    const FEW: &str = "p.yaml:16:5: route `send`: nonces are remembered for 390 s, so `state.memory.max_entries: 1000000` lasts for 2564 signed requests a second and refuses more with 503; 1950000 entries last for 5000";
+    const FEW: &str = "p.yaml:16:5: route `send`: nonces are remembered for 370 s, so `state.memory.max_entries: 1000000` lasts for 2702 signed requests a second and refuses more with 503; 1850000 entries last for 5000";
     let issuer = "issuers:\n  dev: { issuer: 'https://i', audiences: [a], algorithms: [ES256], jwks: { file: 'file:j' } }\n";
     let state = |entries: u64| format!("state: {{ memory: {{ max_entries: {entries} }} }}\n");
     for (route, below, expected) in [
@@ -32,11 +32,11 @@ fn what_is_worth_a_second_look() {
         ("    filters: { signature: {}, nonce: {} }", state(1_000_000), vec![FEW]),
         (
             "    filters: { signature: {}, nonce: {} }",
-            state(1_949_999),
+            state(1_849_999),
             vec!["lasts for 4999 signed requests"],
         ),
-        ("    filters: { signature: {}, nonce: {} }", state(1_950_000), vec![]),
-        ("    filters: { signature: {}, nonce: { window_s: 60 } }", state(750_000), vec![]),
+        ("    filters: { signature: {}, nonce: {} }", state(1_850_000), vec![]),
+        ("    filters: { signature: {}, nonce: { window_s: 60 } }", state(650_000), vec![]),
         (
             "    except: [shape]",
             String::new(),

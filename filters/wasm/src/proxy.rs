@@ -3,6 +3,7 @@
 //! Header values travel as bytes only: the interface's text calls trap on a byte that is no text.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -48,7 +49,7 @@ struct Root {
 }
 
 /// Those that are open, by the context of their request, and the tokens that opened them.
-type WebSockets = Rc<RefCell<Vec<(u32, Arc<Claims>)>>>;
+type WebSockets = Rc<RefCell<BTreeMap<u32, Arc<Claims>>>>;
 
 impl Context for Root {
     fn on_http_call_response(&mut self, token: u32, _fields: usize, length: usize, _trailers: usize) {
@@ -117,7 +118,7 @@ impl RootContext for Root {
         }
         plugin.flush_releases(&Host);
         let now_ms = Host.now_ms();
-        let revoked = |(_, token): &&(u32, Arc<Claims>)| plugin.revocations.revokes(token, now_ms);
+        let revoked = |(_, token): &(&u32, &Arc<Claims>)| plugin.revocations.revokes(token, now_ms);
         let ended: Vec<u32> = self.websockets.borrow().iter().filter(revoked).map(|(id, _)| *id).collect();
         for id in ended {
             // Until this tick is over Envoy takes what is said for that request's.
@@ -151,7 +152,7 @@ impl Context for Http {
     }
 
     fn on_done(&mut self) -> bool {
-        self.websockets.borrow_mut().retain(|(id, _)| *id != self.id);
+        self.websockets.borrow_mut().remove(&self.id);
         self.stream.ended(&Host);
         true
     }
@@ -171,8 +172,8 @@ impl HttpContext for Http {
     }
 
     fn on_http_response_headers(&mut self, _fields: usize, end_of_stream: bool) -> Action {
-        if let Some(token) = self.stream.websocket_token() {
-            self.websockets.borrow_mut().push((self.id, token));
+        if let Some(token) = self.stream.opens_websocket(&Host) {
+            self.websockets.borrow_mut().insert(self.id, token);
         }
         action(self.stream.answer(end_of_stream, &Host))
     }

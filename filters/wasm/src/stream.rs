@@ -11,7 +11,6 @@ use filters::certificate::Certificate;
 use filters::chain::Refused;
 use filters::failure::Failure;
 use filters::filter::{Headers, OpaqueToken, Refusal, Request};
-use filters::jwt::Claims;
 use filters::shape::Config;
 use filters::state::{Answer, Begun, Full, Trip, Unanswered};
 
@@ -272,14 +271,6 @@ impl Stream {
         if flow == Flow::Continue {
             envoy.resume();
         }
-    }
-
-    /// The token that a WebSocket was asked for with, once that is on its way: it may be revoked while it is open.
-    pub fn websocket_token(&self) -> Option<Arc<Claims>> {
-        let admission = self.admission.as_ref().filter(|_| matches!(self.phase, Phase::Admitted))?;
-        let websocket = admission.rule(&self.plugin.policy)?.websocket;
-        websocket.filter(|_| asks_for_websocket(&self.received.request(admission.peer())))?;
-        admission.context().token.clone()
     }
 
     /// The request has ended, however it did.

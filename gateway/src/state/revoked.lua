@@ -11,7 +11,8 @@
 --         -> { epoch, last change told, changes left, revocation... }
 -- ARGV[3] "put": ARGV[4] most that may be kept, ARGV[5] "1" for what is revoked or taken back now, "0" for what an edge
 --         still knows, then key, revocation, until, ...
---         -> { 1, "1" if it was revoked before and "0" if not, what counts now, ... } or, when there is no room and nothing was done, { 0 }
+--         -> { 1, "1" if it was revoked before and "0" if not, what counts now, ... } or, when there is no room and
+--         nothing was done, { 0 }
 local entries, seqs, untils, head = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 
 for _, key in ipairs(redis.call('ZRANGEBYSCORE', untils, '-inf', ARGV[1], 'LIMIT', 0, 500)) do

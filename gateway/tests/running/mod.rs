@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod issuer;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Child, Command};

@@ -167,22 +167,6 @@ routes:
             until("it is held", async || self.waiting.load(Ordering::Relaxed) > before).await;
         }
     }
-
-    /// When the leases end under which places are taken, soonest first, and what time it is for whoever ends them: both
-    /// in microseconds, by the clock of Redis.
-    async fn leases(&self) -> (Vec<u64>, u64) {
-        const TAKEN: &str = "local taken = {} \
-            for _, place in ipairs(redis.call('KEYS', '*#*')) do taken[#taken + 1] = redis.call('GET', place) end \
-            return { redis.call('TIME'), taken }";
-        let client = redis::Client::open(self.redis.url()).unwrap();
-        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
-        let asked = redis::cmd("EVAL").arg(TAKEN).arg(0).to_owned();
-        let ((s, us), mut ends): ((u64, u64), Vec<u64>) = asked.query_async(&mut connection).await.unwrap();
-        let now_us = s * 1_000_000 + us;
-        ends.retain(|end| *end > now_us);
-        ends.sort_unstable();
-        (ends, now_us)
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -266,7 +250,7 @@ async fn places_of_a_dead_edge_are_taken_until_their_leases_end() {
     // Two held by the first, one by the second: there is no place for a fourth on either.
     fleet.hold(&[0, 0, 1], &mut held).await;
     assert_eq!(passed(&at_once(&fleet.edges, "flight", "/quick", 1).await, "concurrency_limited"), 0);
-    let ends = fleet.leases().await.0;
+    let ends = fleet.redis.leases().await.unwrap().0;
     assert_eq!(ends.len(), 3);
 
     fleet.kill_first();
@@ -275,7 +259,7 @@ async fn places_of_a_dead_edge_are_taken_until_their_leases_end() {
         let answers = at_once(&fleet.edges, "flight", "/quick", 1).await;
         let has_passed = passed(&answers, "concurrency_limited") == 1;
         // After the answer: whoever passed now, passed before.
-        let (taken, now_us) = fleet.leases().await;
+        let (taken, now_us) = fleet.redis.leases().await.unwrap();
         assert!(!has_passed || now_us >= ends[0], "passed before the first lease ended");
         assert!(now_us >= ends[0] || taken == ends, "{ends:?} became {taken:?} at {now_us}");
         refused += usize::from(!has_passed);
@@ -283,7 +267,7 @@ async fn places_of_a_dead_edge_are_taken_until_their_leases_end() {
     })
     .await;
     assert!(refused > 0, "nobody was refused while the leases lasted");
-    until("all places are free", async || fleet.leases().await.0.is_empty()).await;
+    until("all places are free", async || fleet.redis.leases().await.unwrap().0.is_empty()).await;
     fleet.hold(&[0; 3], &mut held).await;
     assert_eq!(passed(&at_once(&fleet.edges, "flight", "/quick", 1).await, "concurrency_limited"), 0);
     held.abort_all();

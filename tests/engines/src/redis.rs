@@ -49,6 +49,24 @@ impl Redis {
         Ok(())
     }
 
+    /// When the leases end under which places are taken, soonest first, and what time it is for whoever ends them: both
+    /// in microseconds, by the clock of this Redis.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn leases(&self) -> anyhow::Result<(Vec<u64>, u64)> {
+        const TAKEN: &str = "local taken = {} \
+            for _, place in ipairs(redis.call('KEYS', '*#*')) do taken[#taken + 1] = redis.call('GET', place) end \
+            return { redis.call('TIME'), taken }";
+        let mut connection = redis::Client::open(self.url())?.get_multiplexed_async_connection().await?;
+        let asked = redis::cmd("EVAL").arg(TAKEN).arg(0).to_owned();
+        let ((s, us), mut ends): ((u64, u64), Vec<u64>) = asked.query_async(&mut connection).await?;
+        let now_us = s * 1_000_000 + us;
+        ends.retain(|end| *end > now_us);
+        ends.sort_unstable();
+        Ok((ends, now_us))
+    }
+
     /// The server's process; none while it is stopped.
     pub fn id(&self) -> Option<u32> {
         self.running.as_ref().map(Program::id)

@@ -13,7 +13,7 @@ use parity::mint::{Sent, Times};
 use parity::plane::{Kind, Plane, Programs};
 use parity::wire::{bytes, exchange};
 use parity::world::World;
-use serde_json::{Value, json};
+use serde_json::json;
 
 const CASE: &str = r#"
 name: t

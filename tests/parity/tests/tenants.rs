@@ -100,7 +100,7 @@ impl<'w> Staying<'w> {
         const SENT: usize = 2 * PLACES;
         let expected = self.kept() + places;
         self.answers.lock().unwrap().clear();
-        let limits = ClientLimits { timeout: Duration::from_secs(60), ..ClientLimits::default() };
+        let limits = ClientLimits { timeout: Duration::from_secs(600), ..ClientLimits::default() };
         let http = certs::client::https_to((*self.world.client).clone(), limits, AUTHORITY, self.at).unwrap();
         let url = format!("https://{AUTHORITY}:{}/held", self.at.port());
         for _ in 0..SENT {
@@ -130,25 +130,9 @@ const HELD: &str = r#"
 name: held
 tenants: { acme: { plan: gold, hosts: [edge.test] } }
 plans: { gold: { concurrency: [{ name: in-flight, by: tenant, most: 3, lease_s: 8 }] } }
-routes: [{ name: r, methods: [GET], path: /held, upstream: u, timeout_ms: 60000, filters: { tenant: { from: [host] } } }]
+routes: [{ name: r, methods: [GET], path: /held, upstream: u, timeout_ms: 600000, filters: { tenant: { from: [host] } } }]
 requests: [{ target: /held, verdict: pass }]
 "#;
-
-/// When the leases end under which places are taken, soonest first, and what time it is for whoever ends them: both in
-/// microseconds, by the clock of Redis.
-async fn leases(redis: &engines::Redis) -> (Vec<u64>, u64) {
-    const TAKEN: &str = "local taken = {} \
-        for _, place in ipairs(redis.call('KEYS', '*#*')) do taken[#taken + 1] = redis.call('GET', place) end \
-        return { redis.call('TIME'), taken }";
-    let client = redis::Client::open(redis.url()).unwrap();
-    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
-    let asked = redis::cmd("EVAL").arg(TAKEN).arg(0).to_owned();
-    let ((s, us), mut ends): ((u64, u64), Vec<u64>) = asked.query_async(&mut connection).await.unwrap();
-    let now_us = s * 1_000_000 + us;
-    ends.retain(|end| *end > now_us);
-    ends.sort_unstable();
-    (ends, now_us)
-}
 
 /// An Envoy and its state service, killed with payments held: nobody gives their places back but their leases, all of
 /// them and none before it ends, and then they are whoever's on that Redis.
@@ -172,7 +156,7 @@ async fn places_of_a_dead_envoy_are_taken_until_their_leases_end() {
 
     let mut held = Staying::at(&world, &dead);
     held.fill(PLACES).await;
-    let ends = leases(&redis).await.0;
+    let ends = redis.leases().await.unwrap().0;
     assert_eq!(ends.len(), PLACES);
     drop(dead);
     let mut refused = 0;
@@ -180,7 +164,7 @@ async fn places_of_a_dead_envoy_are_taken_until_their_leases_end() {
         assert!(turn < 600, "no place comes free");
         let told = verdict(heir).await;
         // After the answer: whoever passed now, passed before.
-        let (taken, now_us) = leases(&redis).await;
+        let (taken, now_us) = redis.leases().await.unwrap();
         assert!(told == BUSY || now_us >= ends[0], "{told} before the first lease ended");
         assert!(now_us >= ends[0] || taken == ends, "{ends:?} became {taken:?} at {now_us}");
         if told == "pass" {
@@ -192,7 +176,7 @@ async fn places_of_a_dead_envoy_are_taken_until_their_leases_end() {
     }
     assert!(refused > 0, "nobody was refused while the leases lasted");
     for turn in 0.. {
-        if leases(&redis).await.0.is_empty() {
+        if redis.leases().await.unwrap().0.is_empty() {
             break;
         }
         assert!(turn < 600, "places stay taken");
@@ -216,7 +200,7 @@ routes:
     methods: [GET]
     path: /held
     upstream: u
-    timeout_ms: 60000
+    timeout_ms: 600000
     filters: { concurrency: { limits: [{ name: in-flight, by: route, most: 3, lease_s: 600 }] } }
   - name: signed
     methods: [GET]

@@ -1,17 +1,22 @@
 //! What the module does with an answer on its way to the client.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use filters::admission::{Admission, JOINED};
 use filters::chain::Refused;
 use filters::compression::Coding;
 use filters::failure::Failure;
 use filters::filter::Headers;
+use filters::jwt::Claims;
 use filters::upstream::MOST_ANSWER_BYTES;
 
 use super::{Flow, Phase, Stream};
 use crate::envoy::Envoy;
 use crate::plugin::Now;
+
+/// HTTP's status of an answer that opens a WebSocket.
+const SWITCHING_PROTOCOLS: u16 = 101;
 
 /// So many fields are set one by one; more are cheaper set all at once, which takes three calls.
 const FEW: usize = 3;
@@ -72,6 +77,14 @@ impl Stream {
         }
         self.dress(self.coding(whole, envoy), envoy);
         Flow::Continue
+    }
+
+    /// The token of a WebSocket that the answer opens: it may be revoked while it is open.
+    pub fn opens_websocket(&self, envoy: &dyn Envoy) -> Option<Arc<Claims>> {
+        let admission = self.admission.as_ref().filter(|_| matches!(self.phase, Phase::Admitted))?;
+        admission.rule(&self.plugin.policy)?.websocket?;
+        let token = admission.context().token.as_ref()?;
+        (status(&envoy.answer_fields()) == SWITCHING_PROTOCOLS).then(|| Arc::clone(token))
     }
 
     /// The experiment that the request is part of, and its variant, once it is on its way.

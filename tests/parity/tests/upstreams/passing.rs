@@ -202,7 +202,13 @@ routes: [{ name: ws, methods: [GET], path: /ws, upstream: u1, websocket: {}, fil
 async fn a_websocket_ends_with_its_token() {
     let policy = "
 upstreams: { u1: { addresses: [$A], outlier: { failures: 0 } } }
-routes: [{ name: ws, methods: [GET], path: /ws, upstream: u1, websocket: {}, filters: { jwt: {} } }]
+routes:
+  - name: ws
+    methods: [GET]
+    path: /ws
+    upstream: u1
+    websocket: {}
+    filters: { jwt: {}, concurrency: { limits: [{ name: three, by: route, most: 3, lease_s: 3600 }] } }
 ";
     on_both(policy, async |edge| {
         edge.a.requests.tell(&[], OpenWebSocket);
@@ -211,15 +217,26 @@ routes: [{ name: ws, methods: [GET], path: /ws, upstream: u1, websocket: {}, fil
             assert!(told.starts_with("http/1.1 101 "), "{}: {told}", edge.name());
             stream
         };
-        let (mut revoked, mut other) = (opened("t-1").await, opened("t-2").await);
-        edge.plane.revoke(json!({ "token": "t-1" }).as_object().unwrap()).await.unwrap();
-        let ends = tokio::time::timeout(super::LONGEST, revoked.read_u8()).await;
-        assert!(ends.expect("it ends").is_err(), "{}: nothing but its end comes", edge.name());
+        let [mut first, mut then, mut other] =
+            [opened("t-1").await, opened("t-2").await, opened("t-3").await];
+        // By the end of the second one everybody has looked at the list again.
+        for (id, revoked) in [("t-1", &mut first), ("t-2", &mut then)] {
+            edge.plane.revoke(json!({ "token": id }).as_object().unwrap()).await.unwrap();
+            let ends = tokio::time::timeout(super::LONGEST, revoked.read_u8()).await;
+            assert!(ends.expect("it ends").is_err(), "{}: nothing but its end comes", edge.name());
+        }
         other.write_all(b"still here").await.unwrap();
         other.flush().await.unwrap();
         let mut heard = [0; 10];
         other.read_exact(&mut heard).await.unwrap();
         assert_eq!(&heard, b"still here", "{}", edge.name());
+        // Their places are free. What does not open is no WebSocket, whatever becomes of its token.
+        edge.a.requests.tell(&[], Answer(403));
+        edge.until("the places are free", async || {
+            let asked = edge.send(websocket(&json!({ "claims": { "jti": "t-4" } }))).await;
+            asked.verdict == "403 a"
+        })
+        .await;
     })
     .await;
 }
