@@ -139,9 +139,8 @@ async fn run(options: Options, once: bool) -> anyhow::Result<()> {
 
 async fn start_and_pay(options: Options) -> anyhow::Result<(Stack, anyhow::Result<()>)> {
     let binaries = Binaries::build().await?;
-    let started = Instant::now();
     let stack = Stack::start(&binaries, options).await?;
-    say(&format!("ready after {} ms", started.elapsed().as_millis()))?;
+    say(&format!("ready after {} ms", stack.ready_after().as_millis()))?;
     let alice = stack.alice()?;
     let payment = Payment::new(&alice.vpa, "bob@torana", "150.75");
     let request = stack.payment(alice, &payment)?;
