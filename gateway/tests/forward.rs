@@ -86,7 +86,7 @@ async fn the_upstream_sees_the_edges_word_and_never_a_clients() {
 async fn a_partner_signs_with_its_own_key() {
     let folder = tempfile::tempdir().unwrap();
     let gateway = start(folder.path()).await;
-    running::next_second().await;
+    engines::next_second().await;
     for (secret, keyid, nonce, expected) in [
         (SECRET, "acme-1", "nonce-0123456789-a", (200, "")),
         (SECRET, "acme-1", "nonce-0123456789-a", (401, "nonce_replayed")),

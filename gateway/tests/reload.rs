@@ -264,7 +264,7 @@ async fn what_was_signed_before_a_window_grew_may_have_been_taken() {
     };
     let (folder, recorder, gateway) = started(|recorder| signed(recorder, 0, 5)).await;
     let key = ("acme-1", running::SECRET);
-    running::next_second().await;
+    engines::next_second().await;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     assert_eq!(gateway.send_signed_at("/once", key, "a-nonce-of-22-letters-1", now).await.0, 200);
     // Longer, and still so under the policy after that.

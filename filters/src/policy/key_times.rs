@@ -96,16 +96,8 @@ fn timed<'k>(name: &str, client: &'k Client, ring: &'k Keyring) -> Vec<Timed<'k>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::keyring::tests::{Days, NOW_MS, day};
     use crate::policy::{At, Reference};
-    use crate::validity::Moment;
-
-    const NOW_MS: u64 = 1_767_225_600_000; // 2026-01-01T00:00:00Z
-
-    fn day(number: i64) -> Moment {
-        Moment::from_unix_s(1_767_225_600 + number * 86_400).unwrap()
-    }
-
-    type Days = (Option<i64>, Option<i64>);
 
     fn client(keys: &[Days]) -> Client {
         let key = |(number, (start, end)): (usize, &Days)| crate::policy::HmacKey {

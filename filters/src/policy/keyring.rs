@@ -234,16 +234,16 @@ impl FromIterator<(String, ClientKey)> for Keyring {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    const NOW_MS: u64 = 1_767_225_600_000; // 2026-01-01T00:00:00Z
+    pub(crate) const NOW_MS: u64 = 1_767_225_600_000; // 2026-01-01T00:00:00Z
 
-    fn day(number: i64) -> Moment {
+    pub(crate) fn day(number: i64) -> Moment {
         Moment::from_unix_s(1_767_225_600 + number * 86_400).unwrap()
     }
 
-    type Days = (Option<i64>, Option<i64>);
+    pub(crate) type Days = (Option<i64>, Option<i64>);
 
     #[test]
     fn files_of_keys() {

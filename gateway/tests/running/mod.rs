@@ -228,12 +228,6 @@ pub async fn serve_on(folder: &Path, tls: &str, policy: &str) -> Gateway {
     panic!("the gateway does not answer");
 }
 
-/// Waits until requests can be signed: what is signed in the second in which the memory of nonces began is refused.
-pub async fn next_second() {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    tokio::time::sleep(Duration::from_secs(1) - Duration::from_nanos(now.subsec_nanos().into())).await;
-}
-
 /// `None` when it ends at once: another process was given one of its ports meanwhile.
 async fn served(folder: &Path, tls: &str, policy: &str) -> Option<Gateway> {
     let (edge, admin) = (free_port(), free_port());

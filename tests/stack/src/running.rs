@@ -2,11 +2,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 use certs::{Trust, Versions, client_config};
-use engines::{Program, Signal};
+use engines::{Program, Signal, next_second};
 use filters::signature::message::SigningKey;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::{Deserialize, Serialize};
@@ -515,12 +515,6 @@ fn urls(addresses: &Addresses) -> anyhow::Result<BTreeMap<Instance, Urls>> {
         }
     }
     Ok(urls)
-}
-
-/// Waits until phones can sign: what is signed in the second in which the memory of nonces began is refused.
-async fn next_second() {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    tokio::time::sleep(Duration::from_secs(1) - Duration::from_nanos(now.subsec_nanos().into())).await;
 }
 
 fn lock(dir: &Path) -> anyhow::Result<fs::File> {
