@@ -343,9 +343,7 @@ pub struct Context {
     pub client_ip: IpAddr,
     /// Set by `client_cert`, or by `signature` when a client's key signed: of one request both are the same.
     pub client: Option<Client>,
-    /// Set by `jwt`.
-    pub identity: Option<Identity>,
-    /// The token that says so, set by `jwt` too: it may be revoked while what it opened is open.
+    /// What the token says, set by `jwt`. It may be revoked while what it opened is open.
     pub token: Option<Arc<Claims>>,
     /// Set by `tenant`.
     pub tenant: Option<Tenant>,
@@ -372,7 +370,6 @@ impl Context {
         Self {
             client_ip: peer,
             client: None,
-            identity: None,
             token: None,
             tenant: None,
             flags: Seen::default(),
@@ -408,10 +405,15 @@ impl Context {
         self.would_refuse.push(WouldRefuse { filter, limit: limit.to_owned() });
     }
 
+    /// Who sends the request, as its token says.
+    pub fn identity(&self) -> Option<&Identity> {
+        Some(&self.token.as_ref()?.identity)
+    }
+
     /// The name of the sender's tenant: what `tenant` found, otherwise what the token or the client says.
     pub fn tenant_name(&self) -> Option<&str> {
         let found = self.tenant.as_ref().map(|tenant| &*tenant.name);
-        let told = || self.identity.as_ref()?.tenant.as_deref();
+        let told = || self.identity()?.tenant.as_deref();
         found.or_else(told).or_else(|| self.client.as_ref()?.tenant.as_deref())
     }
 

@@ -76,7 +76,7 @@ pub(crate) fn name_mistake(name: &str) -> Option<String> {
 }
 
 pub(crate) fn subject(by: By, context: &Context) -> Option<String> {
-    let identity = context.identity.as_ref();
+    let identity = context.identity();
     let found = context.tenant.as_ref().map(|tenant| &*tenant.name);
     let tenant = || found.or_else(|| identity.map(|who| who.tenant.as_deref().unwrap_or(&who.issuer)));
     let within_tenant = |subject: &str| tenant().map(|tenant| format!("{}/{tenant}/{subject}", tenant.len()));

@@ -17,7 +17,7 @@ pub(crate) fn write(
 ) {
     let admission = exchange.admission.as_ref();
     let context = admission.map(Admission::context);
-    let identity = context.and_then(|context| context.identity.as_ref());
+    let identity = context.and_then(|context| context.identity());
     let tenant = context.and_then(|context| context.tenant.as_ref());
     let would_refuse = context.map(|context| context.would_refuse.as_slice()).unwrap_or_default();
     let would_refuse: Vec<String> = would_refuse.iter().map(ToString::to_string).collect();

@@ -214,7 +214,7 @@ pub async fn explain(file: &Path, written: &Written, around: &Around) -> anyhow:
     told.decision(admission.rule(&policy), plan, stage, &decided);
     told.learned(&admission);
     told.outcome(&policy, &admission, &decided);
-    if admission.context().identity.is_some() {
+    if admission.context().identity().is_some() {
         let file = file.display();
         notes.push(format!(
             "whether its token is revoked was not looked at: `gateway revoke {file} --list` tells what is"
@@ -316,7 +316,7 @@ impl Told<'_> {
     fn learned(&mut self, admission: &Admission) {
         let context = admission.context();
         let mut facts = vec![("client address", Some(context.client_ip.to_string()))];
-        let identity = context.identity.as_ref();
+        let identity = context.identity();
         facts.push(("subject", identity.map(|who| who.subject.to_string())));
         facts.push(("tenant", context.tenant_name().map(str::to_owned)));
         let plan = context.tenant.as_ref().and_then(|tenant| tenant.plan.as_deref());

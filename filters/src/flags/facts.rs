@@ -73,7 +73,7 @@ impl Context {
 
 fn facts(context: &Context, request: &Request<'_>) -> Map<String, Value> {
     let mut facts = Map::new();
-    let identity = context.identity.as_ref();
+    let identity = context.identity();
     let client = context.client.as_ref().map(|client| client.name.to_string());
     let user = identity.map(|who| who.subject.clone());
     let texts = [

@@ -228,7 +228,6 @@ impl Filter for Jwt {
         if !claims.vpas.is_empty() {
             context.tell("x-torana-vpa", claims.vpas.join(","));
         }
-        context.identity = Some(identity.clone());
         context.token = Some(claims);
         Verdict::Pass
     }

@@ -257,7 +257,7 @@ impl Signature {
         }
         let signed = Signed { keyid: signer.name, created, nonce: params.nonce.clone() };
         let Some(client) = signer.client else { return Ok((signed, None)) };
-        if context.identity.as_ref().is_some_and(|identity| !client.may_act_for(identity)) {
+        if context.identity().is_some_and(|identity| !client.may_act_for(identity)) {
             return Err(client.of_another_tenant());
         }
         if context.client.as_ref().is_some_and(|shown| shown.name != client.name) {
@@ -363,7 +363,7 @@ struct Holder<'k> {
 }
 
 fn binding(context: &Context) -> &Binding {
-    context.identity.as_ref().map_or(&Binding::None, |identity| &identity.binding)
+    context.identity().map_or(&Binding::None, |identity| &identity.binding)
 }
 
 /// A 401 names a scheme (RFC 9110 section 11.6.1); `Accept-Signature` says the rest.

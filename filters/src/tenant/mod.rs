@@ -98,7 +98,7 @@ impl Tenants {
         let mut suffices = false;
         for source in [Source::Token, Source::Client, Source::Host] {
             let says = match source {
-                Source::Token => context.identity.as_ref().and_then(|who| who.tenant.as_deref()),
+                Source::Token => context.identity().and_then(|who| who.tenant.as_deref()),
                 Source::Client => context.client.as_ref().and_then(|client| client.tenant.as_deref()),
                 Source::Host => self.hosts.get(&host(request)).map(|name| &**name),
             };
