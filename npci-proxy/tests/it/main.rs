@@ -1,0 +1,5 @@
+//! The command `npci-proxy`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failure here is a failed test")]
+
+mod command;

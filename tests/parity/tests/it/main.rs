@@ -1,0 +1,17 @@
+//! The gateway and Envoy side by side: one module for each subject.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failure here is a failed test")]
+
+mod compressed;
+mod differences;
+mod envoy_log;
+mod explained;
+mod flags;
+mod in_process;
+mod issuer_days;
+mod keys;
+mod outages;
+mod policies;
+mod revoked;
+mod tenants;
+mod upstreams;
