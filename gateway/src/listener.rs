@@ -201,7 +201,13 @@ impl Listener {
         // A connection beyond the bound waits in the kernel's queue, where it costs nearly nothing.
         let Ok(place) = Arc::clone(&self.connections).acquire_owned().await else { return };
         match socket.accept().await {
-            Ok(stream) => {
+            Ok(mut stream) => {
+                // A response is written in two parts, header and body. With Nagle's algorithm the second part waits
+                // for the client's delayed acknowledgement of the first: 40 ms.
+                if let Err(error) = stream.set_nodelay() {
+                    tracing::debug!(%error, "a client left before its connection was set up");
+                    return;
+                }
                 tokio::spawn(Arc::clone(self).serve(stream, place));
             }
             Err(error) => {

@@ -118,7 +118,7 @@ pub async fn run(
     };
     // The admin address answers while the others drain.
     let admin = tokio::spawn(async move {
-        let _ = axum::serve(listeners.admin, admin).with_graceful_shutdown(admin_stop).await;
+        let _ = serve::serve_admin(listeners.admin, admin, admin_stop).await;
     });
     let following = tokio::spawn(watch.run());
     let (served, ()) = tokio::join!(serving, ending);

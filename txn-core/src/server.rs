@@ -117,7 +117,7 @@ impl Server {
                 // An error means that the sender is gone, which is a stop too.
                 let _stopped = admin_stopped.wait_for(|stop| *stop).await;
             };
-            if let Err(error) = axum::serve(self.admin, admin).with_graceful_shutdown(until).await {
+            if let Err(error) = certs::serve::serve_admin(self.admin, admin, until).await {
                 tracing::error!(%error, "admin listener broke");
             }
         });

@@ -74,7 +74,7 @@ pub async fn run(
     let admin = admin::router(sim, certs::metrics::Metrics::new(Arc::clone(&watch))?, Arc::clone(&watch));
     let following = tokio::spawn(watch.run());
     let admin = tokio::spawn(async move {
-        let _ = axum::serve(listeners.admin, admin).await;
+        let _ = serve::serve_admin(listeners.admin, admin, std::future::pending()).await;
     });
     serve::serve(listeners.front, tls, front::router(settler), limits, shutdown).await?;
     admin.abort();

@@ -13,7 +13,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use certs::Issuer::Any;
 use certs::pki::Purpose;
-use certs::serve::{Limits, serve};
+use certs::serve::{Limits, serve, serve_admin};
 use certs::{Certificates, Clients, IdentityFiles, Must, Reader, ServerTls, Versions, Watch};
 use filters::signature::message::{SigningKey, VerifyingKey};
 use ring::rand::SystemRandom;
@@ -86,7 +86,7 @@ impl Issuer {
                 }
             }),
             tokio::spawn(async move {
-                if let Err(error) = axum::serve(admin, of_operators).await {
+                if let Err(error) = serve_admin(admin, of_operators, std::future::pending()).await {
                     eprintln!("the development issuer's admin address stopped: {error}");
                 }
             }),

@@ -50,6 +50,35 @@ fn dependencies_point_inward() {
     }
 }
 
+/// A dependency that tests want with more features than the services do is compiled twice, and so is all that
+/// depends on it: two minutes of a first build.
+#[test]
+fn tests_and_services_share_every_dependency() {
+    let features = |edges: &str| -> BTreeSet<String> {
+        let listed = Command::new(env!("CARGO"))
+            .args([
+                "tree",
+                "--workspace",
+                "--offline",
+                "--edges",
+                edges,
+                "--prefix",
+                "none",
+                "--format",
+                "{p} [{f}]",
+            ])
+            .current_dir(root())
+            .output()
+            .unwrap();
+        assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+        let listed = String::from_utf8(listed.stdout).unwrap();
+        listed.lines().map(|line| line.trim_end_matches(" (*)").to_owned()).collect()
+    };
+    let (services, tests) = (features("normal,build"), features("normal,build,dev"));
+    let twice: Vec<_> = services.difference(&tests).collect();
+    assert!(twice.is_empty(), "with other features for tests (ask for them in tests/engines too): {twice:?}");
+}
+
 #[test]
 fn every_top_level_entry_has_a_place() {
     let expected: BTreeSet<&str> = [
