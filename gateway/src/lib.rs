@@ -47,8 +47,17 @@ fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// A signal that asks the process to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopSignal {
+    /// SIGTERM: of an orchestrator, which may have a load balancer in front.
+    Terminate,
+    /// SIGINT: of a person at a terminal.
+    Interrupt,
+}
+
 /// Completes on SIGTERM or SIGINT.
-pub async fn stop_signal() {
+pub async fn stop_signal() -> StopSignal {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
@@ -56,7 +65,7 @@ pub async fn stop_signal() {
         return std::future::pending().await;
     };
     tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+        _ = term.recv() => StopSignal::Terminate,
+        _ = int.recv() => StopSignal::Interrupt,
     }
 }

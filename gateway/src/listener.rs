@@ -276,11 +276,6 @@ impl Listener {
             } => {}
         }
     }
-
-    /// Wakes connections that wait for a request: the process ends.
-    pub(crate) async fn clean_up(&self) {
-        self.way().line.proxy.cleanup().await;
-    }
 }
 
 /// Pingora makes an acceptor with callbacks of its own settings only; what it made of them is then replaced.

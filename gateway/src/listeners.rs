@@ -127,11 +127,8 @@ impl pingora::services::Service for Accepting {
                 _ = shutdown.changed() => {}
             }
         }
-        let open = self.0.open().clone();
-        open.iter().for_each(|listener| listener.close());
-        for listener in open {
-            listener.clean_up().await;
-        }
+        // Idle HTTP/1.1 connections stay: a request may be on its way on one of them.
+        self.0.open().iter().for_each(|listener| listener.close());
     }
 
     fn name(&self) -> &'static str {

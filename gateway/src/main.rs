@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use gateway::envoy::drain::Timing;
 use gateway::explain::Explained;
 use gateway::{api_key, check, load, revoke, schema, server, state_service};
 
@@ -50,7 +52,11 @@ enum Command {
         /// Worker threads.
         #[arg(long, env = "GATEWAY_THREADS", default_value_t = cores())]
         threads: usize,
-        /// Seconds that requests in flight may take to finish after a signal.
+        /// Seconds from SIGTERM until the listeners close: as long as a load balancer needs to notice that /readiness
+        /// fails. SIGINT does not wait.
+        #[arg(long, env = "GATEWAY_DRAIN_DELAY_S", default_value_t = 5)]
+        drain_delay_s: u64,
+        /// Seconds that requests in flight may then take to finish.
         #[arg(long, env = "GATEWAY_DRAIN_S", default_value_t = 30)]
         drain_s: u64,
     },
@@ -104,6 +110,20 @@ enum Command {
         /// followed without that.
         #[arg(long)]
         out: Option<PathBuf>,
+    },
+    /// Have the Envoy of a policy drain, before it is sent SIGTERM: for a preStop hook.
+    ///
+    /// Envoy itself ends at once on SIGTERM. This fails Envoy's /ready, waits until a load balancer has noticed, closes
+    /// the listeners and waits for requests in flight. Exit status 0 when none is left, 1 when some are left.
+    DrainEnvoy {
+        /// The policy file.
+        policy: PathBuf,
+        /// Seconds until the listeners close: as long as a load balancer needs to notice that /ready fails.
+        #[arg(long, env = "GATEWAY_DRAIN_DELAY_S", default_value_t = 5)]
+        drain_delay_s: u64,
+        /// Seconds that requests in flight may then take to finish.
+        #[arg(long, env = "GATEWAY_DRAIN_S", default_value_t = 30)]
+        drain_s: u64,
     },
     /// Read a policy as `serve` would, keys and certificates included, and say what is wrong with it.
     ///
@@ -214,9 +234,17 @@ fn cores() -> usize {
 fn main() -> ExitCode {
     certs::install_crypto_provider();
     match Arguments::parse().command {
-        Command::Serve { policy, threads, drain_s } => serve(&policy, threads, drain_s),
+        Command::Serve { policy, threads, drain_delay_s, drain_s } => {
+            let options = server::Options { threads: threads.max(1), drain_delay_s, drain_s };
+            log_as_json();
+            logged(&policy, |loaded| server::run(&policy, loaded, options))
+        }
         Command::State { policy, envoy } => state(&policy, envoy.as_deref()),
         Command::Envoy { policy, module, out } => envoy(&policy, module, out.as_deref()),
+        Command::DrainEnvoy { policy, drain_delay_s, drain_s } => drain_envoy(
+            &policy,
+            Timing { delay: Duration::from_secs(drain_delay_s), limit: Duration::from_secs(drain_s) },
+        ),
         Command::Check(options) => check(&options),
         Command::Diff { old, new, json } => diff(&old, &new, json),
         Command::Explain { policy, request, log, request_id, from, certificate, at } => {
@@ -240,17 +268,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(policy: &Path, threads: usize, drain_s: u64) -> ExitCode {
-    log_as_json();
-    let options = server::Options { threads: threads.max(1), drain_s };
-    logged(policy, |loaded| server::run(policy, loaded, options))
-}
-
 fn state(policy: &Path, envoy: Option<&Path>) -> ExitCode {
     log_as_json();
     logged(policy, |loaded| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        runtime.block_on(state_service::run(policy, loaded, envoy, gateway::stop_signal()))
+        let stopped = async {
+            gateway::stop_signal().await;
+        };
+        runtime.block_on(state_service::run(policy, loaded, envoy, stopped))
     })
 }
 
@@ -269,6 +294,20 @@ fn envoy(policy: &Path, module: PathBuf, out: Option<&Path>) -> ExitCode {
                 );
             }
             print(&text)
+        }
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn drain_envoy(policy: &Path, timing: Timing) -> ExitCode {
+    match gateway::envoy::drain::drain(policy, timing) {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(left) => {
+            complain(&format!("{left} requests are still in flight after {} s", timing.limit.as_secs()));
+            ExitCode::FAILURE
         }
         Err(error) => {
             complain(&format!("{error:#}"));

@@ -12,6 +12,7 @@ use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, Shut
 use pingora::services::background::{BackgroundService, background_service};
 use pingora::services::listening::Service;
 
+use crate::StopSignal;
 use crate::admin::Admin;
 use crate::gate::Gate;
 use crate::listeners::{Accepting, Listeners};
@@ -22,7 +23,10 @@ use crate::reload::{HangUp, Reload};
 pub struct Options {
     /// Worker threads of the proxy.
     pub threads: usize,
-    /// Seconds that requests in flight may take to finish after a signal.
+    /// Seconds from SIGTERM until the listeners close. A load balancer must notice within them that the gateway is
+    /// not ready.
+    pub drain_delay_s: u64,
+    /// Seconds that requests in flight may take to finish once the listeners are closed.
     pub drain_s: u64,
 }
 
@@ -64,7 +68,11 @@ pub fn run(file: &Path, loaded: Loaded, options: Options) -> anyhow::Result<()> 
     server.bootstrap();
     announce(Arc::clone(&gate), &document);
     server.run(RunArgs {
-        shutdown_signal: Box::new(Drain { gate, limit: Duration::from_secs(options.drain_s) }),
+        shutdown_signal: Box::new(Drain {
+            gate,
+            delay: Duration::from_secs(options.drain_delay_s),
+            limit: Duration::from_secs(options.drain_s),
+        }),
     });
     Ok(())
 }
@@ -123,19 +131,34 @@ impl BackgroundService for Standing {
 /// For requests that are cut off as the edge stops.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Turns SIGTERM and SIGINT into a drain: no new connections, what is in flight finishes or is cut off,
-/// then the process ends, without waiting out a grace period that nobody needs.
+/// Turns SIGTERM into a drain that clients behind a load balancer do not notice.
+///
+/// First `/readiness` fails, and HTTP/1.1 responses carry `Connection: close`; the listeners stay open for `delay`, so
+/// that connections of a load balancer that has not noticed yet are served. Then the listeners close, HTTP/2
+/// connections get GOAWAY, and requests in flight finish within `limit` or are cut off. Idle HTTP/1.1 connections
+/// stay until the process ends, which it does as soon as nothing is in flight.
+///
+/// SIGINT, or a second SIGTERM, skips the delay.
 struct Drain {
     gate: Arc<Gate>,
+    delay: Duration,
     limit: Duration,
 }
 
 #[async_trait]
 impl ShutdownSignalWatch for Drain {
     async fn recv(&self) -> ShutdownSignal {
-        crate::stop_signal().await;
-        tracing::info!("draining");
+        let delay = match crate::stop_signal().await {
+            StopSignal::Terminate => self.delay,
+            StopSignal::Interrupt => Duration::ZERO,
+        };
         self.gate.drain();
+        tracing::info!(delay_s = delay.as_secs(), "draining: not ready, listeners are still open");
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            _ = crate::stop_signal() => {}
+        }
+        tracing::info!("listeners are closed");
         let (gate, limit) = (Arc::clone(&self.gate), self.limit);
         std::thread::spawn(move || {
             // Long enough for the listeners to close and for a request that was being read to count.

@@ -1,6 +1,8 @@
 """Looks at the sockets of another process, by copies of its file descriptors (pidfd_getfd, Linux 5.6)."""
 
 import ctypes
+import dataclasses
+import errno
 import os
 import pathlib
 import socket
@@ -11,12 +13,25 @@ ESTABLISHED = 1  # the first byte of struct tcp_info
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class Connection:
+    """A connected TCP socket."""
+
+    local: str
+    peer: str
+    peer_port: int
+    nodelay: bool
+
+    def __str__(self):
+        return f"{self.local} to {self.peer}"
+
+
 def connected(pid):
-    """How many connected TCP sockets the process has, and a line for each that is without TCP_NODELAY.
+    """The connected TCP sockets of a process.
 
     The caller must be allowed to trace the process: be root, or an ancestor of it.
     """
-    seen, delayed = 0, []
+    found = []
     process = os.pidfd_open(pid)
     try:
         for entry in pathlib.Path(f"/proc/{pid}/fd").iterdir():
@@ -25,17 +40,14 @@ def connected(pid):
             copy = _libc.syscall(PIDFD_GETFD, process, int(entry.name), 0)
             if copy < 0:
                 error = ctypes.get_errno()
-                if error in (9, 3):  # closed meanwhile
+                if error == errno.EBADF:  # closed meanwhile
                     continue
                 raise OSError(error, f"cannot copy descriptor {entry.name} of process {pid}: {os.strerror(error)}")
-            with socket.socket(fileno=copy) as found:
-                line = _delayed(found)
-            seen += line is not None
-            if line:
-                delayed.append(line)
+            with socket.socket(fileno=copy) as copied:
+                found.append(_connection(copied))
     finally:
         os.close(process)
-    return seen, delayed
+    return [connection for connection in found if connection]
 
 
 def _is_socket(entry):
@@ -45,15 +57,15 @@ def _is_socket(entry):
         return False
 
 
-def _delayed(found):
-    """None if it is not a connected TCP socket; its addresses if it waits before it sends; otherwise empty."""
-    if found.family not in (socket.AF_INET, socket.AF_INET6) or found.type != socket.SOCK_STREAM:
+def _connection(copied):
+    """None if it is not a connected TCP socket."""
+    if copied.family not in (socket.AF_INET, socket.AF_INET6) or copied.type != socket.SOCK_STREAM:
         return None
-    if found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[0] != ESTABLISHED:
+    if copied.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[0] != ESTABLISHED:
         return None
-    if found.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY):
-        return ""
+    nodelay = copied.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
     try:
-        return f"{found.getsockname()} to {found.getpeername()}"
-    except OSError:
+        local, peer = copied.getsockname(), copied.getpeername()
+    except OSError:  # disconnected meanwhile
         return None
+    return Connection(f"{local[0]}:{local[1]}", f"{peer[0]}:{peer[1]}", peer[1], nodelay)

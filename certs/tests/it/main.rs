@@ -6,7 +6,6 @@ mod command;
 mod fake;
 mod handshakes;
 mod operations;
-mod permission;
 mod pki;
 mod rotation;
 mod serving;

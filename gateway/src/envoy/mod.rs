@@ -7,6 +7,7 @@
 mod access_log;
 mod clusters;
 mod compression;
+pub mod drain;
 pub(crate) mod handed;
 mod listener;
 mod local_reply;

@@ -72,7 +72,12 @@ impl Binaries {
                 command.arguments.extend(["--envoy".into(), envoy_folder(config).into()]);
                 command
             }
-            (Service::Edge, Edge::Gateway) => on_config("gateway", "serve"),
+            (Service::Edge, Edge::Gateway) => {
+                let mut command = on_config("gateway", "serve");
+                // No load balancer is in front.
+                command.arguments.extend(["--drain-delay-s", "0"].map(OsString::from));
+                command
+            }
             (Service::Edge, Edge::Envoy) => {
                 let (envoy, module) = envoy()?;
                 let folder = envoy_folder(config);

@@ -243,6 +243,7 @@ admin: {{ address: "127.0.0.1:{admin}" }}
         .args(["serve", "edge.yaml"])
         .current_dir(folder)
         .env("ACME_SECRET", SECRET)
+        .env("GATEWAY_DRAIN_DELAY_S", "0")
         .env("GATEWAY_DRAIN_S", "1")
         .stdout(std::fs::File::create(folder.join(LOG)).unwrap())
         .spawn()

@@ -1,4 +1,6 @@
-//! A key that the process may not read. Alone in its file: as root it gives root up, for all of its threads.
+//! A key that the process may not read. It has a binary of its own: as root it gives root up, for all of its threads.
+
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
