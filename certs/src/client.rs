@@ -53,6 +53,19 @@ pub fn https_to(
     build(builder(tls, limits).resolve(name, address))
 }
 
+/// A client of plain HTTP, for an address that the caller chose.
+///
+/// # Errors
+/// [`CertError::Client`].
+pub fn http(limits: ClientLimits) -> Result<reqwest::Client, CertError> {
+    let tls = rustls::ClientConfig::builder_with_provider(crate::tls::provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|source| CertError::Tls { what: "a client without TLS".into(), source })?
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    build(builder(tls, limits).https_only(false))
+}
+
 fn builder(mut tls: rustls::ClientConfig, limits: ClientLimits) -> reqwest::ClientBuilder {
     if tls.alpn_protocols.is_empty() {
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];

@@ -172,8 +172,13 @@ impl Edge {
 
     /// Every upstream that is probed, by name.
     pub(crate) fn probed(&self) -> Vec<(String, Arc<Upstream>)> {
-        let probed = self.upstreams.iter().filter(|(_, upstream)| upstream.health.is_some());
+        let probed = self.upstreams.iter().filter(|(_, upstream)| upstream.settings.health.is_some());
         probed.map(|(name, upstream)| (name.clone(), Arc::clone(upstream))).collect()
+    }
+
+    /// Every upstream with a name that must be looked up.
+    pub(crate) fn with_names(&self) -> Vec<Arc<Upstream>> {
+        self.upstreams.values().filter(|upstream| upstream.has_names()).cloned().collect()
     }
 
     /// Sends a copy of the request, with the fields that go to the upstream, if its route has a mirror.
@@ -234,6 +239,7 @@ impl Edge {
         // A place in the upstream's bulkhead comes before anything is spent in shared state.
         let share = admission.share(&self.policy).map(|(_, share)| share.upstream.as_str());
         let upstream = share.and_then(|name| self.upstreams.get(name)).ok_or(Failure::UpstreamUnreachable)?;
+        upstream.known().await;
         if !upstream.serves() {
             return Err(Failure::UpstreamUnreachable.into());
         }

@@ -19,7 +19,7 @@ use crate::metrics::Metrics;
 use crate::reload::Snapshot;
 use crate::state::State;
 use crate::upstream::deadline::Sockets;
-use crate::upstream::probe;
+use crate::upstream::{probe, resolve};
 use crate::whole::Connections;
 
 /// The gateway's one entrance: every listener leads here.
@@ -122,6 +122,9 @@ impl Snapshot for Edge {
         let mut work = JoinSet::new();
         work.spawn(self.watch().run());
         work.spawn(Arc::clone(&self.issuers.keys).keep_fresh());
+        for upstream in self.with_names() {
+            work.spawn(resolve::keep_resolving(upstream, resolve::System));
+        }
         for (name, upstream) in self.probed() {
             work.spawn(probe::keep_probing(name, upstream, self.metrics().healthy.clone()));
         }

@@ -35,10 +35,13 @@ pub(crate) struct ListenerFiles {
     pub(crate) clients: Clients,
 }
 
-#[derive(Clone, Debug)]
+/// What an upstream is connected to with; nothing for plain HTTP.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct UpstreamFiles {
-    pub(crate) identity: Set<Identity>,
-    pub(crate) trust: Set<Trust>,
+    /// What the edge shows; `None`: nothing.
+    pub(crate) identity: Option<Set<Identity>>,
+    /// The CAs of the upstream's certificate; `None`: plain HTTP.
+    pub(crate) trust: Option<Set<Trust>>,
 }
 
 /// Reads a policy and everything it refers to. Changes nothing, connects to nothing.
@@ -80,7 +83,7 @@ impl Loaded {
         let Some(tls) = service.and_then(|service| service.value.tls.as_ref()) else { return Ok(None) };
         let mut files =
             Files { watch: &self.watch, folder: &self.folder, reader: Reader::Envoy, mistakes: Vec::new() };
-        let client = files.upstream("state/client", &tls.client);
+        let client = files.upstream("state/client", &(&tls.client).into());
         if files.mistakes.is_empty() { Ok(client) } else { Err(files.mistakes) }
     }
 }

@@ -73,6 +73,7 @@ fn of_upstream(upstream: &Upstream) -> Vec<Number> {
     let mut numbers = vec![
         ("connect_timeout_ms", upstream.connect_timeout_ms, MINUTE_MS),
         ("idle_timeout_ms", upstream.idle_timeout_ms, HOUR_MS),
+        ("resolve_interval_ms", upstream.resolve_interval_ms, HOUR_MS),
         ("max_in_flight", upstream.max_in_flight.into(), MANY),
     ];
     numbers.extend(upstream.timeout_ms.as_ref().map(|stated| ("timeout_ms", stated.value, HOUR_MS)));

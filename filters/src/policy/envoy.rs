@@ -10,9 +10,10 @@ pub(super) fn beyond(document: &Document) -> Vec<Mistake> {
         let clients = listener.value.tls.client_certificates.as_ref()?;
         Some((&clients.crl, &clients.stale_crl))
     });
-    let upstreams = document.upstreams.values().map(|upstream| &upstream.value.tls);
+    let upstreams = document.upstreams.values().filter_map(|upstream| upstream.value.tls.tls());
     let service = document.state.service.iter().filter_map(|service| service.value.tls.as_ref());
-    let believed = upstreams.chain(service.map(|tls| &tls.client)).map(|tls| (&tls.crl, &tls.stale_crl));
+    let of_service = service.map(|tls| (&tls.client.crl, &tls.client.stale_crl));
+    let believed = upstreams.map(|tls| (&tls.crl, &tls.stale_crl)).chain(of_service);
     let mut found: Vec<Mistake> = of_clients
         .chain(believed)
         .filter_map(|(crl, stale)| match (crl, stale) {

@@ -3,6 +3,7 @@
 //! [`Document`] is what is written, [`Policy`] what is meant. Reading a document checks everything that can be
 //! checked without touching the world; keys and secrets are references that the data plane resolves.
 
+mod address;
 mod bounds;
 mod clients;
 mod document;
@@ -30,9 +31,11 @@ mod syntax;
 mod tenancy;
 mod timeout;
 mod unused;
+mod upstream_tls;
 mod upstreams;
 mod warning;
 
+pub use address::{Address, NotAnAddress};
 pub use clients::{ApiKey, CertificateNames, Client, HmacKey};
 pub use document::{Admin, At, Document};
 pub use flag_file::FlagFile;
@@ -51,7 +54,8 @@ pub use shared_state::{Memory, Redis, State, StateService, StateTls};
 #[cfg(not(target_family = "wasm"))]
 pub use syntax::as_json;
 pub use tenancy::{Plan, Tenancy, Tenant};
-pub use upstreams::{Health, Outlier, Upstream, UpstreamTls};
+pub use upstream_tls::{MutualTls, Off, UpstreamSecurity, UpstreamTls};
+pub use upstreams::{Health, Outlier, Upstream};
 
 use crate::filter::Filter;
 use crate::flags::When;

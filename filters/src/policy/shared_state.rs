@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::document::{At, Document, ms};
 use super::mistake::Mistake;
-use super::upstreams::check_server_name;
-use super::{Reference, StaleCrl, UpstreamTls};
+use super::upstream_tls::check_server_name;
+use super::{MutualTls, Reference, StaleCrl};
 use crate::state::LimitsWhenAway;
 
 /// Where nonces and limits are kept.
@@ -94,7 +94,7 @@ pub struct StateTls {
     #[serde(default)]
     pub stale_crl: StaleCrl,
     /// What Envoy shows and believes when it connects.
-    pub client: UpstreamTls,
+    pub client: MutualTls,
 }
 
 /// Bounds of the in-memory state.

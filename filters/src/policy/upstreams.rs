@@ -1,22 +1,26 @@
 //! The services behind the edge, and how the edge knows that they serve.
 
-use std::net::SocketAddr;
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::document::{At, Document, ms, n};
 use super::mistake::Mistake;
-use super::{Reference, StaleCrl};
+use super::upstream_tls;
+use super::{Address, UpstreamSecurity};
 
 /// A service behind the edge.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Upstream {
-    /// IP addresses and ports, used in turn.
-    #[schemars(with = "Vec<String>")]
-    pub addresses: Vec<SocketAddr>,
-    pub tls: UpstreamTls,
+    /// `HOST:PORT`, used in turn; the host is an IP address or a DNS name. All A and AAAA records of a name are used, 64
+    /// at most.
+    pub addresses: Vec<Address>,
+    /// Milliseconds between two lookups of the names in `addresses`. While lookups fail, the last result is used.
+    /// A value below 500 means 500.
+    #[serde(default = "ms::<30_000>")]
+    pub resolve_interval_ms: u64,
+    /// How the connections are protected: `off` for plain HTTP, or the settings of TLS.
+    pub tls: UpstreamSecurity,
     /// Milliseconds until a connection must stand, TLS included.
     #[serde(default = "ms::<1_000>")]
     pub connect_timeout_ms: u64,
@@ -81,34 +85,14 @@ impl Default for Outlier {
     }
 }
 
-/// Mutual TLS to an upstream. There is no way to switch verification off.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct UpstreamTls {
-    /// The name that the upstream's certificate must carry.
-    pub server_name: At<String>,
-    /// The CAs that sign it, PEM.
-    pub ca: At<Reference>,
-    /// What those CAs have revoked: a list of each, PEM, or the one list in DER; absent: nothing. A certificate that is
-    /// on a list gets no request. For requests the gateway looks at the upstream's own certificate, for probes and
-    /// copies at its chain too; Envoy always at the chain, of which every CA must then have its list.
-    pub crl: Option<At<Reference>>,
-    /// What becomes of the upstream while a list is past its `nextUpdate`. Envoy refuses it always, so `allow` is not
-    /// for Envoy.
-    #[serde(default)]
-    pub stale_crl: At<StaleCrl>,
-    /// The edge's own chain, PEM.
-    pub certificate: At<Reference>,
-    /// The edge's own key, PEM.
-    pub key: At<Reference>,
-}
-
 pub(super) fn check(document: &Document, mistakes: &mut Vec<Mistake>) {
     for (name, At { value: upstream, location }) in &document.upstreams {
         if upstream.addresses.is_empty() {
             mistakes.push(Mistake::at(*location, format!("upstream `{name}` has no address")));
         }
-        check_server_name(&upstream.tls.server_name, mistakes);
+        if let Some(tls) = upstream.tls.tls() {
+            upstream_tls::check(name, tls, mistakes);
+        }
         if upstream.retry_budget_percent > 100 {
             let message = format!("upstream `{name}`: `retry_budget_percent` is at most 100");
             mistakes.push(Mistake::at(*location, message));
@@ -122,22 +106,16 @@ pub(super) fn check(document: &Document, mistakes: &mut Vec<Mistake>) {
     }
 }
 
-/// Whether a certificate can be verified for it.
-pub(super) fn check_server_name(name: &At<String>, mistakes: &mut Vec<Mistake>) {
-    const MOST: usize = 253;
-    let is_label = |label: &str| {
-        let plain = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
-        plain && (1..=63).contains(&label.len()) && !label.starts_with('-') && !label.ends_with('-')
-    };
-    let text = name.value.as_str();
-    let is_address = text.parse::<std::net::IpAddr>().is_ok();
-    if text.trim().is_empty() {
-        mistakes.push(Mistake::of(
-            name,
-            "`server_name` is empty: the upstream's certificate could not be verified",
-        ));
-    } else if !is_address && (text.len() > MOST || !text.split('.').all(is_label)) {
-        let message = format!("`server_name` is a whole DNS name or an IP address, and `{text}` is neither");
-        mistakes.push(Mistake::of(name, message));
-    }
+/// Upstreams whose requests leave this host unencrypted.
+pub(super) fn unencrypted(document: &Document) -> Vec<Mistake> {
+    let plain = document.upstreams.iter().filter(|(_, upstream)| upstream.value.tls.tls().is_none());
+    let exposed = plain.filter_map(|(name, upstream)| {
+        let address = upstream.value.addresses.iter().find(|address| !address.is_loopback())?;
+        let message = format!(
+            "upstream `{name}`: `tls: off` sends requests to `{address}` unencrypted, and anyone on the way can read and \
+             change them"
+        );
+        Some(Mistake::of(upstream, message))
+    });
+    exposed.collect()
 }

@@ -11,6 +11,7 @@ use super::preflight;
 use super::routing::Paths;
 use super::tenancy;
 use super::unused::{unused, unwatched};
+use super::upstreams;
 use super::{Listener, Route};
 use crate::FilterSet;
 
@@ -74,6 +75,7 @@ pub(super) fn warnings(document: &Document, paths: &Paths) -> Vec<Mistake> {
     warnings.extend(tenancy::warnings(document));
     warnings.extend(unused(document, &effective));
     warnings.extend(unwatched(document));
+    warnings.extend(upstreams::unencrypted(document));
     warnings.extend(outlived(document));
     warnings.extend(preflight::refused(document));
     // It is there for Envoy's workers.

@@ -5,4 +5,5 @@
 mod bounds;
 mod flags;
 mod mistakes;
+mod upstreams;
 mod warnings;

@@ -3,13 +3,13 @@
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use anyhow::Context as _;
-use filters::policy::{At, StateService, Upstream, UpstreamTls};
+use filters::policy::{Address, At, StateService, Upstream, UpstreamTls};
 use serde_json::{Value, json};
 
 use super::handed::metadata;
 use super::{STATE_CLUSTER, Source, ms, socket};
 use crate::load::UpstreamFiles;
-use crate::upstream::{LEAST_REPEATS, MOST_COPIES};
+use crate::upstream::{LEAST_REPEATS, MOST_COPIES, resolve_interval_ms};
 
 /// A connection to an upstream takes no new request after so long. Envoy keeps those that were made with a certificate
 /// before: this is how soon nobody shows that any more, and it can be revoked. `certs` waits for it.
@@ -37,14 +37,16 @@ impl Source {
             for carries in [Some(Carries::Requests), copies].into_iter().flatten() {
                 let mut cluster = self.upstream(name, &self.cluster(name, carries)?, value, carries)?;
                 // No part of its name, which stays when somebody is revoked.
-                cluster["metadata"] = metadata(&self.files(name)?.trust, self.now);
+                if let Some(trust) = &self.files(name)?.trust {
+                    cluster["metadata"] = metadata(trust, self.now);
+                }
                 clusters.push(cluster);
             }
         }
         if let Some(At { value, .. }) = &document.state.service {
             let mut cluster = self.state(value)?;
-            if let Some(files) = &self.state {
-                cluster["metadata"] = metadata(&files.trust, self.now);
+            if let Some(trust) = self.state.as_ref().and_then(|files| files.trust.as_ref()) {
+                cluster["metadata"] = metadata(trust, self.now);
             }
             clusters.push(cluster);
         }
@@ -79,8 +81,16 @@ impl Source {
         upstream: &Upstream,
         carries: Carries,
     ) -> anyhow::Result<Value> {
-        let endpoints: Vec<Value> =
-            upstream.addresses.iter().map(|address| endpoint(&socket(*address))).collect();
+        let endpoints: Vec<Value> = upstream
+            .addresses
+            .iter()
+            .map(|address| match address {
+                Address::Ip(at) => endpoint(&socket(*at)),
+                Address::Name(host, port) => {
+                    endpoint(&json!({ "socket_address": { "address": host, "port_value": port } }))
+                }
+            })
+            .collect();
         let (told, most) = match carries {
             Carries::Requests => (name.to_owned(), upstream.max_in_flight),
             Carries::Copies => (format!("{name}~copies"), MOST_COPIES),
@@ -92,7 +102,6 @@ impl Source {
             "lb_policy": "ROUND_ROBIN",
             "connect_timeout": ms(upstream.connect_timeout_ms),
             "load_assignment": { "cluster_name": cluster, "endpoints": [{ "lb_endpoints": endpoints }] },
-            "transport_socket": self.upstream_tls(&upstream.tls, self.files(name)?),
             "typed_extension_protocol_options": http1(upstream.idle_timeout_ms),
             "circuit_breakers": { "thresholds": [{
                 "max_requests": most,
@@ -108,6 +117,17 @@ impl Source {
                 "update_merge_window": "0s",
             },
         });
+        if let Some(tls) = upstream.tls.tls() {
+            cluster["transport_socket"] = self.upstream_tls(tls, self.files(name)?);
+        }
+        if upstream.addresses.iter().any(Address::is_name) {
+            let interval = ms(resolve_interval_ms(upstream));
+            cluster["type"] = json!("STRICT_DNS");
+            cluster["dns_lookup_family"] = json!("ALL");
+            cluster["dns_refresh_rate"] = json!(interval);
+            cluster["dns_failure_refresh_rate"] =
+                json!({ "base_interval": interval, "max_interval": interval });
+        }
         let room = &mut cluster["circuit_breakers"]["thresholds"][0];
         match upstream.retry_budget_percent {
             // Nothing is repeated there: what is tried again are connections that could not be made, which are nobody's
@@ -139,6 +159,8 @@ impl Source {
             });
         }
         if let Some(health) = &upstream.health {
+            let first = upstream.addresses.first().map(ToString::to_string).unwrap_or_default();
+            let authority = upstream.tls.tls().map_or(first, |tls| tls.server_name.value.clone());
             cluster["health_checks"] = json!([{
                 "timeout": ms(health.timeout_ms),
                 "interval": ms(health.interval_ms),
@@ -147,7 +169,7 @@ impl Source {
                 "healthy_threshold": health.healthy_after,
                 "http_health_check": {
                     "path": health.path,
-                    "host": upstream.tls.server_name.value,
+                    "host": authority,
                     // Otherwise one answer other than 200 would do, whatever the threshold.
                     "retriable_statuses": [{ "start": 100, "end": 600 }],
                 },
@@ -156,7 +178,7 @@ impl Source {
         Ok(cluster)
     }
 
-    /// Mutual TLS, with the upstream's name in its certificate to the letter.
+    /// TLS, with the upstream's name in its certificate to the letter.
     fn upstream_tls(&self, tls: &UpstreamTls, files: &UpstreamFiles) -> Value {
         let name = &tls.server_name.value;
         let san_type = if name.parse::<std::net::IpAddr>().is_ok() { "IP_ADDRESS" } else { "DNS" };
@@ -171,7 +193,8 @@ impl Source {
             },
             "alpn_protocols": ["http/1.1"],
         });
-        self.delivery.fill(&mut common, &[&files.identity], Some((&files.trust, called)));
+        let own: Vec<_> = files.identity.iter().collect();
+        self.delivery.fill(&mut common, &own, files.trust.as_ref().map(|trust| (trust, called)));
         json!({
             "name": "envoy.transport_sockets.tls",
             "typed_config": {
@@ -204,7 +227,7 @@ impl Source {
             }] },
         });
         if let (Some(tls), Some(files)) = (&service.tls, &self.state) {
-            cluster["transport_socket"] = self.upstream_tls(&tls.client, files);
+            cluster["transport_socket"] = self.upstream_tls(&(&tls.client).into(), files);
         }
         Ok(cluster)
     }

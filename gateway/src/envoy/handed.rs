@@ -164,12 +164,14 @@ impl Following {
             watch.serves(&listener.name, listener.address, certificates, whom);
         }
         let upstreams = loaded.upstreams.iter().map(|(name, files)| {
-            let server_name = document.upstreams.get(name).map(|upstream| &upstream.value.tls.server_name);
+            let tls = document.upstreams.get(name).and_then(|upstream| upstream.value.tls.tls());
+            let server_name = tls.map(|tls| &tls.server_name);
             (format!("upstream/{name}"), server_name, files)
         });
         let of_state = state.map(|files| ("state/client".to_owned(), state_server(document), files));
         for (name, server_name, files) in upstreams.chain(of_state) {
-            let (identity, trust) = (Some(files.identity.clone()), files.trust.clone());
+            let Some(trust) = files.trust.clone() else { continue };
+            let identity = files.identity.clone();
             let server_name = server_name.map(|name| name.value.clone());
             watch.connects(Client { name, server_name, identity, trust });
         }

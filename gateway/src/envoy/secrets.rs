@@ -81,8 +81,8 @@ impl Secrets {
             secrets.peers.extend(listener.clients.trust().cloned());
         }
         for upstream in upstreams {
-            secrets.own.push(upstream.identity.clone());
-            secrets.peers.push(upstream.trust.clone());
+            secrets.own.extend(upstream.identity.clone());
+            secrets.peers.extend(upstream.trust.clone());
         }
         secrets
     }

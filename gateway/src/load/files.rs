@@ -90,7 +90,11 @@ impl Files<'_> {
     pub(super) fn upstreams(&mut self, document: &Document) -> BTreeMap<String, UpstreamFiles> {
         let mut upstreams = BTreeMap::new();
         for (name, At { value: upstream, .. }) in &document.upstreams {
-            if let Some(files) = self.upstream(&format!("upstream/{name}"), &upstream.tls) {
+            let files = match upstream.tls.tls() {
+                Some(tls) => self.upstream(&format!("upstream/{name}"), tls),
+                None => Some(UpstreamFiles::default()),
+            };
+            if let Some(files) = files {
                 upstreams.insert(name.clone(), files);
             }
         }
@@ -98,11 +102,32 @@ impl Files<'_> {
     }
 
     pub(super) fn upstream(&mut self, name: &str, tls: &UpstreamTls) -> Option<UpstreamFiles> {
-        let trust = self.trust(format!("{name}/ca"), &tls.ca, tls.crl.as_ref(), tls.stale_crl.value);
-        let issuer = trust.clone().map_or(Issuer::Any, Issuer::AsBefore);
-        let must = Must { purpose: Purpose::Client, names: Vec::new(), issuer, reader: self.reader };
-        let identity = self.identity(name.to_owned(), (&tls.certificate, &tls.key), must);
-        Some(UpstreamFiles { identity: identity?, trust: trust? })
+        let trust = match &tls.ca {
+            Some(ca) => self.trust(format!("{name}/ca"), ca, tls.crl.as_ref(), tls.stale_crl.value),
+            None => self.system_trust(format!("{name}/ca"), &tls.server_name),
+        };
+        let identity = match (&tls.certificate, &tls.key) {
+            (Some(certificate), Some(key)) => {
+                // Public CAs sign servers; what they say of a client of theirs binds nobody.
+                let issuer = trust.clone().filter(|_| tls.ca.is_some()).map_or(Issuer::Any, Issuer::AsBefore);
+                let must = Must { purpose: Purpose::Client, names: Vec::new(), issuer, reader: self.reader };
+                Some(self.identity(name.to_owned(), (certificate, key), must)?)
+            }
+            (_, _) => None,
+        };
+        Some(UpstreamFiles { identity, trust: Some(trust?) })
+    }
+
+    /// The CAs that this system trusts, followed as any other file: a package may renew them while we run.
+    fn system_trust(&mut self, name: String, of: &At<String>) -> Option<Set<Trust>> {
+        let files = TrustFiles { ca: certs::system_ca_file(), crl: None, stale: stale_crl(StaleCrl::Refuse) };
+        let loaded = self.watch.trust(name, files).map_err(|why| {
+            format!(
+                "without `ca` the system's CAs are needed, and they cannot be used: {why}; write `ca`, or install \
+                 `ca-certificates`"
+            )
+        });
+        loaded.map_err(|why| self.mistakes.push(Mistake::of(of, why))).ok()
     }
 
     fn identity(

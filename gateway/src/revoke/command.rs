@@ -11,7 +11,7 @@ use certs::client::ClientLimits;
 use certs::pki::Purpose;
 use certs::{IdentityFiles, Must, Reader, TrustFiles, Versions, Watch};
 use filters::jwt::Revocation;
-use filters::policy::{At, Document, Reference, UpstreamTls};
+use filters::policy::{At, Document, MutualTls, Reference};
 use http::StatusCode;
 use serde_json::Value;
 
@@ -171,7 +171,7 @@ async fn over_http(document: &Document, folder: &Path, wanted: Option<&Wanted>) 
 
 /// As Envoy connects to the state service.
 fn over_tls(
-    files: &UpstreamTls,
+    files: &MutualTls,
     folder: &Path,
     address: SocketAddr,
     within: Duration,

@@ -43,11 +43,11 @@ pub(crate) fn send(upstream: &Arc<Upstream>, copy: Copy, outcomes: &IntCounterVe
 }
 
 async fn deliver(upstream: &Upstream, copy: Copy) -> bool {
-    let Some((client, authority)) = upstream.client() else { return false };
+    let Some((client, origin)) = upstream.client() else { return false };
     let mut fields = copy.fields;
     HOP.iter().for_each(|name| drop(fields.remove(*name)));
     fields.insert("x-torana-mirror", http::HeaderValue::from_static("1"));
-    let url = format!("https://{authority}{}", copy.target);
+    let url = format!("{origin}{}", copy.target);
     let sent = client.request(copy.method, url).headers(fields).body(copy.body).timeout(copy.timeout).send();
     match sent.await {
         Ok(answer) => let_speak(answer).await,

@@ -1,41 +1,65 @@
-//! Active health checks: every address is asked now and then, over the same mutual TLS as requests.
+//! Active health checks: every address is asked now and then, over the same transport as requests.
 
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use filters::policy::Health;
 use prometheus::IntGaugeVec;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
-use super::Upstream;
+use super::{Address, Upstream};
 
-/// Probes every address of the upstream until the process ends.
+/// Probes every address of the upstream, those included that are resolved later, until the future is dropped.
 pub(crate) async fn keep_probing(name: String, upstream: Arc<Upstream>, healthy: IntGaugeVec) {
-    let Some(health) = upstream.health.clone() else { return };
+    let Some(health) = upstream.settings.health.clone() else { return };
+    let mut changes = upstream.addresses.subscribe();
+    let mut probed: HashMap<SocketAddr, AbortHandle> = HashMap::new();
     let mut tasks = JoinSet::new();
-    for position in 0..upstream.addresses.len() {
-        let (name, upstream, health, healthy) =
-            (name.clone(), Arc::clone(&upstream), health.clone(), healthy.clone());
-        tasks.spawn(async move { probe_address(&name, &upstream, position, &health, &healthy).await });
+    loop {
+        let addresses = changes.borrow_and_update().clone().unwrap_or_default();
+        probed.retain(|at, task| {
+            let stays = addresses.iter().any(|address| address.at == *at);
+            if !stays {
+                task.abort();
+                // It may have no value yet.
+                let _ = healthy.remove_label_values(&[&name, &at.to_string()]);
+            }
+            stays
+        });
+        for address in addresses.iter() {
+            probed.entry(address.at).or_insert_with(|| {
+                let (name, upstream, address) = (name.clone(), Arc::clone(&upstream), Arc::clone(address));
+                let (health, healthy) = (health.clone(), healthy.clone());
+                tasks.spawn(async move { probe_address(&name, &upstream, &address, &health, &healthy).await })
+            });
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+        while tasks.try_join_next().is_some() {}
     }
-    while tasks.join_next().await.is_some() {}
 }
 
 async fn probe_address(
     name: &str,
     upstream: &Upstream,
-    position: usize,
+    address: &Address,
     health: &Health,
     healthy: &IntGaugeVec,
 ) {
-    let Some(address) = upstream.addresses.get(position) else { return };
     let told = address.at.to_string();
     healthy.with_label_values(&[name, &told]).set(i64::from(address.fitness.is_healthy()));
     loop {
-        let url = format!("https://{}{}", address.authority, health.path);
-        let timeout = Duration::from_millis(health.timeout_ms);
-        let answer = address.way.current().client.get(url).timeout(timeout).send().await;
-        let serves = answer.is_ok_and(|answer| answer.status() == http::StatusCode::OK);
+        let serves = match address.client(&upstream.transport.current()) {
+            Some((client, origin)) => {
+                let timeout = Duration::from_millis(health.timeout_ms);
+                let answer = client.get(format!("{origin}{}", health.path)).timeout(timeout).send().await;
+                answer.is_ok_and(|answer| answer.status() == http::StatusCode::OK)
+            }
+            None => false,
+        };
         if let Some(changed) = address.fitness.probed(serves, health) {
             tracing::warn!(upstream = name, address = told, healthy = changed, "health has changed");
             healthy.with_label_values(&[name, &told]).set(i64::from(changed));

@@ -22,6 +22,8 @@ upstreams:
     health: { path: /health, interval_ms: 4000, timeout_ms: 900, unhealthy_after: 4, healthy_after: 3 }
     outlier: { failures: 6, eject_ms: 8000 }
   v: { addresses: ["127.0.0.1:13"], tls: TLS, max_in_flight: 88, retry_budget_percent: 0, outlier: { failures: 0 } }
+  w: { addresses: ["127.0.0.1:14", "localhost:15"], tls: off, resolve_interval_ms: 2500, health: { path: /health } }
+  x: { addresses: ["127.0.0.1:16"], tls: { server_name: txn-core.torana.internal, ca: "file:internal-ca.pem" } }
 clients:
   acme: { hmac_keys: [{ id: acme-1, secret: "env:ACME_SECRET" }, { id: acme-2, secret: "file:acme-2.key" }] }
 state: { service: { SERVICE } }
@@ -29,6 +31,8 @@ routes:
   - { name: shared, methods: [GET], path: /shared, upstreams: [{ upstream: u, weight: 95 }, { upstream: v, weight: 5 }], timeout_ms: 1234 }
   - { name: copied, methods: [GET], path: /copied, version: "2", upstream: u, mirror: { upstream: v, percent: 30 } }
   - { name: again, methods: [GET], path: /again, upstreams: [{ upstream: u }, { upstream: v }], retries: 3 }
+  - { name: plain, methods: [GET], path: /plain, upstream: w }
+  - { name: one-way, methods: [GET], path: /one-way, upstream: x }
 "#;
 
 fn policy(service: &str) -> String {
@@ -143,8 +147,39 @@ fn every_bound_of_the_policy_arrives() {
             "/static_resources/clusters/0/transport_socket/typed_config/sni",
             json!("txn-core.torana.internal"),
         ),
-        (&whole, "/static_resources/clusters/3/name", json!("torana_state")),
-        (&whole, "/static_resources/clusters/3/connect_timeout", json!("0.150s")),
+        (&whole, "/static_resources/clusters/2/type", json!("STATIC")),
+        // Names are resolved again, all records are used, and a lookup that fails keeps the pace.
+        (&whole, "/static_resources/clusters/3/type", json!("STRICT_DNS")),
+        (&whole, "/static_resources/clusters/3/dns_lookup_family", json!("ALL")),
+        (&whole, "/static_resources/clusters/3/dns_refresh_rate", json!("2.500s")),
+        (
+            &whole,
+            "/static_resources/clusters/3/dns_failure_refresh_rate",
+            json!({ "base_interval": "2.500s", "max_interval": "2.500s" }),
+        ),
+        (
+            &whole,
+            "/static_resources/clusters/3/load_assignment/endpoints/0/lb_endpoints/1/endpoint/address/socket_address",
+            json!({ "address": "localhost", "port_value": 15 }),
+        ),
+        (
+            &whole,
+            "/static_resources/clusters/3/health_checks/0/http_health_check/host",
+            json!("127.0.0.1:14"),
+        ),
+        (
+            &whole,
+            "/static_resources/clusters/4/transport_socket/typed_config/common_tls_context/tls_certificates",
+            json!([]),
+        ),
+        (
+            &whole,
+            "/static_resources/clusters/4/transport_socket/typed_config/common_tls_context/validation_context\
+             /trusted_ca/filename",
+            json!(folder.path().join("internal-ca.pem")),
+        ),
+        (&whole, "/static_resources/clusters/5/name", json!("torana_state")),
+        (&whole, "/static_resources/clusters/5/connect_timeout", json!("0.150s")),
         (&whole, "/admin/address/socket_address/port_value", json!(22)),
     ] {
         assert_eq!(at(value, pointer), &expected, "{pointer}");
@@ -152,6 +187,10 @@ fn every_bound_of_the_policy_arrives() {
     assert!(
         whole.pointer("/static_resources/clusters/1/outlier_detection").is_none(),
         "`failures: 0` is never"
+    );
+    assert!(
+        whole.pointer("/static_resources/clusters/3/transport_socket").is_none(),
+        "`tls: off` is plain HTTP"
     );
     // Secrets of the environment stay there; those of files are in it, and it says so.
     let all = text(&made.stdout);
@@ -242,6 +281,7 @@ fn the_first_copy_is_of_what_was_accepted() {
         ("upstream-u-ca", &peers),
         ("upstream-v", &own),
         ("upstream-v-ca", &peers),
+        ("upstream-x-ca", &peers),
     ];
     let mut expected: Vec<String> = expected
         .iter()

@@ -24,4 +24,5 @@ mod schema;
 mod state;
 mod state_policies;
 mod tenants;
+mod upstreams;
 mod websocket;

@@ -217,15 +217,13 @@ fn kind(schema: &Value, node: &Value, place: &mut Vec<Step>) -> (String, String,
         return (kind, both(&said, &about, object.is_some()), object);
     }
     if there.len() > 1 {
-        // One or a list of them: what of it is an object would need a place of its own.
+        // One of them or a list, a word or an object: two objects would need a place each.
         let kinds: Vec<_> = there.iter().map(|other| kind(schema, other, &mut place.clone())).collect();
-        assert!(
-            kinds.iter().all(|(.., object)| object.is_none()),
-            "{}: one of several objects",
-            title(place)
-        );
+        let mut objects: Vec<_> = kinds.iter().filter_map(|(.., object)| object.clone()).collect();
         let names: Vec<String> = kinds.into_iter().map(|(kind, ..)| kind).collect();
-        return (names.join(" or "), said, None);
+        let object = objects.pop();
+        assert!(objects.is_empty(), "{}: one of several objects", title(place));
+        return (names.join(" or "), said, object);
     }
     if let Some((name, defined)) = definition(schema, node) {
         if defined["properties"].is_object() {

@@ -220,8 +220,13 @@ pub async fn serve(folder: &Path, policy: &str) -> Gateway {
 
 /// The same, with a listener whose `tls` says more.
 pub async fn serve_on(folder: &Path, tls: &str, policy: &str) -> Gateway {
+    serve_with(folder, tls, policy, &[]).await
+}
+
+/// The same, with more in the gateway's environment.
+pub async fn serve_with(folder: &Path, tls: &str, policy: &str, env: &[(&str, String)]) -> Gateway {
     for _ in 0..3 {
-        if let Some(gateway) = served(folder, tls, policy).await {
+        if let Some(gateway) = served(folder, tls, policy, env).await {
             return gateway;
         }
     }
@@ -229,7 +234,7 @@ pub async fn serve_on(folder: &Path, tls: &str, policy: &str) -> Gateway {
 }
 
 /// `None` when it ends at once: another process was given one of its ports meanwhile.
-async fn served(folder: &Path, tls: &str, policy: &str) -> Option<Gateway> {
+async fn served(folder: &Path, tls: &str, policy: &str, env: &[(&str, String)]) -> Option<Gateway> {
     let (edge, admin) = (free_port(), free_port());
     let head = format!(
         r#"
@@ -245,6 +250,7 @@ admin: {{ address: "127.0.0.1:{admin}" }}
         .env("ACME_SECRET", SECRET)
         .env("GATEWAY_DRAIN_DELAY_S", "0")
         .env("GATEWAY_DRAIN_S", "1")
+        .envs(env.iter().map(|(name, value)| (name, value)))
         .stdout(std::fs::File::create(folder.join(LOG)).unwrap())
         .spawn()
         .unwrap();
