@@ -30,7 +30,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 ///   gateway state edge.yaml
 ///
 /// Logs are JSON lines on standard output; RUST_LOG sets how much is told (RUST_LOG=info,access=off silences
-/// the access log). Metrics, health, readiness and the certificates in use (/certificates) are on the policy's
+/// the access log). Lines that cannot be written are lost and counted (log_lines_lost_total). Metrics, health, readiness and the certificates in use (/certificates) are on the policy's
 /// admin address, and which policy serves since when (/config).
 #[derive(Debug, Parser)]
 #[command(version, verbatim_doc_comment)]
@@ -236,7 +236,7 @@ fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Serve { policy, threads, drain_delay_s, drain_s } => {
             let options = server::Options { threads: threads.max(1), drain_delay_s, drain_s };
-            log_as_json();
+            logging::init(DEFAULT_LOG);
             logged(&policy, |loaded| server::run(&policy, loaded, options))
         }
         Command::State { policy, envoy } => state(&policy, envoy.as_deref()),
@@ -269,7 +269,7 @@ fn main() -> ExitCode {
 }
 
 fn state(policy: &Path, envoy: Option<&Path>) -> ExitCode {
-    log_as_json();
+    logging::init(DEFAULT_LOG);
     logged(policy, |loaded| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let stopped = async {
@@ -321,29 +321,24 @@ fn complain(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
-fn log_as_json() {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-    let filter = filter.unwrap_or_else(|_| DEFAULT_LOG.into());
-    tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).init();
-}
-
-/// Loads the policy and runs with it; what is wrong goes into the log.
+/// Loads the policy and runs with it. What is wrong goes into the log.
 fn logged(policy: &Path, run: impl FnOnce(load::Loaded) -> anyhow::Result<()>) -> ExitCode {
-    match load::load(policy) {
-        Ok(loaded) => match run(loaded) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                tracing::error!(error = format!("{error:#}"), "cannot serve");
-                ExitCode::FAILURE
-            }
-        },
+    let ended = load::load(policy).map(run);
+    let code = match ended {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            tracing::error!(error = format!("{error:#}"), "cannot serve");
+            ExitCode::FAILURE
+        }
         Err(mistakes) => {
             for mistake in mistakes {
                 tracing::error!(mistake = mistake.in_file(&policy.to_string_lossy()), "policy refused");
             }
             ExitCode::FAILURE
         }
-    }
+    };
+    logging::flush();
+    code
 }
 
 fn check(options: &check::Options) -> ExitCode {

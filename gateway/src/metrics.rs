@@ -224,6 +224,7 @@ impl Metrics {
         &self,
         watches: impl Fn() -> Vec<Arc<certs::Watch>> + Send + Sync + 'static,
     ) -> Result<(), prometheus::Error> {
+        self.registry.register(Box::new(logging::Metrics::new()?))?;
         self.registry.register(Box::new(certs::metrics::Metrics::of(watches)?))
     }
 

@@ -176,6 +176,7 @@ impl ShutdownSignalWatch for Drain {
                 std::thread::sleep(Duration::from_millis(20));
             }
             tracing::info!(unfinished, "stopped");
+            logging::flush();
             std::process::exit(0);
         });
         ShutdownSignal::GracefulTerminate

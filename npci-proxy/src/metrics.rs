@@ -51,6 +51,7 @@ impl Metrics {
 
     /// Tells of certificates too.
     pub fn tell_of(&self, watch: &Arc<certs::Watch>) -> Result<(), prometheus::Error> {
+        self.registry.register(Box::new(logging::Metrics::new()?))?;
         self.registry.register(Box::new(certs::metrics::Metrics::new(Arc::clone(watch))?))
     }
 

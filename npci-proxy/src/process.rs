@@ -6,7 +6,6 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
-use tracing_subscriber::EnvFilter;
 
 /// Completes on SIGTERM or SIGINT.
 pub type Shutdown = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -22,12 +21,12 @@ pub struct CannotListen {
 /// if it ends with an error. `E` says its causes in its own text, as all errors here do.
 pub async fn run<E: Display>(name: &str, service: impl AsyncFnOnce(Shutdown) -> Result<(), E>) -> ExitCode {
     certs::install_crypto_provider();
-    let levels = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(levels).init();
+    logging::init("info");
     let ended = match shutdown() {
         Ok(shutdown) => service(shutdown).await.map_err(|error| error.to_string()),
         Err(error) => Err(format!("cannot wait for signals: {error}")),
     };
+    logging::flush();
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

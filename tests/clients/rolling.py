@@ -70,7 +70,8 @@ frontend edge
   default_backend edges
 backend edges
   balance roundrobin
-  option httpchk GET {readiness}
+  option httpchk
+  http-check send meth GET uri {readiness} ver HTTP/1.1 hdr Host edge
   http-check expect status 200
   default-server check inter 100ms fall 2 rise 1
   server a 127.0.0.1:{a_public} port {a_admin}

@@ -11,7 +11,6 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 use txn_core::config::Config;
 use txn_core::roles::Roles;
 use txn_core::server::{Server, migrate, open_store_to_look};
@@ -103,7 +102,9 @@ enum What {
 fn main() -> ExitCode {
     let command = Command::parse();
     certs::install_crypto_provider();
-    match run(command) {
+    let ended = run(command);
+    logging::flush();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nobody is left to tell if stderr is closed.
@@ -131,8 +132,7 @@ fn run(command: Command) -> anyhow::Result<()> {
 }
 
 async fn serve(file: PathBuf, roles: Option<Roles>) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).init();
+    logging::init("info");
     let mut config = Config::load(&file)?;
     if let Some(roles) = roles {
         config = config.with_roles(roles)?;

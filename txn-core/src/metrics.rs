@@ -96,6 +96,7 @@ impl Metrics {
     /// # Errors
     /// Only if two figures had one name.
     pub fn tell_of(&self, watch: &Arc<certs::Watch>) -> Result<(), prometheus::Error> {
+        self.registry.register(Box::new(logging::Metrics::new()?))?;
         self.registry.register(Box::new(certs::metrics::Metrics::new(Arc::clone(watch))?))
     }
 

@@ -10,10 +10,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("certs", &[]),
     ("filters", &[]),
     ("filters-wasm", &["filters"]),
-    ("gateway", &["certs", "filters"]),
+    ("gateway", &["certs", "filters", "logging"]),
+    ("logging", &[]),
     // For message signatures (RFC 9421): the network's door signs and verifies with the edge's own code.
-    ("npci-proxy", &["certs", "filters"]),
-    ("txn-core", &["certs"]),
+    ("npci-proxy", &["certs", "filters", "logging"]),
+    ("txn-core", &["certs", "logging"]),
 ];
 
 fn root() -> &'static Path {

@@ -7,6 +7,7 @@ mod edge;
 mod envoy_rotation;
 mod events;
 mod house;
+mod logs;
 mod network;
 mod network_door;
 mod payment;
