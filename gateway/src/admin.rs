@@ -14,6 +14,7 @@ use crate::gate::Gate;
 use crate::listeners::Listeners;
 use crate::reload::Reload;
 use crate::revoke::{self, Caller, Door, Fields};
+use crate::state::State;
 use crate::usage;
 
 pub(crate) struct Admin {
@@ -72,8 +73,11 @@ impl Admin {
     }
 
     fn readiness(&self) -> Response<Vec<u8>> {
-        let missing = self.gate.edge().missing();
-        let (status, word) = if missing.is_empty() {
+        let edge = self.gate.edge();
+        let missing = edge.missing();
+        let document = edge.policy.document();
+        let refused = self.gate.standing().state.refused(document);
+        let (status, word) = if missing.is_empty() && !State::takes_out(&refused, document) {
             (StatusCode::OK, "ready")
         } else {
             (StatusCode::SERVICE_UNAVAILABLE, "not ready")
@@ -82,7 +86,7 @@ impl Admin {
             status,
             "application/json",
             serde_json::json!({
-                "status": word, "missing": missing, "revocations_age_s": self.gate.standing().state.revocations_age_s(),
+                "status": word, "missing": missing, "refused": refused, "revocations_age_s": self.gate.standing().state.revocations_age_s(),
             })
             .to_string(),
         )

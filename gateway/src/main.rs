@@ -64,7 +64,7 @@ enum Command {
     ///
     /// Envoy's module asks it once a request at most, so that a nonce is taken once and a limit holds across all
     /// workers. It listens where the policy says, `state.service`: on loopback, on a Unix socket, or anywhere with
-    /// mutual TLS. There also are /health, /readiness (503 while an issuer's keys are missing), /config and /metrics.
+    /// mutual TLS. There also are /health, /readiness (503 while an issuer's keys are missing; it says what is refused because of Redis), /config and /metrics.
     ///
     /// The file is followed as `serve` follows it, SIGHUP included: issuers, clients, tenants and flags of another policy
     /// count at Envoy's workers within a second or two, what was asked before is answered by the policy before, and a

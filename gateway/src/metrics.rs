@@ -23,6 +23,7 @@ pub(crate) struct Metrics {
     pub(crate) state_entries: IntGauge,
     pub(crate) state_batches: IntCounterVec,
     pub(crate) redis_up: IntGauge,
+    pub(crate) redis_impaired: IntGaugeVec,
     pub(crate) redis_seconds: Histogram,
     pub(crate) redis_batches: IntCounterVec,
     pub(crate) ejections: IntCounterVec,
@@ -92,6 +93,13 @@ impl Metrics {
             redis_up: IntGauge::new(
                 "gateway_redis_up",
                 "1 while the shared state in Redis answers, if there is one",
+            )?,
+            redis_impaired: IntGaugeVec::new(
+                Opts::new(
+                    "gateway_redis_impaired",
+                    "1 while nonces are refused because Redis is unavailable, is full or has an eviction policy",
+                ),
+                &["cause"],
             )?,
             redis_seconds: Histogram::with_opts(
                 HistogramOpts::new("gateway_redis_duration_seconds", "Batches that Redis was sent")
@@ -201,6 +209,7 @@ impl Metrics {
     pub(crate) fn has_redis(&self) {
         // It is told once, whoever asks for it.
         let _ = self.registry.register(Box::new(self.redis_up.clone()));
+        let _ = self.registry.register(Box::new(self.redis_impaired.clone()));
     }
 
     /// Tells what is revoked.

@@ -121,6 +121,12 @@ impl Document {
         self.filters.value.inherited(&route.filters.value, &except)
     }
 
+    /// The names of the routes whose requests need a nonce.
+    pub fn routes_with_nonces(&self) -> Vec<String> {
+        let needs = |route: &&At<Route>| self.filters_of(&route.value).nonce.is_some();
+        self.routes.iter().filter(needs).map(|route| route.value.name.clone()).collect()
+    }
+
     /// Where the clients' secrets are: keys, and files of keys.
     pub fn client_secrets(&self) -> impl Iterator<Item = &Reference> {
         self.clients.values().flat_map(|client| {

@@ -50,7 +50,7 @@ pub use reference::{Reference, ReferenceError};
 pub use routes::{Deprecated, Mirror, Route, Share, WebSocket};
 pub use routing::{Match, version};
 pub use secret::{Encoding, Secret};
-pub use shared_state::{Memory, Redis, State, StateService, StateTls};
+pub use shared_state::{Memory, ReadinessWhenAway, Redis, Sentinel, State, StateService, StateTls};
 #[cfg(not(target_family = "wasm"))]
 pub use syntax::as_json;
 pub use tenancy::{Plan, Tenancy, Tenant};

@@ -25,16 +25,42 @@ pub struct State {
     /// What becomes of limits while the shared state (Redis, or for Envoy the state service) is away. Nonces are refused then, always.
     #[serde(default)]
     pub limits_when_away: LimitsWhenAway,
+    /// What `/readiness` answers while requests are refused because Redis is unavailable, is full or may evict nonces. It
+    /// says what is refused and why in either case.
+    #[serde(default)]
+    pub readiness_when_away: ReadinessWhenAway,
 }
 
-/// A Redis (7 or later; one primary, not a cluster) that keeps nonces and limits. Its `maxmemory-policy` must be
-/// `noeviction`: a nonce that is evicted can be replayed. What was signed before it began to remember is refused.
+/// Whether an instance that refuses requests because of Redis stays in the load balancer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadinessWhenAway {
+    /// 200. All instances share the Redis: taking all of them out would also end the routes that need no nonce.
+    #[default]
+    Ready,
+    /// 503. For fleets where single instances lose Redis, or where a load balancer sends clients to another region.
+    NotReady,
+}
+
+/// A Redis (7 or later) that keeps nonces and limits: one primary, the primary that Redis Sentinel names, or a Redis
+/// Cluster. Its `maxmemory-policy` must be `noeviction`, also with a `maxmemory` of 0: a nonce that is evicted can be
+/// replayed, so nonces are refused under any other policy. Signed requests from before a restart or a failover of Redis are
+/// refused for about 11 s, because it may have lost the last nonces. The user needs the permissions `+@read +@write
+/// +@scripting +@connection +info +time +cluster +role` on keys that begin with `prefix`, in a Cluster with `{prefix}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Redis {
     /// Where its address is written: `redis://host:port/0` on this host, otherwise
-    /// `rediss://user:password@host:port/0`.
+    /// `rediss://user:password@host:port/0`. A file is followed: after a change of the password, connections with the old
+    /// one serve until a connection with the new one is open. With `sentinel` these are the addresses of the Sentinels,
+    /// with `cluster` those of some nodes, one a line, with the user, password and database of Redis.
     pub url: At<Reference>,
+    /// Redis Sentinel names the primary.
+    pub sentinel: Option<At<Sentinel>>,
+    /// The Redis is a Redis Cluster. All keys of one `prefix` are in one slot, because a batch is one atomic script: a
+    /// Cluster gives failover, not more capacity. Batches are refused while that slot moves to another node.
+    #[serde(default)]
+    pub cluster: bool,
     /// The CAs that sign its certificate, PEM; absent: the system's.
     pub ca: Option<At<Reference>>,
     /// What every key begins with: edges with the same prefix share their state.
@@ -46,6 +72,19 @@ pub struct Redis {
     /// Milliseconds that one answer may take, after which Redis counts as away.
     #[serde(default = "ms::<50>")]
     pub timeout_ms: u64,
+}
+
+/// Sentinels that name the primary of a Redis. They use TLS where Redis does, and their addresses for it must then be
+/// names that its certificate has.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Sentinel {
+    /// The name by which Sentinels know the primary, as in `sentinel monitor NAME`.
+    pub master: String,
+    /// The user at the Sentinels; absent: the default user.
+    pub user: Option<String>,
+    /// The password at the Sentinels; absent: they ask for none. A file is followed.
+    pub password: Option<At<Reference>>,
 }
 
 fn prefix() -> String {
@@ -112,11 +151,33 @@ impl Default for Memory {
     }
 }
 
-pub(super) fn check(document: &Document, mistakes: &mut Vec<Mistake>) {
-    if let Some(redis) = &document.state.redis
-        && (redis.value.prefix.len() > 64 || !redis.value.prefix.bytes().all(|byte| byte.is_ascii_graphic()))
-    {
+fn check_redis(redis: &At<Redis>, mistakes: &mut Vec<Mistake>) {
+    let Redis { prefix, sentinel, cluster, .. } = &redis.value;
+    if prefix.len() > 64 || !prefix.bytes().all(|byte| byte.is_ascii_graphic()) {
         mistakes.push(Mistake::of(redis, "`prefix` is at most 64 visible characters"));
+    }
+    // Redis takes `{}` for part of the name, and spreads the keys.
+    if *cluster && (prefix.is_empty() || prefix.starts_with('}')) {
+        let message = "with `cluster: true`, `prefix` has at least one character and does not begin with `}`";
+        mistakes.push(Mistake::of(redis, message));
+    }
+    let Some(sentinel) = sentinel else { return };
+    if *cluster {
+        mistakes.push(Mistake::of(sentinel, "write either `sentinel` or `cluster: true`"));
+    }
+    if sentinel.value.master.trim().is_empty() {
+        let message =
+            "`sentinel.master` is empty: write the name in the Sentinels' line `sentinel monitor NAME`";
+        mistakes.push(Mistake::of(sentinel, message));
+    }
+    if sentinel.value.user.is_some() && sentinel.value.password.is_none() {
+        mistakes.push(Mistake::of(sentinel, "`sentinel.user` needs `sentinel.password`"));
+    }
+}
+
+pub(super) fn check(document: &Document, mistakes: &mut Vec<Mistake>) {
+    if let Some(redis) = &document.state.redis {
+        check_redis(redis, mistakes);
     }
     let Some(service) = &document.state.service else { return };
     let StateService { address, socket, tls, timeout_ms: _ } = &service.value;

@@ -281,6 +281,22 @@ fn where_nonces_and_limits_are_kept() {
         ),
         ("memory: { max_entries: 0 }", "p.yaml: `state`: `memory.max_entries` is between 1 and 1000000000"),
         ("redis: { url: \"env:R\", prefix: \"a b\" }", "`prefix` is at most 64 visible characters"),
+        (
+            "redis: { url: \"env:R\", cluster: true, prefix: \"}\" }",
+            "with `cluster: true`, `prefix` has at least one character and does not begin with `}`",
+        ),
+        (
+            "redis: { url: \"env:R\", cluster: true, sentinel: { master: m } }",
+            "write either `sentinel` or `cluster: true`",
+        ),
+        (
+            "redis: { url: \"env:R\", sentinel: { master: \"\" } }",
+            "`sentinel.master` is empty: write the name in the Sentinels' line `sentinel monitor NAME`",
+        ),
+        (
+            "redis: { url: \"env:R\", sentinel: { master: m, user: u } }",
+            "`sentinel.user` needs `sentinel.password`",
+        ),
         ("service: {}", "the state service needs exactly one of `address` and `socket`"),
         (socket.as_str(), "the state service's `socket` has no `tls`"),
         (

@@ -5,6 +5,7 @@
 
 mod breaker;
 mod held;
+mod readiness;
 mod redis;
 mod revoked;
 
@@ -61,7 +62,7 @@ impl State {
     /// What is wrong with the settings, if anything, and with what they refer to.
     pub(crate) fn mistake(settings: &Settings, folder: &Path) -> Option<Mistake> {
         let redis = settings.redis.as_ref()?;
-        let why = redis::client(&redis.value, folder, &Watch::new("check")).err()?;
+        let why = Redis::read(&redis.value, folder).err()?;
         Some(Mistake::of(&redis.value.url, format!("{why:#}")))
     }
 

@@ -1,46 +1,47 @@
-//! Shared state in Redis: one script call a batch, over one multiplexed connection that comes back by itself.
+//! Shared state in Redis: one script call for each batch, over one multiplexed connection that is replaced by itself.
+
+mod address;
+mod cause;
+mod health;
+mod link;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use certs::{Live, TrustFiles, Watch};
+use certs::Watch;
 use filters::policy::Redis as Settings;
 use filters::state::{Allowance, Answer, Mode, Op, Place, Unanswered, Usage, UsageByTenant, Volume};
-use prometheus::{Histogram, IntCounterVec, IntGauge};
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{
-    Client, ConnectionAddr, ErrorKind, IntoConnectionInfo as _, Script, ServerErrorKind, TlsCertificates,
-};
+use prometheus::{Histogram, IntCounterVec};
+use redis::{Cmd, ErrorKind, RedisError, Script, ServerErrorKind};
 
+use self::address::target;
+use self::cause::{describe, is_wrong_node, means_another_connection};
+pub(crate) use self::health::Faults;
+use self::health::Health;
+use self::link::{Connection, Link, Prepare};
 use super::breaker::Breaker;
-use crate::load;
 use crate::metrics::Metrics;
 
-/// Batches that may wait for their answers at once; more count as away.
-const MOST_IN_FLIGHT: usize = 4_096;
-/// Who asks what tenants have used waits longer than a request does.
+/// Reports of usage may take longer than a request's batch.
 const USAGE_WITHIN: Duration = Duration::from_secs(5);
-/// Between two tries to connect.
-const RECONNECT: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
+const BATCH: &str = include_str!("batch.lua");
+const WATCH: &str = include_str!("redis/watch.lua");
 
 /// A Redis that many edges share.
 pub(super) struct Redis {
-    client: Live<Client>,
-    config: ConnectionManagerConfig,
-    /// Made by the first who asks: it needs a runtime, and the edge is made before there is one. With the client
-    /// that it was made with: another CA, another connection.
-    connection: Mutex<Option<(Arc<Client>, ConnectionManager)>>,
-    script: Arc<Script>,
+    link: Link<NodeCheck>,
+    check: NodeCheck,
+    script: Script,
     prefix: String,
-    connect_timeout: Duration,
+    /// How long a call may take that no request waits for; connecting included.
+    call_timeout: Duration,
     timeout: Duration,
     probed: AtomicBool,
     breaker: Breaker,
     began: Instant,
-    up: IntGauge,
     batches: IntCounterVec,
     seconds: Histogram,
 }
@@ -51,8 +52,18 @@ impl std::fmt::Debug for Redis {
     }
 }
 
+/// Why a batch has no answers.
+#[derive(Debug)]
+enum Failure {
+    /// There is no connection.
+    Unconnected(Arc<str>),
+    /// Redis may evict nonces, so it is not given any.
+    Evicts,
+    Redis(RedisError, Connection),
+}
+
 impl Redis {
-    /// Connects when it is first asked.
+    /// Connects with the first call.
     pub(super) fn new(
         settings: &Settings,
         folder: &Path,
@@ -60,27 +71,39 @@ impl Redis {
         watch: &Watch,
     ) -> anyhow::Result<Self> {
         metrics.has_redis();
+        let target = target(settings, folder, watch)?;
+        // A batch is one script, which a Cluster runs where its keys are: one tag puts all of them in one slot.
+        let prefix = match settings.cluster {
+            true => format!("{{{}}}", settings.prefix),
+            false => settings.prefix.clone(),
+        };
+        let connect_timeout = Duration::from_millis(settings.connect_timeout_ms);
+        let timeout = Duration::from_millis(settings.timeout_ms);
+        let health = Arc::new(Health::new(metrics.redis_up.clone(), metrics.redis_impaired.clone()));
+        let check = NodeCheck { since: format!("{prefix}since"), node: format!("{prefix}node"), health };
         Ok(Self {
-            client: client(settings, folder, watch)?,
-            config: ConnectionManagerConfig::new()
-                .set_connection_timeout(Some(Duration::from_millis(settings.connect_timeout_ms)))
-                .set_response_timeout(Some(Duration::from_millis(settings.timeout_ms)))
-                .set_min_delay(RECONNECT[0])
-                .set_max_delay(RECONNECT[1])
-                .set_number_of_retries(usize::MAX)
-                .set_concurrency_limit(MOST_IN_FLIGHT),
-            connection: Mutex::new(None),
-            script: Arc::new(Script::new(include_str!("batch.lua"))),
-            prefix: settings.prefix.clone(),
-            connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
-            timeout: Duration::from_millis(settings.timeout_ms),
+            link: Link::new(target, connect_timeout, check.clone()),
+            check,
+            script: Script::new(BATCH),
+            prefix,
+            call_timeout: connect_timeout * link::NODES_ASKED + timeout,
+            timeout,
             probed: AtomicBool::new(false),
             breaker: Breaker::default(),
             began: Instant::now(),
-            up: metrics.redis_up.clone(),
             batches: metrics.redis_batches.clone(),
             seconds: metrics.redis_seconds.clone(),
         })
+    }
+
+    /// Reads the settings and the files that they name. Connects to nothing.
+    pub(super) fn read(settings: &Settings, folder: &Path) -> anyhow::Result<()> {
+        target(settings, folder, &Watch::new("check")).map(drop)
+    }
+
+    /// What it cannot do at the moment.
+    pub(super) fn faults(&self) -> Faults {
+        self.check.health.faults()
     }
 
     /// Runs a batch at Redis's own time, as a whole or not at all.
@@ -89,51 +112,67 @@ impl Redis {
             self.batches.with_label_values(&["not_asked"]).inc();
             return Err(Unanswered::Away);
         }
-        self.run_within(self.timeout, ops).await
+        let asked = Instant::now();
+        let said = tokio::time::timeout(self.timeout, self.ask(ops, None)).await;
+        self.seconds.observe(asked.elapsed().as_secs_f64());
+        let error = match said {
+            Ok(Ok(answers)) => {
+                if self.breaker.answered() {
+                    self.check.health.answered();
+                }
+                self.batches.with_label_values(&["run"]).inc();
+                return Ok(answers);
+            }
+            Ok(Err(Failure::Redis(error, connection))) if error.code() == Some("OOM") => {
+                self.check.health.full(describe(&error, connection.tls));
+                self.batches.with_label_values(&["state_full"]).inc();
+                return Err(Unanswered::Full);
+            }
+            Ok(Err(Failure::Evicts)) => {
+                self.batches.with_label_values(&["eviction_policy"]).inc();
+                return Err(Unanswered::Away);
+            }
+            Ok(Err(Failure::Redis(error, connection))) => self.failed(&error, &connection),
+            Ok(Err(Failure::Unconnected(why))) => why.to_string(),
+            Err(_) => self.no_answer(self.timeout),
+        };
+        self.batches.with_label_values(&["away"]).inc();
+        if self.breaker.failed(self.now_ms()) {
+            // A host that is gone closes nothing: another connection may find the one that took over.
+            self.link.close_open();
+            self.check.health.unavailable(error);
+        }
+        Err(Unanswered::Away)
     }
 
-    /// Asks for nothing: connects, and learns whether Redis answers. The first time it may take as long as connecting.
+    /// Connects, and finds out whether Redis can run batches.
     pub(super) async fn probe(&self) -> Result<(), Unanswered> {
-        let probed = self.run_within(self.connect_timeout + self.timeout, &[]).await;
+        let probed = tokio::time::timeout(self.call_timeout, async {
+            let mut connection = self.link.connection().await.map_err(|why| why.to_string())?;
+            let checked = tokio::time::timeout(self.timeout, self.check.run(&mut connection, false)).await;
+            let checked = checked.unwrap_or_else(|_| Err(self.no_answer(self.timeout)));
+            // Another connection may find another node, or one that answers.
+            checked.inspect_err(|_| self.link.close(&connection))
+        });
+        let probed = probed.await.unwrap_or_else(|_| Err(self.no_answer(self.call_timeout)));
         self.probed.store(true, Ordering::Relaxed);
-        probed.map(drop)
+        match probed {
+            Ok(()) => {
+                self.breaker.answered();
+                self.check.health.answered();
+                Ok(())
+            }
+            Err(why) => {
+                self.breaker.failed(self.now_ms());
+                self.check.health.unavailable(why);
+                Err(Unanswered::Away)
+            }
+        }
     }
 
     /// Whether it is known how Redis is.
     pub(super) fn was_probed(&self) -> bool {
         self.probed.load(Ordering::Relaxed)
-    }
-
-    async fn run_within(&self, timeout: Duration, ops: &[Op]) -> Result<Vec<Answer>, Unanswered> {
-        let asked = Instant::now();
-        // Longer than the connection's own limit only while there is no connection.
-        let said = tokio::time::timeout(timeout, self.ask(ops, None)).await;
-        self.seconds.observe(asked.elapsed().as_secs_f64());
-        let error = match said {
-            Ok(Ok(answers)) => {
-                if self.breaker.answered() {
-                    tracing::info!("the shared state is back");
-                }
-                self.up.set(1);
-                self.batches.with_label_values(&["run"]).inc();
-                return Ok(answers);
-            }
-            Ok(Err(error)) if error.code() == Some("OOM") => {
-                self.batches.with_label_values(&["state_full"]).inc();
-                return Err(Unanswered::Full);
-            }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "no answer in time".to_owned(),
-        };
-        self.up.set(0);
-        self.batches.with_label_values(&["away"]).inc();
-        if self.breaker.failed(self.now_ms()) {
-            tracing::warn!(
-                error,
-                "the shared state is away: nonces are refused, limits are as the policy says"
-            );
-        }
-        Err(Unanswered::Away)
     }
 
     /// Runs a script that no request waits for, however it goes: whether Redis is away, batches find out.
@@ -143,7 +182,6 @@ impl Redis {
         keys: &[&str],
         arguments: &[&str],
     ) -> anyhow::Result<T> {
-        let mut connection = self.connection()?;
         let mut call = script.prepare_invoke();
         for key in keys {
             call.key(format!("{}{key}", self.prefix));
@@ -151,15 +189,67 @@ impl Redis {
         for argument in arguments {
             call.arg(*argument);
         }
-        let timeout = self.connect_timeout + self.timeout;
-        let said = tokio::time::timeout(timeout, call.invoke_async(&mut connection)).await;
-        said.context("no answer in time")?.context("redis")
+        let called = async {
+            let mut connection = self.link.connection().await.map_err(|why| anyhow::anyhow!("{why}"))?;
+            let said = call.invoke_async(&mut connection).await;
+            said.map_err(|error| anyhow::anyhow!(self.failed(&error, &connection)))
+        };
+        let said = tokio::time::timeout(self.call_timeout, called).await;
+        said.map_err(|_| anyhow::anyhow!(self.no_answer(self.call_timeout)))?.context("redis")
+    }
+
+    /// Closes the connection if it must be replaced, and describes the error.
+    fn failed(&self, error: &RedisError, connection: &Connection) -> String {
+        if means_another_connection(error) {
+            self.link.close(connection);
+        }
+        describe(error, connection.tls)
+    }
+
+    fn no_answer(&self, within: Duration) -> String {
+        match self.link.failure() {
+            Some(why) => why.to_string(),
+            None => format!("no answer within {} ms", within.as_millis()),
+        }
     }
 
     /// One call. `now_us`: a time in place of Redis's own.
-    async fn ask(&self, ops: &[Op], now_us: Option<u64>) -> redis::RedisResult<Vec<Answer>> {
+    async fn ask(&self, ops: &[Op], now_us: Option<u64>) -> Result<Vec<Answer>, Failure> {
+        let mut connection = self.link.connection().await.map_err(Failure::Unconnected)?;
+        // Known by now: a connection is checked before it is used.
+        if self.check.health.evicts() && ops.iter().any(|op| matches!(op, Op::Remember { .. })) {
+            return Err(Failure::Evicts);
+        }
         let mut call = redis::cmd("EVALSHA");
-        call.arg(self.script.get_hash()).arg(ops.len().saturating_add(2)).arg(self.since());
+        call.arg(self.script.get_hash());
+        self.write(&mut call, ops, now_us);
+        let said: redis::RedisResult<Vec<Vec<i64>>> = match call.query_async(&mut connection).await {
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                // It is new or was started again, and may have lost the last nonces. So its memory begins now, and only
+                // then can anybody run the script: `EVAL` makes it known there, on the node that has the keys.
+                let begun = self.check.begin(&mut connection).await;
+                let mut call = redis::cmd("EVAL");
+                call.arg(BATCH);
+                self.write(&mut call, ops, now_us);
+                match begun {
+                    Ok(()) => call.query_async(&mut connection).await,
+                    Err(error) => Err(error),
+                }
+            }
+            said => said,
+        };
+        let answers = said.and_then(|said| {
+            let answers: Option<Vec<Answer>> = said.iter().map(|numbers| answer(numbers)).collect();
+            answers.filter(|answers| answers.len() == ops.len()).ok_or_else(|| {
+                RedisError::from((ErrorKind::UnexpectedReturnType, "the script answered something else"))
+            })
+        });
+        answers.map_err(|error| Failure::Redis(error, connection))
+    }
+
+    /// Keys and arguments of the script.
+    fn write(&self, call: &mut Cmd, ops: &[Op], now_us: Option<u64>) {
+        call.arg(ops.len().saturating_add(2)).arg(&self.check.since);
         call.arg(format!("{}windows", self.prefix));
         for op in ops {
             call.arg(format!("{}{}", self.prefix, op.key()));
@@ -191,21 +281,6 @@ impl Redis {
                 }
             }
         }
-        let mut connection = self.connection()?;
-        let said: Vec<Vec<i64>> = match call.query_async(&mut connection).await {
-            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                self.begin_anew(&mut connection).await?;
-                call.query_async(&mut connection).await?
-            }
-            said => said?,
-        };
-        let answers: Option<Vec<Answer>> = said.iter().map(|numbers| answer(numbers)).collect();
-        answers.filter(|answers| answers.len() == ops.len()).ok_or_else(|| {
-            redis::RedisError::from((
-                redis::ErrorKind::UnexpectedReturnType,
-                "the script answered something else",
-            ))
-        })
     }
 
     /// What every edge's tenants have used of days, by the keys of their tallies.
@@ -214,46 +289,83 @@ impl Redis {
         for day in days {
             asked.cmd("HGETALL").arg(format!("{}{day}", self.prefix));
         }
-        let mut connection = self.connection().map_err(|_| Unanswered::Away)?;
-        let told = asked.query_async::<Vec<Vec<(String, u64)>>>(&mut connection);
+        let told = async {
+            let mut connection = self.link.connection().await.map_err(|why| why.to_string())?;
+            let told = asked.query_async::<Vec<Vec<(String, u64)>>>(&mut connection).await;
+            told.map_err(|error| self.failed(&error, &connection))
+        };
         match tokio::time::timeout(USAGE_WITHIN, told).await {
             Ok(Ok(days)) => Ok(days.iter().map(|fields| used(fields)).collect()),
-            Ok(Err(_)) | Err(_) => Err(Unanswered::Away),
-        }
-    }
-
-    /// Redis does not know the script: it is new, or was started again, and then it may have come back with a past in
-    /// which the last nonces are missing. So its memory begins now, and only then can anybody run the script.
-    async fn begin_anew(&self, connection: &mut ConnectionManager) -> redis::RedisResult<()> {
-        let (seconds, us): (u64, u64) = redis::cmd("TIME").query_async(connection).await?;
-        let now_us = seconds.saturating_mul(1_000_000).saturating_add(us);
-        let () = redis::cmd("SET").arg(self.since()).arg(now_us).query_async(connection).await?;
-        self.script.load_async(connection).await?;
-        tracing::info!("the shared state begins anew: what was signed before is refused");
-        Ok(())
-    }
-
-    /// Where Redis keeps since when it remembers.
-    fn since(&self) -> String {
-        format!("{}since", self.prefix)
-    }
-
-    /// One for all, which comes back by itself.
-    fn connection(&self) -> redis::RedisResult<ConnectionManager> {
-        let client = self.client.current();
-        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*connection {
-            Some((of, connection)) if Arc::ptr_eq(of, &client) => Ok(connection.clone()),
-            Some(_) | None => {
-                let made = ConnectionManager::new_lazy_with_config((*client).clone(), self.config.clone())?;
-                *connection = Some((client, made.clone()));
-                Ok(made)
+            Ok(Err(error)) => {
+                tracing::warn!(error, "the usage of tenants cannot be read");
+                Err(Unanswered::Away)
             }
+            Err(_) => Err(Unanswered::Away),
         }
     }
 
     fn now_ms(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Since when Redis remembers, and whether it can be relied on.
+#[derive(Clone)]
+struct NodeCheck {
+    /// The key of the beginning of its memory.
+    since: String,
+    /// The key of the node that wrote it.
+    node: String,
+    health: Arc<Health>,
+}
+
+impl NodeCheck {
+    /// Finds out whether Redis can keep nonces, and makes its memory begin now where it may have lost some.
+    ///
+    /// # Errors
+    /// The node cannot run batches; why.
+    async fn run(&self, connection: &mut Connection, anew: bool) -> Result<(), String> {
+        let told = |error: RedisError, tls| describe(&error, tls);
+        let (policy, error) =
+            self.watch(connection, anew).await.map_err(|error| told(error, connection.tls))?;
+        self.health.evicts_by(&policy);
+        if error.is_empty() {
+            self.health.has_room();
+            return Ok(());
+        }
+        match error.split_once(' ').map_or(error.as_str(), |(code, _)| code) {
+            // It answers, and still gives back and counts what needs no room.
+            "OOM" => {
+                self.health.full(error);
+                Ok(())
+            }
+            code if is_wrong_node(code) => {
+                Err(format!("{error} (the node is the wrong one; the address is resolved again)"))
+            }
+            _ => Err(error),
+        }
+    }
+
+    /// Makes the memory begin now.
+    async fn begin(&self, connection: &mut Connection) -> redis::RedisResult<()> {
+        self.watch(connection, true).await.map(drop)
+    }
+
+    /// The eviction policy, and the error of a write; each may be empty.
+    async fn watch(&self, connection: &mut Connection, anew: bool) -> redis::RedisResult<(String, String)> {
+        let mut call = redis::cmd("EVAL");
+        call.arg(WATCH).arg(2).arg(&self.since).arg(&self.node).arg(u8::from(anew));
+        let (policy, error, begins): (String, String, u8) = call.query_async(connection).await?;
+        if begins == 1 && error.is_empty() && !self.health.evicts() {
+            tracing::info!("the shared state begins anew: what was signed before is refused");
+        }
+        Ok((policy, error))
+    }
+}
+
+impl Prepare for NodeCheck {
+    async fn prepare(&self, mut connection: Connection, moved: bool) -> Result<(), String> {
+        self.run(&mut connection, moved).await
     }
 }
 
@@ -314,47 +426,8 @@ fn answer(numbers: &[i64]) -> Option<Answer> {
     })
 }
 
-/// Whom it asks. Connects to nothing.
-pub(super) fn client(settings: &Settings, folder: &Path, watch: &Watch) -> anyhow::Result<Live<Client>> {
-    made(settings, folder, watch).context("state.redis")
-}
-
-fn made(settings: &Settings, folder: &Path, watch: &Watch) -> anyhow::Result<Live<Client>> {
-    let reference = &settings.url.value;
-    let url = load::secret(folder, reference).map_err(|why| anyhow::anyhow!("{reference}: {why}"))?;
-    // The text may hold a password: no message quotes it.
-    let url = std::str::from_utf8(&url).ok().context("its address is no text")?;
-    let info = url.trim().into_connection_info().ok().context(
-        "its address is not one: write redis://host:port/0, rediss://user:password@host:port/0 or redis+unix:///path",
-    )?;
-    let local = match info.addr() {
-        ConnectionAddr::Tcp(host, _) => {
-            host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
-        }
-        ConnectionAddr::TcpTls { insecure, .. } => {
-            anyhow::ensure!(!insecure, "its address switches verification off: remove `#insecure`");
-            true
-        }
-        _ => true,
-    };
-    anyhow::ensure!(local, "it holds nonces and limits: off the host write rediss://, which is TLS");
-    let Some(ca) = &settings.ca else { return Ok(Client::open(info)?.into()) };
-    let ca = load::file(folder, ca).map_err(anyhow::Error::msg)?;
-    let trust =
-        watch.trust("redis/ca".into(), TrustFiles { ca, crl: None, stale: certs::StaleCrl::Refuse })?;
-    watch.connects(certs::Client {
-        name: "redis".into(),
-        server_name: None,
-        identity: None,
-        trust: trust.clone(),
-    });
-    let trusted = trust.clone();
-    Ok(watch.derive(&[&trust], move || {
-        let root_cert = Some(trusted.current().pem().into_bytes());
-        Client::build_with_tls(info.clone(), TlsCertificates { client_tls: None, root_cert })
-    })?)
-}
-
+#[cfg(test)]
+mod nodes_tests;
 #[cfg(test)]
 pub(super) mod tests;
 #[cfg(test)]

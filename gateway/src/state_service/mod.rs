@@ -303,9 +303,16 @@ async fn readiness(State(service): State<Arc<Service>>) -> Response {
     if !service.standing.state.revoked().list().is_known() {
         missing.push("list of what is revoked");
     }
-    let status = if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    if !service.standing.state.is_known() {
+        missing.push("first word of the shared state");
+    }
+    let document = known.policy.document();
+    let refused = service.standing.state.refused(document);
+    let is_ready = missing.is_empty() && !Remembered::takes_out(&refused, document);
+    let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let age_s = service.standing.state.revocations_age_s();
-    (status, Json(json!({ "missing": missing, "revocations_age_s": age_s }))).into_response()
+    let report = json!({ "missing": missing, "refused": refused, "revocations_age_s": age_s });
+    (status, Json(report)).into_response()
 }
 
 async fn metrics(State(service): State<Arc<Service>>) -> Response {

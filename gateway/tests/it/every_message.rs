@@ -9,14 +9,16 @@
 use std::path::{Path, PathBuf};
 
 /// What functions answer with that tell what is wrong, or what a name means that is used twice.
-const ANSWERS: [&str; 8] = [
+const ANSWERS: [&str; 10] = [
     "Unusable",
     "Mistake",
     "String>",
     "String)",
     "Vec<Shared>",
     "anyhow::Result<Self>",
-    "anyhow::Result<Live<Client>>",
+    "anyhow::Result<Live<Target>>",
+    "anyhow::Result<Login>",
+    "Result<(), String>",
     "CertError",
 ];
 
@@ -26,7 +28,7 @@ const ERRORS: [&str; 5] =
 
 /// Files of the gateway that `check` reads with, besides `load`.
 const READERS: [&str; 6] =
-    ["check.rs", "flags.rs", "introspection.rs", "jwks.rs", "revoke.rs", "state/redis.rs"];
+    ["check.rs", "flags.rs", "introspection.rs", "jwks.rs", "revoke.rs", "state/redis/address.rs"];
 
 /// Files of `certs` that the files are read with which a policy names. What is tested beside them says nothing of what
 /// `check` tells.

@@ -21,6 +21,7 @@ mod rotation;
 mod routing;
 mod running;
 mod schema;
+mod shared_redis;
 mod state;
 mod state_policies;
 mod tenants;

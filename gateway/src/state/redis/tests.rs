@@ -27,6 +27,8 @@ pub(in super::super) fn write_settings(
         redis: Some(At::nowhere(filters::policy::Redis {
             url: At::nowhere(Reference::File("redis.url".into())),
             ca: None,
+            sentinel: None,
+            cluster: false,
             prefix: prefix.to_owned(),
             connect_timeout_ms: 1_000,
             timeout_ms: 2_000,
@@ -202,8 +204,8 @@ async fn compare(redis: &Redis, batches: Batches, mut expected: impl Arithmetic)
     // The script is there, and the memory begins when the other one does.
     redis.ask(&[], None).await.unwrap();
     let mut set = redis::cmd("SET");
-    set.arg(redis.since()).arg(T0_MS * 1_000);
-    let () = set.query_async(&mut redis.connection().unwrap()).await.unwrap();
+    set.arg(&redis.check.since).arg(T0_MS * 1_000);
+    let () = set.query_async(&mut redis.link.connection().await.unwrap()).await.unwrap();
     let mut held: Vec<Op> = Vec::new();
     let mut now_ms = T0_MS;
     for (later_ms, steps) in batches {
@@ -415,7 +417,7 @@ async fn a_redis_that_was_started_again_begins_anew() {
     let server = engines::Redis::start(dir.path()).await.unwrap();
     let shared = redis(&server.url(), "again:");
     shared.run(&[]).await.unwrap();
-    let mut connection = shared.connection().unwrap();
+    let mut connection = shared.link.connection().await.unwrap();
     // As old as that file might say.
     let () = redis::cmd("SET").arg("again:since").arg(1).query_async(&mut connection).await.unwrap();
     let made = |name: &str| Op::Remember {
@@ -438,7 +440,7 @@ async fn with_no_room_left_nothing_is_forgotten_early() {
     let server = engines::Redis::start(dir.path()).await.unwrap();
     let shared = redis(&server.url(), "full:");
     assert_eq!(shared.run(&[nonce("first")]).await, Ok(vec![Answer::Remembered]));
-    let mut connection = shared.connection().unwrap();
+    let mut connection = shared.link.connection().await.unwrap();
     let _: () =
         redis::cmd("CONFIG").arg(&["SET", "maxmemory", "1"]).query_async(&mut connection).await.unwrap();
     assert_eq!(shared.run(&[nonce("second")]).await, Err(Unanswered::Full));

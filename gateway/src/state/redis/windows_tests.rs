@@ -15,7 +15,7 @@ async fn a_window_that_grew_takes_nothing_twice() {
     let () = redis::cmd("SET")
         .arg("wider:since")
         .arg((T0_MS - 10_000_000) * 1_000)
-        .query_async(&mut before.connection().unwrap())
+        .query_async(&mut before.link.connection().await.unwrap())
         .await
         .unwrap();
     let nonce = |name: &str, made_at_s: u64, window_s: u64| Op::Remember {

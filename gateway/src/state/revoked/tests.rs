@@ -17,6 +17,8 @@ fn edge(server: &engines::Redis) -> State {
     let redis = filters::policy::Redis {
         url: At::nowhere(Reference::File("redis.url".into())),
         ca: None,
+        sentinel: None,
+        cluster: false,
         prefix: "t/".to_owned(),
         connect_timeout_ms: 5_000,
         timeout_ms: 5_000,

@@ -40,6 +40,7 @@ fn gateway(folder: &Path, arguments: &[&str]) -> Output {
         .args(arguments)
         .current_dir(folder)
         .env("ACME_SECRET", "0123456789abcdef0123456789abcdef")
+        .env("SENTINELS", "redis://127.0.0.1:26379/0")
         .output()
         .unwrap()
 }
@@ -272,6 +273,38 @@ fn shared_state_is_read_as_it_would_be_served() {
             "its address switches verification off: remove `#insecure`",
         ),
         (Some(b"rediss://redis.test/0"), "url: \"file:url\", ca: \"file:none.pem\"", "none.pem"),
+        (Some(b"rediss://a.test/0\nrediss://b.test/0\n"), "url: \"file:url\", cluster: true", ""),
+        (
+            Some(b"rediss://a.test/0 rediss://b.test/0"),
+            "url: \"file:url\"",
+            "state.redis: it has several addresses: write one, or beside `url` either `cluster: true` or `sentinel`",
+        ),
+        (
+            Some("redis://127.0.0.1\n".repeat(17).leak().as_bytes()),
+            "url: \"file:url\", cluster: true",
+            "state.redis: it has more than 16 addresses: write a few, the others are found",
+        ),
+        (
+            Some(b"redis+unix:///run/redis.sock"),
+            "url: \"file:url\", cluster: true",
+            "state.redis: Sentinels and Cluster nodes have no socket: write redis:// or rediss://",
+        ),
+        (
+            Some(b"rediss://u:one@a.test/0\nrediss://u:two@b.test/0"),
+            "url: \"file:url\", cluster: true",
+            "state.redis: its addresses differ in more than host and port: write the same scheme, user, password and database",
+        ),
+        (
+            Some(b"rediss://a.test/1"),
+            "url: \"file:url\", cluster: true",
+            "state.redis: a Cluster has one database: write rediss://user:password@host:port/0",
+        ),
+        (Some(b"rediss://a.test/1"), "url: \"file:url\", sentinel: { master: torana }", ""),
+        (
+            Some(b"\xff"),
+            "url: \"env:SENTINELS\", sentinel: { master: torana, password: \"file:url\" }",
+            "state.redis: the password of its Sentinels is no text",
+        ),
     ] {
         assert!(!elsewhere.exists());
         if let Some(written) = written {
