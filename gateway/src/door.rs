@@ -23,6 +23,8 @@ use crate::connection::Connection;
 use crate::exchange::{Asked, Cut, Exchange, InFlight};
 use crate::gate::Gate;
 use crate::message::{Sender, request, target};
+use crate::response;
+use crate::upstream::failure::Cause;
 use crate::whole::TRIES;
 
 /// A listener's way into the edge.
@@ -58,6 +60,7 @@ impl ProxyHttp for Door {
             address: None,
             websocket: None,
             unconnected: 0,
+            upstream_failure: None,
             repeats: Vec::new(),
             copy: None,
             place: None,
@@ -154,7 +157,7 @@ impl ProxyHttp for Door {
         };
         deadline.shuts(socket);
         edge.believes(exchange, digest).map_err(|mut error| {
-            edge.failed(exchange);
+            edge.unconnected(exchange, &error);
             exchange.unconnected += 1;
             error.set_retry(exchange.unconnected < TRIES);
             error
@@ -180,6 +183,9 @@ impl ProxyHttp for Door {
     ) -> Result<()> {
         let edge = Arc::clone(&exchange.edge);
         edge.answered(exchange);
+        if let Some(why) = response::defect(answer.status, &answer.headers) {
+            return Error::e_explain(ErrorType::InvalidHTTPHeader, why).map_err(|error| error.into_up());
+        }
         edge.answer(session, answer, exchange)
     }
 
@@ -204,7 +210,7 @@ impl ProxyHttp for Door {
         exchange: &mut Exchange,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        Arc::clone(&exchange.edge).failed(exchange);
+        Arc::clone(&exchange.edge).unconnected(exchange, &error);
         exchange.unconnected += 1;
         error.set_retry(exchange.unconnected < TRIES);
         error
@@ -224,7 +230,10 @@ impl ProxyHttp for Door {
         if of_upstream && exchange.is_overdue() {
             return overdue();
         }
-        let is_safe = matches!(session.req_header().method.as_str(), "GET" | "HEAD" | "OPTIONS");
+        if of_upstream {
+            Arc::clone(&exchange.edge).broke(exchange, &error);
+        }
+        let is_safe = is_safe(session.req_header());
         let is_whole = !session.as_ref().retry_buffer_truncated() && session.response_written().is_none();
         if !is_safe || !is_whole {
             if of_upstream && reused && broke(&error) {
@@ -235,6 +244,11 @@ impl ProxyHttp for Door {
             return error;
         }
         error.retry.decide_reuse(reused);
+        if of_upstream && reused && broke(&error) {
+            // The upstream may have closed an idle connection just then, which says nothing of it. rustls reports a bare
+            // FIN, without close_notify, as an error of which Pingora knows nothing.
+            error.set_retry(true);
+        }
         if of_upstream && broke(&error) && !error.retry() {
             let edge = Arc::clone(&exchange.edge);
             // The same address may take the next one: what failed is said of it all the same.
@@ -262,8 +276,11 @@ impl ProxyHttp for Door {
         }
         let refused = Refused::from(failure);
         let status = refused.refusal.status;
+        // Pingora closes the client's connection after an error here, whatever is answered, so the answer says so.
+        session.set_keepalive(None);
         let request_id = exchange.admission.as_ref().map(Admission::request_id);
-        tracing::warn!(request_id, error = %error.etype().as_str(), "upstream failed");
+        let cause = exchange.upstream_failure.map(Cause::name);
+        tracing::warn!(request_id, error = %error.etype().as_str(), cause, "upstream failed");
         match edge.refuse(session, exchange, refused).await {
             Ok(()) => FailToProxy { error_code: status, ..keep },
             Err(_) => keep,
@@ -309,6 +326,11 @@ fn gone(session: &mut Session, exchange: &mut Exchange) -> bool {
 /// The upstream has had all its time.
 fn overdue() -> Box<Error> {
     Error::explain(ErrorType::ReadTimedout, "the whole answer was not there in time").into_up()
+}
+
+/// Whether a request may be sent twice (RFC 9110, section 9.2.1).
+pub(crate) fn is_safe(header: &RequestHeader) -> bool {
+    matches!(header.method.as_str(), "GET" | "HEAD" | "OPTIONS")
 }
 
 /// Whether a connection ended before what was awaited of it had come.

@@ -33,6 +33,7 @@ use crate::now_ms;
 use crate::revoke::Operators;
 use crate::upstream::Upstream;
 use crate::upstream::deadline::Deadline;
+use crate::upstream::failure::Cause;
 use crate::upstream::mirror::{self, Copy};
 
 /// One policy and everything that serves it. Another policy is another edge.
@@ -150,6 +151,30 @@ impl Edge {
             tracing::warn!(upstream = name, %address, route, "left out for a while: it does not answer");
             self.metrics().ejections.with_label_values(&[name, &address.to_string()]).inc();
         }
+    }
+
+    /// No connection to the address that was tried last could be made, or none that may be used.
+    pub(crate) fn unconnected(&self, exchange: &mut Exchange, error: &Error) {
+        let cause = Cause::of_connecting(error);
+        exchange.upstream_failure = Some(cause);
+        if let (Some(upstream), Some(tried)) = (&exchange.upstream, &exchange.address) {
+            upstream.unconnected(tried, cause, error);
+        }
+        self.failed(exchange);
+    }
+
+    /// A connection broke after it had been made: TLS 1.3 tells a client only then that its certificate is refused.
+    pub(crate) fn broke(&self, exchange: &mut Exchange, error: &Error) {
+        let Some(cause) = Cause::of_tls(&error.to_string()) else { return };
+        exchange.upstream_failure = Some(cause);
+        if let (Some(upstream), Some(tried)) = (&exchange.upstream, &exchange.address) {
+            upstream.unconnected(tried, cause, error);
+        }
+    }
+
+    /// What `/config` tells of each upstream.
+    pub(crate) fn upstreams(&self) -> serde_json::Value {
+        self.upstreams.iter().map(|(name, upstream)| (name.clone(), upstream.report())).collect()
     }
 
     /// Whether a request may be sent again that may have arrived: it is safe, the policy says so, and few are.

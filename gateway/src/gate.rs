@@ -117,6 +117,10 @@ impl Snapshot for Edge {
         Self::version(self)
     }
 
+    fn upstreams(&self) -> Option<serde_json::Value> {
+        Some(Self::upstreams(self))
+    }
+
     fn begin(&self) -> JoinSet<()> {
         self.flags().audit(&self.watch(), &self.standing.flags_audited);
         let mut work = JoinSet::new();

@@ -52,6 +52,11 @@ pub(crate) trait Snapshot: Send + Sync + 'static {
     /// The first digits of the policy file's SHA-256.
     fn version(&self) -> &str;
 
+    /// What `/config` tells of its upstreams; `None` where nothing connects to them.
+    fn upstreams(&self) -> Option<serde_json::Value> {
+        None
+    }
+
     /// The policy has taken over: begins what it needs done beside requests. That ends when it is dropped.
     fn begin(&self) -> JoinSet<()>;
 }
@@ -120,6 +125,9 @@ impl<S: Serving> Reload<S> {
             let file = self.file.to_string_lossy();
             let warnings: Vec<_> = policy.warnings().iter().map(|warning| warning.in_file(&file)).collect();
             report.insert("warnings".to_owned(), warnings.into());
+            if let Some(upstreams) = snapshot.upstreams() {
+                report.insert("upstreams".to_owned(), upstreams);
+            }
         }
         report
     }

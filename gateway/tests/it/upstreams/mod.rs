@@ -1,6 +1,8 @@
 //! Upstreams that we did not write: plain HTTP, TLS of one side, names that are resolved.
 
+mod failures;
 mod nginx;
+mod responses;
 
 use self::nginx::Nginx;
 use crate::running::{pki, serve, serve_with, until};
