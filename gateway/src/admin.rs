@@ -72,7 +72,8 @@ impl Admin {
     }
 
     fn readiness(&self) -> Response<Vec<u8>> {
-        let missing = self.gate.edge().missing();
+        let edge = self.gate.edge();
+        let missing = edge.missing();
         let (status, word) = if missing.is_empty() {
             (StatusCode::OK, "ready")
         } else {
@@ -82,7 +83,7 @@ impl Admin {
             status,
             "application/json",
             serde_json::json!({
-                "status": word, "missing": missing, "revocations_age_s": self.gate.standing().state.revocations_age_s(),
+                "status": word, "missing": missing, "disabled_upstreams": edge.disabled(), "revocations_age_s": self.gate.standing().state.revocations_age_s(),
             })
             .to_string(),
         )

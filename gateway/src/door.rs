@@ -152,10 +152,14 @@ impl ProxyHttp for Door {
         exchange: &mut Exchange,
     ) -> Result<()> {
         let edge = Arc::clone(&exchange.edge);
-        let (Some(deadline), Some(socket)) = (&mut exchange.deadline, edge.standing.sockets.get(fd)) else {
-            return Error::e_explain(ErrorType::InternalError, "a connection that nothing would end");
-        };
-        deadline.shuts(socket);
+        // A connection of HTTP/2 carries others' requests too: there each piece of the answer is looked at.
+        if !exchange.is_multiplexed() {
+            let (Some(deadline), Some(socket)) = (&mut exchange.deadline, edge.standing.sockets.get(fd))
+            else {
+                return Error::e_explain(ErrorType::InternalError, "a connection that nothing would end");
+            };
+            deadline.shuts(socket);
+        }
         edge.believes(exchange, digest).map_err(|mut error| {
             edge.unconnected(exchange, &error);
             exchange.unconnected += 1;
@@ -171,6 +175,14 @@ impl ProxyHttp for Door {
         exchange: &mut Exchange,
     ) -> Result<()> {
         exchange.dress(upstream)?;
+        if exchange.is_multiplexed() {
+            // Pingora leaves out what is of one connection. gRPC servers take a request without it for one by way of a
+            // proxy that loses trailers.
+            let kind = upstream.headers.get(http::header::CONTENT_TYPE);
+            if kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
+                upstream.insert_header("te", "trailers")?;
+            }
+        }
         Arc::clone(&exchange.edge).copy(upstream, exchange);
         Ok(())
     }
@@ -196,8 +208,11 @@ impl ProxyHttp for Door {
         ends: bool,
         exchange: &mut Exchange,
     ) -> Result<Option<Duration>> {
-        if let Some(deadline) = exchange.deadline.as_mut().filter(|_| ends) {
-            deadline.is_met();
+        let is_multiplexed = exchange.is_multiplexed();
+        match exchange.deadline.as_mut() {
+            Some(deadline) if ends => deadline.is_met(),
+            Some(deadline) if deadline.is_over() && is_multiplexed => return Err(overdue()),
+            Some(_) | None => {}
         }
         Ok(None)
     }

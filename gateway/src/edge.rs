@@ -41,6 +41,8 @@ use crate::upstream::mirror::{self, Copy};
 pub(crate) struct Edge {
     pub(crate) policy: Policy,
     upstreams: BTreeMap<String, Arc<Upstream>>,
+    /// Upstreams that get no requests, and why.
+    disabled: BTreeMap<String, String>,
     pub(crate) issuers: Issuers,
     client_keys: ClientKeys,
     flags: FeatureFlags,
@@ -58,7 +60,7 @@ impl Edge {
         standing: &Standing,
         before: Option<&Self>,
     ) -> anyhow::Result<(Self, Vec<ListenerFiles>)> {
-        let Loaded { policy, listeners, upstreams: files, folder, watch, version } = loaded;
+        let Loaded { policy, listeners, upstreams: files, disabled, folder, watch, version } = loaded;
         watch.include(Arc::clone(&standing.watch));
         let document = policy.document();
         let issuers_before = before.map(|before| &before.issuers);
@@ -74,10 +76,33 @@ impl Edge {
                 upstreams.insert(name.clone(), Arc::new(upstream));
             }
         }
+        let disabled: BTreeMap<String, String> = disabled
+            .into_iter()
+            .map(|(name, why)| {
+                (name, why.iter().map(|why| why.message.as_str()).collect::<Vec<_>>().join("; "))
+            })
+            .collect();
+        for (upstream, why) in &disabled {
+            tracing::error!(
+                upstream,
+                why,
+                "the upstream is disabled: its routes answer 503 until the file is replaced"
+            );
+        }
         let flags = FeatureFlags::follow(&policy, &folder, &watch)?;
         let standing = standing.clone();
-        let edge =
-            Self { policy, upstreams, issuers, client_keys, flags, operators, standing, watch, version };
+        let edge = Self {
+            policy,
+            upstreams,
+            disabled,
+            issuers,
+            client_keys,
+            flags,
+            operators,
+            standing,
+            watch,
+            version,
+        };
         Ok((edge, listeners))
     }
 
@@ -174,7 +199,15 @@ impl Edge {
 
     /// What `/config` tells of each upstream.
     pub(crate) fn upstreams(&self) -> serde_json::Value {
-        self.upstreams.iter().map(|(name, upstream)| (name.clone(), upstream.report())).collect()
+        let disabled = self.disabled.iter();
+        let disabled = disabled.map(|(name, why)| (name.clone(), serde_json::json!({ "disabled": why })));
+        let serving = self.upstreams.iter().map(|(name, upstream)| (name.clone(), upstream.report()));
+        serving.chain(disabled).collect()
+    }
+
+    /// Upstreams that get no requests because a certificate or CA of theirs has expired, and why.
+    pub(crate) fn disabled(&self) -> &BTreeMap<String, String> {
+        &self.disabled
     }
 
     /// Whether a request may be sent again that may have arrived: it is safe, the policy says so, and few are.

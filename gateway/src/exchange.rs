@@ -157,6 +157,11 @@ impl Exchange {
         self.deadline.as_ref().is_some_and(Deadline::is_over)
     }
 
+    /// Whether the connections of its upstream carry many requests at once.
+    pub(crate) fn is_multiplexed(&self) -> bool {
+        self.upstream.as_ref().is_some_and(|upstream| upstream.settings.protocol.value.multiplexes())
+    }
+
     /// Makes of the client's header the one that the upstream gets.
     pub(crate) fn dress(&self, header: &mut RequestHeader) -> pingora::Result<()> {
         for name in &self.fields.remove {

@@ -1,5 +1,6 @@
 //! The command `gateway`.
 
+use filters::policy::Mistake;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -243,12 +244,12 @@ fn main() -> ExitCode {
 fn serve(policy: &Path, threads: usize, drain_s: u64) -> ExitCode {
     log_as_json();
     let options = server::Options { threads: threads.max(1), drain_s };
-    logged(policy, |loaded| server::run(policy, loaded, options))
+    logged(policy, load::load_at_start(policy), |loaded| server::run(policy, loaded, options))
 }
 
 fn state(policy: &Path, envoy: Option<&Path>) -> ExitCode {
     log_as_json();
-    logged(policy, |loaded| {
+    logged(policy, load::load(policy), |loaded| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(state_service::run(policy, loaded, envoy, gateway::stop_signal()))
     })
@@ -288,9 +289,13 @@ fn log_as_json() {
     tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).init();
 }
 
-/// Loads the policy and runs with it; what is wrong goes into the log.
-fn logged(policy: &Path, run: impl FnOnce(load::Loaded) -> anyhow::Result<()>) -> ExitCode {
-    match load::load(policy) {
+/// Runs with a policy that was loaded; what is wrong goes into the log.
+fn logged(
+    policy: &Path,
+    loaded: Result<load::Loaded, Vec<Mistake>>,
+    run: impl FnOnce(load::Loaded) -> anyhow::Result<()>,
+) -> ExitCode {
+    match loaded {
         Ok(loaded) => match run(loaded) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {

@@ -55,7 +55,7 @@ pub use shared_state::{Memory, Redis, State, StateService, StateTls};
 pub use syntax::as_json;
 pub use tenancy::{Plan, Tenancy, Tenant};
 pub use upstream_tls::{MutualTls, Off, UpstreamSecurity, UpstreamTls};
-pub use upstreams::{Health, Outlier, Upstream};
+pub use upstreams::{Health, Outlier, Protocol, Upstream};
 
 use crate::filter::Filter;
 use crate::flags::When;

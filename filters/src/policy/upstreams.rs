@@ -19,6 +19,9 @@ pub struct Upstream {
     /// A value below 500 means 500.
     #[serde(default = "ms::<30_000>")]
     pub resolve_interval_ms: u64,
+    /// What is spoken there. A gRPC service needs `h2` or `h2c`.
+    #[serde(default)]
+    pub protocol: At<Protocol>,
     /// How the connections are protected: `off` for plain HTTP, or the settings of TLS.
     pub tls: UpstreamSecurity,
     /// Milliseconds until a connection must stand, TLS included.
@@ -44,6 +47,29 @@ pub struct Upstream {
     /// When an address that fails requests is left out for a while.
     #[serde(default)]
     pub outlier: Outlier,
+}
+
+/// A version of HTTP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2 over TLS.
+    H2,
+    /// HTTP/2 in plain text, without an upgrade (prior knowledge).
+    H2c,
+}
+
+impl Protocol {
+    /// Whether one connection carries many requests.
+    pub fn multiplexes(self) -> bool {
+        match self {
+            Self::Http1 => false,
+            Self::H2 | Self::H2c => true,
+        }
+    }
 }
 
 /// Active health checks: `GET path` must be answered with 200.
@@ -92,6 +118,14 @@ pub(super) fn check(document: &Document, mistakes: &mut Vec<Mistake>) {
         }
         if let Some(tls) = upstream.tls.tls() {
             upstream_tls::check(name, tls, mistakes);
+        }
+        let wrong = match (upstream.protocol.value, upstream.tls.tls()) {
+            (Protocol::H2, None) => Some("`protocol: h2` needs TLS; without it write `protocol: h2c`"),
+            (Protocol::H2c, Some(_)) => Some("`protocol: h2c` is without TLS; with it write `protocol: h2`"),
+            (Protocol::Http1, _) | (Protocol::H2, Some(_)) | (Protocol::H2c, None) => None,
+        };
+        if let Some(wrong) = wrong {
+            mistakes.push(Mistake::of(&upstream.protocol, format!("upstream `{name}`: {wrong}")));
         }
         if upstream.retry_budget_percent > 100 {
             let message = format!("upstream `{name}`: `retry_budget_percent` is at most 100");

@@ -107,3 +107,49 @@ fn addresses_are_ip_addresses_or_names() {
         \"core.internal:9001\" and `tls: off`";
     assert_eq!(refused, [expected]);
 }
+
+#[test]
+fn http_2_goes_with_tls_or_without_as_its_name_says() {
+    for (settings, expected) in [
+        ("tls: off, protocol: http1", None),
+        ("tls: off, protocol: h2c", None),
+        ("tls: { server_name: core.test }, protocol: h2", None),
+        (
+            "tls: off, protocol: h2",
+            Some("p.yaml:6:59: upstream `core`: `protocol: h2` needs TLS; without it write `protocol: h2c`"),
+        ),
+        (
+            "tls: { server_name: core.test }, protocol: h2c",
+            Some(
+                "p.yaml:6:82: upstream `core`: `protocol: h2c` is without TLS; with it write `protocol: h2`",
+            ),
+        ),
+        ("tls: off, protocol: h3", Some("p.yaml:6:59: `protocol`: unknown `h3`; known: http1, h2, h2c")),
+    ] {
+        let read = read(&format!("addresses: [\"127.0.0.1:1\"], {settings}"));
+        let told = read.err().unwrap_or_default();
+        assert_eq!(told, expected.into_iter().collect::<Vec<_>>(), "{settings}");
+    }
+}
+
+#[test]
+fn what_the_edge_asks_for_by_itself_is_of_http_1() {
+    let good = policy("addresses: [\"127.0.0.1:1\"], tls: off, protocol: h2c");
+    let clients = "clients: { edge: { hmac_keys: [{ id: edge-1, secret: \"file:k\" }] } }\nroutes:";
+    let good = good.replace("routes:", clients);
+    for (more, what) in [
+        ("websocket: {}", "`websocket`"),
+        ("filters: { signing: { to_client: { client: edge } } }", "`signing` of responses"),
+    ] {
+        let text = good.replace("timeout_ms: 5000", &format!("timeout_ms: 5000, {more}"));
+        let told = Policy::read(&text, &|_| Ok(vec![7; 32].into())).expect_err(more);
+        let told: Vec<_> = told.iter().map(|mistake| mistake.in_file("p.yaml")).collect();
+        let expected = format!(
+            "p.yaml:12:5: route `get`: {what} needs HTTP/1.1, and upstream `core` has another `protocol`; give it \
+             `protocol: http1`, or an upstream of its own to this route"
+        );
+        assert_eq!(told, [expected]);
+        let over_http1 = text.replace("protocol: h2c", "protocol: http1");
+        assert!(Policy::read(&over_http1, &|_| Ok(vec![7; 32].into())).is_ok(), "{more}");
+    }
+}

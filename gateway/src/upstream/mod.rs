@@ -29,6 +29,7 @@ pub(crate) use self::mirror::MOST_COPIES;
 pub(crate) use self::repeat::{LEAST_REPEATS, Repeat};
 use self::resolve::Name;
 pub(crate) use self::resolve::resolve_interval_ms;
+pub(crate) use self::transport::MOST_STREAMS;
 use self::transport::Transport;
 use crate::load::UpstreamFiles;
 
@@ -251,6 +252,7 @@ fn connects_alike(before: &Settings, after: &Settings) -> bool {
     before.health == after.health
         && before.outlier == after.outlier
         && before.tls == after.tls
+        && before.protocol == after.protocol
         && before.connect_timeout_ms == after.connect_timeout_ms
 }
 

@@ -1,6 +1,8 @@
 //! Upstreams that we did not write: plain HTTP, TLS of one side, names that are resolved.
 
+mod disabled;
 mod failures;
+mod http2;
 mod nginx;
 mod responses;
 
