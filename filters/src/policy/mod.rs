@@ -22,6 +22,7 @@ mod nobody;
 mod overlap;
 mod path;
 mod preflight;
+mod reach;
 mod reference;
 mod routes;
 mod routing;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::document::{At, Document, n};
 use super::mistake::{Mistake, unknown};
+use super::reach;
 use super::routing::METHODS;
 use super::syntax::Location;
 use crate::FilterSet;
@@ -178,33 +179,7 @@ pub(super) fn check(
     if let Some(websocket) = &route.websocket {
         check_websocket(websocket, route, filters, mistakes);
     }
-    check_protocol(document, route, location, filters, mistakes);
-}
-
-/// What the edge asks an upstream for by itself, it asks for over HTTP/1.1.
-fn check_protocol(
-    document: &Document,
-    route: &Route,
-    location: Location,
-    filters: &FilterSet,
-    mistakes: &mut Vec<Mistake>,
-) {
-    let signs = filters.signing.as_ref().is_some_and(|signing| signing.reads_answers());
-    let needs = match (&route.websocket, signs) {
-        (Some(_), _) => "`websocket`",
-        (None, true) => "`signing` of responses",
-        (None, false) => return,
-    };
-    let other =
-        route.upstreams_of(document).find(|(_, upstream)| upstream.value.protocol.value.multiplexes());
-    if let Some((upstream, _)) = other {
-        let message = format!(
-            "route `{}`: {needs} needs HTTP/1.1, and upstream `{upstream}` has another `protocol`; give it `protocol: \
-             http1`, or an upstream of its own to this route",
-            route.name
-        );
-        mistakes.push(Mistake::at(location, message));
-    }
+    reach::check(document, route, location, filters, mistakes);
 }
 
 /// Who serves a route, and in which shares.

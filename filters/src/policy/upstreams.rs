@@ -24,6 +24,11 @@ pub struct Upstream {
     pub protocol: At<Protocol>,
     /// How the connections are protected: `off` for plain HTTP, or the settings of TLS.
     pub tls: UpstreamSecurity,
+    /// Whether it receives `Authorization` as the client sent it: for a service that verifies tokens by itself. Only for
+    /// routes with `jwt`, which has verified the token, and never in plain text off this host. Whoever reads the
+    /// upstream's logs may see tokens that are still valid.
+    #[serde(default)]
+    pub forward_authorization: At<bool>,
     /// Milliseconds until a connection must stand, TLS included.
     #[serde(default = "ms::<1_000>")]
     pub connect_timeout_ms: u64,
@@ -124,6 +129,13 @@ pub(super) fn check(document: &Document, mistakes: &mut Vec<Mistake>) {
             (Protocol::H2c, Some(_)) => Some("`protocol: h2c` is without TLS; with it write `protocol: h2`"),
             (Protocol::Http1, _) | (Protocol::H2, Some(_)) | (Protocol::H2c, None) => None,
         };
+        if upstream.forward_authorization.value && exposes_tokens(upstream) {
+            let message = format!(
+                "upstream `{name}`: `forward_authorization` would send tokens unencrypted; give it TLS, or an address on \
+                 this host"
+            );
+            mistakes.push(Mistake::of(&upstream.forward_authorization, message));
+        }
         if let Some(wrong) = wrong {
             mistakes.push(Mistake::of(&upstream.protocol, format!("upstream `{name}`: {wrong}")));
         }
@@ -138,6 +150,11 @@ pub(super) fn check(document: &Document, mistakes: &mut Vec<Mistake>) {
             mistakes.push(Mistake::at(*location, message));
         }
     }
+}
+
+/// Whether tokens can be read on the way to the upstream.
+fn exposes_tokens(upstream: &Upstream) -> bool {
+    upstream.tls.tls().is_none() && !upstream.addresses.iter().all(Address::is_loopback)
 }
 
 /// Upstreams whose requests leave this host unencrypted.

@@ -1,5 +1,6 @@
 //! Upstreams that we did not write: plain HTTP, TLS of one side, names that are resolved.
 
+mod authorization;
 mod disabled;
 mod failures;
 mod http2;
