@@ -53,17 +53,18 @@ pub fn https_to(
     build(builder(tls, limits).resolve(name, address))
 }
 
-/// A client of plain HTTP, for an address that the caller chose.
+/// A client of plain HTTP: HTTP/1.1, or HTTP/2 without an upgrade.
 ///
 /// # Errors
 /// [`CertError::Client`].
-pub fn http(limits: ClientLimits) -> Result<reqwest::Client, CertError> {
+pub fn http(limits: ClientLimits, is_h2: bool) -> Result<reqwest::Client, CertError> {
     let tls = rustls::ClientConfig::builder_with_provider(crate::tls::provider())
         .with_safe_default_protocol_versions()
         .map_err(|source| CertError::Tls { what: "a client without TLS".into(), source })?
         .with_root_certificates(rustls::RootCertStore::empty())
         .with_no_client_auth();
-    build(builder(tls, limits).https_only(false))
+    let builder = builder(tls, limits).https_only(false);
+    build(if is_h2 { builder.http2_prior_knowledge() } else { builder })
 }
 
 fn builder(mut tls: rustls::ClientConfig, limits: ClientLimits) -> reqwest::ClientBuilder {

@@ -155,7 +155,8 @@ impl Admission {
         host: &dyn Host,
     ) -> Result<UpstreamFields, Refused> {
         let rule = self.rule(policy).ok_or_else(route_not_found)?;
-        let mut fields = UpstreamFields { path: rule.rewrite.clone(), ..self.upstream_fields(request) };
+        let mut fields =
+            UpstreamFields { path: rule.rewrite.clone(), ..self.upstream_fields(policy, request) };
         if let Some((experiment, variant)) = self.variant(policy) {
             fields.set.push((EXPERIMENT.into(), format!("{experiment}={variant}")));
         }
@@ -210,8 +211,11 @@ impl Admission {
         self.request_id.replace('-', "")
     }
 
-    fn upstream_fields(&self, request: &Request<'_>) -> UpstreamFields {
-        let hidden = |name: &&str| shape::edge_only(name) || HIDDEN.contains(name);
+    fn upstream_fields(&self, policy: &Policy, request: &Request<'_>) -> UpstreamFields {
+        let upstream = self.share(policy).and_then(|(_, share)| policy.upstream(&share.upstream));
+        let forwards = upstream.is_some_and(|upstream| upstream.forward_authorization.value);
+        let is_kept = |name: &str| forwards && name == "authorization";
+        let hidden = |name: &&str| shape::edge_only(name) || HIDDEN.contains(name) && !is_kept(name);
         let sent = request.headers.iter().map(|(name, _)| name);
         let mut remove: Vec<String> = sent.filter(hidden).map(str::to_owned).collect();
         remove.sort_unstable();

@@ -6,6 +6,7 @@ use filters::admission::Admission;
 
 use crate::exchange::{Cut, Exchange};
 use crate::flags;
+use crate::upstream::failure::Cause;
 
 /// Writes the line. The query is never written; the path is as it may be [`told`].
 pub(crate) fn write(
@@ -43,6 +44,7 @@ pub(crate) fn write(
         filter = exchange.refusal.map(|(_, filter)| filter),
         limit = exchange.limit.as_ref().map(ToString::to_string),
         upstream = upstream.map(|(_, share)| share.upstream.as_str()),
+        upstream_failure = exchange.upstream_failure.map(Cause::name),
         duration_ms = in_flight_ms,
         client_ip = context.map(|context| context.client_ip.to_string()),
         client = client.map(|client| &*client.name),

@@ -86,7 +86,8 @@ impl Admin {
             status,
             "application/json",
             serde_json::json!({
-                "status": word, "missing": missing, "refused": refused, "revocations_age_s": self.gate.standing().state.revocations_age_s(),
+                "status": word, "missing": missing, "disabled_upstreams": edge.disabled(), "refused": refused,
+                "revocations_age_s": self.gate.standing().state.revocations_age_s(),
             })
             .to_string(),
         )

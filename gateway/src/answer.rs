@@ -5,7 +5,7 @@ use filters::admission::{Admission, JOINED};
 use filters::chain::Refused;
 use filters::compression::Coding;
 use filters::filter::Headers;
-use http::Version;
+use http::{StatusCode, Version};
 use pingora::Result as Answered;
 use pingora::http::ResponseHeader;
 use pingora::prelude::*;
@@ -15,6 +15,7 @@ use crate::compression::Compression;
 use crate::edge::Edge;
 use crate::exchange::Exchange;
 use crate::message::{Sender, drain, is_small, request};
+use crate::response::{Framing, strip_hop_by_hop};
 
 impl Edge {
     fn note_refusal(&self, exchange: &mut Exchange, refused: &Refused) {
@@ -69,6 +70,10 @@ impl Edge {
         answer: &mut ResponseHeader,
         exchange: &mut Exchange,
     ) -> Answered<()> {
+        // A WebSocket's own has been looked at, and its fields are for the client.
+        if answer.status != StatusCode::SWITCHING_PROTOCOLS {
+            strip_hop_by_hop(answer, Framing::Stays);
+        }
         Compression::decide(session, self.coding(session, answer, exchange));
         exchange.status = answer.status.as_u16();
         self.dress(answer, exchange)

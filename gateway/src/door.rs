@@ -23,6 +23,8 @@ use crate::connection::Connection;
 use crate::exchange::{Asked, Cut, Exchange, InFlight};
 use crate::gate::Gate;
 use crate::message::{Sender, request, target};
+use crate::response;
+use crate::upstream::failure::Cause;
 use crate::whole::TRIES;
 
 /// A listener's way into the edge.
@@ -58,6 +60,7 @@ impl ProxyHttp for Door {
             address: None,
             websocket: None,
             unconnected: 0,
+            upstream_failure: None,
             repeats: Vec::new(),
             copy: None,
             place: None,
@@ -149,12 +152,16 @@ impl ProxyHttp for Door {
         exchange: &mut Exchange,
     ) -> Result<()> {
         let edge = Arc::clone(&exchange.edge);
-        let (Some(deadline), Some(socket)) = (&mut exchange.deadline, edge.standing.sockets.get(fd)) else {
-            return Error::e_explain(ErrorType::InternalError, "a connection that nothing would end");
-        };
-        deadline.shuts(socket);
+        // A connection of HTTP/2 carries others' requests too: there each piece of the answer is looked at.
+        if !exchange.is_multiplexed() {
+            let (Some(deadline), Some(socket)) = (&mut exchange.deadline, edge.standing.sockets.get(fd))
+            else {
+                return Error::e_explain(ErrorType::InternalError, "a connection that nothing would end");
+            };
+            deadline.shuts(socket);
+        }
         edge.believes(exchange, digest).map_err(|mut error| {
-            edge.failed(exchange);
+            edge.unconnected(exchange, &error);
             exchange.unconnected += 1;
             error.set_retry(exchange.unconnected < TRIES);
             error
@@ -168,6 +175,14 @@ impl ProxyHttp for Door {
         exchange: &mut Exchange,
     ) -> Result<()> {
         exchange.dress(upstream)?;
+        if exchange.is_multiplexed() {
+            // Pingora leaves out what is of one connection. gRPC servers take a request without it for one by way of a
+            // proxy that loses trailers.
+            let kind = upstream.headers.get(http::header::CONTENT_TYPE);
+            if kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
+                upstream.insert_header("te", "trailers")?;
+            }
+        }
         Arc::clone(&exchange.edge).copy(upstream, exchange);
         Ok(())
     }
@@ -180,6 +195,9 @@ impl ProxyHttp for Door {
     ) -> Result<()> {
         let edge = Arc::clone(&exchange.edge);
         edge.answered(exchange);
+        if let Some(why) = response::defect(answer.status, &answer.headers) {
+            return Error::e_explain(ErrorType::InvalidHTTPHeader, why).map_err(|error| error.into_up());
+        }
         edge.answer(session, answer, exchange)
     }
 
@@ -190,8 +208,11 @@ impl ProxyHttp for Door {
         ends: bool,
         exchange: &mut Exchange,
     ) -> Result<Option<Duration>> {
-        if let Some(deadline) = exchange.deadline.as_mut().filter(|_| ends) {
-            deadline.is_met();
+        let is_multiplexed = exchange.is_multiplexed();
+        match exchange.deadline.as_mut() {
+            Some(deadline) if ends => deadline.is_met(),
+            Some(deadline) if deadline.is_over() && is_multiplexed => return Err(overdue()),
+            Some(_) | None => {}
         }
         Ok(None)
     }
@@ -204,7 +225,7 @@ impl ProxyHttp for Door {
         exchange: &mut Exchange,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        Arc::clone(&exchange.edge).failed(exchange);
+        Arc::clone(&exchange.edge).unconnected(exchange, &error);
         exchange.unconnected += 1;
         error.set_retry(exchange.unconnected < TRIES);
         error
@@ -224,7 +245,10 @@ impl ProxyHttp for Door {
         if of_upstream && exchange.is_overdue() {
             return overdue();
         }
-        let is_safe = matches!(session.req_header().method.as_str(), "GET" | "HEAD" | "OPTIONS");
+        if of_upstream {
+            Arc::clone(&exchange.edge).broke(exchange, &error);
+        }
+        let is_safe = is_safe(session.req_header());
         let is_whole = !session.as_ref().retry_buffer_truncated() && session.response_written().is_none();
         if !is_safe || !is_whole {
             if of_upstream && reused && broke(&error) {
@@ -235,6 +259,11 @@ impl ProxyHttp for Door {
             return error;
         }
         error.retry.decide_reuse(reused);
+        if of_upstream && reused && broke(&error) {
+            // The upstream may have closed an idle connection just then, which says nothing of it. rustls reports a bare
+            // FIN, without close_notify, as an error of which Pingora knows nothing.
+            error.set_retry(true);
+        }
         if of_upstream && broke(&error) && !error.retry() {
             let edge = Arc::clone(&exchange.edge);
             // The same address may take the next one: what failed is said of it all the same.
@@ -262,8 +291,11 @@ impl ProxyHttp for Door {
         }
         let refused = Refused::from(failure);
         let status = refused.refusal.status;
+        // Pingora closes the client's connection after an error here, whatever is answered, so the answer says so.
+        session.set_keepalive(None);
         let request_id = exchange.admission.as_ref().map(Admission::request_id);
-        tracing::warn!(request_id, error = %error.etype().as_str(), "upstream failed");
+        let cause = exchange.upstream_failure.map(Cause::name);
+        tracing::warn!(request_id, error = %error.etype().as_str(), cause, "upstream failed");
         match edge.refuse(session, exchange, refused).await {
             Ok(()) => FailToProxy { error_code: status, ..keep },
             Err(_) => keep,
@@ -309,6 +341,11 @@ fn gone(session: &mut Session, exchange: &mut Exchange) -> bool {
 /// The upstream has had all its time.
 fn overdue() -> Box<Error> {
     Error::explain(ErrorType::ReadTimedout, "the whole answer was not there in time").into_up()
+}
+
+/// Whether a request may be sent twice (RFC 9110, section 9.2.1).
+pub(crate) fn is_safe(header: &RequestHeader) -> bool {
+    matches!(header.method.as_str(), "GET" | "HEAD" | "OPTIONS")
 }
 
 /// Whether a connection ended before what was awaited of it had come.

@@ -33,6 +33,7 @@ use crate::now_ms;
 use crate::revoke::Operators;
 use crate::upstream::Upstream;
 use crate::upstream::deadline::Deadline;
+use crate::upstream::failure::Cause;
 use crate::upstream::mirror::{self, Copy};
 
 /// One policy and everything that serves it. Another policy is another edge.
@@ -40,6 +41,8 @@ use crate::upstream::mirror::{self, Copy};
 pub(crate) struct Edge {
     pub(crate) policy: Policy,
     upstreams: BTreeMap<String, Arc<Upstream>>,
+    /// Upstreams that get no requests, and why.
+    disabled: BTreeMap<String, String>,
     pub(crate) issuers: Issuers,
     client_keys: ClientKeys,
     flags: FeatureFlags,
@@ -57,7 +60,7 @@ impl Edge {
         standing: &Standing,
         before: Option<&Self>,
     ) -> anyhow::Result<(Self, Vec<ListenerFiles>)> {
-        let Loaded { policy, listeners, upstreams: files, folder, watch, version } = loaded;
+        let Loaded { policy, listeners, upstreams: files, disabled, folder, watch, version } = loaded;
         watch.include(Arc::clone(&standing.watch));
         let document = policy.document();
         let issuers_before = before.map(|before| &before.issuers);
@@ -73,10 +76,33 @@ impl Edge {
                 upstreams.insert(name.clone(), Arc::new(upstream));
             }
         }
+        let disabled: BTreeMap<String, String> = disabled
+            .into_iter()
+            .map(|(name, why)| {
+                (name, why.iter().map(|why| why.message.as_str()).collect::<Vec<_>>().join("; "))
+            })
+            .collect();
+        for (upstream, why) in &disabled {
+            tracing::error!(
+                upstream,
+                why,
+                "the upstream is disabled: its routes answer 503 until the file is replaced"
+            );
+        }
         let flags = FeatureFlags::follow(&policy, &folder, &watch)?;
         let standing = standing.clone();
-        let edge =
-            Self { policy, upstreams, issuers, client_keys, flags, operators, standing, watch, version };
+        let edge = Self {
+            policy,
+            upstreams,
+            disabled,
+            issuers,
+            client_keys,
+            flags,
+            operators,
+            standing,
+            watch,
+            version,
+        };
         Ok((edge, listeners))
     }
 
@@ -150,6 +176,38 @@ impl Edge {
             tracing::warn!(upstream = name, %address, route, "left out for a while: it does not answer");
             self.metrics().ejections.with_label_values(&[name, &address.to_string()]).inc();
         }
+    }
+
+    /// No connection to the address that was tried last could be made, or none that may be used.
+    pub(crate) fn unconnected(&self, exchange: &mut Exchange, error: &Error) {
+        let cause = Cause::of_connecting(error);
+        exchange.upstream_failure = Some(cause);
+        if let (Some(upstream), Some(tried)) = (&exchange.upstream, &exchange.address) {
+            upstream.unconnected(tried, cause, error);
+        }
+        self.failed(exchange);
+    }
+
+    /// A connection broke after it had been made: TLS 1.3 tells a client only then that its certificate is refused.
+    pub(crate) fn broke(&self, exchange: &mut Exchange, error: &Error) {
+        let Some(cause) = Cause::of_tls(&error.to_string()) else { return };
+        exchange.upstream_failure = Some(cause);
+        if let (Some(upstream), Some(tried)) = (&exchange.upstream, &exchange.address) {
+            upstream.unconnected(tried, cause, error);
+        }
+    }
+
+    /// What `/config` tells of each upstream.
+    pub(crate) fn upstreams(&self) -> serde_json::Value {
+        let disabled = self.disabled.iter();
+        let disabled = disabled.map(|(name, why)| (name.clone(), serde_json::json!({ "disabled": why })));
+        let serving = self.upstreams.iter().map(|(name, upstream)| (name.clone(), upstream.report()));
+        serving.chain(disabled).collect()
+    }
+
+    /// Upstreams that get no requests because a certificate or CA of theirs has expired, and why.
+    pub(crate) fn disabled(&self) -> &BTreeMap<String, String> {
+        &self.disabled
     }
 
     /// Whether a request may be sent again that may have arrived: it is safe, the policy says so, and few are.

@@ -22,6 +22,7 @@ use crate::edge::Edge;
 use crate::flags;
 use crate::message::target;
 use crate::upstream::deadline::Deadline;
+use crate::upstream::failure::Cause;
 use crate::upstream::{Repeat, Tried, Upstream};
 
 #[derive(Debug)]
@@ -59,6 +60,8 @@ pub(crate) struct Exchange {
     pub(crate) place: Option<OwnedSemaphorePermit>,
     /// Connections for it that could not be made.
     pub(crate) unconnected: u32,
+    /// Why the last of them could not.
+    pub(crate) upstream_failure: Option<Cause>,
     /// Its repeats.
     pub(crate) repeats: Vec<Repeat>,
     /// Counted until dropped.
@@ -152,6 +155,11 @@ impl Exchange {
     /// Whether the upstream has had all the time that its route gives it.
     pub(crate) fn is_overdue(&self) -> bool {
         self.deadline.as_ref().is_some_and(Deadline::is_over)
+    }
+
+    /// Whether the connections of its upstream carry many requests at once.
+    pub(crate) fn is_multiplexed(&self) -> bool {
+        self.upstream.as_ref().is_some_and(|upstream| upstream.settings.protocol.value.multiplexes())
     }
 
     /// Makes of the client's header the one that the upstream gets.

@@ -3,6 +3,7 @@
 //! A request is decided on by the one [`Edge`] that it finds when its header has been read, whatever becomes of the
 //! policy meanwhile.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -115,6 +116,14 @@ impl Snapshot for Edge {
 
     fn version(&self) -> &str {
         Self::version(self)
+    }
+
+    fn disabled(&self) -> BTreeSet<String> {
+        Self::disabled(self).keys().cloned().collect()
+    }
+
+    fn upstreams(&self) -> Option<serde_json::Value> {
+        Some(Self::upstreams(self))
     }
 
     fn begin(&self) -> JoinSet<()> {

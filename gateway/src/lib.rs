@@ -31,6 +31,7 @@ mod message;
 mod metrics;
 mod places;
 mod reload;
+mod response;
 pub mod revoke;
 pub mod schema;
 pub mod server;

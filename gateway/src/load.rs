@@ -3,7 +3,7 @@
 mod files;
 mod issuers;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,6 +21,8 @@ pub struct Loaded {
     pub policy: Policy,
     pub(crate) listeners: Vec<ListenerFiles>,
     pub(crate) upstreams: BTreeMap<String, UpstreamFiles>,
+    /// Upstreams whose certificate or CA has expired, and why each is not served.
+    pub(crate) disabled: BTreeMap<String, Vec<Mistake>>,
     /// Folder that the policy's references are relative to.
     pub(crate) folder: PathBuf,
     /// Follows all of them, once it runs.
@@ -44,22 +46,57 @@ pub(crate) struct UpstreamFiles {
     pub(crate) trust: Option<Set<Trust>>,
 }
 
+/// Which upstreams may be disabled, instead of the policy being refused, because a certificate or CA of theirs has
+/// expired.
+#[derive(Clone, Debug)]
+pub(crate) enum Lenience {
+    Nobody,
+    /// As the process starts: what has expired must not keep the others from being served.
+    All,
+    /// Those that are disabled already. Another one serves with what it was given before its files went bad.
+    Only(BTreeSet<String>),
+}
+
+impl Lenience {
+    fn allows(&self, upstream: &str) -> bool {
+        match self {
+            Self::Nobody => false,
+            Self::All => true,
+            Self::Only(names) => names.contains(upstream),
+        }
+    }
+}
+
 /// Reads a policy and everything it refers to. Changes nothing, connects to nothing.
 pub fn load(path: &Path) -> Result<Loaded, Vec<Mistake>> {
-    load_file(read(path)?, Reader::Ours)
+    load_with(path, &Lenience::Nobody)
+}
+
+/// The same as the process starts: an upstream whose certificate or CA has expired is disabled, unless none is left.
+pub fn load_at_start(path: &Path) -> Result<Loaded, Vec<Mistake>> {
+    load_with(path, &Lenience::All)
+}
+
+pub(crate) fn load_with(path: &Path, lenience: &Lenience) -> Result<Loaded, Vec<Mistake>> {
+    load_files(read(path)?, Reader::Ours, lenience)
 }
 
 /// The rest of [`load`], for whoever is to use the certificates.
-pub(crate) fn load_file(
+pub(crate) fn load_file(policy: PolicyFile, reader: Reader) -> Result<Loaded, Vec<Mistake>> {
+    load_files(policy, reader, &Lenience::Nobody)
+}
+
+fn load_files(
     PolicyFile { text, folder, policy }: PolicyFile,
     reader: Reader,
+    lenience: &Lenience,
 ) -> Result<Loaded, Vec<Mistake>> {
     let version = version(&text);
     let watch = Watch::new("gateway");
-    let mut files = Files { watch: &watch, folder: &folder, reader, mistakes: Vec::new() };
+    let mut files = Files { watch: &watch, folder: &folder, reader, mistakes: Vec::new(), of_time: 0 };
     let listeners =
         policy.document().listeners.iter().filter_map(|listener| files.listener(&listener.value)).collect();
-    let upstreams = files.upstreams(policy.document());
+    let (upstreams, disabled) = files.upstreams(policy.document(), lenience);
     files.issuers(policy.document());
     files.operators(policy.document());
     files.flags(&policy);
@@ -69,7 +106,7 @@ pub(crate) fn load_file(
     }
     let mut mistakes = files.mistakes;
     if mistakes.is_empty() {
-        Ok(Loaded { policy, listeners, upstreams, folder, watch, version })
+        Ok(Loaded { policy, listeners, upstreams, disabled, folder, watch, version })
     } else {
         mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
         Err(mistakes)
@@ -81,8 +118,13 @@ impl Loaded {
     pub(crate) fn state_client(&self) -> Result<Option<UpstreamFiles>, Vec<Mistake>> {
         let service = self.policy.document().state.service.as_ref();
         let Some(tls) = service.and_then(|service| service.value.tls.as_ref()) else { return Ok(None) };
-        let mut files =
-            Files { watch: &self.watch, folder: &self.folder, reader: Reader::Envoy, mistakes: Vec::new() };
+        let mut files = Files {
+            watch: &self.watch,
+            folder: &self.folder,
+            reader: Reader::Envoy,
+            mistakes: Vec::new(),
+            of_time: 0,
+        };
         let client = files.upstream("state/client", &(&tls.client).into());
         if files.mistakes.is_empty() { Ok(client) } else { Err(files.mistakes) }
     }

@@ -19,6 +19,7 @@ use crate::exchange::Cut;
 use crate::explain::Explained;
 use crate::load::{self, PolicyFile};
 use crate::places::Places;
+use crate::upstream::failure::Cause;
 
 /// A line of the access log, the gateway's or Envoy's, which has fewer fields.
 #[derive(Debug, Deserialize)]
@@ -41,6 +42,8 @@ pub struct Line {
     limit: Option<String>,
     /// Who answered, or was to; in Envoy's log its cluster.
     upstream: Option<String>,
+    /// Why no connection to it could be made; in Envoy's log its own words.
+    upstream_failure: Option<String>,
     client_ip: Option<String>,
     client: Option<String>,
     tenant: Option<String>,
@@ -118,6 +121,11 @@ pub fn explain(file: &Path, line: &Line) -> anyhow::Result<Explained> {
     }
     line.learned(&mut told);
     line.outcome(rule, &mut told);
+    if let Some(cause) = line.upstream_failure.as_deref().filter(|cause| !cause.is_empty()) {
+        let known = Cause::ALL.into_iter().find(|known| known.name() == cause);
+        let meaning = known.map(|known| format!(": {}", known.meaning())).unwrap_or_default();
+        let _ = writeln!(told, "no connection to the upstream ({cause}){meaning}");
+    }
     for bound in line.bounds(rule, &Places::new(file, &policy, &policy_text)) {
         let _ = writeln!(told, "{bound}");
     }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use filters::policy::Mistake;
 use gateway::envoy::drain::Timing;
 use gateway::explain::Explained;
 use gateway::{api_key, check, load, revoke, schema, server, state_service};
@@ -237,7 +238,7 @@ fn main() -> ExitCode {
         Command::Serve { policy, threads, drain_delay_s, drain_s } => {
             let options = server::Options { threads: threads.max(1), drain_delay_s, drain_s };
             logging::init(DEFAULT_LOG);
-            logged(&policy, |loaded| server::run(&policy, loaded, options))
+            logged(&policy, load::load_at_start(&policy), |loaded| server::run(&policy, loaded, options))
         }
         Command::State { policy, envoy } => state(&policy, envoy.as_deref()),
         Command::Envoy { policy, module, out } => envoy(&policy, module, out.as_deref()),
@@ -270,7 +271,7 @@ fn main() -> ExitCode {
 
 fn state(policy: &Path, envoy: Option<&Path>) -> ExitCode {
     logging::init(DEFAULT_LOG);
-    logged(policy, |loaded| {
+    logged(policy, load::load(policy), |loaded| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let stopped = async {
             gateway::stop_signal().await;
@@ -321,10 +322,13 @@ fn complain(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
-/// Loads the policy and runs with it. What is wrong goes into the log.
-fn logged(policy: &Path, run: impl FnOnce(load::Loaded) -> anyhow::Result<()>) -> ExitCode {
-    let ended = load::load(policy).map(run);
-    let code = match ended {
+/// Runs with a policy that was loaded. What is wrong goes into the log.
+fn logged(
+    policy: &Path,
+    loaded: Result<load::Loaded, Vec<Mistake>>,
+    run: impl FnOnce(load::Loaded) -> anyhow::Result<()>,
+) -> ExitCode {
+    let code = match loaded.map(run) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
             tracing::error!(error = format!("{error:#}"), "cannot serve");

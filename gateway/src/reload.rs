@@ -6,6 +6,7 @@
 
 mod sight;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,11 +18,13 @@ use time::OffsetDateTime;
 use tokio::task::JoinSet;
 
 use self::sight::Sight;
-use crate::load::{self, Loaded};
+use crate::load::{self, Lenience, Loaded};
 use crate::metrics::Metrics;
 
 /// Between two looks at the file. It is read again when two of them see the same other text: an editor may be writing.
 const LOOK: Duration = Duration::from_millis(500);
+/// Every so many looks, the files of disabled upstreams are read again.
+const LOOKS_TO_A_REVIVAL: u32 = 2;
 
 /// Who serves by one policy, and then by another.
 pub(crate) trait Serving: Send + Sync + 'static {
@@ -51,6 +54,16 @@ pub(crate) trait Snapshot: Send + Sync + 'static {
 
     /// The first digits of the policy file's SHA-256.
     fn version(&self) -> &str;
+
+    /// Upstreams that are disabled because a certificate or CA of theirs has expired.
+    fn disabled(&self) -> BTreeSet<String> {
+        BTreeSet::new()
+    }
+
+    /// What `/config` tells of its upstreams; `None` where nothing connects to them.
+    fn upstreams(&self) -> Option<serde_json::Value> {
+        None
+    }
 
     /// The policy has taken over: begins what it needs done beside requests. That ends when it is dropped.
     fn begin(&self) -> JoinSet<()>;
@@ -120,6 +133,9 @@ impl<S: Serving> Reload<S> {
             let file = self.file.to_string_lossy();
             let warnings: Vec<_> = policy.warnings().iter().map(|warning| warning.in_file(&file)).collect();
             report.insert("warnings".to_owned(), warnings.into());
+            if let Some(upstreams) = snapshot.upstreams() {
+                report.insert("upstreams".to_owned(), upstreams);
+            }
         }
         report
     }
@@ -129,6 +145,7 @@ impl<S: Serving> Reload<S> {
         let mut work = self.begin();
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut looks_since: u32 = 0;
         let mut sight = Sight::new(self.serving.snapshot().version().to_owned());
         loop {
             looks.tick().await;
@@ -137,7 +154,14 @@ impl<S: Serving> Reload<S> {
             if asked {
                 tracing::info!("SIGHUP: the policy is read again");
             }
-            if changed || asked {
+            // Only of the file as it serves: another text takes over by itself.
+            looks_since = looks_since.wrapping_add(1);
+            let revived =
+                sight.is_settled() && looks_since.is_multiple_of(LOOKS_TO_A_REVIVAL) && self.revives().await;
+            if revived {
+                tracing::info!("the files of a disabled upstream are good again: the policy is read again");
+            }
+            if changed || asked || revived {
                 let taken = self.reload().await;
                 if taken.is_ok() {
                     work = self.begin();
@@ -149,6 +173,17 @@ impl<S: Serving> Reload<S> {
             // Ended parts are nobody's to wait for; none ends by itself.
             while work.try_join_next().is_some() {}
         }
+    }
+
+    /// Whether an upstream that is disabled could serve by now.
+    async fn revives(&self) -> bool {
+        let disabled = self.serving.snapshot().disabled();
+        if disabled.is_empty() {
+            return false;
+        }
+        let (file, lenience) = (self.file.clone(), Lenience::Only(disabled.clone()));
+        let loaded = tokio::task::spawn_blocking(move || load::load_with(&file, &lenience)).await;
+        loaded.is_ok_and(|loaded| loaded.is_ok_and(|loaded| loaded.disabled.len() < disabled.len()))
     }
 
     fn begin(&self) -> JoinSet<()> {
@@ -214,7 +249,8 @@ impl<S: Serving> Reload<S> {
 
     async fn take_over(&self) -> Result<Arc<S::Snapshot>, Unchanged> {
         let file = self.file.clone();
-        let loaded = tokio::task::spawn_blocking(move || load::load(&file)).await;
+        let lenience = Lenience::Only(self.serving.snapshot().disabled());
+        let loaded = tokio::task::spawn_blocking(move || load::load_with(&file, &lenience)).await;
         let loaded = loaded.unwrap_or_else(|error| Err(vec![Mistake::whole(error.to_string())]));
         let (version, outcome) = match loaded {
             Err(mistakes) => (self.version_on_disk().await, Err(mistakes)),

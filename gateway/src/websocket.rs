@@ -18,12 +18,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::door::{broke, failure};
 use crate::edge::Edge;
 use crate::exchange::{Cut, Exchange};
 use crate::now_ms;
-use crate::upstream::HOP;
-use crate::whole::{Reached, TRIES, alone};
+use crate::response::{Framing, defect, named_by_connection, strip_hop_by_hop};
+use crate::whole::{NotAnswered, Reached, TRIES, alone};
 
 /// Read from an upstream at once.
 const CHUNK_BYTES: usize = 16 << 10;
@@ -65,7 +64,12 @@ impl Edge {
                     self.answered(exchange);
                     return Ok(Answer(upstream));
                 }
-                Ok(Err(NotAnswered { failure, broke })) => (failure, broke),
+                Ok(Err(NotAnswered { failure, broke, error })) => {
+                    if let Some(error) = error {
+                        self.broke(exchange, &error);
+                    }
+                    (failure, broke)
+                }
                 Err(_) => (Failure::UpstreamTimeout, false),
             };
             tries += 1;
@@ -103,9 +107,16 @@ impl Edge {
             return Ok(());
         };
         let opens = upstream.was_upgraded();
-        if !opens {
+        if opens {
+            // Of the upstream's connection, but for what opens the WebSocket.
+            for name in named_by_connection(&answer.headers).iter().filter(|name| *name != "upgrade") {
+                answer.remove_header(name);
+            }
+            answer.remove_header("keep-alive");
+            answer.insert_header(header::CONNECTION, "Upgrade")?;
+        } else {
             let length = answer.headers.get(header::CONTENT_LENGTH).cloned();
-            HOP.iter().for_each(|name| drop(answer.remove_header(*name)));
+            strip_hop_by_hop(&mut answer, Framing::Goes);
             match (answer.status, length) {
                 (StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED, _) => {}
                 (_, Some(length)) => answer.insert_header(header::CONTENT_LENGTH, length)?,
@@ -132,18 +143,9 @@ impl Edge {
     }
 }
 
-/// Why an upstream has not answered, and whether that is because the connection broke.
-struct NotAnswered {
-    failure: Failure,
-    broke: bool,
-}
-
 /// Sends the request, and reads the header of the answer that counts.
 async fn ask(upstream: &mut Upstream, asked: RequestHeader) -> Result<(), NotAnswered> {
-    let failed = |error: Box<pingora::Error>| {
-        let broke = broke(&error);
-        NotAnswered { failure: failure(&error.into_up()).unwrap_or(Failure::UpstreamFailed), broke }
-    };
+    let failed = NotAnswered::by;
     upstream.write_request_header(Box::new(asked)).await.map_err(failed)?;
     loop {
         upstream.read_response().await.map_err(failed)?;
@@ -152,10 +154,19 @@ async fn ask(upstream: &mut Upstream, asked: RequestHeader) -> Result<(), NotAns
             Some(StatusCode::SWITCHING_PROTOCOLS) if names_it && upstream.was_upgraded() => return Ok(()),
             // To something else, or to nothing that it names.
             Some(StatusCode::SWITCHING_PROTOCOLS) | None => {
-                return Err(NotAnswered { failure: Failure::UpstreamFailed, broke: false });
+                return Err(Failure::UpstreamFailed.into());
             }
             Some(status) if status.is_informational() => {}
-            Some(_) => return Ok(()),
+            Some(_) => {
+                return match upstream.resp_header().and_then(|header| defect(header.status, &header.headers))
+                {
+                    Some(why) => {
+                        tracing::warn!(why, "an upstream's answer is not passed on");
+                        Err(Failure::UpstreamFailed.into())
+                    }
+                    None => Ok(()),
+                };
+            }
         }
     }
 }

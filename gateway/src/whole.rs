@@ -17,10 +17,11 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{ErrorType, Result as Answered};
 
 use crate::answer::send;
-use crate::door::failure;
+use crate::door::{broke, failure, is_safe};
 use crate::edge::{Edge, Now};
 use crate::exchange::Exchange;
 use crate::message::{Sender, request};
+use crate::response::{self, Framing};
 use crate::upstream::HOP;
 use crate::upstream::deadline::Deadline;
 
@@ -91,7 +92,8 @@ impl Edge {
         Ok(Some(answer))
     }
 
-    /// Asks once: what may have arrived is never sent again.
+    /// Asks, and holds the answer. What may have arrived is not sent again, unless it is safe and its connection was an
+    /// old one, which the upstream may have closed just then.
     async fn ask_upstream(
         &self,
         mut header: RequestHeader,
@@ -101,36 +103,49 @@ impl Edge {
         exchange.dress(&mut header).map_err(|_| Failure::Malformed)?;
         self.copy(&header, exchange);
         alone(&mut header, body.len()).map_err(|_| Failure::Malformed)?;
-        let Reached { mut session, peer, .. } = self.reach(exchange).await?;
-        let left = exchange.deadline.as_ref().map_or(Duration::ZERO, Deadline::left);
-        let answer = tokio::time::timeout(left, talk(&mut session, header, body)).await;
-        let failure = match answer {
-            Ok(Ok(answer)) => {
-                self.answered(exchange);
-                let idle_timeout = peer.options.idle_timeout;
-                self.standing.connections.0.release_http_session(session, &peer, idle_timeout).await;
-                return Ok(answer);
-            }
-            Ok(Err(failure @ Failure::AnswerTooLarge)) => {
-                self.answered(exchange);
-                return Err(failure);
-            }
-            Ok(Err(failure)) => failure,
-            Err(_) => Failure::UpstreamTimeout,
-        };
-        self.failed(exchange);
-        Err(failure)
+        for attempt in 1..=TRIES {
+            let Reached { mut session, peer, reused } = self.reach(exchange).await?;
+            let left = exchange.deadline.as_ref().map_or(Duration::ZERO, Deadline::left);
+            let answer = tokio::time::timeout(left, talk(&mut session, header.clone(), body.clone())).await;
+            let failure = match answer {
+                Ok(Ok(answer)) => {
+                    self.answered(exchange);
+                    let idle_timeout = peer.options.idle_timeout;
+                    self.standing.connections.0.release_http_session(session, &peer, idle_timeout).await;
+                    return Ok(answer);
+                }
+                Ok(Err(NotAnswered { failure: failure @ Failure::AnswerTooLarge, .. })) => {
+                    self.answered(exchange);
+                    return Err(failure);
+                }
+                Ok(Err(NotAnswered { broke: true, .. })) if reused && is_safe(&header) && attempt < TRIES => {
+                    continue;
+                }
+                Ok(Err(NotAnswered { failure, error, .. })) => {
+                    if let Some(error) = error {
+                        self.broke(exchange, &error);
+                    }
+                    failure
+                }
+                Err(_) => Failure::UpstreamTimeout,
+            };
+            self.failed(exchange);
+            return Err(failure);
+        }
+        Err(Failure::UpstreamFailed)
     }
 
     /// The first address to which a connection can be made.
     pub(crate) async fn reach(&self, exchange: &mut Exchange) -> Result<Reached, Failure> {
         for _ in 0..TRIES {
             let peer = self.peer(exchange)?;
-            let reached = self.standing.connections.0.get_http_session(&peer).await.ok();
-            let believed = reached.filter(|(session, _)| self.believes(exchange, session.digest()).is_ok());
+            let reached = self.standing.connections.0.get_http_session(&peer).await;
+            let believed = reached.and_then(|(session, reused)| {
+                self.believes(exchange, session.digest()).map(|()| (session, reused))
+            });
             match believed {
-                Some((session, reused)) => return Ok(Reached { session, peer, reused }),
-                None => self.failed(exchange),
+                Ok((session, reused)) => return Ok(Reached { session, peer, reused }),
+                Err(error) => self.unconnected(exchange, &error),
             }
         }
         Err(Failure::UpstreamUnreachable)
@@ -170,8 +185,29 @@ pub(crate) fn alone(header: &mut RequestHeader, length: usize) -> Answered<()> {
     Ok(())
 }
 
-async fn talk(session: &mut HttpSession, header: RequestHeader, body: Bytes) -> Result<Whole, Failure> {
-    let failed = |error: Box<pingora::Error>| failure(&error).unwrap_or(Failure::UpstreamFailed);
+/// Why an upstream has not answered, and whether that is because the connection broke.
+pub(crate) struct NotAnswered {
+    pub(crate) failure: Failure,
+    pub(crate) broke: bool,
+    pub(crate) error: Option<Box<pingora::Error>>,
+}
+
+impl NotAnswered {
+    pub(crate) fn by(error: Box<pingora::Error>) -> Self {
+        let broke = broke(&error);
+        let error = error.into_up();
+        Self { failure: failure(&error).unwrap_or(Failure::UpstreamFailed), broke, error: Some(error) }
+    }
+}
+
+impl From<Failure> for NotAnswered {
+    fn from(failure: Failure) -> Self {
+        Self { failure, broke: false, error: None }
+    }
+}
+
+async fn talk(session: &mut HttpSession, header: RequestHeader, body: Bytes) -> Result<Whole, NotAnswered> {
+    let failed = NotAnswered::by;
     session.write_request_header(Box::new(header)).await.map_err(failed)?;
     if !body.is_empty() {
         session.write_request_body(body, true).await.map_err(failed)?;
@@ -180,20 +216,24 @@ async fn talk(session: &mut HttpSession, header: RequestHeader, body: Bytes) -> 
     // Interim answers (1xx) come before the one that counts.
     let header = loop {
         session.read_response_header().await.map_err(failed)?;
-        match session.response_header() {
-            Some(header) if header.status.is_informational() => {}
-            Some(header) => break header,
-            None => return Err(Failure::UpstreamFailed),
+        let Some(header) = session.response_header() else { return Err(Failure::UpstreamFailed.into()) };
+        if let Some(why) = response::defect(header.status, &header.headers) {
+            tracing::warn!(why, "an upstream's answer is not passed on");
+            return Err(Failure::UpstreamFailed.into());
+        }
+        if !header.status.is_informational() {
+            break header;
         }
     };
-    let (status, mut fields) = (header.status, header.headers.clone());
-    HOP.iter().for_each(|name| drop(fields.remove(*name)));
+    let status = header.status;
+    let mut header = header.clone();
+    response::strip_hop_by_hop(&mut header, Framing::Goes);
     let mut whole = BytesMut::new();
     while let Some(chunk) = session.read_response_body().await.map_err(failed)? {
         if whole.len() + chunk.len() > MOST_ANSWER_BYTES {
-            return Err(Failure::AnswerTooLarge);
+            return Err(Failure::AnswerTooLarge.into());
         }
         whole.extend_from_slice(&chunk);
     }
-    Ok(Whole { status, fields, body: whole.freeze() })
+    Ok(Whole { status, fields: header.headers.clone(), body: whole.freeze() })
 }

@@ -22,6 +22,7 @@ mod nobody;
 mod overlap;
 mod path;
 mod preflight;
+mod reach;
 mod reference;
 mod routes;
 mod routing;
@@ -55,7 +56,7 @@ pub use shared_state::{Memory, ReadinessWhenAway, Redis, Sentinel, State, StateS
 pub use syntax::as_json;
 pub use tenancy::{Plan, Tenancy, Tenant};
 pub use upstream_tls::{MutualTls, Off, UpstreamSecurity, UpstreamTls};
-pub use upstreams::{Health, Outlier, Upstream};
+pub use upstreams::{Health, Outlier, Protocol, Upstream};
 
 use crate::filter::Filter;
 use crate::flags::When;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::document::{At, Document, n};
 use super::mistake::{Mistake, unknown};
+use super::reach;
 use super::routing::METHODS;
 use super::syntax::Location;
 use crate::FilterSet;
@@ -178,6 +179,7 @@ pub(super) fn check(
     if let Some(websocket) = &route.websocket {
         check_websocket(websocket, route, filters, mistakes);
     }
+    reach::check(document, route, location, filters, mistakes);
 }
 
 /// Who serves a route, and in which shares.

@@ -19,8 +19,16 @@ pub struct Upstream {
     /// A value below 500 means 500.
     #[serde(default = "ms::<30_000>")]
     pub resolve_interval_ms: u64,
+    /// What is spoken there. A gRPC service needs `h2` or `h2c`.
+    #[serde(default)]
+    pub protocol: At<Protocol>,
     /// How the connections are protected: `off` for plain HTTP, or the settings of TLS.
     pub tls: UpstreamSecurity,
+    /// Whether it receives `Authorization` as the client sent it: for a service that verifies tokens by itself. Only for
+    /// routes with `jwt`, which has verified the token, and never in plain text off this host. Whoever reads the
+    /// upstream's logs may see tokens that are still valid.
+    #[serde(default)]
+    pub forward_authorization: At<bool>,
     /// Milliseconds until a connection must stand, TLS included.
     #[serde(default = "ms::<1_000>")]
     pub connect_timeout_ms: u64,
@@ -44,6 +52,29 @@ pub struct Upstream {
     /// When an address that fails requests is left out for a while.
     #[serde(default)]
     pub outlier: Outlier,
+}
+
+/// A version of HTTP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2 over TLS.
+    H2,
+    /// HTTP/2 in plain text, without an upgrade (prior knowledge).
+    H2c,
+}
+
+impl Protocol {
+    /// Whether one connection carries many requests.
+    pub fn multiplexes(self) -> bool {
+        match self {
+            Self::Http1 => false,
+            Self::H2 | Self::H2c => true,
+        }
+    }
 }
 
 /// Active health checks: `GET path` must be answered with 200.
@@ -93,6 +124,21 @@ pub(super) fn check(document: &Document, mistakes: &mut Vec<Mistake>) {
         if let Some(tls) = upstream.tls.tls() {
             upstream_tls::check(name, tls, mistakes);
         }
+        let wrong = match (upstream.protocol.value, upstream.tls.tls()) {
+            (Protocol::H2, None) => Some("`protocol: h2` needs TLS; without it write `protocol: h2c`"),
+            (Protocol::H2c, Some(_)) => Some("`protocol: h2c` is without TLS; with it write `protocol: h2`"),
+            (Protocol::Http1, _) | (Protocol::H2, Some(_)) | (Protocol::H2c, None) => None,
+        };
+        if upstream.forward_authorization.value && exposes_tokens(upstream) {
+            let message = format!(
+                "upstream `{name}`: `forward_authorization` would send tokens unencrypted; give it TLS, or an address on \
+                 this host"
+            );
+            mistakes.push(Mistake::of(&upstream.forward_authorization, message));
+        }
+        if let Some(wrong) = wrong {
+            mistakes.push(Mistake::of(&upstream.protocol, format!("upstream `{name}`: {wrong}")));
+        }
         if upstream.retry_budget_percent > 100 {
             let message = format!("upstream `{name}`: `retry_budget_percent` is at most 100");
             mistakes.push(Mistake::at(*location, message));
@@ -104,6 +150,11 @@ pub(super) fn check(document: &Document, mistakes: &mut Vec<Mistake>) {
             mistakes.push(Mistake::at(*location, message));
         }
     }
+}
+
+/// Whether tokens can be read on the way to the upstream.
+fn exposes_tokens(upstream: &Upstream) -> bool {
+    upstream.tls.tls().is_none() && !upstream.addresses.iter().all(Address::is_loopback)
 }
 
 /// Upstreams whose requests leave this host unencrypted.

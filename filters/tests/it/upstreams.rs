@@ -107,3 +107,94 @@ fn addresses_are_ip_addresses_or_names() {
         \"core.internal:9001\" and `tls: off`";
     assert_eq!(refused, [expected]);
 }
+
+#[test]
+fn http_2_goes_with_tls_or_without_as_its_name_says() {
+    for (settings, expected) in [
+        ("tls: off, protocol: http1", None),
+        ("tls: off, protocol: h2c", None),
+        ("tls: { server_name: core.test }, protocol: h2", None),
+        (
+            "tls: off, protocol: h2",
+            Some("p.yaml:6:59: upstream `core`: `protocol: h2` needs TLS; without it write `protocol: h2c`"),
+        ),
+        (
+            "tls: { server_name: core.test }, protocol: h2c",
+            Some(
+                "p.yaml:6:82: upstream `core`: `protocol: h2c` is without TLS; with it write `protocol: h2`",
+            ),
+        ),
+        ("tls: off, protocol: h3", Some("p.yaml:6:59: `protocol`: `h3` is none of http1, h2, h2c")),
+    ] {
+        let read = read(&format!("addresses: [\"127.0.0.1:1\"], {settings}"));
+        let told = read.err().unwrap_or_default();
+        assert_eq!(told, expected.into_iter().collect::<Vec<_>>(), "{settings}");
+    }
+}
+
+#[test]
+fn what_the_edge_asks_for_by_itself_is_of_http_1() {
+    let good = policy("addresses: [\"127.0.0.1:1\"], tls: off, protocol: h2c");
+    let clients = "clients: { edge: { hmac_keys: [{ id: edge-1, secret: \"file:k\" }] } }\nroutes:";
+    let good = good.replace("routes:", clients);
+    for (more, what) in [
+        ("websocket: {}", "`websocket`"),
+        ("filters: { signing: { to_client: { client: edge } } }", "`signing` of responses"),
+    ] {
+        let text = good.replace("timeout_ms: 5000", &format!("timeout_ms: 5000, {more}"));
+        let told = Policy::read(&text, &|_| Ok(vec![7; 32].into())).expect_err(more);
+        let told: Vec<_> = told.iter().map(|mistake| mistake.in_file("p.yaml")).collect();
+        let expected = format!(
+            "p.yaml:12:5: route `get`: {what} needs HTTP/1.1, and upstream `core` has another `protocol`; give it \
+             `protocol: http1`, or an upstream of its own to this route"
+        );
+        assert_eq!(told, [expected]);
+        let over_http1 = text.replace("protocol: h2c", "protocol: http1");
+        assert!(Policy::read(&over_http1, &|_| Ok(vec![7; 32].into())).is_ok(), "{more}");
+    }
+}
+
+#[test]
+fn authorization_goes_on_only_where_it_is_verified_and_unread() {
+    let read = |text: &str| {
+        let read = Policy::read(text, &|_| Ok(vec![7; 32].into())).err().unwrap_or_default();
+        read.iter().map(|mistake| mistake.in_file("p.yaml")).collect::<Vec<_>>()
+    };
+    let good = policy("forward_authorization: true, addresses: [\"127.0.0.1:1\"], tls: off");
+    let mirror = "upstream: core, mirror: { upstream: other, percent: 1 }";
+    let with_mirror = good
+        .replace("upstream: core", mirror)
+        .replace("filters:", "  other: { addresses: [\"127.0.0.1:2\"], tls: off }\nfilters:");
+    let to_both = with_mirror.replace("other: {", "other: { forward_authorization: true,");
+    for (text, expected) in [
+        (&good, None),
+        (
+            &good.replace("127.0.0.1:1", "10.0.0.1:1").replace("tls: off", "tls: { server_name: core.test }"),
+            None,
+        ),
+        (
+            &good.replace("127.0.0.1:1", "10.0.0.1:1"),
+            Some(
+                "p.yaml:6:34: upstream `core`: `forward_authorization` would send tokens unencrypted; give it TLS, or an \
+                 address on this host",
+            ),
+        ),
+        (
+            &good.replace("jwt: { issuers: [main] }", "headers: {}"),
+            Some(
+                "p.yaml:11:5: route `get`: upstream `core` has `forward_authorization`, and without `jwt` nothing verifies \
+                 what it receives; add `jwt`, or give the route an upstream without it",
+            ),
+        ),
+        (
+            &with_mirror,
+            Some(
+                "p.yaml:12:73: route `get`: `mirror` would copy the `Authorization` of upstream `core` to `other`, which \
+                 has no `forward_authorization`",
+            ),
+        ),
+        (&to_both, None),
+    ] {
+        assert_eq!(read(text), expected.into_iter().collect::<Vec<_>>(), "{text}");
+    }
+}

@@ -33,6 +33,7 @@ pub(super) fn json_lines(policy: &str) -> Value {
                 "would_refuse": "%FILTER_STATE(wasm.torana_would_refuse:PLAIN)%",
                 "feature_flags": "%FILTER_STATE(wasm.torana_flags:PLAIN)%",
                 "upstream": "%UPSTREAM_CLUSTER%",
+                "upstream_failure": "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
                 "client_ip": format!("%COALESCE({client_ip})%"),
                 "bytes_received": "%BYTES_RECEIVED%",
                 "bytes_sent": "%BYTES_SENT%",

@@ -3,13 +3,13 @@
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use anyhow::Context as _;
-use filters::policy::{Address, At, StateService, Upstream, UpstreamTls};
+use filters::policy::{Address, At, Protocol, StateService, Upstream, UpstreamTls};
 use serde_json::{Value, json};
 
 use super::handed::metadata;
 use super::{STATE_CLUSTER, Source, ms, socket};
 use crate::load::UpstreamFiles;
-use crate::upstream::{LEAST_REPEATS, MOST_COPIES, resolve_interval_ms};
+use crate::upstream::{LEAST_REPEATS, MOST_COPIES, MOST_STREAMS, resolve_interval_ms};
 
 /// A connection to an upstream takes no new request after so long. Envoy keeps those that were made with a certificate
 /// before: this is how soon nobody shows that any more, and it can be revoked. `certs` waits for it.
@@ -102,7 +102,7 @@ impl Source {
             "lb_policy": "ROUND_ROBIN",
             "connect_timeout": ms(upstream.connect_timeout_ms),
             "load_assignment": { "cluster_name": cluster, "endpoints": [{ "lb_endpoints": endpoints }] },
-            "typed_extension_protocol_options": http1(upstream.idle_timeout_ms),
+            "typed_extension_protocol_options": http(upstream.idle_timeout_ms, upstream.protocol.value),
             "circuit_breakers": { "thresholds": [{
                 "max_requests": most,
                 // Those that wait for a connection. If there were no more connections than requests, they would wait for
@@ -118,7 +118,7 @@ impl Source {
             },
         });
         if let Some(tls) = upstream.tls.tls() {
-            cluster["transport_socket"] = self.upstream_tls(tls, self.files(name)?);
+            cluster["transport_socket"] = self.upstream_tls(tls, self.files(name)?, upstream.protocol.value);
         }
         if upstream.addresses.iter().any(Address::is_name) {
             let interval = ms(resolve_interval_ms(upstream));
@@ -168,6 +168,7 @@ impl Source {
                 "unhealthy_threshold": health.unhealthy_after,
                 "healthy_threshold": health.healthy_after,
                 "http_health_check": {
+                    "codec_client_type": if upstream.protocol.value.multiplexes() { "HTTP2" } else { "HTTP1" },
                     "path": health.path,
                     "host": authority,
                     // Otherwise one answer other than 200 would do, whatever the threshold.
@@ -179,7 +180,7 @@ impl Source {
     }
 
     /// TLS, with the upstream's name in its certificate to the letter.
-    fn upstream_tls(&self, tls: &UpstreamTls, files: &UpstreamFiles) -> Value {
+    fn upstream_tls(&self, tls: &UpstreamTls, files: &UpstreamFiles, protocol: Protocol) -> Value {
         let name = &tls.server_name.value;
         let san_type = if name.parse::<std::net::IpAddr>().is_ok() { "IP_ADDRESS" } else { "DNS" };
         let called = json!({
@@ -191,7 +192,10 @@ impl Source {
                 "tls_minimum_protocol_version": "TLSv1_2",
                 "tls_maximum_protocol_version": "TLSv1_3",
             },
-            "alpn_protocols": ["http/1.1"],
+            "alpn_protocols": match protocol {
+                Protocol::Http1 | Protocol::H2c => ["http/1.1"],
+                Protocol::H2 => ["h2"],
+            },
         });
         let own: Vec<_> = files.identity.iter().collect();
         self.delivery.fill(&mut common, &own, files.trust.as_ref().map(|trust| (trust, called)));
@@ -221,13 +225,13 @@ impl Source {
                 "cluster_name": STATE_CLUSTER,
                 "endpoints": [{ "lb_endpoints": [endpoint(&address)] }],
             },
-            "typed_extension_protocol_options": http1(IDLE_MS),
+            "typed_extension_protocol_options": http(IDLE_MS, Protocol::Http1),
             "circuit_breakers": { "thresholds": [{
                 "max_connections": MOST, "max_pending_requests": MOST, "max_requests": MOST,
             }] },
         });
         if let (Some(tls), Some(files)) = (&service.tls, &self.state) {
-            cluster["transport_socket"] = self.upstream_tls(&(&tls.client).into(), files);
+            cluster["transport_socket"] = self.upstream_tls(&(&tls.client).into(), files, Protocol::Http1);
         }
         Ok(cluster)
     }
@@ -237,11 +241,17 @@ fn endpoint(address: &Value) -> Value {
     json!({ "endpoint": { "address": address } })
 }
 
-fn http1(idle_ms: u64) -> Value {
+fn http(idle_ms: u64, protocol: Protocol) -> Value {
+    let speaks = match protocol {
+        Protocol::Http1 => json!({ "http_protocol_options": {} }),
+        Protocol::H2 | Protocol::H2c => {
+            json!({ "http2_protocol_options": { "max_concurrent_streams": MOST_STREAMS } })
+        }
+    };
     json!({
         HTTP: {
             "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-            "explicit_http_config": { "http_protocol_options": {} },
+            "explicit_http_config": speaks,
             "common_http_protocol_options": {
                 "idle_timeout": ms(idle_ms),
                 "max_connection_duration": ms(LONGEST_CONNECTION_MS),

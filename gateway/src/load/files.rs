@@ -12,7 +12,7 @@ use filters::policy::{
     At, ClientCertificates, Document, Listener, Mistake, Policy, Reference, StaleCrl, UpstreamTls,
 };
 
-use super::{ListenerFiles, UpstreamFiles, file, stale_crl};
+use super::{Lenience, ListenerFiles, UpstreamFiles, file, stale_crl};
 use crate::flags;
 use crate::revoke::Operators;
 
@@ -22,6 +22,8 @@ pub(super) struct Files<'l> {
     pub(super) folder: &'l Path,
     pub(super) reader: Reader,
     pub(super) mistakes: Vec<Mistake>,
+    /// How many of the mistakes are of time alone: a certificate or CA that has expired, or is not valid yet.
+    pub(super) of_time: usize,
 }
 
 impl Files<'_> {
@@ -87,18 +89,31 @@ impl Files<'_> {
         }
     }
 
-    pub(super) fn upstreams(&mut self, document: &Document) -> BTreeMap<String, UpstreamFiles> {
-        let mut upstreams = BTreeMap::new();
+    /// The files of each upstream. Where `lenience` allows it, an upstream whose certificate or CA has expired is
+    /// disabled, and why is told instead of a mistake.
+    pub(super) fn upstreams(
+        &mut self,
+        document: &Document,
+        lenience: &Lenience,
+    ) -> (BTreeMap<String, UpstreamFiles>, BTreeMap<String, Vec<Mistake>>) {
+        let (mut upstreams, mut disabled) = (BTreeMap::new(), BTreeMap::new());
         for (name, At { value: upstream, .. }) in &document.upstreams {
+            let (mistakes, of_time) = (self.mistakes.len(), self.of_time);
             let files = match upstream.tls.tls() {
                 Some(tls) => self.upstream(&format!("upstream/{name}"), tls),
                 None => Some(UpstreamFiles::default()),
             };
             if let Some(files) = files {
                 upstreams.insert(name.clone(), files);
+            } else if lenience.allows(name) && self.mistakes.len() - mistakes == self.of_time - of_time {
+                disabled.insert(name.clone(), self.mistakes.split_off(mistakes));
             }
         }
-        upstreams
+        // Nothing is left to serve.
+        if upstreams.is_empty() {
+            self.mistakes.extend(std::mem::take(&mut disabled).into_values().flatten());
+        }
+        (upstreams, disabled)
     }
 
     pub(super) fn upstream(&mut self, name: &str, tls: &UpstreamTls) -> Option<UpstreamFiles> {
@@ -143,7 +158,12 @@ impl Files<'_> {
             true => Mistake::of(key, why.to_string()),
             false => Mistake::of(certificate, why.to_string()),
         };
-        loaded.map_err(|why| self.mistakes.push(wrong(why))).ok()
+        loaded.map_err(|why| self.wrong(is_of_time(&why), wrong(why))).ok()
+    }
+
+    fn wrong(&mut self, of_time: bool, mistake: Mistake) {
+        self.of_time += usize::from(of_time);
+        self.mistakes.push(mistake);
     }
 
     pub(super) fn trust(
@@ -165,13 +185,18 @@ impl Files<'_> {
             (Some(crl), Some(file)) if is_of(&why, file) => Mistake::of(crl, why.to_string()),
             (_, _) => Mistake::of(ca, why.to_string()),
         };
-        loaded.map_err(|why| self.mistakes.push(wrong(why))).ok()
+        loaded.map_err(|why| self.wrong(is_of_time(&why), wrong(why))).ok()
     }
 
     fn file(&mut self, reference: &At<Reference>) -> Option<PathBuf> {
         let path = file(self.folder, reference);
         path.map_err(|why| self.mistakes.push(Mistake::of(reference, why))).ok()
     }
+}
+
+/// Whether nothing is wrong but the time.
+fn is_of_time(why: &CertError) -> bool {
+    matches!(why, CertError::Expired { .. } | CertError::NotYetValid { .. })
 }
 
 /// Whether that file, and not the one beside it, is what is wrong.

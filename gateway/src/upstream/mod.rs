@@ -2,6 +2,7 @@
 //! their addresses are believed to serve.
 
 pub(crate) mod deadline;
+pub(crate) mod failure;
 mod fitness;
 pub(crate) mod mirror;
 pub(crate) mod probe;
@@ -22,17 +23,28 @@ use pingora::{Error, ErrorType, Result as Answered};
 use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use self::failure::{Cause, Failures};
 use self::fitness::{Fitness, Leave};
 pub(crate) use self::mirror::MOST_COPIES;
 pub(crate) use self::repeat::{LEAST_REPEATS, Repeat};
 use self::resolve::Name;
 pub(crate) use self::resolve::resolve_interval_ms;
+pub(crate) use self::transport::MOST_STREAMS;
 use self::transport::Transport;
 use crate::load::UpstreamFiles;
 
 /// Fields of one connection, and those that the client of another sets itself.
-pub(crate) const HOP: [&str; 8] =
-    ["connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
+pub(crate) const HOP: [&str; 9] = [
+    "connection",
+    "content-length",
+    "host",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
 
 /// One upstream.
 #[derive(Debug)]
@@ -47,6 +59,7 @@ pub(crate) struct Upstream {
     copies: Arc<Semaphore>,
     repeats: Arc<AtomicUsize>,
     began: Instant,
+    failures: Failures,
 }
 
 #[derive(Debug)]
@@ -101,6 +114,7 @@ impl Upstream {
             copies: before.map_or_else(mirror::room, |before| Arc::clone(&before.copies)),
             repeats: before.map(|before| Arc::clone(&before.repeats)).unwrap_or_default(),
             began: before.map_or_else(Instant::now, |before| before.began),
+            failures: Failures::default(),
         };
         if !upstream.has_names() {
             let names: Vec<_> = upstream.settings.addresses.iter().map(Name::new).collect();
@@ -205,6 +219,19 @@ impl Upstream {
         tried.leave.failed(&self.settings.outlier, self.now_ms()).then_some(at)
     }
 
+    /// Notes why the address that was tried gave no connection.
+    pub(crate) fn unconnected(&self, tried: &Tried, cause: Cause, error: &Error) {
+        self.failures.note(&self.name, tried.address.at, cause, &error.to_string(), Instant::now());
+    }
+
+    /// What `/config` tells of it.
+    pub(crate) fn report(&self) -> serde_json::Value {
+        let now_ms = self.now_ms();
+        let address = |address: &Arc<Address>| serde_json::json!({ "address": address.at, "serves": address.fitness.is_fit(now_ms) });
+        let addresses: Vec<_> = self.addresses().iter().map(address).collect();
+        serde_json::json!({ "addresses": addresses, "failures": self.failures.report() })
+    }
+
     /// A client of an address that serves, and what its requests are addressed to, `https://NAME:PORT` say.
     fn client(&self) -> Option<(reqwest::Client, String)> {
         let (addresses, now_ms) = (self.addresses(), self.now_ms());
@@ -225,6 +252,7 @@ fn connects_alike(before: &Settings, after: &Settings) -> bool {
     before.health == after.health
         && before.outlier == after.outlier
         && before.tls == after.tls
+        && before.protocol == after.protocol
         && before.connect_timeout_ms == after.connect_timeout_ms
 }
 

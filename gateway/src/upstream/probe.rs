@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use filters::policy::Health;
 use prometheus::IntGaugeVec;
 use tokio::task::{AbortHandle, JoinSet};
 
+use super::failure::{Cause, chain};
 use super::{Address, Upstream};
 
 /// Probes every address of the upstream, those included that are resolved later, until the future is dropped.
@@ -56,6 +57,13 @@ async fn probe_address(
             Some((client, origin)) => {
                 let timeout = Duration::from_millis(health.timeout_ms);
                 let answer = client.get(format!("{origin}{}", health.path)).timeout(timeout).send().await;
+                if let Err(error) = &answer {
+                    let detail = chain(error);
+                    // The rest is what `health has changed` says.
+                    if let Some(cause) = Cause::of_tls(&detail) {
+                        upstream.failures.note(name, address.at, cause, &detail, Instant::now());
+                    }
+                }
                 answer.is_ok_and(|answer| answer.status() == http::StatusCode::OK)
             }
             None => false,

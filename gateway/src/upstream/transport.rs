@@ -7,17 +7,23 @@ use std::time::Duration;
 
 use certs::client::ClientLimits;
 use certs::{Identity, Trust};
-use filters::policy::Upstream as Settings;
+use filters::policy::{Protocol, Upstream as Settings};
 use pingora::protocols::ALPN;
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
 
 use crate::load::UpstreamFiles;
 
+/// Most requests at once on one connection of HTTP/2. An upstream may allow fewer.
+pub(crate) const MOST_STREAMS: usize = 100;
+/// Between two pings on a connection of HTTP/2. One that answers none is closed, with all that it carries.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+
 #[derive(Debug)]
 pub(super) struct Transport {
     /// Of no address yet.
     peer: HttpPeer,
+    protocol: Protocol,
     limits: ClientLimits,
     /// `None` for plain HTTP.
     tls: Option<Tls>,
@@ -42,7 +48,12 @@ impl Transport {
         let options = &mut peer.options;
         options.verify_cert = true;
         options.verify_hostname = true;
-        options.alpn = ALPN::H1;
+        options.alpn = match settings.protocol.value {
+            Protocol::Http1 => ALPN::H1,
+            Protocol::H2 | Protocol::H2c => ALPN::H2,
+        };
+        options.max_h2_streams = MOST_STREAMS;
+        options.h2_ping_interval = Some(PING_INTERVAL);
         options.connection_timeout = Some(Duration::from_millis(settings.connect_timeout_ms));
         options.total_connection_timeout = Some(Duration::from_millis(settings.connect_timeout_ms));
         options.idle_timeout = Some(Duration::from_millis(settings.idle_timeout_ms));
@@ -65,13 +76,16 @@ impl Transport {
                 }
                 let versions = certs::Versions::Tls12And13;
                 let mut config = certs::client_config(&trust, identity.as_deref(), versions)?;
-                config.alpn_protocols = vec![b"http/1.1".to_vec()];
+                config.alpn_protocols = match settings.protocol.value {
+                    Protocol::Http1 | Protocol::H2c => vec![b"http/1.1".to_vec()],
+                    Protocol::H2 => vec![b"h2".to_vec()],
+                };
                 Some(Tls { server_name, trust, config })
             }
             (Some(_), None) => anyhow::bail!("the CAs of an upstream with TLS were not loaded"),
             (None, _) => None,
         };
-        Ok(Self { peer, limits, tls })
+        Ok(Self { peer, protocol: settings.protocol.value, limits, tls })
     }
 
     /// How Pingora connects to that address.
@@ -90,7 +104,7 @@ impl Transport {
     pub(super) fn client(&self, at: SocketAddr) -> Result<reqwest::Client, certs::CertError> {
         match &self.tls {
             Some(tls) => certs::client::https_to(tls.config.clone(), self.limits, &tls.server_name, at),
-            None => certs::client::http(self.limits),
+            None => certs::client::http(self.limits, self.protocol == Protocol::H2c),
         }
     }
 

@@ -23,7 +23,8 @@ upstreams:
     outlier: { failures: 6, eject_ms: 8000 }
   v: { addresses: ["127.0.0.1:13"], tls: TLS, max_in_flight: 88, retry_budget_percent: 0, outlier: { failures: 0 } }
   w: { addresses: ["127.0.0.1:14", "localhost:15"], tls: off, resolve_interval_ms: 2500, health: { path: /health } }
-  x: { addresses: ["127.0.0.1:16"], tls: { server_name: txn-core.torana.internal, ca: "file:internal-ca.pem" } }
+  x: { addresses: ["127.0.0.1:16"], tls: { server_name: txn-core.torana.internal, ca: "file:internal-ca.pem" }, protocol: h2, health: { path: /health } }
+  y: { addresses: ["127.0.0.1:17"], tls: off, protocol: h2c }
 clients:
   acme: { hmac_keys: [{ id: acme-1, secret: "env:ACME_SECRET" }, { id: acme-2, secret: "file:acme-2.key" }] }
 state: { service: { SERVICE } }
@@ -33,6 +34,7 @@ routes:
   - { name: again, methods: [GET], path: /again, upstreams: [{ upstream: u }, { upstream: v }], retries: 3 }
   - { name: plain, methods: [GET], path: /plain, upstream: w }
   - { name: one-way, methods: [GET], path: /one-way, upstream: x }
+  - { name: grpc, methods: [POST], path: /grpc, upstream: y }
 "#;
 
 fn policy(service: &str) -> String {
@@ -178,8 +180,33 @@ fn every_bound_of_the_policy_arrives() {
              /trusted_ca/filename",
             json!(folder.path().join("internal-ca.pem")),
         ),
-        (&whole, "/static_resources/clusters/5/name", json!("torana_state")),
-        (&whole, "/static_resources/clusters/5/connect_timeout", json!("0.150s")),
+        (
+            &whole,
+            "/static_resources/clusters/3/typed_extension_protocol_options/envoy.extensions.upstreams.http.v3.HttpProtocolOptions/explicit_http_config",
+            json!({ "http_protocol_options": {} }),
+        ),
+        (
+            &whole,
+            "/static_resources/clusters/4/typed_extension_protocol_options/envoy.extensions.upstreams.http.v3.HttpProtocolOptions/explicit_http_config",
+            json!({ "http2_protocol_options": { "max_concurrent_streams": 100 } }),
+        ),
+        (
+            &whole,
+            "/static_resources/clusters/5/typed_extension_protocol_options/envoy.extensions.upstreams.http.v3.HttpProtocolOptions/explicit_http_config",
+            json!({ "http2_protocol_options": { "max_concurrent_streams": 100 } }),
+        ),
+        (
+            &whole,
+            "/static_resources/clusters/4/transport_socket/typed_config/common_tls_context/alpn_protocols",
+            json!(["h2"]),
+        ),
+        (
+            &whole,
+            "/static_resources/clusters/4/health_checks/0/http_health_check/codec_client_type",
+            json!("HTTP2"),
+        ),
+        (&whole, "/static_resources/clusters/6/name", json!("torana_state")),
+        (&whole, "/static_resources/clusters/6/connect_timeout", json!("0.150s")),
         (&whole, "/admin/address/socket_address/port_value", json!(22)),
     ] {
         assert_eq!(at(value, pointer), &expected, "{pointer}");

@@ -1,6 +1,11 @@
 //! Upstreams that we did not write: plain HTTP, TLS of one side, names that are resolved.
 
+mod authorization;
+mod disabled;
+mod failures;
+mod http2;
 mod nginx;
+mod responses;
 
 use self::nginx::Nginx;
 use crate::running::{pki, serve, serve_with, until};
