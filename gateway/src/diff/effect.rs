@@ -304,6 +304,12 @@ mod tests {
 
     /// What a schema says of a thing, of an entry of a list, or of one of a map.
     fn resolved(schema: &Value, at: &Value) -> Value {
+        // Of a word or an object, the object.
+        let several = at["anyOf"].as_array().into_iter().flatten();
+        let object = several.map(|one| resolved(schema, one)).find(|one| one["properties"].is_object());
+        if let Some(object) = object {
+            return object;
+        }
         let inner = [&at["items"], &at["additionalProperties"], &at["anyOf"][0]];
         if let Some(name) = at["$ref"].as_str().and_then(|path| path.strip_prefix("#/$defs/")) {
             return resolved(schema, &schema["$defs"][name]);
