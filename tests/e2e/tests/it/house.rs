@@ -92,6 +92,7 @@ fn every_top_level_entry_has_a_place() {
         "README.md",
         "certs",
         "clippy.toml",
+        "docs",
         "envoy",
         "filters",
         "gateway",
