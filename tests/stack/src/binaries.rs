@@ -33,10 +33,8 @@ impl Binaries {
         for program in ["npci-sim", "txn-core", "npci-proxy", "gateway", "certs"] {
             command.args(["--bin", program]);
         }
-        // What cargo sets for the process that it runs would look like a changed environment to
-        // build scripts (ring's asks for CARGO_MANIFEST_DIR), and half the world be built again.
         for (name, _) in std::env::vars_os() {
-            if name.to_str().is_some_and(set_by_cargo_run) {
+            if name.to_str().is_some_and(dev::is_set_by_cargo_run) {
                 command.env_remove(name);
             }
         }
@@ -135,11 +133,6 @@ fn profile_folder(executable: &Path) -> anyhow::Result<PathBuf> {
     Ok(folder.to_owned())
 }
 
-fn set_by_cargo_run(name: &str) -> bool {
-    let prefixes = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
-    name == "OUT_DIR" || prefixes.iter().any(|prefix| name.starts_with(prefix))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,11 +146,5 @@ mod tests {
         ] {
             assert_eq!(profile_folder(Path::new(executable)).unwrap(), Path::new(folder));
         }
-    }
-
-    #[test]
-    fn only_what_cargo_run_adds_is_removed() {
-        assert!(set_by_cargo_run("CARGO_MANIFEST_DIR") && set_by_cargo_run("CARGO_PKG_VERSION"));
-        assert!(!set_by_cargo_run("CARGO_HOME") && !set_by_cargo_run("CARGO_TARGET_DIR"));
     }
 }
