@@ -49,6 +49,61 @@ pub enum Class {
     NotFound,
 }
 
+impl Class {
+    /// What it means to the customer, in one sentence.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Class::Success => "The payment succeeded.",
+            Class::Pending => "The payment is under way.",
+            Class::DeclinedByUser => "The customer declined. No money moved.",
+            Class::Expired => "The collect request expired. No money moved.",
+            Class::UserMustAct => {
+                "The payment failed and no money moved. The customer must correct something (PIN, device, address)."
+            }
+            Class::MayPassLater => {
+                "The payment failed and no money moved. A new payment may pass later (funds, limits)."
+            }
+            Class::Never => {
+                "The payment failed and no money moved. It must not be repeated automatically (risk, law, no such account)."
+            }
+            Class::Technical => {
+                "A technical failure before any debit: no money moved. A new payment may be sent."
+            }
+            Class::Reconcile => {
+                "Money may have moved. The payment stays open until a status check or reconciliation settles it."
+            }
+            Class::Deemed => {
+                "The network takes the payment for a success until reconciliation. Do not pay again."
+            }
+            Class::Reversed => "The money is back with the payer.",
+            Class::NothingToReverse => {
+                "The reversal found nothing to undo: the payment failed and no money moved."
+            }
+            Class::AskPayerBank => "No cause of its own: the code of the payer's bank says why.",
+            Class::AskPayeeBank => {
+                "No cause of its own after a debit: only the code of the reversal settles it."
+            }
+            Class::NotFound => "The network does not know the payment.",
+        }
+    }
+}
+
+/// The table as text: code, where it may stand, what it means. With a code only its lines; empty where it is unknown.
+pub fn page(code: Option<&str>) -> String {
+    let mut page = String::new();
+    for (section, class, codes) in TABLE {
+        let place = match section {
+            Section::Payment => "payment",
+            Section::Reversal => "reversal",
+            Section::StatusCheck => "status check",
+        };
+        for known in codes.iter().filter(|known| code.is_none_or(|code| code == **known)) {
+            page.push_str(&format!("{known:4} {place:13} {}\n", class.meaning()));
+        }
+    }
+    page
+}
+
 /// The table. Source: `UPI.md`, "Response codes" and "How a payment ends".
 pub const TABLE: &[(Section, Class, &[&str])] = &[
     (Section::Payment, Class::Success, &["00"]),

@@ -32,6 +32,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
   txn-core serve --config txn-core.yaml
   txn-core show TOR0198c0de0000700080000000000000ff --config txn-core.yaml
   txn-core states
+  txn-core codes Z9
   txn-core partitions list --config txn-core.yaml
   txn-core partitions drop --keep-months 24 --config txn-core.yaml        # says what it would do; --yes does it
   txn-core serve --roles relay,audit --config txn-core.yaml               # the others run elsewhere
@@ -97,6 +98,11 @@ enum What {
     },
     /// Print every state and what each input does to it.
     States,
+    /// Print the network's response codes and what each means to a customer.
+    Codes {
+        /// Only this code, such as Z9.
+        code: Option<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -125,6 +131,13 @@ fn run(command: Command) -> anyhow::Result<()> {
         (Some(What::Topics(arguments)), _) => runtime.block_on(topics::run(arguments)),
         (Some(What::Dlq { what }), _) => runtime.block_on(dlq::run(what)),
         (Some(What::Show { txn_id, config }), _) => runtime.block_on(show(&txn_id, config.config)),
+        (Some(What::Codes { code }), _) => {
+            let page = txn_core::codes::page(code.as_deref());
+            if let (Some(code), true) = (code, page.is_empty()) {
+                anyhow::bail!("{code} is not in the table: a payment that ends with it has to be reconciled");
+            }
+            std::io::stdout().lock().write_all(page.as_bytes()).context("stdout")
+        }
         (Some(What::States), _) => {
             std::io::stdout().lock().write_all(txn_core::txn::states_page().as_bytes()).context("stdout")
         }

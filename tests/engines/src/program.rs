@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -115,6 +115,14 @@ impl Program {
             None => Ok(()),
             Some(status) => bail!("{} ended with {status}; {}", self.name, self.last_words()),
         }
+    }
+
+    /// How the process ended, if it has.
+    ///
+    /// # Errors
+    /// When the process cannot be waited for.
+    pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
     }
 
     /// Waits until `ready` says so.

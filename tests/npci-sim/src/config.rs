@@ -114,6 +114,9 @@ pub struct AccountConfig {
     /// Frozen accounts neither pay (YE) nor receive (YF).
     #[serde(default)]
     pub frozen: bool,
+    /// What happens to a payment to or from this account, for people.
+    #[serde(default)]
+    pub about: String,
 }
 
 impl std::fmt::Debug for AccountConfig {

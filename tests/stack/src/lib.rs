@@ -15,6 +15,7 @@ mod payment;
 mod process;
 mod running;
 mod token;
+mod vpas;
 mod wire;
 
 pub use addresses::Between;
@@ -28,4 +29,5 @@ pub use payment::{COVERED, EdgeRequest, Payment, Progress, follow, signature_par
 pub use process::{Edge, Instance, Service, Twin};
 pub use running::{RunningService, Stack, StackFile, User, default_dir};
 pub use token::{Claims, Forgery, device_of};
+pub use vpas::vpas;
 pub use wire::{Line, Wire};

@@ -37,6 +37,10 @@ struct Cli {
     /// `tests/run install` brings; or those that `docker compose --file tests/stack/compose.yaml up --wait` started.
     #[arg(long, value_enum, default_value = "embedded")]
     engines: EnginesName,
+    /// Delete the payments of an earlier stack in the same folder. Those on engines of the stack's own (fleet) never
+    /// outlive it.
+    #[arg(long)]
+    fresh: bool,
     /// Where the stack keeps its files [default: target/dev].
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -61,6 +65,16 @@ enum EnginesName {
 enum Command {
     /// Send a payment through a running stack, signed as the device does, and follow it to its end.
     Pay(Pay),
+    /// List the VPAs of the simulated network, and what each does to a payment.
+    Vpas,
+    /// Start a service of a running stack again that was killed.
+    Restart {
+        #[arg(value_parser = ["npci-sim", "txn-core", "npci-proxy", "state", "edge"])]
+        service: String,
+        /// The folder of the running stack [default: target/dev].
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -87,7 +101,7 @@ struct Pay {
 #[tokio::main]
 async fn main() -> ExitCode {
     certs::install_crypto_provider();
-    let Cli { once, edge, engines, dir, command } = Cli::parse();
+    let Cli { once, edge, engines, fresh, dir, command } = Cli::parse();
     let edge = match edge {
         EdgeName::Gateway => Edge::Gateway,
         EdgeName::Envoy => Edge::Envoy,
@@ -99,8 +113,11 @@ async fn main() -> ExitCode {
     };
     let outcome = match command {
         Some(Command::Pay(pay)) => pay.run().await,
+        Some(Command::Vpas) => list_vpas(),
+        Some(Command::Restart { service, dir }) => restart(&dir.unwrap_or_else(default_dir), &service).await,
         None => {
-            let options = Options::new(dir.unwrap_or_else(default_dir)).edge(edge).engines(engines);
+            let mut options = Options::new(dir.unwrap_or_else(default_dir)).edge(edge).engines(engines);
+            options.keep_payments = !fresh;
             run(options, once).await
         }
     };
@@ -145,17 +162,21 @@ async fn start_and_pay(options: Options) -> anyhow::Result<(Stack, anyhow::Resul
     let payment = Payment::new(&alice.vpa, "bob@torana", "150.75");
     let request = stack.payment(alice, &payment)?;
     let paid = pay(stack.http(), &request, stack.edge_url(), &alice.token, &payment).await;
+    let paid = paid.and_then(|end| match end.as_str() {
+        "COMPLETED" => Ok(()),
+        other => bail!("the payment ended {other}"),
+    });
     Ok((stack, paid))
 }
 
-/// Sends the payment, prints each state, and succeeds only when the last one is COMPLETED.
+/// Sends the payment, prints each state with what its code means, and returns the last one.
 async fn pay(
     http: &reqwest::Client,
     request: &EdgeRequest,
     edge_url: &str,
     token: &str,
     payment: &Payment,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<String> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Accepted {
@@ -176,10 +197,68 @@ async fn pay(
         let _ = say(&format!("  {}  {}{reason}", progress.at, progress.status));
     })
     .await?;
-    match last.status.as_str() {
-        "COMPLETED" => Ok(()),
-        other => bail!("the payment ended {other}"),
+    if let Some(reason) = &last.reason {
+        reason
+            .split([' ', '/', ':', ','])
+            .filter_map(code_meaning)
+            .try_for_each(|line| say(&format!("  {line}")))?;
     }
+    say(&format!("  {}", status_meaning(&last.status)))?;
+    Ok(last.status)
+}
+
+/// What txn-core's table says of a response code.
+fn code_meaning(code: &str) -> Option<String> {
+    let txn_core = std::env::current_exe().ok()?.with_file_name("txn-core");
+    let said = std::process::Command::new(txn_core).args(["codes", code]).output().ok()?;
+    let line = String::from_utf8(said.stdout).ok()?.lines().next()?.to_owned();
+    said.status.success().then_some(line)
+}
+
+/// What a final status means to the customer.
+fn status_meaning(status: &str) -> &'static str {
+    match status {
+        "COMPLETED" => "The payee has the money.",
+        "DEEMED" => {
+            "Taken for a success until the network's reconciliation, which may still reverse it. Do not pay again."
+        }
+        "REVERSED" => "The payer was debited and has the money back.",
+        "DECLINED" => "The customer declined. No money moved.",
+        "EXPIRED" => "The request expired. No money moved.",
+        "FAILED" => "The payment failed. No money moved.",
+        _ => "The payment is under way.",
+    }
+}
+
+fn list_vpas() -> anyhow::Result<()> {
+    for (vpa, about) in stack::vpas()? {
+        say(&format!("{vpa:26} {about}"))?;
+    }
+    say("\nAn amount of ₹13.37 is never answered, whoever is paid.")
+}
+
+/// Asks the running stack to start a service again, and waits until it runs.
+async fn restart(dir: &Path, service: &str) -> anyhow::Result<()> {
+    const WITHIN: Duration = Duration::from_secs(30);
+    let runs = || -> anyhow::Result<bool> {
+        let services = StackFile::read(&dir.join("stack.json"))?.services;
+        Ok(services.iter().any(|running| running.name == service))
+    };
+    if runs()? {
+        bail!("{service} runs already; kill it first to see how the others take it");
+    }
+    StackFile::request_restart(dir, service)?;
+    let began = Instant::now();
+    while !runs()? {
+        if began.elapsed() > WITHIN {
+            bail!(
+                "{service} does not run after {} s; is `cargo dev` up, and is that its name?",
+                WITHIN.as_secs()
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    say(&format!("{service} runs again"))
 }
 
 impl Pay {
@@ -204,7 +283,10 @@ impl Pay {
         let trust = certs::Trust::load(&stack.ca_file)?;
         let tls = certs::client_config(&trust, None, certs::Versions::Tls12And13)?;
         let http = certs::client::https(tls, certs::client::ClientLimits::default())?;
-        pay(&http, &request, &stack.edge_url, &token, &payment).await
+        match pay(&http, &request, &stack.edge_url, &token, &payment).await?.as_str() {
+            "COMPLETED" | "DEEMED" => Ok(()),
+            other => bail!("the payment ended {other}"),
+        }
     }
 }
 
@@ -212,7 +294,19 @@ async fn stay_up(stack: &Stack) -> anyhow::Result<()> {
     let mut renewed = Instant::now();
     loop {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        stack.check()?;
+        for (instance, status) in stack.ended()? {
+            say(&format!(
+                "\n{name} ended ({status}); its log is {log}. Pay meanwhile to see what the others do. Start it again with:\n\n\
+                 cargo dev restart {name}{dir}\n",
+                name = instance.name(),
+                log = stack.dir().join(format!("logs/{}.log", instance.name())).display(),
+                dir = dir_option(stack.dir()),
+            ))?;
+        }
+        for instance in stack.wanted() {
+            stack.resume(instance)?;
+            say(&format!("{} was started again", instance.name()))?;
+        }
         if renewed.elapsed() > RENEW_TOKENS_EVERY {
             stack.renew_tokens()?;
             renewed = Instant::now();
@@ -233,7 +327,9 @@ more    {more}
 
 Send another payment, signed as the device does:
 
-cargo dev pay --from alice@torana --to bob@torana --amount 150.75
+cargo dev pay --from alice@torana --to bob@torana --amount 150.75{dir}
+
+`cargo dev vpas` lists payees that make a payment fail, hang or come back.
 
 The same with curl. It works once and for a few minutes, for the signature has a nonce and a time;
 `cargo dev pay … --curl` prints a fresh one:
@@ -245,7 +341,16 @@ Ctrl-C stops everything.",
         ledger = stack.ledger_url(),
         logs = stack.dir().join("logs").display(),
         more = stack.dir().join("stack.json").display(),
+        dir = dir_option(stack.dir()),
     ))
+}
+
+/// What commands for this stack need when it is not in the default folder.
+fn dir_option(dir: &Path) -> String {
+    match default_dir().canonicalize().is_ok_and(|default| default == dir) {
+        true => String::new(),
+        false => format!(" --dir {}", dir.display()),
+    }
 }
 
 /// Completes with the name of the first signal that asks this process to end.

@@ -9,8 +9,11 @@ use crate::process::{Edge, Service, Twin};
 /// Where a stack lives, and what differs from the development configuration.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// PKI, keys, configurations, logs and data go here; what an earlier stack left is replaced.
+    /// PKI, keys, configurations, logs and data go here. What an earlier stack left is replaced, except payments when
+    /// `keep_payments` is set.
     pub dir: PathBuf,
+    /// Go on with the payments of an earlier stack in this folder. Embedded engines only.
+    pub keep_payments: bool,
     pub settings: Vec<Setting>,
     pub edge: Edge,
     pub engines: Engines,
@@ -22,11 +25,19 @@ impl Options {
     pub fn new(dir: impl Into<PathBuf>) -> Options {
         Options {
             dir: dir.into(),
+            keep_payments: false,
             settings: Vec::new(),
             edge: Edge::default(),
             engines: Engines::default(),
             instances: vec![Twin::First],
         }
+    }
+
+    /// Goes on with the payments of an earlier stack in this folder.
+    #[must_use]
+    pub fn keep_payments(mut self) -> Options {
+        self.keep_payments = true;
+        self
     }
 
     /// Chooses what is under the services.

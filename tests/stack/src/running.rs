@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -126,7 +127,12 @@ impl Stack {
             Ok(path)
         };
         let (pki, keys, users) = (folder("pki")?, folder("keys")?, folder("users")?);
-        let (configs, _, data) = (folder("config")?, folder("logs")?, folder("data")?);
+        let (configs, _) = (folder("config")?, folder("logs")?);
+        let data = match options.keep_payments && options.engines == Engines::Embedded {
+            true => dir.join("data"),
+            false => folder("data")?,
+        };
+        fs::create_dir_all(&data).with_context(|| data.display().to_string())?;
         certs::pki::init(&pki, false)?;
         for name in ["psp-signing", "network-signing", PARTNER_KEY_ID] {
             certs::file::write_secret(&keys.join(format!("{name}.key")), &random_hex()?)?;
@@ -379,6 +385,33 @@ impl Stack {
         self.processes().values_mut().try_for_each(Program::check)
     }
 
+    /// The services that ended on their own since this was asked last, and how.
+    ///
+    /// # Errors
+    /// When a process cannot be waited for.
+    pub fn ended(&self) -> anyhow::Result<Vec<(Instance, ExitStatus)>> {
+        let mut processes = self.processes();
+        let mut ended = Vec::new();
+        for (instance, process) in processes.iter_mut() {
+            if let Some(status) = process.ended()? {
+                ended.push((*instance, status));
+            }
+        }
+        ended.iter().for_each(|(instance, _)| drop(processes.remove(instance)));
+        drop(processes);
+        if !ended.is_empty() {
+            self.write_file()?;
+        }
+        Ok(ended)
+    }
+
+    /// The services that `cargo dev restart` asked to start again since this was asked last.
+    pub fn wanted(&self) -> Vec<Instance> {
+        let named =
+            |instance: &&Instance| fs::remove_file(restart_request(&self.dir, instance.name())).is_ok();
+        self.instances.iter().filter(named).copied().collect()
+    }
+
     /// Lets every service finish what is in flight, the edge first; kills those that take too long.
     pub async fn stop(self) {
         for instance in self.instances.iter().rev() {
@@ -495,6 +528,22 @@ impl Stack {
 
     fn processes(&self) -> MutexGuard<'_, BTreeMap<Instance, Program>> {
         self.processes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The file by which `cargo dev restart` asks a running stack to start a service again.
+fn restart_request(dir: &Path, service: &str) -> PathBuf {
+    dir.join(format!("restart-{service}"))
+}
+
+impl StackFile {
+    /// Asks the running stack in `dir` to start a service again.
+    ///
+    /// # Errors
+    /// When the request cannot be written.
+    pub fn request_restart(dir: &Path, service: &str) -> anyhow::Result<()> {
+        let path = restart_request(dir, service);
+        fs::write(&path, "").with_context(|| format!("cannot write {}", path.display()))
     }
 }
 
