@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use time::OffsetDateTime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::file::Content;
 use crate::report::{self, Key, Reloads, Report};
@@ -59,6 +60,17 @@ pub struct Client {
     pub server_name: Option<String>,
     pub identity: Option<Set<Identity>>,
     pub trust: Set<Trust>,
+}
+
+/// Waits for a signal; for ever where it cannot be received.
+async fn received(signal: &mut Option<Signal>) {
+    let received = match signal {
+        Some(signal) => signal.recv().await,
+        None => None,
+    };
+    if received.is_none() {
+        std::future::pending::<()>().await;
+    }
 }
 
 impl Watch {
@@ -149,13 +161,19 @@ impl Watch {
         Ok(made)
     }
 
-    /// Follows everything until the future is dropped.
+    /// Follows everything until the future is dropped. SIGHUP has it look at once, and no longer ends the process.
     pub async fn run(self: Arc<Self>) {
+        let mut hangup = signal(SignalKind::hangup())
+            .inspect_err(|error| tracing::warn!(%error, "SIGHUP is not received, and ends this process"))
+            .ok();
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut count: u32 = 0;
         loop {
-            looks.tick().await;
+            tokio::select! {
+                _ = looks.tick() => {}
+                () = received(&mut hangup) => tracing::info!("SIGHUP: followed files are read again"),
+            }
             count = count.wrapping_add(1);
             let watch = Arc::clone(&self);
             // A file system that hangs must not hold up those who serve.

@@ -63,8 +63,11 @@ impl Server {
         let tls = live.server(&watch, Versions::Tls13Only, &[b"h2", b"http/1.1"])?;
         let metrics = Arc::new(Metrics::new()?);
         metrics.tell_of(&watch)?;
-        let store =
-            if config.roles.need_store() { Some(open_store(&config, metrics.clone()).await?) } else { None };
+        let store = if config.roles.need_store() {
+            Some(open_store(&config, metrics.clone(), &watch).await?)
+        } else {
+            None
+        };
         let bus = if config.roles.need_bus() { Some(open_bus(&config).await?) } else { None };
         let network = Arc::new(NpciProxy::new(http, &config.network.url));
         let listener =
@@ -229,7 +232,7 @@ async fn listen(address: SocketAddr, name: &str) -> anyhow::Result<TcpListener> 
     TcpListener::bind(address).await.with_context(|| format!("{name} {address}"))
 }
 
-async fn open_store(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Arc<dyn Store>> {
+async fn open_store(config: &Config, metrics: Arc<Metrics>, watch: &Watch) -> anyhow::Result<Arc<dyn Store>> {
     match &config.store {
         StoreConfig::Sqlite(sqlite) => {
             make_folder_of(&sqlite.file)?;
@@ -237,7 +240,7 @@ async fn open_store(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Ar
             Ok(Arc::new(store.with_context(|| format!("store {}", sqlite.file.display()))?))
         }
         StoreConfig::Postgres(postgres) => {
-            let store = PostgresStore::open(postgres, config.rules.clone(), metrics).await;
+            let store = PostgresStore::open_and_follow(postgres, config.rules.clone(), metrics, watch).await;
             Ok(Arc::new(store.context("store on PostgreSQL")?))
         }
     }
@@ -288,7 +291,7 @@ pub async fn migrate(config: &Config) -> anyhow::Result<()> {
 /// # Errors
 /// What could not be opened or read.
 pub async fn open_store_to_look(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
-    open_store(config, Arc::new(Metrics::new()?)).await
+    open_store(config, Arc::new(Metrics::new()?), &Watch::new("txn-core")).await
 }
 
 fn make_folder_of(file: &std::path::Path) -> anyhow::Result<()> {

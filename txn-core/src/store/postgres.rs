@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use certs::Watch;
 use sqlx::postgres::{PgPool, PgPoolOptions};
 use time::OffsetDateTime;
 use tokio::sync::Notify;
@@ -67,22 +68,40 @@ impl PostgresStore {
         rules: Rules,
         metrics: Arc<Metrics>,
     ) -> Result<PostgresStore, StoreError> {
-        let options = config.options()?;
-        schema::wait_until_current(&options, config).await?;
+        PostgresStore::open_and_follow(config, rules, metrics, &Watch::new("txn-core")).await
+    }
+
+    /// As [`open`](Self::open), and uses a new password from the file of the URL as long as `watch` runs.
+    ///
+    /// # Errors
+    /// As of [`open`](Self::open).
+    pub async fn open_and_follow(
+        config: &PostgresConfig,
+        rules: Rules,
+        metrics: Arc<Metrics>,
+        watch: &Watch,
+    ) -> Result<PostgresStore, StoreError> {
+        let options = config.follow(watch)?;
+        schema::wait_until_current(&options.current(), config).await?;
         let partitions = Partitions::new(options.clone(), config);
         let readers = PgPoolOptions::new()
             .max_connections(config.readers.max(1))
             .acquire_timeout(Duration::from_millis(config.acquire_timeout_ms))
-            .connect_lazy_with(options.clone());
+            .connect_lazy_with((*options.current()).clone());
+        let (pool, followed) = (readers.clone(), options.clone());
+        watch.derive(&[&options], move || {
+            pool.set_connect_options((*followed.current()).clone());
+            Ok::<_, StoreError>(())
+        })?;
         let bell = Arc::new(Notify::new());
         let accepting = (0..config.accept_writers.max(1)).map(|_| {
             // Joins a batch with itself and looks up nothing.
-            let options = options.clone().options([("enable_hashjoin", "on")]);
-            let engine = Accepting { link: Link::new(options, config), partitions: partitions.clone() };
+            let link = Link::new(options.clone(), &[("enable_hashjoin", "on")], config);
+            let engine = Accepting { link, partitions: partitions.clone() };
             Writer::start(engine, &config.writer, bell.clone(), metrics.clone())
         });
         let applying = (0..config.apply_writers.max(1)).map(|_| {
-            let engine = Applying { link: Link::new(options.clone(), config), rules: rules.clone() };
+            let engine = Applying { link: Link::new(options.clone(), &[], config), rules: rules.clone() };
             Writer::start(engine, &config.writer, bell.clone(), metrics.clone())
         });
         let (accepting, applying) = (accepting.collect(), applying.collect());

@@ -1,10 +1,15 @@
 //! How the database is reached, and how long anything may take.
 
+use std::convert::Infallible;
+use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
+use certs::file::Content;
+use certs::{Bytes, CertError, Live, Subject, Watch};
 use serde::Deserialize;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use time::OffsetDateTime;
 
 use crate::secret::SecretRef;
 use crate::store::{StoreError, WriterLimits};
@@ -98,7 +103,25 @@ impl PostgresConfig {
         Ok(())
     }
 
-    /// How every connection is made.
+    /// How every connection is made. Where the URL is a file, `watch` follows it: a new password is used for the next
+    /// connection, and those that are open stay.
+    pub(super) fn follow(&self, watch: &Watch) -> Result<Live<PgConnectOptions>, StoreError> {
+        let SecretRef::File(path) = &self.url else { return Ok(self.options()?.into()) };
+        let (config, place) = (self.clone(), path.clone());
+        let accept = move |_: &[Bytes], _: Option<&Url>, _: OffsetDateTime| match config.options() {
+            Ok(options) => Ok(Url(options)),
+            Err(error) => Err(CertError::Content { path: place.clone(), reason: error.to_string() }),
+        };
+        let files = vec![(path.clone(), Content::Secret)];
+        let engine = |error: &dyn fmt::Display| StoreError::Engine(format!("store.postgres.url: {error}"));
+        let url =
+            watch.files("store/postgres/url".to_owned(), files, accept).map_err(|error| engine(&error))?;
+        let followed = url.clone();
+        let made = watch.derive(&[&url], move || Ok::<_, Infallible>(followed.current().0.clone()));
+        made.map_err(|error| engine(&error))
+    }
+
+    /// How every connection is made, as the URL is now.
     pub(super) fn options(&self) -> Result<PgConnectOptions, StoreError> {
         let wrong = |why: &str| StoreError::Engine(format!("store.postgres.url: {why}"));
         let url = self.url.load().map_err(|error| wrong(&error.to_string()))?;
@@ -127,6 +150,15 @@ impl PostgresConfig {
     /// When to give up on a server that neither answers nor ends the statement.
     pub(super) fn answer_timeout(&self) -> Duration {
         Duration::from_millis(self.statement_timeout_ms.saturating_add(self.connect_timeout_ms))
+    }
+}
+
+/// The URL as it was accepted last.
+struct Url(PgConnectOptions);
+
+impl Subject for Url {
+    fn summary(&self) -> String {
+        format!("{}:{}", self.0.get_host(), self.0.get_port())
     }
 }
 

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use certs::Live;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions as _, Connection as _};
 use tokio::time::{Instant, timeout};
@@ -19,7 +20,9 @@ const TRIES: u32 = 8;
 /// A writer's own connection.
 #[derive(Debug)]
 pub(super) struct Link {
-    options: PgConnectOptions,
+    options: Live<PgConnectOptions>,
+    /// Settings of this connection alone.
+    settings: &'static [(&'static str, &'static str)],
     connect_timeout: Duration,
     answer_timeout: Duration,
     open: Option<PgConnection>,
@@ -47,9 +50,14 @@ pub(super) trait Work: Sync {
 }
 
 impl Link {
-    pub(super) fn new(options: PgConnectOptions, config: &PostgresConfig) -> Link {
+    pub(super) fn new(
+        options: Live<PgConnectOptions>,
+        settings: &'static [(&'static str, &'static str)],
+        config: &PostgresConfig,
+    ) -> Link {
         Link {
             options,
+            settings,
             connect_timeout: config.connect_timeout(),
             answer_timeout: config.answer_timeout(),
             open: None,
@@ -94,7 +102,8 @@ impl Link {
         if Instant::now() < self.next_try {
             return Err(StoreError::Unavailable("waits before it connects again".to_owned()));
         }
-        let connected = timeout(self.connect_timeout, self.options.connect()).await;
+        let options = (*self.options.current()).clone().options(self.settings.iter().copied());
+        let connected = timeout(self.connect_timeout, options.connect()).await;
         match connected {
             Ok(Ok(db)) => {
                 self.failures = 0;

@@ -4,6 +4,7 @@
 
 use std::fmt;
 
+use certs::Live;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _};
 use time::{Date, OffsetDateTime};
@@ -37,7 +38,7 @@ pub struct Partition {
 /// Makes, lists and drops months.
 #[derive(Debug, Clone)]
 pub struct Partitions {
-    options: PgConnectOptions,
+    options: Live<PgConnectOptions>,
     config: PostgresConfig,
 }
 
@@ -95,12 +96,11 @@ impl Partitions {
     /// # Errors
     /// If the URL can't be read.
     pub fn of(config: &PostgresConfig) -> Result<Partitions, StoreError> {
-        Ok(Partitions::new(config.options()?, config))
+        Ok(Partitions::new(config.options()?.into(), config))
     }
 
-    pub(super) fn new(options: PgConnectOptions, config: &PostgresConfig) -> Partitions {
+    pub(super) fn new(options: Live<PgConnectOptions>, config: &PostgresConfig) -> Partitions {
         // Whoever holds a lock that is needed here is more important; the next try comes.
-        let options = options.options([("lock_timeout", "1000")]);
         Partitions { options, config: config.clone() }
     }
 
@@ -185,7 +185,8 @@ impl Partitions {
     }
 
     async fn connect(&self) -> Result<PgConnection, StoreError> {
-        let connected = timeout(self.config.connect_timeout(), self.options.connect()).await;
+        let options = (*self.options.current()).clone().options([("lock_timeout", "1000")]);
+        let connected = timeout(self.config.connect_timeout(), options.connect()).await;
         let connected =
             connected.map_err(|_| StoreError::Unavailable("does not take connections".to_owned()))?;
         connected.map_err(|error| Fault::from(error).into())

@@ -53,7 +53,7 @@ pub async fn migrate(config: &PostgresConfig) -> Result<(), StoreError> {
         }
     }
     db.close().await?;
-    Partitions::new(options, config).ensure(Month::of(UnixMs::now()), config.months_ahead).await?;
+    Partitions::new(options.into(), config).ensure(Month::of(UnixMs::now()), config.months_ahead).await?;
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 mod bad_days;
 mod months;
 mod reads;
+mod rotation;
 mod two_processes;
 
 use std::sync::Arc;
