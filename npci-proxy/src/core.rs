@@ -60,7 +60,8 @@ impl Core {
         let url = format!("{}/internal/v1/network-events", self.url);
         let request = self.client.current().post(url).header("x-request-id", request_id).json(callback);
         let response = request.send().await.map_err(|error| {
-            tracing::warn!(request_id, error = %error.without_url(), "txn-core cannot be reached");
+            let cause = certs::client::cause(error);
+            tracing::warn!(request_id, txn_id = %callback.txn_id, cause, "txn-core did not take a callback");
             CoreError::Away
         })?;
         match response.status() {

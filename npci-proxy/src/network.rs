@@ -201,7 +201,13 @@ impl Network {
             checked.map_err(CallError::RequestTooOld)?;
         }
         let sent = self.client.current().post(url).headers(headers).body(body).timeout(timeout).send().await;
-        let mut response = sent.map_err(|error| CallError::of(&error))?;
+        let failed = |error: reqwest::Error| {
+            let failure = CallError::of(&error);
+            let cause = certs::client::cause(error);
+            tracing::warn!(api = E::API.name(), request_id, cause, "no answer from the network");
+            failure
+        };
+        let mut response = sent.map_err(failed)?;
         let status = response.status().as_u16();
         if response.status().is_server_error() {
             // From a machine in front of the network, perhaps: it need not be signed to be bad news.
@@ -209,7 +215,7 @@ impl Network {
         }
         let headers = std::mem::take(response.headers_mut());
         let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| CallError::of(&error))? {
+        while let Some(chunk) = response.chunk().await.map_err(failed)? {
             if body.len() + chunk.len() > ANSWER_MAX_BYTES {
                 return Err(CallError::AnswerInvalid("too large"));
             }

@@ -153,11 +153,16 @@ impl NpciProxy {
         if let Some(traceparent) = &trace.traceparent {
             request = request.header("traceparent", traceparent);
         }
-        let response = request.send().await.map_err(|error| NoAnswer {
-            // No connection to our own proxy, so nobody can have got it.
-            sent: if error.is_connect() { Sent::No } else { Sent::Unknown },
-            reason: if error.is_connect() { "proxy_unreachable" } else { "proxy_no_answer" }.to_owned(),
-            retry_after_ms: None,
+        let response = request.send().await.map_err(|error| {
+            let is_connect = error.is_connect();
+            let (request_id, cause) = (trace.request_id.as_deref(), certs::client::cause(error));
+            tracing::warn!(path, request_id, cause, "no answer from npci-proxy");
+            NoAnswer {
+                // No connection to our own proxy, so nobody can have got it.
+                sent: if is_connect { Sent::No } else { Sent::Unknown },
+                reason: if is_connect { "proxy_unreachable" } else { "proxy_no_answer" }.to_owned(),
+                retry_after_ms: None,
+            }
         })?;
         let status = response.status();
         let retry_after_ms = retry_after_ms(&response);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::pki::{Pki, Server, get_url, listen_within};
-use certs::client::{ClientLimits, https};
+use certs::client::{ClientLimits, https, https_to};
 use certs::serve::Limits;
 use certs::{ClientAuth, Versions, client_config, server_config};
 use rustls_pki_types::ServerName;
@@ -38,18 +38,42 @@ async fn hung_up(mut stream: impl tokio::io::AsyncRead + Unpin) {
 #[tokio::test]
 async fn slow_and_broken_handshakes_hold_nobody_up() {
     let pki = Pki::new();
-    let server = listen(&pki, Limits { handshake_timeout: BOUND, ..Limits::default() }).await;
-    let mut silent = Vec::new();
-    for _ in 0..20 {
-        silent.push(TcpStream::connect(("127.0.0.1", server.port)).await.unwrap());
-        let mut broken = TcpStream::connect(("127.0.0.1", server.port)).await.unwrap();
-        broken.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-    }
-    let started = Instant::now();
+    let clumsy = async |handshake_timeout| {
+        let server = listen(&pki, Limits { handshake_timeout, ..Limits::default() }).await;
+        let mut silent = Vec::new();
+        for _ in 0..20 {
+            silent.push(TcpStream::connect(("127.0.0.1", server.port)).await.unwrap());
+            let mut broken = TcpStream::connect(("127.0.0.1", server.port)).await.unwrap();
+            broken.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        }
+        (server, silent)
+    };
+    // After them this would be answered in an hour.
+    let (server, _silent) = clumsy(Duration::from_secs(3_600)).await;
     assert_eq!(get_url(&client(&pki), server.port, "/who").await.unwrap(), "nobody");
-    assert!(started.elapsed() < BOUND, "answered beside them, not after them");
+    let (_server, silent) = clumsy(BOUND).await;
     for stream in silent {
         hung_up(stream).await;
+    }
+}
+
+/// The log of whoever calls names the cause of a failed call, and no URL.
+#[tokio::test]
+async fn a_failed_call_names_its_cause() {
+    let (pki, other) = (Pki::new(), Pki::new());
+    let server = listen(&pki, Limits::default()).await;
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let tls = client_config(&pki.trust(), None, Versions::Tls13Only).unwrap();
+    let address = ([127, 0, 0, 1], server.port).into();
+    let renamed = https_to(tls, ClientLimits::default(), "other.test", address).unwrap();
+    for (client, host, port, cause) in [
+        (client(&pki), "localhost", closed, "Connection refused"),
+        (client(&other), "localhost", server.port, "invalid peer certificate"),
+        (renamed, "other.test", server.port, "certificate not valid for name"),
+    ] {
+        let error = client.get(format!("https://{host}:{port}/secret")).send().await.unwrap_err();
+        let text = certs::client::cause(error);
+        assert!(text.contains(cause) && !text.contains("/secret"), "{text}");
     }
 }
 

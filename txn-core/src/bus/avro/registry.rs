@@ -179,7 +179,7 @@ impl Registry {
             Some((username, password)) => request.basic_auth(username, Some(password.as_str())),
             None => request,
         };
-        let away = |error: reqwest::Error| RegistryError::Away(error.without_url().to_string());
+        let away = |error: reqwest::Error| RegistryError::Away(certs::client::cause(error));
         let mut response = request.header("accept", MEDIA_TYPE).send().await.map_err(away)?;
         let status = response.status();
         if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
