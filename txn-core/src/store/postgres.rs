@@ -17,8 +17,8 @@ mod schema;
 pub(crate) mod tests;
 
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher, Hash};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use certs::Watch;
@@ -45,6 +45,7 @@ pub struct PostgresStore {
     accepting: Vec<Writer<Accepting>>,
     applying: Vec<Writer<Applying>>,
     readers: PgPool,
+    distrust: Distrust,
     partitions: Partitions,
     months_ahead: u32,
     floors: lanes::Floors,
@@ -84,7 +85,13 @@ impl PostgresStore {
         let options = config.follow(watch)?;
         schema::wait_until_current(&options.current(), config).await?;
         let partitions = Partitions::new(options.clone(), config);
+        let distrust = Distrust::default();
+        let trusted = distrust.clone();
         let readers = PgPoolOptions::new()
+            .before_acquire(move |_, meta| {
+                let is_trusted = trusted.trusts(meta.age);
+                Box::pin(async move { Ok(is_trusted) })
+            })
             .max_connections(config.readers.max(1))
             .acquire_timeout(Duration::from_millis(config.acquire_timeout_ms))
             .connect_lazy_with((*options.current()).clone());
@@ -110,6 +117,7 @@ impl PostgresStore {
             accepting,
             applying,
             readers,
+            distrust,
             partitions,
             months_ahead,
             floors: lanes::Floors::default(),
@@ -117,6 +125,31 @@ impl PostgresStore {
         };
         store.make_room(UnixMs::now()).await?;
         Ok(store)
+    }
+}
+
+/// Which connections of the pool may be used. A server that was demoted to a standby keeps its connections and refuses
+/// writes on them. So after an error of that kind every connection that is older is closed, and its successor finds
+/// the host anew.
+#[derive(Debug, Clone, Default)]
+struct Distrust(Arc<Mutex<Option<Instant>>>);
+
+impl Distrust {
+    /// Whether a connection of this age was made since the last such error.
+    fn trusts(&self, age: Duration) -> bool {
+        self.since().is_none_or(|since| age < since.elapsed())
+    }
+
+    async fn after<T>(&self, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let done = work.await;
+        if let Err(StoreError::Unavailable(_)) = &done {
+            *self.since() = Some(Instant::now());
+        }
+        done
+    }
+
+    fn since(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -136,23 +169,23 @@ impl Store for PostgresStore {
     }
 
     async fn inspect(&self, id: TxnId) -> Result<Option<(Txn, Vec<HistoryRow>)>, StoreError> {
-        read::inspect(&self.readers, id).await
+        self.distrust.after(read::inspect(&self.readers, id)).await
     }
 
     async fn lease_lanes(&self, relay: Uuid, lease_ms: u64) -> Result<LaneLease, StoreError> {
-        lanes::lease(&self.readers, relay, lease_ms).await
+        self.distrust.after(lanes::lease(&self.readers, relay, lease_ms)).await
     }
 
     async fn return_lanes(&self, relay: Uuid) -> Result<(), StoreError> {
-        lanes::give_back(&self.readers, relay).await
+        self.distrust.after(lanes::give_back(&self.readers, relay)).await
     }
 
     async fn unpublished(&self, lease: &LaneLease, limit: u32) -> Result<Vec<OutboxRow>, StoreError> {
-        lanes::unpublished(&self.readers, &self.floors, lease, limit).await
+        self.distrust.after(lanes::unpublished(&self.readers, &self.floors, lease, limit)).await
     }
 
     async fn published(&self, lease: &LaneLease, rows: &[OutboxRow]) -> Result<(), StoreError> {
-        lanes::published(&self.readers, lease, rows).await
+        self.distrust.after(lanes::published(&self.readers, lease, rows)).await
     }
 
     fn look_every(&self) -> Duration {
@@ -166,11 +199,11 @@ impl Store for PostgresStore {
         lease_ms: u64,
         limit: u32,
     ) -> Result<Vec<TxnId>, StoreError> {
-        read::claim_due(&self.readers, kind, now, lease_ms, limit).await
+        self.distrust.after(read::claim_due(&self.readers, kind, now, lease_ms, limit)).await
     }
 
     async fn purge(&self, idempotency_before: UnixMs, inbox_before: UnixMs) -> Result<u64, StoreError> {
-        read::purge(&self.readers, idempotency_before, inbox_before).await
+        self.distrust.after(read::purge(&self.readers, idempotency_before, inbox_before)).await
     }
 
     async fn make_room(&self, now: UnixMs) -> Result<(), StoreError> {
@@ -178,7 +211,7 @@ impl Store for PostgresStore {
     }
 
     async fn figures(&self) -> Result<Figures, StoreError> {
-        read::figures(&self.readers).await
+        self.distrust.after(read::figures(&self.readers)).await
     }
 
     fn outbox_bell(&self) -> Arc<Notify> {

@@ -1,4 +1,4 @@
-//! Credentials that change while the store is open.
+//! Connections that must be given up while the store is open: other credentials, and a server that was demoted.
 
 use certs::Watch;
 
@@ -46,5 +46,39 @@ async fn a_rotated_url_is_used_without_a_restart() {
             .await
             .unwrap();
     assert_eq!(users, ["after"]);
+    store.close().await;
+}
+
+/// A demoted server keeps its connections and refuses writes on them (SQLSTATE 25006). A setting of the
+/// database does the same: it holds for a connection as long as that lives.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_read_only_is_given_up() {
+    let database = Database::migrated().await;
+    let mut admin = database.config.options().unwrap().connect().await.unwrap();
+    let store = database.open().await;
+    let relay = Uuid::now_v7();
+    store.lease_lanes(relay, 1_000).await.unwrap();
+
+    for sql in [
+        "ALTER DATABASE payments SET default_transaction_read_only = on",
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'txn-core' AND pid <> pg_backend_pid()",
+    ] {
+        sqlx::query(sql).execute(&mut admin).await.unwrap();
+    }
+    // The pool notices that its connections are gone, and makes others, which are read-only.
+    let refused = async || match store.lease_lanes(relay, 1_000).await {
+        Err(StoreError::Unavailable(why)) => why.contains("read-only"),
+        Err(error) => panic!("{error}"),
+        Ok(_) => panic!("a read-only database leases no lanes"),
+    };
+    while !refused().await {}
+
+    // Connections that are open now stay read-only for as long as they live.
+    sqlx::query("SET default_transaction_read_only = off").execute(&mut admin).await.unwrap();
+    sqlx::query("ALTER DATABASE payments RESET default_transaction_read_only")
+        .execute(&mut admin)
+        .await
+        .unwrap();
+    store.lease_lanes(relay, 1_000).await.unwrap();
     store.close().await;
 }
