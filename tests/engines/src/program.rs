@@ -146,7 +146,7 @@ impl Program {
         // A device, such as /dev/full, may never end.
         let is_file = std::fs::metadata(&self.log).is_ok_and(|log| log.is_file());
         let text =
-            is_file.then(|| std::fs::read_to_string(&self.log).unwrap_or_default()).unwrap_or_default();
+            if is_file { std::fs::read_to_string(&self.log).unwrap_or_default() } else { String::new() };
         let lines: Vec<&str> = text.lines().collect();
         let tail = lines.get(lines.len().saturating_sub(LOG_LINES_QUOTED)..).unwrap_or_default();
         let mut quoted = format!("the last lines of {}:", self.log.display());
