@@ -7,16 +7,19 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::filter::{Context, Filter, Host, Request, Verdict};
+use crate::policy::network::networks;
 use crate::policy::{Settings, Site, Unusable};
 
 /// Allow and deny lists of address ranges. A denied address is refused even where it is allowed too.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Ranges that may call, in CIDR notation. Empty: every address that is not denied.
+    /// Networks in CIDR notation, or single addresses, that may call. Empty: every address that is not denied.
+    #[serde(deserialize_with = "networks")]
     #[schemars(with = "Vec<String>")]
     pub allow: Vec<IpNet>,
-    /// Ranges that may not.
+    /// Networks or single addresses that may not.
+    #[serde(deserialize_with = "networks")]
     #[schemars(with = "Vec<String>")]
     pub deny: Vec<IpNet>,
     /// A parent's allow lists: the address must be in each of them too.

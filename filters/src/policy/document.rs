@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::network::networks;
 use super::syntax::Location;
 use super::{Client, FlagFile, Issuer, Listener, Plan, Reference, Route, State, Tenant, Upstream};
 use crate::FilterSet;
@@ -98,8 +99,8 @@ pub struct Document {
     /// Where days and months begin, of quotas and of usage; absent: `+05:30`, India's. It never changes, for summer say.
     #[serde(default)]
     pub utc_offset: Calendar,
-    /// Proxies in front of the edge whose `X-Forwarded-For` is believed, in CIDR notation.
-    #[serde(default)]
+    /// Proxies in front of the edge whose `X-Forwarded-For` is believed, in CIDR notation or as one address.
+    #[serde(default, deserialize_with = "networks")]
     #[schemars(with = "Vec<String>")]
     pub trusted_proxies: Vec<IpNet>,
     /// What must be remembered between requests: nonces, limits.

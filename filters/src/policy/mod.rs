@@ -18,6 +18,7 @@ mod listeners;
 mod meaning;
 mod mistake;
 mod names;
+pub(crate) mod network;
 mod nobody;
 mod overlap;
 mod path;

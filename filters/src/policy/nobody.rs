@@ -5,6 +5,7 @@ use super::mistake::Mistake;
 use super::{Route, Tenant};
 use crate::FilterSet;
 use crate::plan::Limit;
+use crate::signature::Signer;
 use crate::state::Mode;
 use crate::subject::By;
 use crate::tenant::Source;
@@ -47,6 +48,15 @@ pub(super) fn check(document: &Document, at: &At<Route>, filters: &FilterSet, mi
     };
     if filters.nonce.is_some() && filters.signature.is_none() {
         wrong("nonce", "a nonce is taken of a signature, and the route has no `signature`".to_owned());
+    }
+    if let Some(signature) = &filters.signature
+        && signature.signer == Signer::Device
+        && filters.jwt.is_none()
+    {
+        wrong(
+            "signature",
+            "`signer: device` takes the key from the token, and the route has no `jwt`".to_owned(),
+        );
     }
     if let Some(tenant) = &filters.tenant
         && !tenant.from.is_empty()

@@ -3,9 +3,10 @@
 //! A module gets its policy compiled, from a file that was read and checked natively, so it needs no places to
 //! tell mistakes by; and a YAML reader would more than double its size.
 
+#[cfg(not(target_family = "wasm"))]
+mod duration;
 #[cfg(target_family = "wasm")]
 mod json;
-#[cfg(not(target_family = "wasm"))]
 mod wording;
 #[cfg(not(target_family = "wasm"))]
 mod written;

@@ -234,6 +234,14 @@ fn what_is_not_yaml_or_not_a_policy() {
             "an item of `trusted_proxies`: an IP address or a network belongs here, \"10.0.0.0/8\" say",
         ),
         (
+            "trusted_proxies: [10.1.2.3/8]\n",
+            "`10.1.2.3/8` is one address with the length of a network: write `10.1.2.3` for the address, or `10.0.0.0/8` for the network",
+        ),
+        (
+            "state: { service: { timeout_ms: 5s } }\n",
+            "`timeout_ms`: a whole number, 0 or more, belongs here; the unit is in the name, so write `5000` for `5s`",
+        ),
+        (
             "admin: { address: localhost }\n",
             "`address`: an IP address and a port belong here, \"127.0.0.1:8443\" or \"[::1]:8443\" say",
         ),

@@ -6,7 +6,7 @@ use serde_saphyr::{Error, Spanned};
 
 use super::super::{At, Document, Mistake};
 use super::written::Written;
-use super::{Location, wording};
+use super::{Location, duration, wording};
 
 impl From<serde_saphyr::Location> for Location {
     fn from(location: serde_saphyr::Location) -> Self {
@@ -32,6 +32,10 @@ pub(crate) fn read(text: &str) -> Result<Document, Vec<Mistake>> {
     parse(text).map_err(|mut wrong| {
         wrong.path = written.own(wrong.path);
         let mut told = wrong.told();
+        if let Error::InvalidScalar { .. } = wrong.error.without_snippet() {
+            told.message
+                .push_str(&duration::meant(text, &wrong.path, told.line, told.column).unwrap_or_default());
+        }
         if let Error::SerdeMissingField { .. } = wrong.error.without_snippet() {
             // The library tells how far it had come.
             let Location { line, column } = written.place(&wrong.path);

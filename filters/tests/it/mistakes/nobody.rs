@@ -29,6 +29,12 @@ fn nobody_could_pass() {
         (&good, "nonce: {}, signature: {}".to_owned(), "", ""),
         (
             &good,
+            "signature: { signer: device }".to_owned(),
+            "",
+            "route `send`: signature: `signer: device` takes the key from the token, and the route has no `jwt`, so nobody could pass",
+        ),
+        (
+            &good,
             limit("rate_limit", "user", ""),
             "",
             "route `send`: rate_limit: limit `few` is `by: user`, which the route cannot tell without `jwt`, so nobody could pass",
