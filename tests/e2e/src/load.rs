@@ -159,6 +159,12 @@ impl Load {
         shown.iter().find(|shown| shown.serial_hex == serial_hex).map(|shown| shown.at)
     }
 
+    /// How many connections have begun since then and were shown a certificate.
+    pub fn connected_since(&self, since: Instant) -> usize {
+        let shown = self.seen.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        shown.iter().filter(|shown| shown.is_within(since, None)).count()
+    }
+
     /// # Errors
     /// A request that has failed, or a connection that has broken.
     pub fn check(&mut self) -> anyhow::Result<()> {

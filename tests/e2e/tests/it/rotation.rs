@@ -48,7 +48,11 @@ async fn the_edge_and_its_upstream_are_renewed_under_load() -> anyhow::Result<()
         })
         .await?;
         rounds.push((serial, written, first));
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        until("others connect after that", async || {
+            load.check()?;
+            Ok((load.connected_since(first) >= 3).then_some(()))
+        })
+        .await?;
     }
     let outcome = load.stop().await?;
 
