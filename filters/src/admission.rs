@@ -130,6 +130,17 @@ impl Admission {
         rule.chain.body(request, body, host, &mut self.context)
     }
 
+    /// The limit, bytes, of a body that is forwarded as it arrives; `None`: the whole body is decided on first.
+    pub fn streams(&self, policy: &Policy) -> Option<usize> {
+        self.rule(policy)?.streams
+    }
+
+    /// Decides on a body that is forwarded as it arrives, before any of it. Called in place of [`body`](Self::body).
+    pub fn body_begins(&mut self, policy: &Policy, request: &Request<'_>) -> Result<(), Refused> {
+        let rule = self.rule(policy).ok_or_else(route_not_found)?;
+        rule.chain.body_begins(request, &mut self.context)
+    }
+
     /// What to ask of state, shared state in one trip; empty when nothing is asked.
     pub fn batch(&self, policy: &Policy) -> Batch {
         self.rule(policy).map(|rule| rule.chain.batch(&self.context)).unwrap_or_default()

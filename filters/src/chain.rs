@@ -49,6 +49,11 @@ impl Chain {
         self.each(context, |filter, context| filter.body(request, body, host, context))
     }
 
+    /// Decides on a body that is forwarded as it arrives, before any of it.
+    pub fn body_begins(&self, request: &Request<'_>, context: &mut Context) -> Result<(), Refused> {
+        self.each(context, |filter, _| filter.body_begins(request))
+    }
+
     /// The one batch for shared state; empty when no trip is needed.
     pub fn batch(&self, context: &Context) -> Batch {
         context.ops.iter().map(|asked| (asked.op.clone(), asked.counted)).collect()

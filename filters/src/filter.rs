@@ -49,6 +49,12 @@ pub trait Filter: Send + Sync + std::fmt::Debug {
         Verdict::Pass
     }
 
+    /// Decides on a body that is forwarded as it arrives, before any of it. Called in place of [`body`](Filter::body),
+    /// and only when the request has a body.
+    fn body_begins(&self, _request: &Request<'_>) -> Verdict {
+        Verdict::Pass
+    }
+
     /// Decides on the answer of the shared state to one of this filter's operations.
     fn answered(&self, _op: &Op, _answer: &Answer, _context: &mut Context) -> Verdict {
         Verdict::Pass

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use filters::admission::{Admission, Draw};
 use filters::chain::Refused;
 use filters::failure::Failure;
+use filters::shape;
 use filters::upstream::UpstreamFields;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -57,6 +58,7 @@ impl ProxyHttp for Door {
             fields: UpstreamFields::default(),
             upstream: None,
             deadline: None,
+            streamed: None,
             address: None,
             websocket: None,
             unconnected: 0,
@@ -104,7 +106,12 @@ impl ProxyHttp for Door {
                 Err(refused) => refused,
             },
             Ok(_) => {
-                let Some(websocket) = exchange.websocket else { return Ok(false) };
+                let Some(websocket) = exchange.websocket else {
+                    if exchange.streamed.is_some() {
+                        edge.begin_stream(session, exchange).await?;
+                    }
+                    return Ok(false);
+                };
                 session.set_write_timeout(Some(Duration::from_millis(websocket.idle_timeout_ms)));
                 // The client may listen for as long as the upstream has something to say.
                 session.set_read_timeout(None);
@@ -152,6 +159,9 @@ impl ProxyHttp for Door {
         exchange: &mut Exchange,
     ) -> Result<()> {
         let edge = Arc::clone(&exchange.edge);
+        if let Some(streamed) = &mut exchange.streamed {
+            streamed.restart();
+        }
         // A connection of HTTP/2 carries others' requests too: there each piece of the answer is looked at.
         if !exchange.is_multiplexed() {
             let (Some(deadline), Some(socket)) = (&mut exchange.deadline, edge.standing.sockets.get(fd))
@@ -166,6 +176,23 @@ impl ProxyHttp for Door {
             error.set_retry(exchange.unconnected < TRIES);
             error
         })
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _ends: bool,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        if let Some(deadline) = &exchange.deadline {
+            deadline.heard();
+        }
+        let length = body.as_ref().map_or(0, Bytes::len);
+        match exchange.streamed.as_mut().is_none_or(|streamed| streamed.may_forward(length)) {
+            true => Ok(()),
+            false => Err(too_large()),
+        }
     }
 
     async fn upstream_request_filter(
@@ -195,6 +222,9 @@ impl ProxyHttp for Door {
     ) -> Result<()> {
         let edge = Arc::clone(&exchange.edge);
         edge.answered(exchange);
+        if let Some(deadline) = &exchange.deadline {
+            deadline.heard();
+        }
         if let Some(why) = response::defect(answer.status, &answer.headers) {
             return Error::e_explain(ErrorType::InvalidHTTPHeader, why).map_err(|error| error.into_up());
         }
@@ -211,8 +241,9 @@ impl ProxyHttp for Door {
         let is_multiplexed = exchange.is_multiplexed();
         match exchange.deadline.as_mut() {
             Some(deadline) if ends => deadline.is_met(),
-            Some(deadline) if deadline.is_over() && is_multiplexed => return Err(overdue()),
-            Some(_) | None => {}
+            Some(deadline) if deadline.total_left().is_zero() && is_multiplexed => return Err(overdue()),
+            Some(deadline) => deadline.heard(),
+            None => {}
         }
         Ok(None)
     }
@@ -284,18 +315,25 @@ impl ProxyHttp for Door {
         if session.response_written().is_some_and(|answer| !answer.status.is_informational()) {
             return keep;
         }
-        let Some(failure) = failure(error) else { return keep };
         let edge = Arc::clone(&exchange.edge);
-        if matches!(failure, Failure::UpstreamTimeout | Failure::UpstreamFailed) {
-            edge.failed(exchange);
-        }
-        let refused = Refused::from(failure);
+        let refused = match (&exchange.streamed, failure(error)) {
+            (Some(streamed), _) if is_too_large(error) => shape::streamed_too_much(streamed.most),
+            (_, None) => return keep,
+            (_, Some(failure)) => {
+                if matches!(failure, Failure::UpstreamTimeout | Failure::UpstreamFailed) {
+                    edge.failed(exchange);
+                }
+                Refused::from(failure)
+            }
+        };
         let status = refused.refusal.status;
         // Pingora closes the client's connection after an error here, whatever is answered, so the answer says so.
         session.set_keepalive(None);
         let request_id = exchange.admission.as_ref().map(Admission::request_id);
         let cause = exchange.upstream_failure.map(Cause::name);
-        tracing::warn!(request_id, error = %error.etype().as_str(), cause, "upstream failed");
+        if refused.refusal.status >= 500 {
+            tracing::warn!(request_id, error = %error.etype().as_str(), cause, "upstream failed");
+        }
         match edge.refuse(session, exchange, refused).await {
             Ok(()) => FailToProxy { error_code: status, ..keep },
             Err(_) => keep,
@@ -310,6 +348,8 @@ impl ProxyHttp for Door {
         let broke = error.filter(|_| exchange.refusal.is_none() || exchange.status == 0);
         let cut = broke.map(|error| match (exchange.cut.get(), error.esource()) {
             (Some(cut), _) => *cut,
+            (None, _) if is_too_large(error) => Cut::BodyTooLarge,
+            (None, _) if is_of_client(error) && is_timeout(error) => Cut::TimeOver,
             (None, _) if is_of_client(error) => Cut::ClientGone,
             (None, pingora::ErrorSource::Upstream) if is_timeout(error) => Cut::TimeOver,
             (None, pingora::ErrorSource::Upstream) => Cut::UpstreamBroke,
@@ -341,6 +381,15 @@ fn gone(session: &mut Session, exchange: &mut Exchange) -> bool {
 /// The upstream has had all its time.
 fn overdue() -> Box<Error> {
     Error::explain(ErrorType::ReadTimedout, "the whole answer was not there in time").into_up()
+}
+
+/// The client has sent more than its route allows.
+fn too_large() -> Box<Error> {
+    Error::explain(ErrorType::HTTPStatus(413), "the body is larger than the route allows").into_down()
+}
+
+fn is_too_large(error: &Error) -> bool {
+    matches!(error.etype(), ErrorType::HTTPStatus(413))
 }
 
 /// Whether a request may be sent twice (RFC 9110, section 9.2.1).
@@ -383,6 +432,7 @@ pub(crate) fn failure(error: &Error) -> Option<Failure> {
     if is_of_client(error) {
         return match error.etype() {
             WriteError | WriteTimedout | ReadError | ConnectionClosed => None,
+            ReadTimedout => Some(Failure::RequestTimeout),
             _ => Some(Failure::Malformed),
         };
     }

@@ -22,7 +22,7 @@ use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 
 use crate::client_keys::ClientKeys;
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, Streamed};
 use crate::flags::FeatureFlags;
 use crate::gate::Standing;
 use crate::issuers::Issuers;
@@ -144,12 +144,19 @@ impl Edge {
     pub(crate) fn peer(&self, exchange: &mut Exchange) -> Result<HttpPeer, Failure> {
         let time = self.time(exchange).filter(|_| exchange.websocket.is_none());
         if let (Some(time), None) = (time, &exchange.deadline) {
-            exchange.deadline = Some(Deadline::within(time));
+            exchange.deadline = Some(Deadline::new(time, self.idle(exchange)));
         }
         if exchange.is_overdue() {
             return Err(Failure::UpstreamTimeout);
         }
-        let left = exchange.deadline.as_ref().map(Deadline::left);
+        if let Some(deadline) = &exchange.deadline {
+            deadline.heard();
+        }
+        let left = exchange.deadline.as_ref().map(|deadline| match exchange.is_multiplexed() {
+            // No socket can be shut there, so each read is bounded.
+            true => deadline.left(),
+            false => deadline.total_left(),
+        });
         // If it was a trial of which nothing is known, that may be this one's now.
         exchange.address = None;
         let next = exchange.upstream.as_ref().and_then(|upstream| upstream.peer(left));
@@ -272,7 +279,12 @@ impl Edge {
         self.rule(exchange)?.timeouts_ms.get(position).copied().map(Duration::from_millis)
     }
 
-    /// Everything that is decided before the upstream is spoken to. Gives the body.
+    /// How long neither side may send a byte, if the route bounds that.
+    fn idle(&self, exchange: &Exchange) -> Option<Duration> {
+        self.rule(exchange)?.idle_timeout_ms.map(Duration::from_millis)
+    }
+
+    /// Everything that is decided before the upstream is spoken to. Gives the body, as far as it was read.
     pub(crate) async fn admit(
         &self,
         session: &mut Session,
@@ -285,15 +297,24 @@ impl Edge {
         self.head(session.req_header(), &sender, admission).await?;
         let asked = asks_for_websocket(&request(session.req_header(), &sender));
         exchange.websocket = admission.rule(&self.policy).filter(|_| asked).and_then(|rule| rule.websocket);
-        let body = match exchange.websocket {
+        exchange.streamed = admission.streams(&self.policy).map(Streamed::new);
+        let body = match (exchange.websocket, &exchange.streamed) {
             // What follows is not its body.
-            Some(_) => Bytes::new(),
-            None => match tokio::time::timeout(time, read_body(session)).await {
+            (Some(_), _) => Bytes::new(),
+            (None, Some(_)) => {
+                if !session.as_mut().is_body_empty() {
+                    admission.body_begins(&self.policy, &request(session.req_header(), &sender))?;
+                }
+                Bytes::new()
+            }
+            (None, None) => match tokio::time::timeout(time, read_body(session)).await {
                 Ok(body) => body?,
                 Err(_) => return Err(Failure::RequestTimeout.into()),
             },
         };
-        admission.body(&self.policy, &request(session.req_header(), &sender), &body, &Now(self))?;
+        if exchange.streamed.is_none() || exchange.websocket.is_some() {
+            admission.body(&self.policy, &request(session.req_header(), &sender), &body, &Now(self))?;
+        }
         // A place in the upstream's bulkhead comes before anything is spent in shared state.
         let share = admission.share(&self.policy).map(|(_, share)| share.upstream.as_str());
         let upstream = share.and_then(|name| self.upstreams.get(name)).ok_or(Failure::UpstreamUnreachable)?;

@@ -50,6 +50,8 @@ pub(crate) struct Exchange {
     pub(crate) upstream: Option<Arc<Upstream>>,
     /// Until when its whole answer must be there; set when the upstream is first turned to.
     pub(crate) deadline: Option<Deadline>,
+    /// How much of its body was forwarded as it arrived; `None`: the whole body was read first.
+    pub(crate) streamed: Option<Streamed>,
     /// The address that was tried last.
     pub(crate) address: Option<Tried>,
     /// The bounds of the WebSocket that it asks for.
@@ -66,6 +68,32 @@ pub(crate) struct Exchange {
     pub(crate) repeats: Vec<Repeat>,
     /// Counted until dropped.
     pub(crate) _in_flight: InFlight,
+}
+
+/// How much of a body was forwarded as it arrived.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Streamed {
+    /// Bytes that the route allows.
+    pub(crate) most: usize,
+    sent: usize,
+}
+
+impl Streamed {
+    pub(crate) fn new(most: usize) -> Self {
+        Self { most, sent: 0 }
+    }
+
+    /// The body is sent from its beginning, on a connection that has just been made.
+    pub(crate) fn restart(&mut self) {
+        self.sent = 0;
+    }
+
+    /// Notes that so many bytes more are to be forwarded; tells whether the route allows them.
+    #[must_use]
+    pub(crate) fn may_forward(&mut self, bytes: usize) -> bool {
+        self.sent = self.sent.saturating_add(bytes);
+        self.sent <= self.most
+    }
 }
 
 /// What a request asked, as far as it is told.
@@ -106,6 +134,8 @@ pub(crate) enum Cut {
     TokenRevoked,
     /// It took all the time that it may.
     TimeOver,
+    /// The body was larger than the route allows.
+    BodyTooLarge,
     /// Another policy's listener took over, and it was not done when its time ran out.
     ListenerChanged,
     /// The edge could not go on with it.
@@ -122,6 +152,7 @@ impl Cut {
             Self::ClientRevoked => "client_revoked",
             Self::TokenRevoked => "token_revoked",
             Self::TimeOver => "time_over",
+            Self::BodyTooLarge => "body_too_large",
             Self::ListenerChanged => "listener_changed",
             Self::EdgeFailed => "edge_failed",
             Self::EdgeStopped => "edge_stopped",

@@ -37,6 +37,7 @@ pub mod schema;
 pub mod server;
 mod state;
 pub mod state_service;
+mod stream;
 mod upstream;
 mod usage;
 mod websocket;

@@ -62,12 +62,18 @@ pub(crate) fn request<'r>(header: &'r RequestHeader, sender: &'r Sender) -> Requ
     }
 }
 
-/// Reads the whole body, at most what the edge holds. Pingora keeps a copy for the upstream.
-pub(crate) async fn read_body(session: &mut Session) -> Result<Bytes, Failure> {
-    session.enable_retry_buffering();
+/// Has a client that asked for it send its body.
+pub(crate) async fn invite_body(session: &mut Session) -> Result<(), Failure> {
     if expects_continue(session.req_header()) && session.write_continue_response().await.is_err() {
         return Err(Failure::BodyIncomplete);
     }
+    Ok(())
+}
+
+/// Reads the whole body, at most what the edge holds. Pingora keeps a copy for the upstream.
+pub(crate) async fn read_body(session: &mut Session) -> Result<Bytes, Failure> {
+    session.enable_retry_buffering();
+    invite_body(session).await?;
     let mut body = BytesMut::new();
     loop {
         match session.read_request_body().await {

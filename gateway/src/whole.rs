@@ -105,7 +105,7 @@ impl Edge {
         alone(&mut header, body.len()).map_err(|_| Failure::Malformed)?;
         for attempt in 1..=TRIES {
             let Reached { mut session, peer, reused } = self.reach(exchange).await?;
-            let left = exchange.deadline.as_ref().map_or(Duration::ZERO, Deadline::left);
+            let left = exchange.deadline.as_ref().map_or(Duration::ZERO, Deadline::total_left);
             let answer = tokio::time::timeout(left, talk(&mut session, header.clone(), body.clone())).await;
             let failure = match answer {
                 Ok(Ok(answer)) => {

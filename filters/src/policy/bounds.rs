@@ -116,7 +116,10 @@ fn of_introspection(settings: &Introspection) -> [Number; 5] {
 }
 
 fn of_route(route: &Route) -> Vec<Number> {
-    let mut numbers = Vec::from_iter(route.timeout_ms.map(|ms| ("timeout_ms", ms, HOUR_MS)));
+    // 0 is no limit, where silence has one.
+    let total = if route.idle_timeout_ms.is_some() { 0..=*HOUR_MS.end() } else { HOUR_MS };
+    let mut numbers = Vec::from_iter(route.timeout_ms.map(|ms| ("timeout_ms", ms, total)));
+    numbers.extend(route.idle_timeout_ms.map(|ms| ("idle_timeout_ms", ms, HOUR_MS)));
     if let Some(At { value: websocket, .. }) = &route.websocket {
         numbers.extend([
             ("websocket.idle_timeout_ms", websocket.idle_timeout_ms, HOUR_MS),

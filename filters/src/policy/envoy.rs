@@ -1,8 +1,10 @@
 //! What a policy may say that the gateway can do and Envoy cannot.
 
+use super::Route;
 use super::StaleCrl;
 use super::document::{At, Document};
 use super::mistake::Mistake;
+use crate::state::Counted;
 
 /// All of it, in the order of the file.
 pub(super) fn beyond(document: &Document) -> Vec<Mistake> {
@@ -25,6 +27,34 @@ pub(super) fn beyond(document: &Document) -> Vec<Mistake> {
             (Some(_), At { value: StaleCrl::Refuse, .. }) | (None, _) => None,
         })
         .collect();
+    found.extend(document.routes.iter().filter_map(|at| streams_and_asks(document, at)));
     found.sort_by_key(|mistake| (mistake.line, mistake.column));
     found
+}
+
+/// A route that forwards bodies as they arrive, and asks shared state before. Envoy's module cannot hold a body back while
+/// it waits for the answer and let the rest through later.
+fn streams_and_asks(document: &Document, at: &At<Route>) -> Option<Mistake> {
+    let filters = document.filters_of(&at.value);
+    filters.shape.as_ref()?.streams()?;
+    let limits = |limits: &crate::rate_limit::Config| {
+        limits.limits.iter().any(|limit| limit.counted == Counted::Shared)
+    };
+    let (filter, instead) = if filters.tenant.is_some() && !document.plans.is_empty() {
+        ("tenant", "write `except: [tenant]`")
+    } else if filters.quota.is_some() {
+        ("quota", "write `except: [quota]`")
+    } else if filters.concurrency.is_some() {
+        ("concurrency", "write `except: [concurrency]`")
+    } else if filters.rate_limit.as_ref().is_some_and(limits) {
+        ("rate_limit", "write `counted: here`")
+    } else {
+        return None;
+    };
+    let message = format!(
+        "route `{}`: in Envoy no route with `max_body_bytes` above 65536 can ask shared state, and `{filter}` does; \
+         {instead}, or serve the route by the gateway",
+        at.value.name
+    );
+    Some(Mistake::of(at, message))
 }

@@ -16,7 +16,8 @@ use super::tenancy::{self, Plans, Tenancy};
 use super::warning::warnings;
 use super::{
     Client, FlagFile, Issuer, Mirror, Reference, Route, Secret, Share, Shared, Upstream, WebSocket, bounds,
-    clients, envoy, flag_file, issuers, listeners, names, nobody, path, routes, shared_state, upstreams,
+    clients, envoy, flag_file, issuers, listeners, names, nobody, path, routes, shared_state, streaming,
+    upstreams,
 };
 use crate::FilterSet;
 use crate::chain::Chain;
@@ -24,6 +25,7 @@ use crate::compression;
 use crate::filter::Context;
 use crate::flags::FlagUse;
 use crate::nonce;
+use crate::shape;
 use crate::sharing;
 use crate::subject::{By, subject};
 
@@ -60,12 +62,16 @@ pub struct RouteRule {
     pub mirror: Option<Mirror>,
     /// The path that the upstream gets in place of the client's.
     pub rewrite: Option<String>,
-    /// Milliseconds that each of `upstreams` may take for the whole answer, in their order.
+    /// Milliseconds that each of `upstreams` may take for the whole answer, in their order; 0: any time.
     pub timeouts_ms: Vec<u64>,
     /// Times that a request may be sent again.
     pub retries: u32,
     /// Whether WebSockets pass, and their bounds.
     pub websocket: Option<WebSocket>,
+    /// The limit, bytes, of bodies that are forwarded as they arrive; `None`: the whole body is decided on first.
+    pub streams: Option<usize>,
+    /// Milliseconds without a byte in either direction after which a request ends.
+    pub idle_timeout_ms: Option<u64>,
     /// Which answers are compressed, if any.
     pub compression: Option<compression::Config>,
     pub chain: Chain,
@@ -262,6 +268,7 @@ fn rules(
         let filters = tenancy::with_plans(filters, plans, &except);
         routes::check(document, route, *location, &filters, mistakes);
         if !cfg!(target_family = "wasm") {
+            streaming::check(route, *location, &filters, mistakes);
             nobody::check(document, at, &filters, mistakes);
         }
         flag_uses.extend(flag_file::of_route(document, at, &filters));
@@ -302,6 +309,7 @@ fn rules(
             }
         }
         let compression = filters.compression.clone();
+        let streams = filters.shape.as_ref().and_then(shape::Config::streams);
         match filters.build(&site) {
             Ok(filters) => rules.push(RouteRule {
                 name: route.name.clone(),
@@ -318,6 +326,8 @@ fn rules(
                 rewrite: route.rewrite.as_ref().map(|rewrite| rewrite.value.clone()),
                 retries: route.retries,
                 websocket: route.websocket.as_ref().map(|websocket| websocket.value),
+                streams,
+                idle_timeout_ms: route.idle_timeout_ms,
                 compression,
                 chain: Chain::new(filters),
                 except: except.into_iter().map(str::to_owned).collect(),

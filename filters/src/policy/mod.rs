@@ -29,6 +29,7 @@ mod routes;
 mod routing;
 mod secret;
 mod shared_state;
+mod streaming;
 mod syntax;
 mod tenancy;
 mod timeout;

@@ -59,8 +59,11 @@ pub struct Route {
     pub websocket: Option<At<WebSocket>>,
     /// Milliseconds the upstream may take for the whole answer, whatever the upstream's own `timeout_ms` says; of a
     /// WebSocket, `websocket` says how long it may be. Absent: the upstream's, and 5000 where it states none, of which
-    /// `check` warns.
+    /// `check` warns. With `idle_timeout_ms` it may be 0: no limit.
     pub timeout_ms: Option<u64>,
+    /// Milliseconds without a byte in either direction after which the edge ends a request, 1 to 3600000: for server-sent
+    /// events, long polls and streams, which may last. Absent: `timeout_ms` alone ends a request.
+    pub idle_timeout_ms: Option<u64>,
     /// Times that a request is sent again, to the next address, when its connection broke before an answer began; at most
     /// 3, and only where all `methods` are safe (RFC 9110 section 9.2.1): what may have moved money is never repeated.
     /// A request of which nothing was sent is no repeat, and needs none of this.

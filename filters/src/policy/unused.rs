@@ -95,7 +95,7 @@ pub(super) fn unwatched(document: &Document) -> Vec<Mistake> {
         let upstreams = route.upstreams_of(document).filter(|(_, upstream)| own(&upstream.value));
         let slow = upstreams.filter_map(|(name, At { value: upstream, .. })| {
             let (timeout_ms, connect_ms) = (route.timeout_ms(upstream), upstream.connect_timeout_ms);
-            (connect_ms >= timeout_ms).then(|| {
+            (timeout_ms > 0 && connect_ms >= timeout_ms).then(|| {
                 let message = format!(
                     "route `{}`: its `timeout_ms: {timeout_ms}` ends before upstream `{name}` has had its \
                      `connect_timeout_ms: {connect_ms}`",

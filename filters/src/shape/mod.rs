@@ -10,8 +10,9 @@ mod path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::chain::Refused;
 use crate::failure::Failure;
-use crate::filter::{Context, Filter, Host, Request, Verdict};
+use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict};
 use crate::policy::{Settings, Site, Unusable};
 
 pub(crate) use json::unambiguous as unambiguous_json;
@@ -48,7 +49,8 @@ pub fn edge_only(name: &str) -> bool {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Most bytes of body; 0: none may be sent. At most 65536, the edge holds the whole body in memory.
+    /// Most bytes of body; 0: none may be sent. Up to 65536 the edge reads the whole body before it decides. Above, at most
+    /// 1073741824 (1 GiB), it forwards the body as it arrives, and nothing on the route may need the whole body.
     pub max_body_bytes: usize,
     /// Most header fields.
     pub max_headers: usize,
@@ -65,6 +67,13 @@ pub struct Config {
 impl Config {
     /// The edge reads the whole body before it decides; this bounds what one request can hold.
     pub const MOST_BODY_BYTES: usize = 64 * 1024;
+    /// The largest body that a policy may let through as it arrives.
+    pub const MOST_STREAMED_BYTES: usize = 1024 * 1024 * 1024;
+
+    /// The limit of bodies that are forwarded as they arrive; `None`: the edge reads the whole body first.
+    pub fn streams(&self) -> Option<usize> {
+        (self.max_body_bytes > Self::MOST_BODY_BYTES).then_some(self.max_body_bytes)
+    }
 }
 
 impl Default for Config {
@@ -100,8 +109,8 @@ impl Settings for Config {
     }
 
     fn build(self, _site: &Site<'_>) -> Result<Box<dyn Filter>, Unusable> {
-        if self.max_body_bytes > Self::MOST_BODY_BYTES {
-            return Err(Unusable::new(format!("`max_body_bytes` is at most {}", Self::MOST_BODY_BYTES)));
+        if self.max_body_bytes > Self::MOST_STREAMED_BYTES {
+            return Err(Unusable::new(format!("`max_body_bytes` is at most {}", Self::MOST_STREAMED_BYTES)));
         }
         Ok(Box::new(Shape(self)))
     }
@@ -152,27 +161,55 @@ impl Filter for Shape {
         if body.is_empty() {
             return Verdict::Pass;
         }
-        let Ok(Some(content_type)) = request.headers.one("content-type") else {
-            return Verdict::refuse(415, "content_type_missing", "A body needs exactly one Content-Type.");
+        let media_type = match self.media_type(request) {
+            Ok(media_type) => media_type,
+            Err(refused) => return refused,
         };
-        let media_type = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-        if !self.0.content_types.is_empty() && !self.0.content_types.contains(&media_type) {
-            let detail = format!("Send one of: {}.", self.0.content_types.join(", "));
-            return Verdict::refuse(415, "content_type_unsupported", detail);
-        }
-        let is_json = media_type == "application/json" || media_type.ends_with("+json");
-        if is_json && let Err(why) = json::check(body, self.0.max_json_depth) {
+        if is_json(&media_type)
+            && let Err(why) = json::check(body, self.0.max_json_depth) {
             return Verdict::refuse(400, why.code(), why.detail());
         }
         Verdict::Pass
+    }
+
+    fn body_begins(&self, request: &Request<'_>) -> Verdict {
+        self.media_type(request).map_or_else(|refused| refused, |_| Verdict::Pass)
     }
 }
 
 impl Shape {
     fn too_large(&self) -> Verdict {
-        let detail = format!("A body here has at most {} bytes.", self.0.max_body_bytes);
-        Verdict::refuse(413, "body_too_large", detail)
+        too_large(self.0.max_body_bytes).into()
     }
+
+    /// The media type of the body, if the policy lets it through.
+    fn media_type(&self, request: &Request<'_>) -> Result<String, Verdict> {
+        let Ok(Some(content_type)) = request.headers.one("content-type") else {
+            let detail = "A body needs exactly one Content-Type.";
+            return Err(Verdict::refuse(415, "content_type_missing", detail));
+        };
+        let media_type = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        if !self.0.content_types.is_empty() && !self.0.content_types.contains(&media_type) {
+            let detail = format!("Send one of: {}.", self.0.content_types.join(", "));
+            return Err(Verdict::refuse(415, "content_type_unsupported", detail));
+        }
+        Ok(media_type)
+    }
+}
+
+/// Whether `shape` checks bodies of this media type as JSON.
+pub(crate) fn is_json(media_type: &str) -> bool {
+    media_type == "application/json" || media_type.ends_with("+json")
+}
+
+/// The refusal of a body above the limit, bytes.
+fn too_large(most: usize) -> Refusal {
+    Refusal::new(413, "body_too_large", format!("A body here has at most {most} bytes."))
+}
+
+/// The refusal of a body that passed its limit, bytes, while it was forwarded.
+pub fn streamed_too_much(most: usize) -> Refused {
+    Refused { filter: "shape", refusal: too_large(most) }
 }
 
 /// Whether every reader finds the same end of the body: where there is a transfer coding, it is `chunked` to

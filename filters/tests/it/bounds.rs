@@ -80,7 +80,7 @@ fn settings_of_filters() {
             "limit `a`: `cost` is between 1 and the burst of every limit; here that is 1",
         ),
         ("rate_limit: { cost: 0 }", "rate_limit: `cost` is at least 1"),
-        ("shape: { max_body_bytes: 65537 }", "shape: `max_body_bytes` is at most 65536"),
+        ("shape: { max_body_bytes: 1073741825 }", "shape: `max_body_bytes` is at most 1073741824"),
         (
             "rate_limit: { limits: [{ name: a, by: ip, requests: 1, per_s: 0 }] }",
             "limit `a`: `per_s` must be at least 1 and at most 31 days, and no shorter than a microsecond a request",

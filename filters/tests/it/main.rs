@@ -5,5 +5,6 @@
 mod bounds;
 mod flags;
 mod mistakes;
+mod streaming;
 mod upstreams;
 mod warnings;

@@ -11,7 +11,7 @@ use filters::certificate::Certificate;
 use filters::chain::Refused;
 use filters::failure::Failure;
 use filters::filter::{Headers, OpaqueToken, Refusal, Request};
-use filters::shape::Config;
+use filters::shape::{Config, streamed_too_much};
 use filters::state::{Answer, Begun, Full, Trip, Unanswered};
 
 use self::answering::Answering;
@@ -49,6 +49,8 @@ pub struct Stream {
     phase: Phase,
     /// The whole body, once it has come.
     body: Option<Vec<u8>>,
+    /// Bytes of a body that is forwarded as it arrives.
+    streamed: usize,
     /// What becomes of the upstream's answer.
     answering: Answering,
     /// The time of what Envoy last told; asked once each time, for asking is a call.
@@ -144,6 +146,7 @@ impl Stream {
             admission: None,
             phase: Phase::New,
             body: None,
+            streamed: 0,
             answering: Answering::AsItComes,
             now_ms: 0,
         }
@@ -193,6 +196,16 @@ impl Stream {
 
     /// `length` bytes of body have come; `whole`: and nothing else will.
     pub fn body(&mut self, length: usize, whole: bool, envoy: &dyn Envoy) -> Flow {
+        let streams = self.streams();
+        match (&self.phase, streams) {
+            (Phase::Admitted, Some(most)) => return self.forward(length, most, envoy),
+            // The SDK cannot tell Envoy to hold back a body and go on with it later. `check` lets no route come here that
+            // asks shared state; keys and introspection can be waited for all the same.
+            (Phase::Refreshing { .. } | Phase::Introspecting(_) | Phase::Asked(_), Some(_)) if length > 0 => {
+                return self.refuse(&Failure::StateUnavailable.into(), envoy);
+            }
+            (_, _) => {}
+        }
         match self.phase {
             Phase::Admitted => return Flow::Continue,
             Phase::Refused => return Flow::Pause,
@@ -218,6 +231,21 @@ impl Stream {
             | Phase::Asked(_)
             | Phase::Admitted
             | Phase::Refused => Flow::Pause,
+        }
+    }
+
+    /// The limit of a body that is forwarded as it arrives.
+    fn streams(&self) -> Option<usize> {
+        self.admission.as_ref()?.streams(&self.plugin.policy)
+    }
+
+    /// Lets a piece of the body go on, if it is within the limit.
+    fn forward(&mut self, length: usize, most: usize, envoy: &dyn Envoy) -> Flow {
+        self.streamed = self.streamed.saturating_add(length);
+        match self.streamed <= most {
+            true => Flow::Continue,
+            // After the response has begun, Envoy resets the stream.
+            false => self.refuse(&streamed_too_much(most), envoy),
         }
     }
 
@@ -299,7 +327,7 @@ impl Stream {
             Err(refused) => self.refuse(&refused, envoy),
             Ok(()) => {
                 self.phase = Phase::Headed;
-                if self.body.is_some() { self.whole(envoy) } else { Flow::Pause }
+                if self.body.is_some() || self.streams().is_some() { self.whole(envoy) } else { Flow::Pause }
             }
         }
     }
@@ -307,13 +335,18 @@ impl Stream {
     /// Decides on the body and asks state.
     fn whole(&mut self, envoy: &dyn Envoy) -> Flow {
         let plugin = Rc::clone(&self.plugin);
-        let (Some(admission), Some(body)) = (&mut self.admission, self.body.take()) else {
+        let Some(admission) = &mut self.admission else {
             return self.refuse(&Failure::StateUnavailable.into(), envoy);
         };
         let now_ms = self.now_ms;
         let now = Now { plugin: &plugin, now_ms };
         let request = self.received.request(admission.peer());
-        if let Err(refused) = admission.body(&plugin.policy, &request, &body, &now) {
+        let decided = match (self.body.take(), admission.streams(&plugin.policy)) {
+            (Some(body), _) => admission.body(&plugin.policy, &request, &body, &now),
+            (None, Some(_)) => admission.body_begins(&plugin.policy, &request),
+            (None, None) => Err(Failure::StateUnavailable.into()),
+        };
+        if let Err(refused) = decided {
             return self.refuse(&refused, envoy);
         }
         let batch = admission.batch(&plugin.policy);

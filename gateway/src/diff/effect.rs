@@ -36,6 +36,9 @@ enum Lets {
     LessInLater(&'static [&'static [&'static str]]),
 }
 
+/// Stands for settings that may also be one word.
+const SETTINGS: &str = "{…}";
+
 /// What is known of settings. What is not here goes neither way, and is told all the same.
 const KNOWN: &[(&str, Lets)] = {
     use Lets::{AllInWhenEmpty, LessIn, LessInLater, LessInWhenThere, MoreIn, MoreInWhenThere};
@@ -138,6 +141,9 @@ const KNOWN: &[(&str, Lets)] = {
         ("listeners.tls.client_certificates.crl", LessInWhenThere),
         ("listeners.tls.client_certificates.stale_crl", STALE_CRL),
         ("listeners.tls.client_certificates.required", LessInLater(&[&["false"], &["true"]])),
+        // `off` beside settings: a message that anybody could read or answer.
+        ("upstreams.tls", LessInLater(&[&["off"], &[SETTINGS]])),
+        ("upstreams.forward_authorization", LessInLater(&[&["true"], &["false"]])),
         ("upstreams.tls.crl", LessInWhenThere),
         ("upstreams.tls.stale_crl", STALE_CRL),
         ("state.limits_when_away", LessInLater(&[&["local"], &["refuse"]])),
@@ -192,6 +198,7 @@ impl Effect {
                 let rank = |value: Option<&Value>| {
                     let text = match value? {
                         Value::String(text) => text.clone(),
+                        Value::Object(_) => SETTINGS.to_owned(),
                         other => other.to_string(),
                     };
                     order.iter().position(|same| same.contains(&text.as_str()))

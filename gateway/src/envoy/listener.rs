@@ -127,7 +127,7 @@ impl Source {
                     "initial_connection_window_size": 1_048_576,
                 },
                 "request_headers_timeout": ms(listener.request_timeout_ms),
-                "request_timeout": ms(listener.request_timeout_ms),
+                "request_timeout": ms(self.request_timeout_ms(listener)),
                 "stream_idle_timeout": ms(self.longest_route_ms().saturating_add(listener.request_timeout_ms)),
                 "delayed_close_timeout": "1s",
                 "drain_timeout": "5s",
@@ -150,6 +150,17 @@ impl Source {
         let mut filters = compression::filters(self.loaded.policy.rules());
         filters.extend([self.module()?, router]);
         Ok(filters)
+    }
+
+    /// Milliseconds for a whole request to arrive; 0: any time. Envoy has no such time of a route, so it must be long enough
+    /// for every body that is forwarded as it arrives.
+    fn request_timeout_ms(&self, listener: &Listener) -> u64 {
+        let rules = self.loaded.policy.rules().iter().filter(|rule| rule.streams.is_some());
+        let times = || rules.clone().flat_map(|rule| rule.timeouts_ms.iter().copied());
+        match times().any(|ms| ms == 0) {
+            true => 0,
+            false => times().max().unwrap_or_default().max(listener.request_timeout_ms),
+        }
     }
 
     fn longest_route_ms(&self) -> u64 {

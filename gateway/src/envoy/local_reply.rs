@@ -8,7 +8,7 @@ use super::REFUSED_FIELD;
 /// What each of the flags that Envoy gives an answer of its own says. Of several the first counts: that it was tried too
 /// often (`URX`), or could not be tried once more (`UO`), stands beside what happened the last time.
 const BY_FLAGS: [(&[&str], Failure); 4] = [
-    (&["UT"], Failure::UpstreamTimeout),
+    (&["UT", "DT", "SI"], Failure::UpstreamTimeout),
     (&["UC", "UR", "UPE", "LR"], Failure::UpstreamFailed),
     (&["UF", "UH", "URX", "NC"], Failure::UpstreamUnreachable),
     (&["UO"], Failure::UpstreamOverloaded),

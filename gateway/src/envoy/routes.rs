@@ -29,6 +29,17 @@ impl Source {
         let mut action = json!({ "cluster": self.cluster(&share.upstream, Carries::Requests)? });
         // Envoy gives a copy the time of its original, and so does the gateway.
         action["timeout"] = json!(ms(*rule.timeouts_ms.get(position).context("a share has no time")?));
+        let total_ms = *rule.timeouts_ms.get(position).context("a share has no time")?;
+        if rule.streams.is_some() {
+            // `timeout` begins only when the whole request has arrived.
+            action["timeout"] = json!("0s");
+            if total_ms > 0 {
+                action["max_stream_duration"] = json!({ "max_stream_duration": ms(total_ms) });
+            }
+        }
+        if let Some(idle_ms) = rule.idle_timeout_ms {
+            action["idle_timeout"] = json!(ms(idle_ms));
+        }
         // A connection that could not be made has carried nothing; of what it has carried nothing is sent twice that is
         // not safe.
         action["retry_policy"] = match (rule.retries, upstream.retry_budget_percent) {

@@ -19,21 +19,54 @@ use pingora::{Error, ErrorType};
 use tokio::net::TcpSocket;
 use tokio::task::AbortHandle;
 
+/// Stands for no limit: longer than any request lasts.
+const NO_LIMIT: Duration = Duration::from_secs(365 * 86_400);
+
 /// Until when an upstream's whole answer must be there; nothing is shut once dropped.
 #[derive(Debug)]
 pub(crate) struct Deadline {
     at: Instant,
+    silence: Option<Silence>,
     shuts: Option<AbortHandle>,
 }
 
+/// How long neither side may send a byte, and when one did last.
+#[derive(Clone, Debug)]
+struct Silence {
+    most: Duration,
+    last: Arc<Mutex<Instant>>,
+}
+
+impl Silence {
+    fn ends_at(&self) -> Instant {
+        *lock(&self.last) + self.most
+    }
+}
+
 impl Deadline {
-    pub(crate) fn within(time: Duration) -> Self {
-        Self { at: Instant::now() + time, shuts: None }
+    /// `total` for the whole answer, none if that is zero; `idle` without a byte in either direction.
+    pub(crate) fn new(total: Duration, idle: Option<Duration>) -> Self {
+        let now = Instant::now();
+        let total = if total.is_zero() { NO_LIMIT } else { total };
+        let silence = idle.map(|most| Silence { most, last: Arc::new(Mutex::new(now)) });
+        Self { at: now + total, silence, shuts: None }
     }
 
     /// Zero once it is over.
     pub(crate) fn left(&self) -> Duration {
+        ends_at(self.at, self.silence.as_ref()).saturating_duration_since(Instant::now())
+    }
+
+    /// Zero once it is over, whatever was said meanwhile.
+    pub(crate) fn total_left(&self) -> Duration {
         self.at.saturating_duration_since(Instant::now())
+    }
+
+    /// The client or the upstream has sent something.
+    pub(crate) fn heard(&self) {
+        if let Some(silence) = &self.silence {
+            *lock(&silence.last) = Instant::now();
+        }
     }
 
     pub(crate) fn is_over(&self) -> bool {
@@ -43,9 +76,15 @@ impl Deadline {
     /// From now on it is that connection which is shut when the time is over.
     pub(crate) fn shuts(&mut self, socket: Arc<TcpStream>) {
         self.is_met();
-        let left = self.left();
+        let (at, silence) = (self.at, self.silence.clone());
         let shuts = tokio::spawn(async move {
-            tokio::time::sleep(left).await;
+            loop {
+                let ends_at = ends_at(at, silence.as_ref());
+                if ends_at <= Instant::now() {
+                    break;
+                }
+                tokio::time::sleep_until(ends_at.into()).await;
+            }
             // It fails when the upstream has closed it, which is as good.
             let _ = socket.shutdown(Shutdown::Both);
         });
@@ -58,6 +97,10 @@ impl Deadline {
             shuts.abort();
         }
     }
+}
+
+fn ends_at(total: Instant, silence: Option<&Silence>) -> Instant {
+    silence.map_or(total, |silence| silence.ends_at().min(total))
 }
 
 impl Drop for Deadline {

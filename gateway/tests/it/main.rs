@@ -24,6 +24,7 @@ mod schema;
 mod shared_redis;
 mod state;
 mod state_policies;
+mod streaming;
 mod tenants;
 mod upstreams;
 mod websocket;

@@ -69,8 +69,8 @@ fn every_mistake_has_a_place_and_a_message() {
         ("shape: {}", "shape: { max_body_byte: 1 }", "did you mean `max_body_bytes`?"),
         (
             "shape: {}",
-            "shape: { max_body_bytes: 999999 }",
-            "p.yaml:14:3: route `send`: shape: `max_body_bytes` is at most 65536",
+            "shape: { max_body_bytes: 1999999999 }",
+            "p.yaml:14:3: route `send`: shape: `max_body_bytes` is at most 1073741824",
         ),
         ("shape: {}", "ip_access: { allow: [10.0.0.0/40] }", "p.yaml:14:"),
         (

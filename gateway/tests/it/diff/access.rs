@@ -24,6 +24,24 @@ const LONE: &str = r#"
 issuers:
 "#;
 
+/// An upstream that is not verified any more, or that receives tokens.
+#[test]
+fn less_protection_towards_an_upstream_is_looser() {
+    let folder = tempfile::tempdir().unwrap();
+    let tls = "tls: { server_name: core.test, ca: \"file:ca.pem\", certificate: \"file:gw.pem\", key: \"file:gw.key\" }";
+    for (to, path) in [
+        ("tls: off".to_owned(), "upstreams.core.tls"),
+        (format!("{tls}\n    forward_authorization: true"), "upstreams.core.forward_authorization"),
+    ] {
+        let new = OLD.replacen(tls, &to, 1);
+        for (old, new, mark) in [(OLD, new.as_str(), "  ! "), (new.as_str(), OLD, "  - ")] {
+            let (_, told, complained) = between(folder.path(), old, new, &[]);
+            let line = told.lines().find(|line| line.contains(path));
+            assert!(line.is_some_and(|line| line.starts_with(mark)), "{path}: {told}{complained}");
+        }
+    }
+}
+
 /// Tenants with a plan of their own, with the default's, and those that only a client names; routes by all the ways to an
 /// upstream.
 #[test]
