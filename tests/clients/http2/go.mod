@@ -1,3 +1,3 @@
 module torana/tests/http2
 
-go 1.22
+go 1.19

@@ -53,7 +53,7 @@ func main() {
 	var lock sync.Mutex
 	var seen report
 	var sending sync.WaitGroup
-	for range *workers {
+	for i := 0; i < *workers; i++ {
 		sending.Add(1)
 		go func() {
 			defer sending.Done()
