@@ -7,6 +7,7 @@
 mod duration;
 #[cfg(target_family = "wasm")]
 mod json;
+#[cfg(not(target_family = "wasm"))]
 mod wording;
 #[cfg(not(target_family = "wasm"))]
 mod written;
