@@ -152,7 +152,8 @@ impl Redis {
             let checked = tokio::time::timeout(self.timeout, self.check.run(&mut connection, false)).await;
             let checked = checked.unwrap_or_else(|_| Err(self.no_answer(self.timeout)));
             // Another connection may find another node, or one that answers.
-            checked.inspect_err(|_| self.link.close(&connection))
+            checked.inspect_err(|_| self.link.close(&connection))?;
+            self.load_batch().await
         });
         let probed = probed.await.unwrap_or_else(|_| Err(self.no_answer(self.call_timeout)));
         self.probed.store(true, Ordering::Relaxed);
@@ -167,6 +168,19 @@ impl Redis {
                 self.check.health.unavailable(why);
                 Err(Unanswered::Away)
             }
+        }
+    }
+
+    /// Runs an empty batch. A Redis that does not know the script begins its memory when it is sent, so that must happen
+    /// now and not with the first request: that one would have been signed before.
+    async fn load_batch(&self) -> Result<(), String> {
+        match tokio::time::timeout(self.timeout, self.ask(&[], None)).await {
+            Ok(Ok(_) | Err(Failure::Evicts)) => Ok(()),
+            // The check has found that already.
+            Ok(Err(Failure::Redis(error, _))) if error.code() == Some("OOM") => Ok(()),
+            Ok(Err(Failure::Redis(error, connection))) => Err(self.failed(&error, &connection)),
+            Ok(Err(Failure::Unconnected(why))) => Err(why.to_string()),
+            Err(_) => Err(self.no_answer(self.timeout)),
         }
     }
 
