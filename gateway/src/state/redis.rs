@@ -176,8 +176,8 @@ impl Redis {
     async fn load_batch(&self) -> Result<(), String> {
         match tokio::time::timeout(self.timeout, self.ask(&[], None)).await {
             Ok(Ok(_) | Err(Failure::Evicts)) => Ok(()),
-            // The check has found that already.
-            Ok(Err(Failure::Redis(error, _))) if error.code() == Some("OOM") => Ok(()),
+            // The check has found that it is full. While a Cluster moves the slot, the next probe asks again.
+            Ok(Err(Failure::Redis(error, _))) if matches!(error.code(), Some("OOM" | "TRYAGAIN")) => Ok(()),
             Ok(Err(Failure::Redis(error, connection))) => Err(self.failed(&error, &connection)),
             Ok(Err(Failure::Unconnected(why))) => Err(why.to_string()),
             Err(_) => Err(self.no_answer(self.timeout)),
