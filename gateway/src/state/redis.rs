@@ -40,6 +40,8 @@ pub(super) struct Redis {
     call_timeout: Duration,
     timeout: Duration,
     probed: AtomicBool,
+    /// The script was sent once since this process started.
+    loaded: AtomicBool,
     breaker: Breaker,
     began: Instant,
     batches: IntCounterVec,
@@ -89,6 +91,7 @@ impl Redis {
             call_timeout: connect_timeout * link::NODES_ASKED + timeout,
             timeout,
             probed: AtomicBool::new(false),
+            loaded: AtomicBool::new(false),
             breaker: Breaker::default(),
             began: Instant::now(),
             batches: metrics.redis_batches.clone(),
@@ -153,7 +156,10 @@ impl Redis {
             let checked = checked.unwrap_or_else(|_| Err(self.no_answer(self.timeout)));
             // Another connection may find another node, or one that answers.
             checked.inspect_err(|_| self.link.close(&connection))?;
-            self.load_batch().await
+            match self.loaded.load(Ordering::Relaxed) {
+                true => Ok(()),
+                false => self.load_batch().await.inspect(|()| self.loaded.store(true, Ordering::Relaxed)),
+            }
         });
         let probed = probed.await.unwrap_or_else(|_| Err(self.no_answer(self.call_timeout)));
         self.probed.store(true, Ordering::Relaxed);
