@@ -114,6 +114,8 @@ async fn a_demoted_primary_is_left_for_the_new_one() {
     edge.until_well("connected").await;
     assert_eq!(edge.takes("before").await, Ok(vec![Answer::Remembered]));
 
+    // The replica has the nonce before it is promoted.
+    let _: u8 = first.ask(&["WAIT", "1", "10000"]).await.unwrap();
     let _: String = second.ask(&["REPLICAOF", "NO", "ONE"]).await.unwrap();
     replicate(&first, &second).await;
     let faults = edge.until("demoted", |faults| faults.unavailable.is_some()).await;
