@@ -82,12 +82,8 @@ class Stack:
     def postgres(self):
         """The port of PostgreSQL, if there is one. sqlx opens its sockets itself and has no setting for them. It sends
         each round trip in one write, so Nagle's algorithm holds nothing back."""
-        config = json.loads((self.folder / "config/txn-core.yaml").read_text())
-        reference = config["store"].get("postgres", {}).get("url", "")
-        if not reference:
-            return set()
-        url = (self.folder / "config" / reference.removeprefix("file:")).read_text()
-        return {urllib.parse.urlsplit(url.strip()).port}
+        url = self.folder / "keys/database.url"
+        return {urllib.parse.urlsplit(url.read_text().strip()).port} if url.exists() else set()
 
     def dev(self, *arguments):
         return run("cargo dev", [BINARIES / "stack", *arguments, "--dir", self.folder])
