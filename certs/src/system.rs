@@ -12,7 +12,7 @@ const FILES: [&str; 5] = [
 ];
 
 /// The file of the CAs that this system trusts: the one that `SSL_CERT_FILE` names, otherwise the distribution's. Where
-/// there is none, the usual place of one, so that whoever reads it says what is missing.
+/// there is none, the usual place of one, so that the error of reading it names the missing file.
 pub fn system_ca_file() -> PathBuf {
     match std::env::var_os("SSL_CERT_FILE").filter(|name| !name.is_empty()) {
         Some(named) => PathBuf::from(named),

@@ -57,7 +57,7 @@ async fn slow_and_broken_handshakes_hold_nobody_up() {
     }
 }
 
-/// The log of whoever calls names the cause of a failed call, and no URL.
+/// The cause of a failed call is in the log of the caller, without the URL.
 #[tokio::test]
 async fn a_failed_call_names_its_cause() {
     let (pki, other) = (Pki::new(), Pki::new());

@@ -158,7 +158,7 @@ impl Redis {
             checked.inspect_err(|_| self.link.close(&connection))?;
             match self.loaded.load(Ordering::Relaxed) {
                 true => Ok(()),
-                false => self.load_batch().await.inspect(|()| self.loaded.store(true, Ordering::Relaxed)),
+                false => self.load_batch().await,
             }
         });
         let probed = probed.await.unwrap_or_else(|_| Err(self.no_answer(self.call_timeout)));
@@ -181,8 +181,12 @@ impl Redis {
     /// now and not with the first request: that one would have been signed before.
     async fn load_batch(&self) -> Result<(), String> {
         match tokio::time::timeout(self.timeout, self.ask(&[], None)).await {
-            Ok(Ok(_) | Err(Failure::Evicts)) => Ok(()),
-            // The check has found that it is full. While a Cluster moves the slot, the next probe asks again.
+            Ok(Ok(_)) => {
+                self.loaded.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            // The next probe asks again: it is full, which the check has found, or a Cluster moves the slot.
+            Ok(Err(Failure::Evicts)) => Ok(()),
             Ok(Err(Failure::Redis(error, _))) if matches!(error.code(), Some("OOM" | "TRYAGAIN")) => Ok(()),
             Ok(Err(Failure::Redis(error, connection))) => Err(self.failed(&error, &connection)),
             Ok(Err(Failure::Unconnected(why))) => Err(why.to_string()),
