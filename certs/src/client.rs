@@ -32,18 +32,7 @@ impl Default for ClientLimits {
 /// Why a request failed, down to its last cause (a wrong name, an expired certificate, a refused connection), without its
 /// URL. One line, for logs.
 pub fn cause(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut causes = vec![error.to_string()];
-    let mut source = std::error::Error::source(&error);
-    while let Some(next) = source {
-        let text = next.to_string();
-        // Some say their cause in their own text.
-        if !causes.last().is_some_and(|last| last.contains(&text)) {
-            causes.push(text);
-        }
-        source = next.source();
-    }
-    causes.join(": ")
+    crate::causes(&error.without_url())
 }
 
 /// An HTTPS-only client that speaks HTTP/2 or HTTP/1.1 as the server chooses.

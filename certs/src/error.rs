@@ -100,6 +100,20 @@ pub enum CertError {
     Issue { name: String, reason: String },
 }
 
+/// An error and its causes on one line, each cause once: some errors name theirs in their own text.
+pub fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
 impl CertError {
     /// The file that it is about, if there is one and no other.
     pub fn path(&self) -> Option<&Path> {

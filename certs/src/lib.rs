@@ -29,7 +29,7 @@ mod trust;
 mod watch;
 
 pub use crl::StaleCrl;
-pub use error::CertError;
+pub use error::{CertError, causes};
 pub use identity::{Identity, IdentityFiles, Issuer, Must, Reader};
 pub use inspect::{Facts, KeyFacts, San, inspect_key_pem, inspect_pem};
 pub use live::{Live, Versioned};

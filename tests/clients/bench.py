@@ -21,24 +21,10 @@ import re
 import shutil
 import subprocess
 import time
-import urllib.request
 
-from rolling import free_ports, until
+from rolling import NGINX, POST, answers_200, free_ports, until
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-NGINX = """
-daemon off; pid nginx.pid; error_log stderr warn; worker_processes 1;
-events {{ worker_connections 512; }}
-http {{
-  access_log off; client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path f; uwsgi_temp_path u;
-  scgi_temp_path s; keepalive_requests 10000000;
-  server {{
-    listen 127.0.0.1:{upstream} ssl; ssl_certificate pki/txn-core.pem; ssl_certificate_key pki/txn-core.key;
-    location / {{ return 200 "{{}}"; }}
-  }}
-}}
-"""
 
 POLICY = """
 listeners:
@@ -136,12 +122,6 @@ def wrk(folder, port, token, seconds, pid):
             "requests/s": requests / seconds, "cpu_us": (cpu_s(pid) - before) / requests * 1e6}
 
 
-def answers(url):
-    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as response:
-        return response.status == 200
-    return False
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
@@ -156,10 +136,10 @@ def main():
     ports = dict(zip(names, free_ports(len(names))))
     (folder / "jwks.json").write_text(json.dumps(jwks))
     (folder / "edge.yaml").write_text(POLICY.format(**ports))
-    (folder / "nginx.conf").write_text(NGINX.format(**ports))
+    certificate = "ssl_certificate pki/txn-core.pem; ssl_certificate_key pki/txn-core.key"
+    (folder / "nginx.conf").write_text(NGINX.format(listen=f"127.0.0.1:{ports['upstream']} ssl; {certificate}"))
     (folder / "envoy.json").write_text(json.dumps(envoy_config(folder, ports, jwks)))
-    (folder / "post.lua").write_text('wrk.method = "POST"\nwrk.body = "{}"\n'
-                                     'wrk.headers["Content-Type"] = "application/json"\n')
+    (folder / "post.lua").write_text(POST)
     with contextlib.ExitStack() as running:
         log = running.enter_context((folder / "processes.log").open("w"))
 
@@ -174,8 +154,8 @@ def main():
             "envoy": background(ROOT / "target/envoy/envoy", "-c", "envoy.json", "--concurrency", "1", "--log-level",
                                 "warning", "--disable-hot-restart"),
         }
-        until("the gateway is ready", lambda: answers(f"http://127.0.0.1:{ports['gateway_admin']}/readiness"))
-        until("Envoy is ready", lambda: answers(f"http://127.0.0.1:{ports['envoy_admin']}/ready"))
+        until("the gateway is ready", lambda: answers_200(f"http://127.0.0.1:{ports['gateway_admin']}/readiness"))
+        until("Envoy is ready", lambda: answers_200(f"http://127.0.0.1:{ports['envoy_admin']}/ready"))
         seen = {"gateway": [], "envoy": []}
         for number in range(options.rounds):
             for edge in seen:

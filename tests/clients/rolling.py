@@ -52,8 +52,15 @@ events {{ worker_connections 512; }}
 http {{
   access_log off; client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path f; uwsgi_temp_path u;
   scgi_temp_path s; keepalive_requests 1000000; keepalive_timeout 75s;
-  server {{ listen 127.0.0.1:{upstream}; location / {{ return 200 "{{}}"; }} }}
+  server {{ listen {listen}; location / {{ return 200 "{{}}"; }} }}
 }}
+"""
+
+# wrk's script for a POST with a body.
+POST = """
+wrk.method = "POST"
+wrk.body = "{}"
+wrk.headers["Content-Type"] = "application/json"
 """
 
 HAPROXY = """
@@ -170,9 +177,8 @@ def run(kind, restarts):
     client = folder / "http2"
     subprocess.run(["go", "build", "-o", client, "."], cwd=ROOT / "tests/clients/http2", check=True)
     front, upstream, *ports = free_ports(8)
-    (folder / "nginx.conf").write_text(NGINX.format(upstream=upstream))
-    (folder / "post.lua").write_text('wrk.method = "POST"\nwrk.body = "{}"\n'
-                                     'wrk.headers["Content-Type"] = "application/json"\n')
+    (folder / "nginx.conf").write_text(NGINX.format(listen=f"127.0.0.1:{upstream}"))
+    (folder / "post.lua").write_text(POST)
     (folder / "haproxy.cfg").write_text(HAPROXY.format(
         folder=folder, front=front, readiness=readiness(kind), a_public=ports[0], a_admin=ports[1], b_public=ports[3],
         b_admin=ports[4]))

@@ -123,15 +123,9 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
     }
 }
 
-/// What went wrong and why, each cause once: ours name theirs already.
+/// What went wrong and why, on one line.
 fn causes(error: &anyhow::Error) -> String {
-    let mut text = error.to_string();
-    for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-    }
-    text
+    certs::causes(error.as_ref())
 }
 
 type Tell = Box<dyn FnOnce(bool) -> anyhow::Result<Outcome>>;

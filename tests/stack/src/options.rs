@@ -33,13 +33,6 @@ impl Options {
         }
     }
 
-    /// Goes on with the payments of an earlier stack in this folder.
-    #[must_use]
-    pub fn keep_payments(mut self) -> Options {
-        self.keep_payments = true;
-        self
-    }
-
     /// Chooses what is under the services.
     #[must_use]
     pub fn engines(mut self, engines: Engines) -> Options {

@@ -1,7 +1,5 @@
 //! Why Redis does not answer, in the operator's terms.
 
-use std::error::Error as _;
-
 use redis::{ErrorKind, RedisError};
 
 /// Answers that mean: this node cannot run batches, though it accepts connections. Its connection is closed, and the
@@ -39,15 +37,7 @@ pub(super) fn is_wrong_node(code: &str) -> bool {
 
 /// An error with its causes, and what it usually means. `tls`: whether we speak TLS.
 pub(super) fn describe(error: &RedisError, tls: bool) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
+    let text = certs::causes(error);
     match hint(error, &text, tls) {
         Some(hint) => format!("{text} ({hint})"),
         None => text,
