@@ -304,15 +304,15 @@ fn find<'p>(policy: &'p Policy, request: &Request<'_>) -> Result<Found<'p>, Refu
     if upgrade == Upgrade::Other {
         return Err(upgrade_unsupported());
     }
-    if !shape::unambiguous(request.path) {
-        let detail = "Send the path plainly: no empty or dot segments, no encoded characters, no parameters.";
+    let Some(path) = shape::decode(request.path) else {
+        let detail = "Send the path plainly: no empty or dot segments, no parameters, and encode none but @ : + , = ~.";
         return Err(Refusal::new(400, "path_ambiguous", detail).into());
-    }
+    };
     let version = version(&request.headers).map_err(|_| version_ambiguous(""))?;
     let unasked = |rule: &RouteRule| upgrade == Upgrade::WebSocket && rule.websocket.is_none();
     if let Some(method) = cors::preflight(request.method, &request.headers) {
-        let found = match (version, policy.route(method, request.path, version)) {
-            (None, _) => policy.preflight(method, request.path),
+        let found = match (version, policy.route(method, &path, version)) {
+            (None, _) => policy.preflight(method, &path),
             // No browser names one.
             (Some(_), Match::Route(position)) => Some(Preflight::Rule(position)),
             (
@@ -332,7 +332,7 @@ fn find<'p>(policy: &'p Policy, request: &Request<'_>) -> Result<Found<'p>, Refu
             Some(Preflight::Rule(_)) | None => {}
         }
     }
-    match policy.route(request.method, request.path, version) {
+    match policy.route(request.method, &path, version) {
         Match::Route(rule) if policy.rules().get(rule).is_some_and(unasked) => Err(upgrade_unsupported()),
         Match::Route(rule) => Ok(Found::Rule(rule)),
         Match::NotFound => Err(route_not_found().into()),

@@ -7,6 +7,8 @@ use crate::filter::Refusal;
 pub enum Failure {
     /// The request is not HTTP as the edge reads it.
     Malformed,
+    /// The request's version of HTTP is older than HTTP/1.1.
+    HttpVersion,
     /// The header is larger than any that the edge reads.
     HeaderTooLarge,
     /// The request did not arrive whole.
@@ -32,8 +34,9 @@ pub enum Failure {
 }
 
 impl Failure {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Malformed,
+        Self::HttpVersion,
         Self::HeaderTooLarge,
         Self::BodyIncomplete,
         Self::BodyTooLarge,
@@ -52,6 +55,11 @@ impl Failure {
         let soon = |refusal: Refusal| refusal.header("retry-after", "1");
         match self {
             Self::Malformed => Refusal::new(400, "request_malformed", "The request is not well-formed HTTP."),
+            // RFC 9110 section 15.5.22.
+            Self::HttpVersion => {
+                Refusal::new(426, "http_version_unsupported", "Send the request as HTTP/1.1 or HTTP/2.")
+                    .header("upgrade", "HTTP/1.1")
+            }
             Self::HeaderTooLarge => {
                 Refusal::new(431, "headers_too_large", "The header fields are too large.")
             }

@@ -262,6 +262,7 @@ fn reason(status: u16) -> &'static str {
         414 => "URI Too Long",
         415 => "Unsupported Media Type",
         422 => "Unprocessable Content",
+        426 => "Upgrade Required",
         429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         502 => "Bad Gateway",
@@ -279,7 +280,8 @@ pub struct Request<'a> {
     pub scheme: &'a str,
     /// The `Host` field or `:authority`.
     pub authority: &'a str,
-    /// The path exactly as it was sent, without the query.
+    /// The path exactly as it was sent, without the query. Signatures cover this form (RFC 9421 section 2.2.6), and the
+    /// upstream receives it. Routes and filters decide on what [`decode`](crate::shape::decode) makes of it.
     pub path: &'a str,
     /// What follows the first `?`, without it.
     pub query: Option<&'a str>,

@@ -55,12 +55,15 @@ pub(crate) fn write(
     );
 }
 
-/// What the log keeps of a path. One with a second reading may hide an address in any of them, so nothing of it.
+/// A request's path for the log: decoded, VPAs masked, at most 256 bytes. Nothing of an ambiguous path is logged, because
+/// any of its readings may contain a VPA.
 pub(crate) fn told(path: &str) -> Cow<'_, str> {
     const LONGEST: usize = 256;
-    match path.get(..LONGEST.min(path.len())) {
-        Some(start) if filters::shape::unambiguous(path) => masked(start),
-        Some(_) | None => Cow::Borrowed("(ambiguous)"),
+    let Some(decoded) = filters::shape::decode(path) else { return Cow::Borrowed("(ambiguous)") };
+    // It is ASCII, so every cut is between two characters.
+    match decoded {
+        Cow::Borrowed(path) => masked(path.get(..LONGEST).unwrap_or(path)),
+        Cow::Owned(path) => Cow::Owned(masked(path.get(..LONGEST).unwrap_or(&path)).into_owned()),
     }
 }
 
@@ -91,7 +94,8 @@ mod tests {
             ("/x/a.b-c_9@bank/bob@upi", "/x/a***@bank/b***@upi"),
             ("/x/alice@torana@upi", "/x/a***@upi"),
             ("/x/@bank", "/x/***@bank"),
-            ("/v1/vpa/alice%40torana", "(ambiguous)"),
+            ("/v1/vpa/alice%40torana", "/v1/vpa/a***@torana"),
+            ("/x/%61lice%40torana%40upi", "/x/a***@upi"),
             ("/v1/vpa/alice%2540torana", "(ambiguous)"),
             ("/v1/vpa/alice%u0040torana/x", "(ambiguous)"),
             ("/x/\u{e9}bob@bank", "(ambiguous)"),
@@ -99,5 +103,6 @@ mod tests {
             assert_eq!(told(path), expected);
         }
         assert_eq!(told(&format!("/{}", "x".repeat(9_000))).len(), 256);
+        assert_eq!(told(&format!("/{}", "%78".repeat(3_000))).len(), 256);
     }
 }

@@ -10,6 +10,7 @@ use filters::chain::Refused;
 use filters::failure::Failure;
 use filters::shape;
 use filters::upstream::UpstreamFields;
+use http::Version;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::*;
@@ -23,7 +24,7 @@ use crate::compression::Compressions;
 use crate::connection::Connection;
 use crate::exchange::{Asked, Cut, Exchange, InFlight};
 use crate::gate::Gate;
-use crate::message::{Sender, request, target};
+use crate::message::{Sender, normalize, request, target};
 use crate::response;
 use crate::upstream::failure::Cause;
 use crate::whole::TRIES;
@@ -80,6 +81,7 @@ impl ProxyHttp for Door {
             connection.clock.request_begins();
             exchange.cut = Arc::clone(&connection.cut);
         }
+        normalize(session.req_header_mut())?;
         exchange.asked = Some(Asked::by(session.req_header()));
         let Some(sender) = Sender::of(session) else {
             return Error::e_explain(ErrorType::InternalError, "the connection has no IP address");
@@ -94,11 +96,15 @@ impl ProxyHttp for Door {
         session.set_read_timeout(Some(self.request_timeout));
         session.set_write_timeout(Some(self.request_timeout));
         let edge = Arc::clone(&exchange.edge);
-        session.set_keepalive(if edge.standing.is_draining() || *self.retired.borrow() {
-            None
-        } else {
-            Some(self.idle_timeout.as_secs().max(1))
-        });
+        let ends = edge.standing.is_draining() || *self.retired.borrow();
+        // Pingora keeps no connection whose request had two framings, or asked for the end.
+        let keeps = session.as_downstream().get_keepalive().filter(|_| !ends);
+        session.set_keepalive(keeps.map(|_| self.idle_timeout.as_secs().max(1)));
+        if is_old(session.req_header().version) {
+            session.set_keepalive(None);
+            edge.refuse(session, exchange, Failure::HttpVersion.into()).await?;
+            return Ok(true);
+        }
         let refused = match edge.admit(session, exchange, self.request_timeout).await {
             Ok(body) if edge.reads_answer(exchange) => match edge.carry(session, exchange, body).await {
                 Ok(Some(answer)) => return edge.pass_on(session, exchange, answer).await.map(|()| true),
@@ -368,6 +374,11 @@ impl ProxyHttp for Door {
         let request_id = exchange.admission.as_ref().map_or("-", Admission::request_id);
         format!("{} {} {request_id}", header.method, access_log::told(path))
     }
+}
+
+/// Whether it is older than HTTP/1.1. Responses to HTTP/1.0 need a framing of their own: no chunks, no 1xx.
+fn is_old(version: Version) -> bool {
+    matches!(version, Version::HTTP_09 | Version::HTTP_10)
 }
 
 /// The client is gone before it was answered: nothing more is to be done.

@@ -9,7 +9,10 @@ use filters::certificate::Certificate;
 use filters::failure::Failure;
 use filters::filter::{Headers, Request};
 use filters::shape;
+use http::header::COOKIE;
+use http::{HeaderValue, Version};
 use pingora::http::RequestHeader;
+use pingora::protocols::http::authority::{RawTargetAuthority, raw_target_authority};
 use pingora::proxy::Session;
 
 use crate::connection::Connection;
@@ -21,6 +24,34 @@ pub(crate) fn target(header: &RequestHeader) -> (&str, Option<&str>) {
         Some((path, query)) => (path, Some(query)),
         None => (raw, None),
     }
+}
+
+/// Gives a request the one form that filters read and the upstream receives:
+/// - A target in absolute form becomes its path and query (RFC 9112 section 3.2.2). Pingora has compared its authority with
+///   `Host`.
+/// - The `cookie` fields of HTTP/2 become one (RFC 9113 section 8.2.3).
+pub(crate) fn normalize(header: &mut RequestHeader) -> pingora::Result<()> {
+    if let Some(target) = origin_form(header.raw_path()) {
+        header.set_raw_path(&target)?;
+    }
+    if header.version == Version::HTTP_2 {
+        let crumbs: Vec<&[u8]> = header.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        if crumbs.len() > 1 {
+            let cookie = crumbs.join(b"; ".as_slice());
+            header.insert_header(COOKIE, cookie.as_slice())?;
+        }
+    }
+    Ok(())
+}
+
+/// The path and the query of a target in absolute form. `None`: it has another form, or another scheme.
+fn origin_form(target: &[u8]) -> Option<Vec<u8>> {
+    let RawTargetAuthority::Absolute { scheme, path_and_query, .. } = raw_target_authority(target) else {
+        return None;
+    };
+    let has_path = path_and_query.starts_with(b"/");
+    let root: &[u8] = if has_path { b"" } else { b"/" };
+    scheme.eq_ignore_ascii_case(b"https").then(|| [root, path_and_query].concat())
 }
 
 /// The other end of a request's connection.
@@ -114,4 +145,49 @@ pub(crate) async fn drain(session: &mut Session) -> bool {
 
 fn expects_continue(header: &RequestHeader) -> bool {
     header.headers.get("expect").is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_in_absolute_form() {
+        for (target, expected) in [
+            ("https://edge.test/v1/vpa/a%40b?x=1", Some("/v1/vpa/a%40b?x=1")),
+            ("HTTPS://edge.test/", Some("/")),
+            ("https://edge.test", Some("/")),
+            ("https://edge.test?x=1", Some("/?x=1")),
+            ("http://edge.test/v1", None),
+            ("ftp://edge.test/v1", None),
+            ("/v1/https://edge.test/", None),
+            ("/v1", None),
+            ("*", None),
+        ] {
+            let found = origin_form(target.as_bytes());
+            assert_eq!(found.as_deref(), expected.map(str::as_bytes), "{target}");
+        }
+    }
+
+    #[test]
+    fn cookies_of_http_2_are_one_field() {
+        for (version, sent, expected) in [
+            (Version::HTTP_2, ["a=1", "b=2"].as_slice(), ["a=1; b=2"].as_slice()),
+            (Version::HTTP_2, &["a=1; b=2", "c=3"], &["a=1; b=2; c=3"]),
+            (Version::HTTP_2, &["a=1"], &["a=1"]),
+            (Version::HTTP_2, &[], &[]),
+            (Version::HTTP_11, &["a=1", "b=2"], &["a=1", "b=2"]),
+        ] {
+            let mut header = RequestHeader::build_no_case("GET", b"/", None).unwrap();
+            header.set_version(version);
+            for cookie in sent {
+                header.append_header(COOKIE, *cookie).unwrap();
+            }
+            normalize(&mut header).unwrap();
+            let cookies: Vec<&[u8]> =
+                header.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+            let expected: Vec<&[u8]> = expected.iter().map(|cookie| cookie.as_bytes()).collect();
+            assert_eq!(cookies, expected, "{version:?} {sent:?}");
+        }
+    }
 }

@@ -228,9 +228,8 @@ fn check_digest(headers: &HeaderMap, body: &[u8]) -> Result<(), Broken> {
     if !headers.contains_key(CONTENT_DIGEST) {
         return Err(Broken::DigestMissing);
     }
-    // Two fields could be understood in two ways.
-    let value = only(headers, &CONTENT_DIGEST).ok_or(Broken::DigestMismatch)?;
-    digest::verify(value.as_bytes(), body).map_err(|_| Broken::DigestMismatch)
+    let lines = headers.get_all(CONTENT_DIGEST).iter().map(HeaderValue::as_bytes);
+    digest::verify(lines, body).map_err(|_| Broken::DigestMismatch)
 }
 
 fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {

@@ -1,5 +1,6 @@
 //! What flags may look at: OpenFeature's evaluation context of one request.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
@@ -84,7 +85,7 @@ fn facts(context: &Context, request: &Request<'_>) -> Map<String, Value> {
         ("device", identity.and_then(|who| who.device.clone())),
         ("ip", Some(context.client_ip.to_string())),
         ("method", Some(request.method.to_owned())),
-        ("path", Some(request.path.to_owned())),
+        ("path", crate::shape::decode(request.path).map(Cow::into_owned)),
     ];
     for (name, text) in texts {
         facts.extend(text.map(|text| (name.to_owned(), Value::String(text))));

@@ -229,7 +229,7 @@ impl Policy {
         self.document.upstreams.get(name).map(|upstream| &upstream.value)
     }
 
-    /// Finds the rule for a request. The path must be [unambiguous](crate::shape::unambiguous); the version is
+    /// Finds the rule for a request. The path is [decoded](crate::shape::decode); the version is
     /// the one that the request [asks for](super::version).
     pub fn route(&self, method: &str, path: &str, version: Option<&str>) -> Match<'_> {
         self.paths.find(method, path, version)

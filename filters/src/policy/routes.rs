@@ -21,11 +21,12 @@ use crate::validity::Moment;
 pub struct Route {
     /// Its name in logs, metrics and limits.
     pub name: String,
-    /// Methods that may be used.
+    /// Methods that may be used. GET includes HEAD, unless a route of the same path names HEAD.
     #[schemars(schema_with = "methods")]
     pub methods: Vec<String>,
     /// `/v1/send` exactly, `/v1/transactions/{id}` with any one segment, or `/v1/files/{*rest}` with the
-    /// rest. The most specific route serves.
+    /// rest. Written without percent-encodings: requests are decoded once before they are matched. The most specific route
+    /// serves.
     pub path: String,
     /// The path that the upstream gets in place of the client's. The query stays as it is.
     pub rewrite: Option<At<String>>,

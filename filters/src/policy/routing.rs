@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::document::{At, Document};
 use super::mistake::{Mistake, nearest};
+use super::routes::Route;
 use super::syntax::Location;
 use crate::filter::Headers;
 
@@ -23,6 +24,9 @@ pub enum Match<'p> {
 
 /// What clients ask with (RFC 9110 section 9.3, RFC 5789). CONNECT and TRACE are not for an edge to pass on.
 pub(super) const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+
+const GET: &str = "GET";
+const HEAD: &str = "HEAD";
 
 /// Every route, by path.
 #[derive(Debug, Default)]
@@ -46,6 +50,27 @@ struct Served {
     rule: usize,
 }
 
+impl Path {
+    /// What serves the method, in the order of the routes. GET routes serve HEAD too (RFC 9110 section 9.3.2), unless the
+    /// path has HEAD routes of its own.
+    fn of_method<'p, 'm>(&'p self, method: &'m str) -> impl Iterator<Item = &'p Served> + use<'p, 'm> {
+        let has_head = self.served.iter().any(|served| served.method == HEAD);
+        let method = if method == HEAD && !has_head { GET } else { method };
+        self.served.iter().filter(move |served| served.method == method)
+    }
+
+    /// Every method that the path answers, in alphabetical order.
+    fn methods(&self) -> Vec<&str> {
+        let mut methods: Vec<&str> = self.served.iter().map(|served| served.method.as_str()).collect();
+        if methods.contains(&GET) {
+            methods.push(HEAD);
+        }
+        methods.sort_unstable();
+        methods.dedup();
+        methods
+    }
+}
+
 impl Paths {
     pub(super) fn new(document: &Document, mistakes: &mut Vec<Mistake>) -> Self {
         let mut by_path: BTreeMap<&str, Path> = BTreeMap::new();
@@ -67,10 +92,14 @@ impl Paths {
             }
             let fixed = route.path.replace(['{', '}', '*'], "");
             if !crate::shape::unambiguous(&fixed) {
-                let message = format!(
-                    "route `{}`: `{}` is not a path that a request could have",
-                    route.name, route.path
-                );
+                let Route { name, path, .. } = route;
+                let message = match crate::shape::decode(path) {
+                    Some(decoded) => format!(
+                        "route `{name}`: `{path}` has percent-encodings, and requests are decoded before they are \
+                         matched: write `{decoded}`"
+                    ),
+                    None => format!("route `{name}`: `{path}` is not a path that a request could have"),
+                };
                 mistakes.push(Mistake::at(*location, message));
                 continue;
             }
@@ -138,20 +167,15 @@ impl Paths {
     /// The positions of the rules of the path and the method, whatever versions they serve, in their order.
     pub(super) fn rules_of(&self, method: &str, path: &str) -> Vec<usize> {
         let Ok(found) = self.0.at(path) else { return Vec::new() };
-        found.value.served.iter().filter(|served| served.method == method).map(|served| served.rule).collect()
+        found.value.of_method(method).map(|served| served.rule).collect()
     }
 
     pub(super) fn find(&self, method: &str, path: &str, version: Option<&str>) -> Match<'_> {
         let Ok(found) = self.0.at(path) else { return Match::NotFound };
-        let Path { version: of_path, served } = found.value;
-        let of_method = || served.iter().filter(|served| served.method == method);
-        let Some(first) = of_method().next() else {
-            let mut methods: Vec<&str> = served.iter().map(|served| served.method.as_str()).collect();
-            methods.sort_unstable();
-            methods.dedup();
-            return Match::MethodNotAllowed(methods);
-        };
-        let version = match (of_path.as_deref(), version) {
+        let path = found.value;
+        let of_method = || path.of_method(method);
+        let Some(first) = of_method().next() else { return Match::MethodNotAllowed(path.methods()) };
+        let version = match (path.version.as_deref(), version) {
             (Some(of_path), Some(version)) if of_path != version => return Match::VersionAmbiguous(of_path),
             (of_path, version) => of_path.or(version),
         };

@@ -16,7 +16,7 @@ use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict};
 use crate::policy::{Settings, Site, Unusable};
 
 pub(crate) use json::unambiguous as unambiguous_json;
-pub use path::unambiguous;
+pub use path::{decode, unambiguous};
 
 /// Fields that begin so are the edge's word to the upstream, or Envoy's to itself. A client's own never pass.
 pub const EDGE_ONLY_PREFIXES: [&str; 2] = ["x-torana-", "x-envoy-"];

@@ -14,16 +14,23 @@ pub fn content_digest(body: &[u8]) -> String {
     format!("sha-256=:{}:", STANDARD.encode(crypto::sha256(body)))
 }
 
-/// Checks a `Content-Digest` value against the whole body.
+/// Checks the `Content-Digest` of a message, of all its lines together (RFC 9651 section 4.2), against the whole body.
 ///
 /// Algorithms that are not known are passed over, as RFC 9530 section 2 asks, but one that is must be there,
 /// and every one that is must match. The old algorithms (`md5`, `sha`, `unixsum`, …) count as not known
 /// (section 5: they must not be used in adversarial settings).
-pub fn verify(value: &[u8], body: &[u8]) -> Result<(), DigestError> {
-    if value.len() > FIELD_MAX {
-        return Err(DigestError::TooLong);
+pub fn verify<'l>(lines: impl IntoIterator<Item = &'l [u8]>, body: &[u8]) -> Result<(), DigestError> {
+    let mut field = Vec::new();
+    for (at, line) in lines.into_iter().enumerate() {
+        if at > 0 {
+            field.extend_from_slice(b", ");
+        }
+        field.extend_from_slice(line);
+        if field.len() > FIELD_MAX {
+            return Err(DigestError::TooLong);
+        }
     }
-    let digests: Dictionary = Parser::new(value).parse().map_err(|_| DigestError::Malformed)?;
+    let digests: Dictionary = Parser::new(&field).parse().map_err(|_| DigestError::Malformed)?;
     let mut known = false;
     for (algorithm, entry) in &digests {
         let expected = match algorithm.as_str() {
@@ -89,7 +96,7 @@ mod tests {
             ("sha-256=:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=:", b"", Ok(())),
         ];
         for (value, body, expected) in cases {
-            assert_eq!(verify(value.as_bytes(), body), *expected, "{value}");
+            assert_eq!(verify([value.as_bytes()], body), *expected, "{value}");
         }
         assert_eq!(content_digest(hello), cases[0].0);
     }
@@ -111,30 +118,48 @@ mod tests {
             (format!("{right}{}", ",a".repeat(FIELD_MAX)), DigestError::TooLong),
         ];
         for (value, expected) in cases {
-            assert_eq!(verify(value.as_bytes(), b"body"), Err(*expected), "{value}");
+            assert_eq!(verify([value.as_bytes()], b"body"), Err(*expected), "{value}");
         }
         assert_eq!(
-            verify(format!("md5=:AAAA:, {right}").as_bytes(), b"body"),
+            verify([format!("md5=:AAAA:, {right}").as_bytes()], b"body"),
             Ok(()),
             "one unknown is passed over"
         );
+    }
+
+    #[test]
+    fn lines_are_combined() {
+        let (sha256, wrong) = (content_digest(b"body"), content_digest(b"other"));
+        let long = "x".repeat(FIELD_MAX);
+        for (lines, expected) in [
+            (["md5=:AAAA:", &sha256], Ok(())),
+            ([&sha256, "later=:AAAA:"], Ok(())),
+            ([&sha256, "sha-512=:AAAA:"], Err(DigestError::Mismatch)),
+            // The last of two members of one name is the value (RFC 9651 section 4.2.2).
+            ([&wrong, &sha256], Ok(())),
+            ([&sha256, &wrong], Err(DigestError::Mismatch)),
+            (["md5=:AAAA:", ""], Err(DigestError::Malformed)),
+            ([&sha256, &long], Err(DigestError::TooLong)),
+        ] {
+            assert_eq!(verify(lines.map(str::as_bytes), b"body"), expected, "{lines:?}");
+        }
     }
 
     proptest! {
         #[test]
         fn a_digest_holds_for_its_body_only(body in proptest::collection::vec(any::<u8>(), 1..200), at in any::<usize>()) {
             let value = content_digest(&body);
-            prop_assert_eq!(verify(value.as_bytes(), &body), Ok(()));
+            prop_assert_eq!(verify([value.as_bytes()], &body), Ok(()));
             let mut other = body.clone();
             let at = at % (body.len() * 8);
             other[at / 8] ^= 1 << (at % 8);
-            prop_assert_eq!(verify(value.as_bytes(), &other), Err(DigestError::Mismatch));
+            prop_assert_eq!(verify([value.as_bytes()], &other), Err(DigestError::Mismatch));
         }
 
         #[test]
         fn no_field_panics(value in proptest::collection::vec(any::<u8>(), 0..200), text in "[a-z0-9=:,;() \"-]{0,80}") {
-            let _ = verify(&value, b"body");
-            let _ = verify(text.as_bytes(), b"body");
+            let _ = verify([value.as_slice()], b"body");
+            let _ = verify([text.as_bytes()], b"body");
         }
     }
 }

@@ -216,55 +216,36 @@ pub fn sign(
     })
 }
 
-/// Reads one signature from a message: the one with that label, or the only one there is.
+/// Reads one signature from a message: the one with that label. Without a label: the only one that is understood here.
+/// Other signatures may use components and algorithms that are not; they are for other readers.
 pub fn parse(headers: &dyn Fields, label: Option<&str>) -> Result<Parsed, SignatureError> {
-    let mut all = parse_all(headers)?;
-    match label {
-        Some(label) => {
-            let at = all.iter().position(|s| s.label == label).ok_or(SignatureError::Missing)?;
-            Ok(all.swap_remove(at))
-        }
-        None => match (all.pop(), all.is_empty()) {
-            (Some(only), true) => Ok(only),
-            (Some(_), false) => Err(SignatureError::Several),
-            (None, _) => Err(SignatureError::Missing),
-        },
-    }
-}
-
-/// Reads every signature of a message, in the order of `Signature-Input`. One that cannot be understood makes
-/// the message malformed, whatever the others are.
-pub fn parse_all(headers: &dyn Fields) -> Result<Vec<Parsed>, SignatureError> {
     let inputs = dictionary(headers, "signature-input")?;
-    let mut signatures = dictionary(headers, "signature")?;
-    if inputs.is_empty() && signatures.is_empty() {
-        return Err(SignatureError::Missing);
-    }
+    let signatures = dictionary(headers, "signature")?;
     if inputs.len() > SIGNATURES_MAX || signatures.len() > SIGNATURES_MAX {
         return Err(SignatureError::TooLarge);
     }
-    if inputs.len() != signatures.len() {
-        return Err(SignatureError::Malformed("Signature-Input and Signature have different labels"));
+    if let Some(label) = label {
+        return match inputs.get(label) {
+            Some(input) => Parsed::read(label, input, &signatures),
+            None if signatures.contains_key(label) => Err(DIFFERENT_LABELS),
+            None => Err(SignatureError::Missing),
+        };
     }
-    inputs
-        .into_iter()
-        .map(|(label, input)| {
-            let ListEntry::InnerList(input) = input else {
-                return Err(SignatureError::Malformed("Signature-Input is not a list of components"));
-            };
-            let Some(ListEntry::Item(signature)) = signatures.swap_remove(label.as_str()) else {
-                return Err(SignatureError::Malformed("Signature-Input and Signature have different labels"));
-            };
-            let BareItem::ByteSequence(signature) = signature.bare_item else {
-                return Err(SignatureError::Malformed("Signature is not a byte sequence"));
-            };
-            let params = Params::from_inner_list(&input)?;
-            let input = serialize_inner_list(input)
-                .ok_or(SignatureError::Malformed("Signature-Input cannot be written"))?;
-            Ok(Parsed { label: label.as_str().to_owned(), params, input, signature })
-        })
-        .collect()
+    let mut found = None;
+    let mut error = if signatures.is_empty() { SignatureError::Missing } else { DIFFERENT_LABELS };
+    for (at, (label, input)) in inputs.iter().enumerate() {
+        match Parsed::read(label.as_str(), input, &signatures) {
+            Ok(_) if found.is_some() => return Err(SignatureError::Several),
+            Ok(parsed) => found = Some(parsed),
+            Err(why) if at == 0 => error = why,
+            Err(_) => {}
+        }
+    }
+    found.ok_or(error)
 }
+
+const DIFFERENT_LABELS: SignatureError =
+    SignatureError::Malformed("Signature-Input and Signature have different labels");
 
 /// A signature as it was received; nothing is verified yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -277,6 +258,20 @@ pub struct Parsed {
 }
 
 impl Parsed {
+    fn read(label: &str, input: &ListEntry, signatures: &Dictionary) -> Result<Self, SignatureError> {
+        let ListEntry::InnerList(input) = input else {
+            return Err(SignatureError::Malformed("Signature-Input is not a list of components"));
+        };
+        let Some(ListEntry::Item(signature)) = signatures.get(label) else { return Err(DIFFERENT_LABELS) };
+        let BareItem::ByteSequence(signature) = &signature.bare_item else {
+            return Err(SignatureError::Malformed("Signature is not a byte sequence"));
+        };
+        let params = Params::from_inner_list(input)?;
+        let input = serialize_inner_list(input.clone())
+            .ok_or(SignatureError::Malformed("Signature-Input cannot be written"))?;
+        Ok(Self { label: label.to_owned(), params, input, signature: signature.clone() })
+    }
+
     pub fn label(&self) -> &str {
         &self.label
     }

@@ -37,7 +37,8 @@ pub struct Config {
     /// `authorization` and `content-digest`, which it always must. A field is covered whenever the request has
     /// it; a request with a body always has `content-digest`.
     pub components: Vec<String>,
-    /// The label of the signature; absent: the request has exactly one.
+    /// The label of the signature; absent: the request has exactly one that the edge understands. Other signatures are
+    /// ignored.
     pub label: Option<String>,
     /// Seconds after its creation that a signature is taken; at most 3600.
     pub max_age_s: u64,
@@ -181,24 +182,22 @@ impl Filter for Signature {
         let refuse = |code, detail| Verdict::refuse(400, code, detail);
         // `head` made sure that the signature covers the field if it is there (`ALWAYS`); without it nothing
         // vouches for a body.
-        match request.headers.one("content-digest") {
-            Ok(None) if body.is_empty() => Verdict::Pass,
-            Ok(None) => refuse("digest_missing", "Send and sign a Content-Digest of the body (RFC 9530)."),
-            Ok(Some(value)) => match digest::verify(value.as_bytes(), body) {
-                Ok(()) => Verdict::Pass,
-                Err(DigestError::Mismatch) => {
-                    refuse("digest_mismatch", "The body is not the one that was digested.")
-                }
-                Err(DigestError::NoKnownAlgorithm) => {
-                    refuse("digest_missing", "Content-Digest must hold a sha-256 or sha-512 digest.")
-                }
-                Err(DigestError::TooLong | DigestError::Malformed) => refuse(
-                    "digest_malformed",
-                    "Content-Digest is not a dictionary of byte sequences (RFC 9530).",
-                ),
-            },
-            Err(_) => {
-                refuse("digest_malformed", "Send Content-Digest once, as a dictionary of byte sequences.")
+        if request.headers.all("content-digest").next().is_none() {
+            return match body {
+                [] => Verdict::Pass,
+                _ => refuse("digest_missing", "Send and sign a Content-Digest of the body (RFC 9530)."),
+            };
+        }
+        match digest::verify(request.headers.all("content-digest"), body) {
+            Ok(()) => Verdict::Pass,
+            Err(DigestError::Mismatch) => {
+                refuse("digest_mismatch", "The body is not the one that was digested.")
+            }
+            Err(DigestError::NoKnownAlgorithm) => {
+                refuse("digest_missing", "Content-Digest must hold a sha-256 or sha-512 digest.")
+            }
+            Err(DigestError::TooLong | DigestError::Malformed) => {
+                refuse("digest_malformed", "Content-Digest is not a dictionary of byte sequences (RFC 9530).")
             }
         }
     }

@@ -379,9 +379,8 @@ impl Verifies {
         let Some(created) = params.created else { return Err(Unverified::CoversTooLittle) };
         let message = Message::response(answer.status, &answer.headers, Some(asked));
         parsed.verify_with(&message, key, host.verifier()).map_err(|_| Unverified::Invalid)?;
-        match answer.headers.one("content-digest") {
-            Ok(Some(value)) if digest::verify(value.as_bytes(), answer.body).is_ok() => {}
-            Ok(_) | Err(_) => return Err(Unverified::Digest),
+        if digest::verify(answer.headers.all("content-digest"), answer.body).is_err() {
+            return Err(Unverified::Digest);
         }
         if !matches!(answer.headers.one(REQUEST_NONCE), Ok(Some(nonce)) if nonce == answer.nonce) {
             return Err(Unverified::AnotherRequest);

@@ -26,6 +26,7 @@ pub(super) fn problems() -> Value {
         (400, Failure::Malformed),
         (408, Failure::RequestTimeout),
         (413, Failure::BodyTooLarge),
+        (426, Failure::HttpVersion),
         (431, Failure::HeaderTooLarge),
     ];
     let flagged = BY_FLAGS.into_iter().map(|(flags, failure)| {

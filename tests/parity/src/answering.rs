@@ -173,7 +173,7 @@ fn tell_seals(map: &mut FieldMap, message: &Message<'_>, body: &[u8]) {
     }
     map.entry("content-digest".to_owned()).and_modify(|values| {
         for value in values {
-            if digest::verify(value.as_bytes(), body).is_ok() {
+            if digest::verify([value.as_bytes()], body).is_ok() {
                 *value = "(of the body)".to_owned();
             }
         }

@@ -234,6 +234,13 @@ fn paths_that_nothing_could_be_matched_with() {
         ("/v1//send", "route `send`: `/v1//send` is not a path that a request could have".to_owned()),
         ("v1", "route `send`: `v1` is not a path that a request could have".to_owned()),
         ("", "route `send`: `` is not a path that a request could have".to_owned()),
+        ("/v1/%2e%2e", "route `send`: `/v1/%2e%2e` is not a path that a request could have".to_owned()),
+        (
+            "/v1/alice%40torana",
+            "route `send`: `/v1/alice%40torana` has percent-encodings, and requests are decoded before they are \
+             matched: write `/v1/alice@torana`"
+                .to_owned(),
+        ),
     ] {
         let text = GOOD.replacen("/v1/transactions/send", &format!("\"{path}\""), 1);
         let told = read(&text).err();

@@ -10,6 +10,7 @@ mod flags;
 mod in_process;
 mod issuer_days;
 mod keys;
+mod ordinary_clients;
 mod outages;
 mod policies;
 mod revoked;
