@@ -14,6 +14,7 @@ use pingora::proxy::Session;
 use crate::compression::Compression;
 use crate::edge::Edge;
 use crate::exchange::Exchange;
+use crate::extended_connect::is_extended_connect;
 use crate::message::{Sender, drain, is_small, request};
 use crate::response::{Framing, strip_hop_by_hop};
 
@@ -51,7 +52,10 @@ impl Edge {
         }
         // A small body is read first, so that the connection can be kept. A large one is answered at once and
         // read a little longer: closing on a client that still writes would cost it the answer.
-        let whole = session.is_body_done() || (is_small(session.req_header()) && drain(session).await);
+        let whole = session.is_body_done()
+            // It ends with the response.
+            || is_extended_connect(session.req_header())
+            || (is_small(session.req_header()) && drain(session).await);
         if !whole {
             session.set_keepalive(None);
         }

@@ -10,7 +10,7 @@ use filters::chain::Refused;
 use filters::failure::Failure;
 use filters::shape;
 use filters::upstream::UpstreamFields;
-use http::Version;
+use http::{Method, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::*;
@@ -23,6 +23,7 @@ use crate::access_log;
 use crate::compression::Compressions;
 use crate::connection::Connection;
 use crate::exchange::{Asked, Cut, Exchange, InFlight};
+use crate::extended_connect::is_extended_connect;
 use crate::gate::Gate;
 use crate::message::{Sender, normalize, request, target};
 use crate::response;
@@ -100,6 +101,10 @@ impl ProxyHttp for Door {
         // Pingora keeps no connection whose request had two framings, or asked for the end.
         let keeps = session.as_downstream().get_keepalive().filter(|_| !ends);
         session.set_keepalive(keeps.map(|_| self.idle_timeout.as_secs().max(1)));
+        if session.req_header().method == Method::CONNECT {
+            // What follows its header is of no known length.
+            session.set_keepalive(None);
+        }
         if is_old(session.req_header().version) {
             session.set_keepalive(None);
             edge.refuse(session, exchange, Failure::HttpVersion.into()).await?;
@@ -121,7 +126,10 @@ impl ProxyHttp for Door {
                 session.set_write_timeout(Some(Duration::from_millis(websocket.idle_timeout_ms)));
                 // The client may listen for as long as the upstream has something to say.
                 session.set_read_timeout(None);
-                if let Some(connection) = Connection::of(session.digest()) {
+                // Over HTTP/2 the connection serves other requests too.
+                if let Some(connection) = Connection::of(session.digest())
+                    && !is_extended_connect(session.req_header())
+                {
                     connection.clock.ends_within(Duration::from_secs(websocket.most_s));
                 }
                 let asked = session.req_header().clone();

@@ -18,6 +18,7 @@ mod edge;
 pub mod envoy;
 mod exchange;
 pub mod explain;
+mod extended_connect;
 mod flags;
 mod gate;
 mod introspection;

@@ -14,6 +14,7 @@ use filters::policy;
 use pingora::apps::{HttpServerOptions, ServerApp};
 use pingora::listeners::tls::{Acceptor, TlsSettings};
 use pingora::protocols::Ssl as _;
+use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::protocols::l4::listener::Listener as Socket;
 use pingora::protocols::l4::stream::Stream;
 use pingora::protocols::tls::TlsRef;
@@ -111,6 +112,11 @@ impl Line {
         let mut options = HttpServerOptions::default();
         options.keepalive_request_limit = Some(settings.max_requests_per_connection);
         options.h2_idle_timeout = Some(idle_timeout);
+        // For WebSockets over HTTP/2. No route serves any other CONNECT.
+        options.allow_connect_method_proxying = true;
+        let mut h2 = default_h2_options();
+        h2.enable_connect_protocol();
+        proxy.h2_options = Some(h2);
         proxy.server_options = Some(options);
         Self {
             proxy: Arc::new(proxy),

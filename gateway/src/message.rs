@@ -16,6 +16,7 @@ use pingora::protocols::http::authority::{RawTargetAuthority, raw_target_authori
 use pingora::proxy::Session;
 
 use crate::connection::Connection;
+use crate::extended_connect::into_upgrade;
 
 /// The path and the query exactly as they were sent. A target that is not text is none that we route.
 pub(crate) fn target(header: &RequestHeader) -> (&str, Option<&str>) {
@@ -29,11 +30,13 @@ pub(crate) fn target(header: &RequestHeader) -> (&str, Option<&str>) {
 /// Gives a request the one form that filters read and the upstream receives:
 /// - A target in absolute form becomes its path and query (RFC 9112 section 3.2.2). Pingora has compared its authority with
 ///   `Host`.
+/// - An extended CONNECT for a WebSocket becomes a GET with `Upgrade` (RFC 8441).
 /// - The `cookie` fields of HTTP/2 become one (RFC 9113 section 8.2.3).
 pub(crate) fn normalize(header: &mut RequestHeader) -> pingora::Result<()> {
     if let Some(target) = origin_form(header.raw_path()) {
         header.set_raw_path(&target)?;
     }
+    into_upgrade(header)?;
     if header.version == Version::HTTP_2 {
         let crumbs: Vec<&[u8]> = header.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
         if crumbs.len() > 1 {

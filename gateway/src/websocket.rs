@@ -16,10 +16,11 @@ use pingora::protocols::http::v1::client::HttpSession as Upstream;
 use pingora::proxy::Session;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::edge::Edge;
 use crate::exchange::{Cut, Exchange};
+use crate::extended_connect::{accepts_key, into_ok, is_extended_connect};
 use crate::now_ms;
 use crate::response::{Framing, defect, named_by_connection, strip_hop_by_hop};
 use crate::whole::{NotAnswered, Reached, TRIES, alone};
@@ -44,6 +45,7 @@ impl Edge {
         exchange: &mut Exchange,
         WebSocket { idle_timeout_ms, .. }: WebSocket,
     ) -> Result<Answer, Failure> {
+        let is_extended_connect = is_extended_connect(&header);
         let dressed = exchange.dress(&mut header).and_then(|()| {
             alone(&mut header, 0)?;
             header.insert_header(header::CONNECTION, "Upgrade")?;
@@ -62,6 +64,16 @@ impl Edge {
             let (failure, broke) = match asked {
                 Ok(Ok(())) => {
                     self.answered(exchange);
+                    let fields = upstream.resp_header().map(|answer| &answer.headers);
+                    if is_extended_connect
+                        && upstream.was_upgraded()
+                        && !fields.is_some_and(|fields| accepts_key(&header.headers, fields))
+                    {
+                        tracing::warn!(
+                            "an upstream's answer is not passed on: its Sec-WebSocket-Accept is wrong"
+                        );
+                        return Err(Failure::UpstreamFailed);
+                    }
                     return Ok(Answer(upstream));
                 }
                 Ok(Err(NotAnswered { failure, broke, error })) => {
@@ -90,7 +102,7 @@ impl Edge {
         let token = exchange.admission.as_ref().and_then(|admission| admission.context().token.as_ref());
         let Some(token) = token else { return std::future::pending().await };
         while !self.standing.state.revoked().list().revokes(token, now_ms()) {
-            tokio::time::sleep(LOOK_FOR_REVOCATIONS).await;
+            sleep(LOOK_FOR_REVOCATIONS).await;
         }
     }
 
@@ -101,8 +113,9 @@ impl Edge {
         session: &mut Session,
         exchange: &mut Exchange,
         Answer(mut upstream): Answer,
-        WebSocket { idle_timeout_ms, .. }: WebSocket,
+        WebSocket { idle_timeout_ms, most_s }: WebSocket,
     ) -> Answered<()> {
+        let is_extended_connect = is_extended_connect(session.req_header());
         let Some(mut answer) = upstream.resp_header().cloned() else {
             return Ok(());
         };
@@ -114,6 +127,9 @@ impl Edge {
             }
             answer.remove_header("keep-alive");
             answer.insert_header(header::CONNECTION, "Upgrade")?;
+            if is_extended_connect {
+                into_ok(&mut answer)?;
+            }
         } else {
             let length = answer.headers.get(header::CONTENT_LENGTH).cloned();
             strip_hop_by_hop(&mut answer, Framing::Goes);
@@ -129,6 +145,8 @@ impl Edge {
             let cut = tokio::select! {
                 cut = carry(session, upstream, Duration::from_millis(idle_timeout_ms)) => cut,
                 () = self.token_revoked(exchange) => Some(Cut::TokenRevoked),
+                // Over HTTP/1.1 the connection has this bound.
+                () = sleep(Duration::from_secs(most_s)), if is_extended_connect => Some(Cut::TimeOver),
             };
             let cut = exchange.cut.get().copied().or(cut);
             if let Some(told) = exchange.end(cut) {
@@ -224,7 +242,7 @@ async fn carry(session: &mut Session, mut upstream: Upstream, idle_timeout: Dura
                     Err(_) => Some(Some(Cut::UpstreamBroke)),
                 },
                 _ = &mut tells => Some(Some(Cut::UpstreamBroke)),
-                () = tokio::time::sleep(idle_timeout) => Some(Some(Cut::TimeOver)),
+                () = sleep(idle_timeout) => Some(Some(Cut::TimeOver)),
             }
         };
         if let Some(cut) = ended {

@@ -125,6 +125,8 @@ impl Source {
                     "max_concurrent_streams": 100,
                     "initial_stream_window_size": 65_536,
                     "initial_connection_window_size": 1_048_576,
+                    // WebSockets over HTTP/2 (RFC 8441). No route serves any other CONNECT.
+                    "allow_connect": true,
                 },
                 "request_headers_timeout": ms(listener.request_timeout_ms),
                 "request_timeout": ms(self.request_timeout_ms(listener)),

@@ -11,6 +11,7 @@ mod envoy;
 mod envoy_sync;
 mod every_message;
 mod explain;
+mod extended_connect;
 mod flags;
 mod forward;
 mod logged;
