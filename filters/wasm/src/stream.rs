@@ -6,6 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use filters::admission::{Admission, EXPERIMENT, asks_for_websocket};
 use filters::certificate::Certificate;
 use filters::chain::Refused;
@@ -38,6 +40,7 @@ pub const SHARE_FIELD: &str = "x-torana-share";
 /// The field that tells Envoy that the module has refused the request and worded the refusal: `FILTER/CODE/ROUTE`.
 pub const REFUSED_FIELD: &str = "x-torana-refused";
 
+const WEBSOCKET_KEY: &str = "sec-websocket-key";
 const FORWARDED_PROTO: &str = "x-forwarded-proto";
 
 /// One request.
@@ -416,6 +419,15 @@ impl Stream {
             envoy.set_request_field(SHARE_FIELD, Some(&position.to_string()));
         }
         envoy.set_request_field(ROUTE_FIELD, Some(&rule.name));
+        // Over HTTP/2 a client sends no key (RFC 8441 section 5.1), and the upstream expects one over HTTP/1.1.
+        let has_key = request.headers.all(WEBSOCKET_KEY).next().is_some();
+        if asks_for_websocket(&request)
+            && !has_key
+            && let Some(draw) = plugin.draw(envoy)
+        {
+            let key = STANDARD.encode(draw.request_id.to_be_bytes());
+            envoy.set_request_field(WEBSOCKET_KEY, Some(&key));
+        }
         plugin.note_flags(&admission.context().flags, envoy);
         self.phase = Phase::Admitted;
         Flow::Continue

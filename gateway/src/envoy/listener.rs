@@ -125,6 +125,11 @@ impl Source {
                     "max_concurrent_streams": 100,
                     "initial_stream_window_size": 65_536,
                     "initial_connection_window_size": 1_048_576,
+                    // Go's client resets every second stream that has ended, if it has a timeout. So only the number of requests
+                    // bounds resets: Envoy's default, 1000 and 33 a second, ends such a connection in the middle. Streams that
+                    // are reset before their response have another bound (`overload.premature_reset_total_stream_count`).
+                    "stream_reset_burst": listener.max_requests_per_connection,
+                    "stream_reset_rate": 33,
                     // WebSockets over HTTP/2 (RFC 8441). No route serves any other CONNECT.
                     "allow_connect": true,
                 },
