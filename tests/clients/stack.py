@@ -22,6 +22,7 @@ class Stack:
     """A stack of the development command, in a folder of its own."""
 
     def __init__(self, edge, engines):
+        self.edge = edge
         self.folder = ROOT / f"target/clients/{edge}-{engines}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.output = self.folder / "stack.log"
