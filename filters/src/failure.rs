@@ -65,8 +65,7 @@ impl Failure {
             }
             Self::BodyIncomplete => Refusal::new(400, "body_incomplete", "The body did not arrive whole."),
             Self::BodyTooLarge => {
-                let most = crate::shape::Config::MOST_BODY_BYTES;
-                Refusal::new(413, "body_too_large", format!("A body has at most {most} bytes."))
+                Refusal::new(413, "body_too_large", "The body is larger than what is accepted here.")
             }
             Self::RequestTimeout => {
                 Refusal::new(408, "request_timeout", "The request did not arrive in time.")

@@ -38,8 +38,11 @@ pub trait Envoy {
     /// Puts these fields, pseudo fields included, in place of the answer's.
     fn set_answer_fields(&self, fields: Vec<(&str, &[u8])>);
 
-    /// Sets a field of the answer in place of any of that name.
-    fn set_answer_field(&self, name: &str, value: &str);
+    /// One field of the response's header, or a pseudo field; `None`: it is not there.
+    fn answer_field(&self, name: &str) -> Option<Vec<u8>>;
+
+    /// Sets a field of the response in place of any of that name; `None`: removes it.
+    fn set_answer_field(&self, name: &str, value: Option<&str>);
 
     /// Calls a service; its answer comes later and carries the token. `None`: it cannot be called.
     fn call(&self, call: &Call<'_>) -> Option<u32>;

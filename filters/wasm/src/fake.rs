@@ -90,8 +90,14 @@ impl Envoy for Fake {
             assert!(before.is_none(), "{name} was set twice");
         }
     }
-    fn set_answer_field(&self, name: &str, value: &str) {
-        self.answer_set.borrow_mut().insert(name.to_owned(), value.to_owned());
+    fn answer_field(&self, name: &str) -> Option<Vec<u8>> {
+        self.answer_fields().into_iter().find(|(told, _)| told == name).map(|(_, value)| value)
+    }
+    fn set_answer_field(&self, name: &str, value: Option<&str>) {
+        match value {
+            Some(value) => drop(self.answer_set.borrow_mut().insert(name.to_owned(), value.to_owned())),
+            None => self.answer_told.borrow_mut().retain(|(told, _)| told != name),
+        }
     }
     fn call(&self, call: &Call<'_>) -> Option<u32> {
         if self.unreachable.get() {

@@ -269,8 +269,12 @@ impl Envoy for Host {
         let _ = hostcalls::set_map_bytes(MapType::HttpResponseHeaders, fields);
     }
 
-    fn set_answer_field(&self, name: &str, value: &str) {
-        let _ = hostcalls::set_map_value_bytes(MapType::HttpResponseHeaders, name, Some(value.as_bytes()));
+    fn answer_field(&self, name: &str) -> Option<Vec<u8>> {
+        hostcalls::get_map_value_bytes(MapType::HttpResponseHeaders, name).ok().flatten()
+    }
+
+    fn set_answer_field(&self, name: &str, value: Option<&str>) {
+        let _ = hostcalls::set_map_value_bytes(MapType::HttpResponseHeaders, name, value.map(str::as_bytes));
     }
 
     fn call(&self, call: &Call<'_>) -> Option<u32> {

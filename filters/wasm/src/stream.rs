@@ -447,10 +447,13 @@ impl Stream {
             let (fields, body) = admission.problem(&refused.refusal);
             let fields: Vec<(&str, &str)> =
                 fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
-            // So that Envoy tells our refusals from its own, which it words as ours, and logs who refused and why.
-            let route = admission.rule(&self.plugin.policy).map_or("", |rule| rule.name.as_str());
-            let said = format!("{}/{}/{route}", refused.filter, refused.refusal.code);
-            envoy.set_request_field(REFUSED_FIELD, Some(&said));
+            // So that Envoy tells our refusals from its own, which it words as ours, and logs who refused and why. Once the
+            // request is on its way its fields cannot be set any more: the SDK panics.
+            if undecided {
+                let route = admission.rule(&self.plugin.policy).map_or("", |rule| rule.name.as_str());
+                let said = format!("{}/{}/{route}", refused.filter, refused.refusal.code);
+                envoy.set_request_field(REFUSED_FIELD, Some(&said));
+            }
             if let Some(limit) = &refused.refusal.limit {
                 envoy.note(LIMIT, &limit.to_string());
             }

@@ -62,7 +62,7 @@ pub struct Case {
     /// Header fields that they may look at.
     #[serde(default)]
     pub flag_fields: BTreeMap<String, String>,
-    /// Upstreams besides `u` and `v`, without their `tls`.
+    /// Upstreams besides `u` and `v`. Without `tls` they have that of `u`.
     #[serde(default)]
     pub upstreams: BTreeMap<String, Value>,
     /// Filters of every route.

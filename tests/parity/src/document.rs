@@ -55,7 +55,9 @@ pub fn policy(
     let mut upstreams = json!({ "u": upstream(places.upstreams[0]), "v": upstream(places.upstreams[1]) });
     for (name, settings) in &case.upstreams {
         let mut settings = settings.clone();
-        settings["tls"] = upstreams["u"]["tls"].clone();
+        if settings["tls"].is_null() {
+            settings["tls"] = upstreams["u"]["tls"].clone();
+        }
         upstreams[name] = settings;
     }
     let listener = |name: &str, address: SocketAddr| {

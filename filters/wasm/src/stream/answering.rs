@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use filters::admission::{Admission, JOINED};
+use filters::admission::{Admission, JOINED, asks_for_websocket};
 use filters::chain::Refused;
 use filters::compression::Coding;
 use filters::failure::Failure;
@@ -62,6 +62,19 @@ fn headers(told: &[(String, Vec<u8>)]) -> Headers<'_> {
     own.map(|(name, value)| (name.as_str(), value.as_slice())).collect()
 }
 
+/// Fields that are for the upstream's connection alone (RFC 9110 section 7.6.1). Envoy removes those that are always so,
+/// and needs those that frame the body or open a WebSocket.
+fn named_by_connection(connection: &[u8]) -> impl Iterator<Item = String> {
+    const KEPT: [&str; 6] =
+        ["close", "connection", "content-length", "keep-alive", "transfer-encoding", "upgrade"];
+    let names = String::from_utf8_lossy(connection).to_ascii_lowercase();
+    let names: Vec<String> = names.split(',').map(|name| name.trim().to_owned()).collect();
+    let is_token = |name: &String| {
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+    };
+    names.into_iter().filter(move |name| is_token(name) && !KEPT.contains(&name.as_str()))
+}
+
 impl Stream {
     /// An answer's header has come, whoever gives it; `whole`: and nothing else will.
     pub fn answer(&mut self, whole: bool, envoy: &dyn Envoy) -> Flow {
@@ -72,11 +85,28 @@ impl Stream {
             self.answering = Answering::Whole;
             return if whole { self.answered_whole(0, envoy) } else { Flow::Pause };
         }
+        if matches!(self.phase, Phase::Admitted) {
+            if envoy.answer_field(":status").is_some_and(|status| status == b"101")
+                && !self.asked_for_websocket()
+            {
+                // To a protocol that nobody asked for (RFC 9110 section 15.2.2).
+                return self.refuse_answer(&Failure::UpstreamFailed.into(), envoy);
+            }
+            if let Some(connection) = envoy.answer_field("connection") {
+                named_by_connection(&connection).for_each(|name| envoy.set_answer_field(&name, None));
+            }
+        }
         if let Some(variant) = self.variant() {
             self.plugin.count_variant(variant, status(&envoy.answer_fields()), envoy);
         }
         self.dress(self.coding(whole, envoy), envoy);
         Flow::Continue
+    }
+
+    fn asked_for_websocket(&self) -> bool {
+        self.admission
+            .as_ref()
+            .is_some_and(|admission| asks_for_websocket(&self.received.request(admission.peer())))
     }
 
     /// The token of a WebSocket that the answer opens: it may be revoked while it is open.
@@ -194,7 +224,7 @@ impl Stream {
             && !ours.iter().any(|(name, _)| joined(name))
         {
             for (name, value) in &ours {
-                envoy.set_answer_field(name, value);
+                envoy.set_answer_field(name, Some(value));
             }
             return;
         }

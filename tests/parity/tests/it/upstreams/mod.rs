@@ -3,6 +3,7 @@
 
 mod failing;
 mod fitness;
+mod ordinary;
 mod passing;
 
 use std::fmt::Debug;
