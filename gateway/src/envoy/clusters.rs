@@ -98,7 +98,6 @@ impl Source {
         let mut cluster = json!({
             "name": cluster,
             "alt_stat_name": told,
-            "type": "STATIC",
             "lb_policy": "ROUND_ROBIN",
             "connect_timeout": ms(upstream.connect_timeout_ms),
             "load_assignment": { "cluster_name": cluster, "endpoints": [{ "lb_endpoints": endpoints }] },
@@ -122,11 +121,18 @@ impl Source {
         }
         if upstream.addresses.iter().any(Address::is_name) {
             let interval = ms(resolve_interval_ms(upstream));
-            cluster["type"] = json!("STRICT_DNS");
-            cluster["dns_lookup_family"] = json!("ALL");
-            cluster["dns_refresh_rate"] = json!(interval);
-            cluster["dns_failure_refresh_rate"] =
-                json!({ "base_interval": interval, "max_interval": interval });
+            // Each address of a name is an endpoint. While lookups fail, the last result stays.
+            cluster["cluster_type"] = json!({
+                "name": "envoy.cluster.dns",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.clusters.dns.v3.DnsCluster",
+                    "dns_lookup_family": "ALL",
+                    "dns_refresh_rate": interval,
+                    "dns_failure_refresh_rate": { "base_interval": interval, "max_interval": interval },
+                },
+            });
+        } else {
+            cluster["type"] = json!("STATIC");
         }
         let room = &mut cluster["circuit_breakers"]["thresholds"][0];
         match upstream.retry_budget_percent {

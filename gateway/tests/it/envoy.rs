@@ -151,12 +151,12 @@ fn every_bound_of_the_policy_arrives() {
         ),
         (&whole, "/static_resources/clusters/2/type", json!("STATIC")),
         // Names are resolved again, all records are used, and a lookup that fails keeps the pace.
-        (&whole, "/static_resources/clusters/3/type", json!("STRICT_DNS")),
-        (&whole, "/static_resources/clusters/3/dns_lookup_family", json!("ALL")),
-        (&whole, "/static_resources/clusters/3/dns_refresh_rate", json!("2.500s")),
+        (&whole, "/static_resources/clusters/3/cluster_type/name", json!("envoy.cluster.dns")),
+        (&whole, "/static_resources/clusters/3/cluster_type/typed_config/dns_lookup_family", json!("ALL")),
+        (&whole, "/static_resources/clusters/3/cluster_type/typed_config/dns_refresh_rate", json!("2.500s")),
         (
             &whole,
-            "/static_resources/clusters/3/dns_failure_refresh_rate",
+            "/static_resources/clusters/3/cluster_type/typed_config/dns_failure_refresh_rate",
             json!({ "base_interval": "2.500s", "max_interval": "2.500s" }),
         ),
         (
