@@ -164,7 +164,7 @@ pub struct Refusal {
     /// rate, and decides once more. When it cannot fetch them now, it calls [`Refused::without_new_keys`].
     ///
     /// [`Refused::without_new_keys`]: crate::chain::Refused::without_new_keys
-    pub stale_keys: Option<StaleKeys>,
+    pub stale_keys: Option<Box<StaleKeys>>,
     /// Set when the refusal rests on a token of which nothing is known: the host may ask that issuer, and decide once
     /// more.
     pub opaque_token: Option<Box<OpaqueToken>>,

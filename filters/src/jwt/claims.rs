@@ -4,12 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::jwk::Jwk;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::keys::verifying_key;
+use super::keys::{Jwk, verifying_key};
 use super::token::TokenError;
 use crate::crypto::VerifyingKey;
 use crate::filter::{Binding, Identity, Thumbprint};

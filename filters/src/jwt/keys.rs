@@ -2,9 +2,8 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::crypto::{self, CryptoError, RsaPublicKey, VerifyingKey};
 use crate::policy::Algorithm;
@@ -25,6 +24,23 @@ pub struct KeySet {
     published: usize,
 }
 
+/// What is read of a JSON Web Key (RFC 7517 section 4, RFC 7518 section 6, RFC 8037 section 2).
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Jwk {
+    kty: String,
+    kid: Option<String>,
+    alg: Option<String>,
+    #[serde(rename = "use")]
+    usage: Option<String>,
+    key_ops: Option<Vec<String>>,
+    crv: Option<String>,
+    x: Option<String>,
+    y: Option<String>,
+    n: Option<String>,
+    e: Option<String>,
+}
+
 /// A key of an issuer, for one algorithm.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
@@ -39,19 +55,20 @@ impl KeySet {
     /// keys alike.
     pub fn parse(bytes: &[u8]) -> Result<Self, KeySetError> {
         #[derive(Deserialize)]
-        struct Set {
-            keys: Vec<Value>,
+        struct Set<'s> {
+            #[serde(borrow)]
+            keys: Vec<&'s RawValue>,
         }
         if bytes.len() > SET_MAX {
             return Err(KeySetError::TooLarge);
         }
-        let set: Set = serde_json::from_slice(bytes).map_err(|_| KeySetError::Malformed)?;
+        let set: Set<'_> = serde_json::from_slice(bytes).map_err(|_| KeySetError::Malformed)?;
         if set.keys.len() > KEYS_MAX {
             return Err(KeySetError::TooLarge);
         }
         let mut usable = Self::default();
-        for value in set.keys {
-            let keys = Key::of(value).unwrap_or_default();
+        for key in set.keys {
+            let keys = serde_json::from_str(key.get()).ok().and_then(Key::of).unwrap_or_default();
             let repeats = |key: &Key| {
                 usable.keys.iter().any(|other| other.kid == key.kid && other.algorithm == key.algorithm)
             };
@@ -95,21 +112,10 @@ impl KeySet {
 
 impl Key {
     /// A published key, once for each algorithm that it serves; `None` when it is not understood.
-    fn of(mut value: Value) -> Option<Vec<Self>> {
-        // Read here, not by `jsonwebtoken`, which does not know `Ed25519`.
-        let named = match value.as_object_mut()?.remove("alg") {
-            None | Some(Value::Null) => None,
-            Some(Value::String(named)) => Some(named),
-            Some(_) => return None,
-        };
-        let jwk: Jwk = serde_json::from_value(value).ok()?;
-        let common = &jwk.common;
-        let kid = common.key_id.clone();
-        let for_signatures =
-            common.public_key_use.as_ref().is_none_or(|usage| *usage == PublicKeyUse::Signature);
-        let may_verify =
-            common.key_operations.as_ref().is_none_or(|ops| ops.contains(&KeyOperations::Verify));
-        if !for_signatures || !may_verify || kid.as_ref().is_some_and(|kid| kid.len() > KID_MAX) {
+    fn of(jwk: Jwk) -> Option<Vec<Self>> {
+        let for_signatures = jwk.usage.as_ref().is_none_or(|usage| usage == "sig");
+        let may_verify = jwk.key_ops.as_ref().is_none_or(|ops| ops.iter().any(|op| op == "verify"));
+        if !for_signatures || !may_verify || jwk.kid.as_ref().is_some_and(|kid| kid.len() > KID_MAX) {
             return None;
         }
         let served = match verifying_key(&jwk).ok()? {
@@ -124,33 +130,27 @@ impl Key {
         };
         // A key that names its algorithm is for that one only.
         let fits = |algorithm: Algorithm| {
-            named.as_deref().is_none_or(|named| Algorithm::of_token(named) == Some(algorithm))
+            jwk.alg.as_deref().is_none_or(|named| Algorithm::of_token(named) == Some(algorithm))
         };
         let keys = served.into_iter().filter(|(algorithm, _)| fits(*algorithm));
-        Some(keys.map(|(algorithm, key)| Self { kid: kid.clone(), algorithm, key }).collect())
+        Some(keys.map(|(algorithm, key)| Self { kid: jwk.kid.clone(), algorithm, key }).collect())
     }
 }
 
 /// The key of a JWK; a symmetric one is never a verifying key here (RFC 8725 section 2.1).
 pub fn verifying_key(jwk: &Jwk) -> Result<VerifyingKey, CryptoError> {
-    match &jwk.algorithm {
-        AlgorithmParameters::EllipticCurve(ec) if ec.curve == EllipticCurve::P256 => {
+    match (jwk.kty.as_str(), jwk.crv.as_deref()) {
+        ("EC", Some("P-256")) => {
             // Both are exactly 32 bytes (RFC 7518 section 6.2.1.2): other splits of 64 would be other points.
-            let (x, y) = (number(&ec.x)?, number(&ec.y)?);
+            let (x, y) = (number(&jwk.x)?, number(&jwk.y)?);
             match (x.len(), y.len()) {
                 (32, 32) => VerifyingKey::ecdsa_p256(&[x, y].concat()),
                 _ => Err(CryptoError::Key("a P-256 coordinate is 32 bytes")),
             }
         }
-        AlgorithmParameters::EllipticCurve(ec) if ec.curve == EllipticCurve::P384 => {
-            VerifyingKey::ecdsa_p384(&number(&ec.x)?, &number(&ec.y)?)
-        }
-        AlgorithmParameters::OctetKeyPair(okp) if okp.curve == EllipticCurve::Ed25519 => {
-            VerifyingKey::ed25519(&number(&okp.x)?)
-        }
-        AlgorithmParameters::RSA(rsa) => {
-            RsaPublicKey::new(&number(&rsa.n)?, &number(&rsa.e)?).map(VerifyingKey::RsaV15Sha256)
-        }
+        ("EC", Some("P-384")) => VerifyingKey::ecdsa_p384(&number(&jwk.x)?, &number(&jwk.y)?),
+        ("OKP", Some("Ed25519")) => VerifyingKey::ed25519(&number(&jwk.x)?),
+        ("RSA", _) => RsaPublicKey::new(&number(&jwk.n)?, &number(&jwk.e)?).map(VerifyingKey::RsaV15Sha256),
         _ => Err(CryptoError::Key("not a P-256, P-384, Ed25519 or RSA public key")),
     }
 }
@@ -175,7 +175,8 @@ pub fn thumbprint(key: &VerifyingKey) -> Option<String> {
     Some(URL_SAFE_NO_PAD.encode(crypto::sha256(members.as_bytes())))
 }
 
-fn number(text: &str) -> Result<Vec<u8>, CryptoError> {
+fn number(text: &Option<String>) -> Result<Vec<u8>, CryptoError> {
+    let text = text.as_ref().ok_or(CryptoError::Key("a number is missing"))?;
     URL_SAFE_NO_PAD.decode(text).map_err(|_| CryptoError::Key("a number is not base64url"))
 }
 

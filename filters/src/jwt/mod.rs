@@ -15,7 +15,7 @@ mod vectors;
 
 pub use asked::{Accepted, Scalar};
 pub use claims::{Claims, Expected};
-pub use keys::{Key, KeySet, KeySetError, thumbprint, verifying_key};
+pub use keys::{Jwk, Key, KeySet, KeySetError, thumbprint, verifying_key};
 pub use revocation::{Revocation, Revocations};
 pub use token::{Token, TokenError};
 
@@ -328,7 +328,8 @@ impl Jwt {
             .filter(|algorithm| trusted.settings.algorithms.iter().any(|allowed| allowed.canonical() == *algorithm))
             .ok_or_else(|| refused(TokenError::Algorithm))?;
         let rests_on_keys = |mut refusal: Refusal, refuses_anyway| {
-            refusal.stale_keys = Some(StaleKeys { issuer: Arc::clone(&trusted.name), refuses_anyway });
+            let issuer = Arc::clone(&trusted.name);
+            refusal.stale_keys = Some(Box::new(StaleKeys { issuer, refuses_anyway }));
             refusal
         };
         let Some(keys) = host.keys(&trusted.name) else {

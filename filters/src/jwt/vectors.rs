@@ -78,6 +78,21 @@ fn tokens_of_other_libraries() {
     assert_eq!(ed25519, 3, "libraries that know RFC 9864");
 }
 
+/// RSA keys of other lengths, and the smallest exponent there is.
+#[test]
+fn rsa_keys_of_all_lengths() {
+    let made: Made = serde_json::from_str(include_str!("vectors/rsa-sizes.json")).expect("a vector");
+    let keys = KeySet::parse(made.jwks.to_string().as_bytes()).expect("keys");
+    assert_eq!((keys.len(), made.tokens.len()), (5, 10));
+    for Signed { alg, token } in &made.tokens {
+        let token = Token::parse(token, 4_096).expect(alg);
+        let key = keys.find(token.kid.as_deref(), token.algorithm.expect(alg)).expect(alg);
+        for (name, engine) in ENGINES {
+            assert!(token.verify(key, engine).is_ok(), "{alg}, {:?}, {name}", token.kid);
+        }
+    }
+}
+
 /// No bit of a signature is spare, neither engine takes another key, and both agree.
 #[test]
 fn forgeries_of_other_libraries_tokens() {

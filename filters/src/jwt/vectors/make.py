@@ -3,7 +3,7 @@
 
     python3 -m venv venv && venv/bin/pip install 'pyjwt[crypto]' authlib joserfc && venv/bin/python make.py
 
-Writes pyjwt.json, authlib.json and joserfc.json beside this file. Every run makes new keys. Private keys are not kept.
+Writes pyjwt.json, authlib.json, joserfc.json and rsa-sizes.json beside this file. Every run makes new keys. Private keys are not kept.
 """
 
 import json
@@ -34,6 +34,23 @@ def pem(key):
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+
+
+def rsa_sizes():
+    """Keys of other lengths. In one of 2049 bits the message of PS256 is a byte shorter than the modulus."""
+    import jwt
+    from jwt.algorithms import RSAAlgorithm
+
+    keys = {str(bits): rsa.generate_private_key(public_exponent=65537, key_size=bits) for bits in (2049, 2056, 3072, 4096)}
+    keys["e3"] = rsa.generate_private_key(public_exponent=3, key_size=2048)
+    jwks = [{**RSAAlgorithm.to_jwk(key.public_key(), as_dict=True), "kid": name} for name, key in keys.items()]
+    tokens = [
+        {"alg": algorithm, "token": jwt.encode(CLAIMS, key, algorithm=algorithm, headers={"kid": name})}
+        for name, key in keys.items()
+        for algorithm in ("RS256", "PS256")
+    ]
+    made = {"library": "PyJWT", "version": version("PyJWT"), "jwks": {"keys": jwks}, "tokens": tokens}
+    (HERE / "rsa-sizes.json").write_text(json.dumps(made, indent=2) + "\n")
 
 
 def write(package, jwks, sign):
@@ -94,3 +111,4 @@ def joserfc():
 pyjwt()
 authlib()
 joserfc()
+rsa_sizes()
