@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use crate::compression::Coding;
 use crate::failure::Failure;
 use crate::filter::{Context, Filter, Headers, Host, Refusal, Request, Verdict};
+use crate::jwt;
 use crate::state::{Answer, Batch};
 use crate::upstream::{Outgoing, UpstreamAnswer};
 
@@ -26,6 +27,19 @@ pub struct Refused {
 impl Refused {
     /// Stands for the edge itself, in metrics and logs too.
     pub const EDGE: &'static str = "edge";
+
+    /// The same refusal once it is known that the keys it rests on cannot be fetched now. A token whose key is not known
+    /// gets 503 then, because its key may be a new one; 401 would make clients log their users out. `retry_after_s`:
+    /// seconds until the next fetch is allowed.
+    #[must_use]
+    pub fn without_new_keys(self, retry_after_s: u64) -> Self {
+        match &self.refusal.stale_keys {
+            Some(stale) if !stale.refuses_anyway => {
+                Self { refusal: jwt::keys_unavailable(retry_after_s), ..self }
+            }
+            Some(_) | None => self,
+        }
+    }
 }
 
 impl Chain {

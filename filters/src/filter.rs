@@ -160,14 +160,25 @@ pub struct Refusal {
     pub detail: Cow<'static, str>,
     /// Fields that belong to the refusal, `WWW-Authenticate` or `Retry-After` say.
     pub headers: Vec<(&'static str, String)>,
-    /// Set when the refusal rests on keys that may be out of date: the host may refresh that issuer's keys,
-    /// at a bounded rate, and decide once more.
-    pub stale_keys: Option<Arc<str>>,
+    /// Set when the refusal rests on keys that may be out of date: the host fetches that issuer's keys, at a bounded
+    /// rate, and decides once more. When it cannot fetch them now, it calls [`Refused::without_new_keys`].
+    ///
+    /// [`Refused::without_new_keys`]: crate::chain::Refused::without_new_keys
+    pub stale_keys: Option<Box<StaleKeys>>,
     /// Set when the refusal rests on a token of which nothing is known: the host may ask that issuer, and decide once
     /// more.
     pub opaque_token: Option<Box<OpaqueToken>>,
     /// Which limit refuses, for operators alone.
     pub limit: Option<Box<LimitName>>,
+}
+
+/// Keys of an issuer that may be out of date.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaleKeys {
+    /// The policy's name of the issuer.
+    pub issuer: Arc<str>,
+    /// Whether the refusal stays as it is when the keys cannot be fetched now. Otherwise it becomes 503.
+    pub refuses_anyway: bool,
 }
 
 /// A token that only its issuer can read.

@@ -9,7 +9,7 @@ use certs::Watch;
 use filters::admission::{Admission, asks_for_websocket};
 use filters::chain::Refused;
 use filters::failure::Failure;
-use filters::filter::{Host, Introspected, Refusal};
+use filters::filter::{Host, Introspected};
 use filters::flags::Flags;
 use filters::jwt::{KeySet, Revocations};
 use filters::policy::{Keyring, Policy, RouteRule};
@@ -26,6 +26,7 @@ use crate::exchange::{Exchange, Streamed};
 use crate::flags::FeatureFlags;
 use crate::gate::Standing;
 use crate::issuers::Issuers;
+use crate::jwks::Refetch;
 use crate::load::{ListenerFiles, Loaded};
 use crate::message::{Sender, read_body, request, target};
 use crate::metrics::Metrics;
@@ -350,18 +351,21 @@ impl Edge {
         sender: &Sender,
         admission: &mut Admission,
     ) -> Result<(), Refused> {
-        let first = admission.head(&self.policy, &request(header, sender), &Now(self));
-        let Err(Refused { refusal: Refusal { stale_keys, opaque_token, .. }, .. }) = &first else {
-            return first;
+        let first = match admission.head(&self.policy, &request(header, sender), &Now(self)) {
+            Ok(()) => return Ok(()),
+            Err(first) => first,
         };
-        let knows_more = match (stale_keys, opaque_token) {
-            (Some(issuer), _) => self.issuers.keys.refresh_unknown(issuer).await,
+        let knows_more = match (&first.refusal.stale_keys, &first.refusal.opaque_token) {
+            (Some(stale), _) => match self.issuers.keys.refresh_unknown(&stale.issuer).await {
+                Refetch::Current => true,
+                Refetch::NotNow { retry_after_s } => return Err(first.without_new_keys(retry_after_s)),
+            },
             (None, Some(token)) => self.issuers.introspection.ask(&token.issuer, &token.text).await.is_some(),
             (None, None) => false,
         };
         match knows_more {
             true => admission.head(&self.policy, &request(header, sender), &Now(self)),
-            false => first,
+            false => Err(first),
         }
     }
 }

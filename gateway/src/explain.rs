@@ -179,12 +179,9 @@ pub async fn explain(file: &Path, written: &Written, around: &Around) -> anyhow:
     let introspection =
         Introspection::new(&policy.document().issuers, &folder, Metrics::new()?, &watch, None)?;
     let mut notes = vec![];
-    for (issuer, _) in policy.document().issuers.iter().filter(|(_, issuer)| issuer.value.jwks.is_some()) {
-        if !keys.refresh_unknown(issuer).await {
-            notes.push(format!(
-                "issuer {issuer}: its keys cannot be had now, so no token of it can be believed"
-            ));
-        }
+    keys.fetch_missing().await;
+    for issuer in keys.missing() {
+        notes.push(format!("issuer {issuer}: its keys cannot be had now, so no token of it can be believed"));
     }
     let flags = match crate::flags::file(policy.document(), &folder).map(|path| crate::flags::read(&path)) {
         None => None,

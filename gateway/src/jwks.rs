@@ -14,9 +14,9 @@ use certs::report::{Key, KeyKind};
 use filters::jwt::KeySet;
 use filters::policy::{At, Issuer};
 use time::OffsetDateTime;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 
-use self::source::Source;
+use self::source::{Source, Stamp};
 use crate::metrics::Metrics;
 use crate::now_ms;
 
@@ -53,8 +53,10 @@ struct Keys {
     stale: Duration,
     unknown_kid_refresh: Duration,
     current: ArcSwapOption<Held>,
-    /// When the last fetch began; held while one runs, so that there is one at a time.
+    /// When the last fetch began that a token caused. Locked while any fetch runs, so that there is one at a time.
     fetching: Mutex<Option<Duration>>,
+    /// Bounds the requests that wait for a fetch.
+    waiting: Semaphore,
     /// Since when each key is held, by its id.
     first_seen: std::sync::Mutex<BTreeMap<String, OffsetDateTime>>,
 }
@@ -65,8 +67,25 @@ struct Held {
     /// As they were published.
     text: String,
     since: Duration,
+    /// Of the file that they were read from.
+    stamp: Option<Stamp>,
     /// The same moment by the clock, Unix milliseconds, for those who have another clock.
     fetched_ms: u64,
+}
+
+/// Most requests that wait for one issuer's keys at once. Further ones are refused with 503.
+const MOST_WAITING: usize = 1_024;
+
+/// Whether the keys are up to date for the request that needs them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refetch {
+    /// They were fetched after the request arrived, or their file has not changed.
+    Current,
+    /// They cannot be fetched now: a token caused a fetch a moment ago, or the fetch failed.
+    NotNow {
+        /// Seconds until a token may cause the next fetch; at least 1.
+        retry_after_s: u64,
+    },
 }
 
 /// Keys as Envoy's workers are told of them.
@@ -89,6 +108,19 @@ impl Keys {
         let ids = set.iter().map(|key| key.kid.clone().unwrap_or_default());
         let now = OffsetDateTime::now_utc();
         *seen = ids.map(|id| (id.clone(), seen.get(&id).copied().unwrap_or(now))).collect();
+    }
+
+    /// Whether the keys came from a file that is still the same.
+    async fn file_is_unchanged(&self, now: Duration) -> bool {
+        let Some(stamp) = self.held(now).and_then(|held| held.stamp) else { return false };
+        self.source.stamp().await == Some(stamp)
+    }
+
+    /// Until a token may cause the next fetch, after the one that began `at`.
+    fn not_before(&self, at: Duration, now: Duration) -> Refetch {
+        let left = self.unknown_kid_refresh.saturating_sub(now.saturating_sub(at));
+        let whole = u64::from(left.subsec_nanos() > 0);
+        Refetch::NotNow { retry_after_s: left.as_secs().saturating_add(whole).max(1) }
     }
 
     /// The keys, unless they are older than the policy lets them serve.
@@ -144,6 +176,7 @@ impl KeyStore {
                 unknown_kid_refresh: Duration::from_secs(jwks.unknown_kid_refresh_s),
                 current: ArcSwapOption::empty(),
                 fetching: Mutex::new(None),
+                waiting: Semaphore::new(MOST_WAITING),
                 first_seen: std::sync::Mutex::default(),
             };
             store.insert(name.clone(), keys);
@@ -175,7 +208,11 @@ impl KeyStore {
     /// Fetches the keys of every issuer that has none.
     pub(crate) async fn fetch_missing(&self) {
         for name in self.missing() {
-            self.refresh_unknown(name).await;
+            let Some(keys) = self.issuers.get(name) else { continue };
+            let _fetching = keys.fetching.lock().await;
+            if self.keys(name).is_none() {
+                self.fetch(name, keys).await;
+            }
         }
     }
 
@@ -187,6 +224,23 @@ impl KeyStore {
     /// What every issuer that has usable keys has published and when it was fetched, by what it is known as, as JSON, and
     /// an entity tag of that.
     pub(crate) fn published(&self) -> (String, String) {
+        let body = self.published_with(None);
+        let tag: String = filters::crypto::sha256(body.as_bytes())
+            .iter()
+            .take(16)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        (format!("\"{tag}\""), body)
+    }
+
+    /// The same JSON, for a worker that asked for a fetch: `retry_after_s` when it was not possible.
+    pub(crate) fn published_with(&self, retry_after_s: Option<u64>) -> String {
+        #[derive(serde::Serialize)]
+        struct Published<'k> {
+            issuers: BTreeMap<&'k str, Fetched>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            retry_after_s: Option<u64>,
+        }
         let mut latest: BTreeMap<String, Arc<Held>> = BTreeMap::new();
         for issuer in self.issuers.values() {
             let Some(held) = issuer.held(self.clock.now()) else { continue };
@@ -199,16 +253,10 @@ impl KeyStore {
         let issuers = latest.iter().filter_map(|(known_as, held)| {
             // What was parsed as a key set is JSON.
             let jwks = serde_json::from_str::<Box<serde_json::value::RawValue>>(&held.text).ok()?;
-            Some((known_as, Fetched { fetched_ms: held.fetched_ms, jwks }))
+            Some((known_as.as_str(), Fetched { fetched_ms: held.fetched_ms, jwks }))
         });
-        let issuers: BTreeMap<_, _> = issuers.collect();
-        let body = serde_json::json!({ "issuers": issuers }).to_string();
-        let tag: String = filters::crypto::sha256(body.as_bytes())
-            .iter()
-            .take(16)
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        (format!("\"{tag}\""), body)
+        let published = Published { issuers: issuers.collect(), retry_after_s };
+        serde_json::to_string(&published).unwrap_or_default()
     }
 
     /// Issuers without usable keys.
@@ -216,22 +264,32 @@ impl KeyStore {
         self.issuers.keys().map(String::as_str).filter(|issuer| self.keys(issuer).is_none()).collect()
     }
 
-    /// A token named a key that is not known: fetch again, unless that was tried a moment ago. Returns
-    /// whether there may be other keys now. Requests that come together wait for the same fetch.
-    pub(crate) async fn refresh_unknown(&self, issuer: &str) -> bool {
-        let Some(keys) = self.issuers.get(issuer) else { return false };
+    /// Fetches an issuer's keys for a token that they do not verify, at a bounded rate. Requests that come together wait
+    /// for the same fetch. Fetches that no token causes do not use up the rate.
+    pub(crate) async fn refresh_unknown(&self, issuer: &str) -> Refetch {
+        const SOON: Refetch = Refetch::NotNow { retry_after_s: 1 };
+        let Some(keys) = self.issuers.get(issuer) else { return SOON };
+        let Ok(_waits) = keys.waiting.try_acquire() else { return SOON };
         let asked = self.clock.now();
+        if keys.file_is_unchanged(asked).await {
+            return Refetch::Current;
+        }
         let mut last = keys.fetching.lock().await;
         if keys.current.load().as_ref().is_some_and(|held| held.since >= asked) {
-            // Whoever fetched meanwhile has asked for us too.
-            return true;
+            // Another request, or the refresh in the background, has fetched them meanwhile.
+            return Refetch::Current;
         }
+        let now = self.clock.now();
         match *last {
-            Some(at) if at >= asked => true,
-            Some(at) if self.clock.now().saturating_sub(at) < keys.unknown_kid_refresh => false,
+            // The fetch that this request has waited for has failed.
+            Some(at) if at >= asked => keys.not_before(at, now),
+            Some(at) if now.saturating_sub(at) < keys.unknown_kid_refresh => keys.not_before(at, now),
             Some(_) | None => {
-                *last = Some(self.clock.now());
-                self.fetch(issuer, keys).await
+                *last = Some(now);
+                match self.fetch(issuer, keys).await {
+                    true => Refetch::Current,
+                    false => keys.not_before(now, self.clock.now()),
+                }
             }
         }
     }
@@ -261,8 +319,7 @@ impl KeyStore {
     /// Fetches once, and tells how long until the next time. A failing source is asked again soon, then less and less
     /// often, never less than when it works.
     async fn refresh(&self, issuer: &str, keys: &Keys, failures: &mut u32) -> Duration {
-        let mut last = keys.fetching.lock().await;
-        *last = Some(self.clock.now());
+        let _fetching = keys.fetching.lock().await;
         *failures = if self.fetch(issuer, keys).await { 0 } else { failures.saturating_add(1) };
         match *failures {
             0 => keys.refresh,
@@ -271,6 +328,7 @@ impl KeyStore {
     }
 
     async fn fetch(&self, issuer: &str, keys: &Keys) -> bool {
+        let stamp = keys.source.stamp().await;
         let fetched = keys
             .source
             .read()
@@ -281,7 +339,7 @@ impl KeyStore {
                 self.metrics.jwks_keys.with_label_values(&[issuer]).set(set.len() as i64);
                 keys.see(&set);
                 let (since, fetched_ms) = (self.clock.now(), now_ms());
-                let held = Held { keys: Arc::new(set), text, since, fetched_ms };
+                let held = Held { keys: Arc::new(set), text, since, stamp, fetched_ms };
                 keys.current.store(Some(Arc::new(held)));
                 "ok"
             }

@@ -9,6 +9,8 @@
 mod native;
 #[cfg(any(target_family = "wasm", test))]
 mod portable;
+#[cfg(any(target_family = "wasm", test))]
+mod rsa;
 
 #[cfg(not(target_family = "wasm"))]
 use native as backend;
@@ -29,7 +31,7 @@ pub trait Verify: Send + Sync {
     fn verify(&self, key: &VerifyingKey, message: &[u8], signature: &[u8]) -> Result<(), CryptoError>;
 }
 
-/// The built-in [`Verify`]: ring natively, pure Rust in a WASM module (which has no RSA).
+/// The built-in [`Verify`]: ring natively, pure Rust in a WASM module.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Local;
 
@@ -41,13 +43,11 @@ impl Verify for Local {
                 false => Err(CryptoError::Invalid),
             },
             VerifyingKey::EcdsaP256(key) => backend::verify_p256(&key.0, message, signature),
+            VerifyingKey::EcdsaP384(key) => backend::verify_p384(&key.0, message, signature),
             VerifyingKey::Ed25519(key) => backend::verify_ed25519(&key.0, message, signature),
-            VerifyingKey::RsaV15Sha256(key) => {
-                backend::verify_rsa_v15_sha256(&key.n, &key.e, message, signature)
-            }
-            VerifyingKey::RsaPssSha512(key) => {
-                backend::verify_rsa_pss_sha512(&key.n, &key.e, message, signature)
-            }
+            VerifyingKey::RsaV15Sha256(key) => backend::verify_rsa_v15_sha256(key, message, signature),
+            VerifyingKey::RsaPssSha256(key) => backend::verify_rsa_pss_sha256(key, message, signature),
+            VerifyingKey::RsaPssSha512(key) => backend::verify_rsa_pss_sha512(key, message, signature),
         }
     }
 }
@@ -73,26 +73,30 @@ pub enum Algorithm {
     HmacSha256,
     /// Signatures are `r || s`, 64 bytes.
     EcdsaP256Sha256,
+    /// Signatures are `r || s`, 96 bytes. For tokens only.
+    EcdsaP384Sha384,
     Ed25519,
-    /// Verified natively only.
+    /// For tokens only. It is not in the registry.
+    RsaPssSha256,
     RsaPssSha512,
-    /// Verified natively only.
     RsaV15Sha256,
 }
 
 impl Algorithm {
-    /// The registered name.
+    /// The registered name, or one in its style.
     pub fn name(self) -> &'static str {
         match self {
             Self::HmacSha256 => "hmac-sha256",
             Self::EcdsaP256Sha256 => "ecdsa-p256-sha256",
+            Self::EcdsaP384Sha384 => "ecdsa-p384-sha384",
             Self::Ed25519 => "ed25519",
+            Self::RsaPssSha256 => "rsa-pss-sha256",
             Self::RsaPssSha512 => "rsa-pss-sha512",
             Self::RsaV15Sha256 => "rsa-v1_5-sha256",
         }
     }
 
-    /// The algorithm of that registered name.
+    /// The algorithm of message signatures with that registered name.
     pub fn named(name: &str) -> Option<Self> {
         [Self::HmacSha256, Self::EcdsaP256Sha256, Self::Ed25519, Self::RsaPssSha512, Self::RsaV15Sha256]
             .into_iter()
@@ -111,7 +115,9 @@ impl fmt::Display for Algorithm {
 pub enum VerifyingKey {
     Hmac(HmacKey),
     EcdsaP256(P256PublicKey),
+    EcdsaP384(P384PublicKey),
     Ed25519(Ed25519PublicKey),
+    RsaPssSha256(RsaPublicKey),
     RsaPssSha512(RsaPublicKey),
     RsaV15Sha256(RsaPublicKey),
 }
@@ -121,7 +127,9 @@ impl VerifyingKey {
         match self {
             Self::Hmac(_) => Algorithm::HmacSha256,
             Self::EcdsaP256(_) => Algorithm::EcdsaP256Sha256,
+            Self::EcdsaP384(_) => Algorithm::EcdsaP384Sha384,
             Self::Ed25519(_) => Algorithm::Ed25519,
+            Self::RsaPssSha256(_) => Algorithm::RsaPssSha256,
             Self::RsaPssSha512(_) => Algorithm::RsaPssSha512,
             Self::RsaV15Sha256(_) => Algorithm::RsaV15Sha256,
         }
@@ -135,6 +143,11 @@ impl VerifyingKey {
     /// A P-256 public key: `0x04 || x || y`, or `x || y`.
     pub fn ecdsa_p256(point: &[u8]) -> Result<Self, CryptoError> {
         P256PublicKey::new(point).map(Self::EcdsaP256)
+    }
+
+    /// A P-384 public key: its coordinates, 48 bytes each.
+    pub fn ecdsa_p384(x: &[u8], y: &[u8]) -> Result<Self, CryptoError> {
+        P384PublicKey::new(x, y).map(Self::EcdsaP384)
     }
 
     /// An Ed25519 public key of 32 bytes.
@@ -250,6 +263,33 @@ impl fmt::Debug for P256PublicKey {
     }
 }
 
+/// A point on P-384, uncompressed: `0x04 || x || y`. Whether it is on the curve shows when it verifies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct P384PublicKey([u8; 97]);
+
+impl P384PublicKey {
+    /// From its coordinates, 48 bytes each.
+    pub fn new(x: &[u8], y: &[u8]) -> Result<Self, CryptoError> {
+        if (x.len(), y.len()) != (48, 48) {
+            return Err(CryptoError::Key("a P-384 coordinate is 48 bytes"));
+        }
+        let mut uncompressed = [4; 97];
+        uncompressed.iter_mut().skip(1).zip(x.iter().chain(y)).for_each(|(to, from)| *to = *from);
+        Ok(Self(uncompressed))
+    }
+
+    /// `0x04 || x || y`.
+    pub fn uncompressed(&self) -> &[u8; 97] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for P384PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("P384PublicKey(..)")
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Ed25519PublicKey([u8; 32]);
 
@@ -341,3 +381,5 @@ pub fn equal(a: &[u8], b: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::portable_verify;

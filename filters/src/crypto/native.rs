@@ -3,7 +3,7 @@
 use ring::rand::SystemRandom;
 use ring::signature::{self as rs, KeyPair};
 
-use super::CryptoError;
+use super::{CryptoError, RsaPublicKey};
 
 pub(super) fn sha256(data: &[u8]) -> [u8; 32] {
     fixed(ring::digest::digest(&ring::digest::SHA256, data).as_ref())
@@ -28,25 +28,44 @@ pub(super) fn verify_ed25519(key: &[u8; 32], message: &[u8], signature: &[u8]) -
     rs::UnparsedPublicKey::new(&rs::ED25519, key).verify(message, signature).map_err(|_| CryptoError::Invalid)
 }
 
-pub(super) fn verify_rsa_v15_sha256(
-    n: &[u8],
-    e: &[u8],
-    message: &[u8],
-    signature: &[u8],
-) -> Result<(), CryptoError> {
-    rs::RsaPublicKeyComponents { n, e }
-        .verify(&rs::RSA_PKCS1_2048_8192_SHA256, message, signature)
+pub(super) fn verify_p384(point: &[u8; 97], message: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
+    rs::UnparsedPublicKey::new(&rs::ECDSA_P384_SHA384_FIXED, point)
+        .verify(message, signature)
         .map_err(|_| CryptoError::Invalid)
 }
 
+pub(super) fn verify_rsa_v15_sha256(
+    key: &RsaPublicKey,
+    message: &[u8],
+    signature: &[u8],
+) -> Result<(), CryptoError> {
+    verify_rsa(&rs::RSA_PKCS1_2048_8192_SHA256, key, message, signature)
+}
+
+pub(super) fn verify_rsa_pss_sha256(
+    key: &RsaPublicKey,
+    message: &[u8],
+    signature: &[u8],
+) -> Result<(), CryptoError> {
+    verify_rsa(&rs::RSA_PSS_2048_8192_SHA256, key, message, signature)
+}
+
 pub(super) fn verify_rsa_pss_sha512(
-    n: &[u8],
-    e: &[u8],
+    key: &RsaPublicKey,
+    message: &[u8],
+    signature: &[u8],
+) -> Result<(), CryptoError> {
+    verify_rsa(&rs::RSA_PSS_2048_8192_SHA512, key, message, signature)
+}
+
+fn verify_rsa(
+    algorithm: &'static rs::RsaParameters,
+    RsaPublicKey { n, e }: &RsaPublicKey,
     message: &[u8],
     signature: &[u8],
 ) -> Result<(), CryptoError> {
     rs::RsaPublicKeyComponents { n, e }
-        .verify(&rs::RSA_PSS_2048_8192_SHA512, message, signature)
+        .verify(algorithm, message, signature)
         .map_err(|_| CryptoError::Invalid)
 }
 

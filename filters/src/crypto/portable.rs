@@ -1,5 +1,5 @@
-//! [`crypto`](super) in pure Rust, for targets without a C compiler. No RSA: the crate `rsa` leaks timing
-//! (RUSTSEC-2023-0071), and no signing but HMAC: a module verifies.
+//! [`crypto`](super) in pure Rust, for targets without a C compiler. RSA is in [`rsa`](super::rsa). Only HMAC can sign
+//! here: a module verifies.
 
 use ed25519_dalek::Signature as Ed25519Signature;
 use hmac::{Hmac, KeyInit, Mac};
@@ -40,6 +40,12 @@ pub(super) fn verify_p256(point: &[u8; 65], message: &[u8], signature: &[u8]) ->
     key.verify(message, &signature).map_err(|_| CryptoError::Invalid)
 }
 
+pub(super) fn verify_p384(point: &[u8; 97], message: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
+    let key = p384::ecdsa::VerifyingKey::from_sec1_bytes(point).map_err(|_| CryptoError::Invalid)?;
+    let signature = p384::ecdsa::Signature::from_slice(signature).map_err(|_| CryptoError::Invalid)?;
+    key.verify(message, &signature).map_err(|_| CryptoError::Invalid)
+}
+
 pub(super) fn verify_ed25519(key: &[u8; 32], message: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
     let key = ed25519_dalek::VerifyingKey::from_bytes(key).map_err(|_| CryptoError::Invalid)?;
     let signature = Ed25519Signature::from_slice(signature).map_err(|_| CryptoError::Invalid)?;
@@ -52,24 +58,6 @@ pub(super) fn verify_ed25519(key: &[u8; 32], message: &[u8], signature: &[u8]) -
 )]
 mod absent {
     use super::{Algorithm, CryptoError};
-
-    pub(in super::super) fn verify_rsa_v15_sha256(
-        _n: &[u8],
-        _e: &[u8],
-        _message: &[u8],
-        _signature: &[u8],
-    ) -> Result<(), CryptoError> {
-        Err(CryptoError::Unsupported(Algorithm::RsaV15Sha256))
-    }
-
-    pub(in super::super) fn verify_rsa_pss_sha512(
-        _n: &[u8],
-        _e: &[u8],
-        _message: &[u8],
-        _signature: &[u8],
-    ) -> Result<(), CryptoError> {
-        Err(CryptoError::Unsupported(Algorithm::RsaPssSha512))
-    }
 
     /// Never made: a module does not sign with a private key.
     pub(in super::super) enum P256Signer {}
@@ -110,4 +98,9 @@ mod absent {
     not(target_family = "wasm"),
     allow(unused_imports, reason = "compared with ring where both can verify")
 )]
-pub(super) use absent::{Ed25519Signer, P256Signer, verify_rsa_pss_sha512, verify_rsa_v15_sha256};
+pub(super) use absent::{Ed25519Signer, P256Signer};
+
+pub(super) use super::rsa::{
+    verify_pss_sha256 as verify_rsa_pss_sha256, verify_pss_sha512 as verify_rsa_pss_sha512,
+    verify_v15_sha256 as verify_rsa_v15_sha256,
+};

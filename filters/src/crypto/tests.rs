@@ -17,7 +17,11 @@ fn ed25519() -> SigningKey {
     SigningKey::ed25519_pkcs8(der.as_ref()).expect("a fresh key")
 }
 
-fn portable_verify(key: &VerifyingKey, message: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
+pub(crate) fn portable_verify(
+    key: &VerifyingKey,
+    message: &[u8],
+    signature: &[u8],
+) -> Result<(), CryptoError> {
     match key {
         VerifyingKey::Hmac(key) => match equal(&portable::hmac_sha256(&key.0, message), signature) {
             true => Ok(()),
@@ -25,7 +29,10 @@ fn portable_verify(key: &VerifyingKey, message: &[u8], signature: &[u8]) -> Resu
         },
         VerifyingKey::EcdsaP256(key) => portable::verify_p256(&key.0, message, signature),
         VerifyingKey::Ed25519(key) => portable::verify_ed25519(&key.0, message, signature),
-        VerifyingKey::RsaPssSha512(_) | VerifyingKey::RsaV15Sha256(_) => Err(CryptoError::Invalid),
+        VerifyingKey::EcdsaP384(key) => portable::verify_p384(&key.0, message, signature),
+        VerifyingKey::RsaPssSha256(key) => portable::verify_rsa_pss_sha256(key, message, signature),
+        VerifyingKey::RsaPssSha512(key) => portable::verify_rsa_pss_sha512(key, message, signature),
+        VerifyingKey::RsaV15Sha256(key) => portable::verify_rsa_v15_sha256(key, message, signature),
     }
 }
 

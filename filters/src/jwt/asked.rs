@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::claims::{Claims, readable};
-use super::token::TokenError;
 use crate::policy::Unusable;
 
 /// Values of which a claim must have one.
@@ -113,12 +112,12 @@ impl Asked {
         missing.map(|(name, _)| name.as_str())
     }
 
-    /// What the upstream is told: nothing of a claim that is not there.
-    pub(super) fn told(&self, claims: &Claims) -> Result<Vec<(Cow<'static, str>, String)>, TokenError> {
+    /// What the upstream is told: nothing of a claim that is not there. `Err`: the claim that no field can carry.
+    pub(super) fn told(&self, claims: &Claims) -> Result<Vec<(Cow<'static, str>, String)>, &str> {
         let mut fields = Vec::new();
         for (field, claim) in &self.told {
             if let Some(value) = claims.asked.get(claim) {
-                fields.push((Cow::Owned(field.clone()), text(value).ok_or(TokenError::Malformed)?));
+                fields.push((Cow::Owned(field.clone()), text(value).ok_or(claim.as_str())?));
             }
         }
         Ok(fields)

@@ -10,13 +10,16 @@ mod claims;
 mod keys;
 pub mod revocation;
 mod token;
+#[cfg(test)]
+mod vectors;
 
 pub use asked::{Accepted, Scalar};
 pub use claims::{Claims, Expected};
-pub use keys::{Key, KeySet, KeySetError, thumbprint, verifying_key};
+pub use keys::{Jwk, Key, KeySet, KeySetError, thumbprint, verifying_key};
 pub use revocation::{Revocation, Revocations};
 pub use token::{Token, TokenError};
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -27,7 +30,7 @@ use self::asked::Asked;
 use self::cache::{Cache, Verified};
 use crate::certificate::Certificate;
 use crate::filter::{
-    Binding, Context, Filter, Host, Introspected, OpaqueToken, Refusal, Request, Verdict,
+    Binding, Context, Filter, Host, Introspected, OpaqueToken, Refusal, Request, StaleKeys, Verdict,
 };
 use crate::policy::{Issuer, Settings, Site, Unusable};
 
@@ -216,7 +219,10 @@ impl Filter for Jwt {
         }
         match self.asked.told(&claims) {
             Ok(fields) => fields.into_iter().for_each(|(name, value)| context.tell(name, value)),
-            Err(why) => return refused(why).into(),
+            Err(claim) => {
+                let detail = format!("The access token's claim `{claim}` cannot be sent to the upstream in a header field.");
+                return invalid_token("token_malformed", detail).into();
+            }
         }
         context.tell("x-torana-subject", identity.subject.clone());
         if let Some(tenant) = &identity.tenant {
@@ -297,7 +303,7 @@ impl Jwt {
                 if !claims::may_be_of(payload.as_bytes(), &trusted.settings.issuer) {
                     return Err(refused(TokenError::Issuer));
                 }
-                let claims = Claims::parse(payload.as_bytes(), &trusted.name, &self.asked.names);
+                let claims = Claims::introspected(payload.as_bytes(), &trusted.name, &self.asked.names);
                 Ok((trusted, Arc::new(claims.map_err(refused)?)))
             }
             Some(Introspected::Inactive) => Err(refused(TokenError::Inactive)),
@@ -319,23 +325,37 @@ impl Jwt {
         let trusted = known.ok_or_else(|| refused(TokenError::Issuer))?;
         let algorithm = token
             .algorithm
-            .filter(|algorithm| trusted.settings.algorithms.contains(algorithm))
+            .filter(|algorithm| trusted.settings.algorithms.iter().any(|allowed| allowed.canonical() == *algorithm))
             .ok_or_else(|| refused(TokenError::Algorithm))?;
+        let rests_on_keys = |mut refusal: Refusal, refuses_anyway| {
+            let issuer = Arc::clone(&trusted.name);
+            refusal.stale_keys = Some(Box::new(StaleKeys { issuer, refuses_anyway }));
+            refusal
+        };
         let Some(keys) = host.keys(&trusted.name) else {
-            let detail = "The keys of the token's issuer are not at hand. Try again shortly.";
-            let mut refusal = Refusal::new(503, "token_keys_unavailable", detail).header("retry-after", "1");
-            refusal.stale_keys = Some(Arc::clone(&trusted.name));
-            return Err(refusal);
+            return Err(rests_on_keys(keys_unavailable(1), false));
         };
         let Some(key) = keys.find(token.kid.as_deref(), algorithm) else {
-            let mut refusal = refused(TokenError::KeyUnknown);
-            refusal.stale_keys = Some(Arc::clone(&trusted.name));
-            return Err(refusal);
+            return Err(rests_on_keys(refused(TokenError::KeyUnknown), false));
         };
-        let payload = token.verify(key, host.verifier()).map_err(refused)?;
+        let payload = match token.verify(key, host.verifier()) {
+            Ok(payload) => payload,
+            // The issuer may have taken the key's id for another key. Most such tokens are forgeries, so the refusal
+            // stays when the keys cannot be fetched now.
+            Err(why @ TokenError::Signature) => return Err(rests_on_keys(refused(why), true)),
+            Err(why) => return Err(refused(why)),
+        };
         let claims = Claims::parse(payload, &trusted.name, &self.asked.names).map_err(refused)?;
         Ok((trusted, Arc::new(Verified { key: key.clone(), claims: Arc::new(claims) })))
     }
+}
+
+/// The refusal of a token whose issuer's keys are missing, or may lack the token's key, while they cannot be fetched.
+/// `retry_after_s`: seconds until the next fetch is allowed.
+pub(crate) fn keys_unavailable(retry_after_s: u64) -> Refusal {
+    let detail = "The keys of the token's issuer cannot be fetched at the moment. Try again later.";
+    Refusal::new(503, "token_keys_unavailable", detail)
+        .header("retry-after", retry_after_s.max(1).to_string())
 }
 
 /// Whether a token is none that could be read here: a JWS in compact form has two dots. What is no token at all (RFC 6750
@@ -362,6 +382,20 @@ fn refused(error: TokenError) -> Refusal {
         TokenError::Malformed => {
             ("token_malformed", "The access token is not a signed JWT that is understood here.")
         }
+        TokenError::Payload => {
+            ("token_malformed", "The access token's payload is not a JSON object, or repeats a claim.")
+        }
+        TokenError::ClaimMissing(name) => {
+            return invalid_token("token_malformed", format!("The access token has no claim `{name}`."));
+        }
+        TokenError::Claim { name, expected } => {
+            let detail = format!("The access token's claim `{name}` is not {expected}.");
+            return invalid_token("token_malformed", detail);
+        }
+        TokenError::SubjectMissing => (
+            "token_malformed",
+            "The issuer's answer about the access token has neither `sub` nor `client_id`.",
+        ),
         TokenError::Algorithm => {
             ("token_algorithm", "The access token's algorithm is not one that its issuer uses.")
         }
@@ -403,6 +437,10 @@ fn refused(error: TokenError) -> Refusal {
             );
         }
     };
+    invalid_token(code, detail)
+}
+
+fn invalid_token(code: &'static str, detail: impl Into<Cow<'static, str>>) -> Refusal {
     let challenge = format!("Bearer error=\"invalid_token\", error_description=\"{code}\"");
     Refusal::new(401, code, detail).header("www-authenticate", challenge)
 }

@@ -15,7 +15,8 @@ pub struct Issuer {
     pub issuer: String,
     /// `aud` must contain one of these.
     pub audiences: Vec<String>,
-    /// Algorithms its keys are used with. Symmetric ones and `none` cannot be named.
+    /// Algorithms that its tokens may be signed with. Symmetric ones and `none` are not allowed. `EdDSA` and `Ed25519` are
+    /// two names of one algorithm: each of them allows both names in a token.
     #[serde(default)]
     pub algorithms: Vec<Algorithm>,
     /// Where its public keys come from, for tokens that are JWTs.
@@ -27,12 +28,38 @@ pub struct Issuer {
     pub leeway_s: u64,
 }
 
-/// Signature algorithms of tokens (RFC 7518, RFC 8037): asymmetric ones only.
+/// Signature algorithms of tokens (RFC 7518, RFC 8037, RFC 9864).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Algorithm {
     ES256,
+    ES384,
     RS256,
+    PS256,
     EdDSA,
+    Ed25519,
+}
+
+impl Algorithm {
+    /// The algorithm that `alg` of a token or a key names, in its canonical form; `None` when it is not supported.
+    pub fn of_token(alg: &str) -> Option<Self> {
+        Some(match alg {
+            "ES256" => Self::ES256,
+            "ES384" => Self::ES384,
+            "RS256" => Self::RS256,
+            "PS256" => Self::PS256,
+            "EdDSA" | "Ed25519" => Self::EdDSA,
+            _ => return None,
+        })
+    }
+
+    /// One name for each algorithm: `EdDSA` for `Ed25519`, as EdDSA keys have no other curve here.
+    #[must_use]
+    pub fn canonical(self) -> Self {
+        match self {
+            Self::Ed25519 => Self::EdDSA,
+            other @ (Self::ES256 | Self::ES384 | Self::RS256 | Self::PS256 | Self::EdDSA) => other,
+        }
+    }
 }
 
 /// A JSON Web Key Set (RFC 7517) and how fresh it is kept.
@@ -58,7 +85,8 @@ pub struct Jwks {
     /// Seconds that the last good keys serve while refreshes fail.
     #[serde(default = "ms::<86_400>")]
     pub stale_s: u64,
-    /// Least seconds between two refreshes that unknown key ids cause.
+    /// Least seconds between two refreshes that tokens cause: by a key id that is not known, or by a signature that does
+    /// not hold. Until the next one is allowed, an unknown key id gets 503 with `Retry-After`.
     #[serde(default = "ms::<10>")]
     pub unknown_kid_refresh_s: u64,
     /// Milliseconds a fetch may take.
@@ -67,8 +95,8 @@ pub struct Jwks {
 }
 
 /// Token introspection (RFC 7662): the issuer says of each token whether it counts and what it claims. Its answer must
-/// have what a JWT must: `sub`, `exp`, and one of the audiences in `aud`. While it cannot be asked its tokens are refused
-/// with 503.
+/// have `exp`, one of the audiences in `aud`, and `sub`. Without `sub` the subject is `client_id`: a token that a client got
+/// for itself. While the issuer cannot be asked, its tokens are refused with 503.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Introspection {

@@ -21,6 +21,8 @@ pub struct Fake {
     pub resumed: Cell<u32>,
     /// Status and body.
     pub answered: RefCell<Vec<(u16, Vec<u8>)>>,
+    /// The last answer's `Retry-After`.
+    pub retry_after: RefCell<Option<String>>,
     /// Path and body.
     pub calls: RefCell<Vec<(String, Vec<u8>)>>,
     /// Whether calls can be made.
@@ -68,7 +70,9 @@ impl Envoy for Fake {
     fn resume(&self) {
         self.resumed.set(self.resumed.get() + 1);
     }
-    fn answer(&self, status: u16, _fields: &[(&str, &str)], body: &[u8]) {
+    fn answer(&self, status: u16, fields: &[(&str, &str)], body: &[u8]) {
+        let retry_after = fields.iter().find(|(name, _)| *name == "retry-after");
+        *self.retry_after.borrow_mut() = retry_after.map(|(_, value)| (*value).to_owned());
         self.answered.borrow_mut().push((status, body.to_vec()));
     }
     fn answer_fields(&self) -> Vec<(String, Vec<u8>)> {

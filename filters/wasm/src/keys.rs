@@ -32,8 +32,12 @@ struct Issuer {
     shared_as: String,
     stale_ms: u64,
     refresh_unknown_ms: u64,
-    /// When an unknown key last made us ask.
-    refreshed_ms: Option<u64>,
+    /// Whether the keys are in a file, which the state service follows.
+    in_file: bool,
+    /// When an unknown key may make us ask again.
+    refresh_after_ms: u64,
+    /// Until then the file is unchanged, as far as we know.
+    current_until_ms: u64,
     /// The request that made us ask, while it waits for the answer.
     first: Weak<()>,
     /// Counts those who wait.
@@ -55,6 +59,19 @@ struct Held {
 struct Told<'t> {
     #[serde(borrow)]
     issuers: BTreeMap<String, Fetched<'t>>,
+    /// In answer to a request for fresh keys: they could not be fetched, and may be tried again after so many seconds.
+    retry_after_s: Option<u64>,
+}
+
+/// What becomes of a request that needs fresh keys.
+#[derive(Debug)]
+pub enum Refresh<'k> {
+    /// Ask the state service for keys, by what it knows the issuer as, and wait for the answer.
+    Ask(&'k str, Waiting),
+    /// The keys are those that the issuer publishes.
+    Current,
+    /// They cannot be fetched now.
+    NotNow { retry_after_s: u64 },
 }
 
 /// Keys as the state service tells of them, and as workers share them.
@@ -82,7 +99,9 @@ impl Keys {
                 shared_as,
                 stale_ms: jwks.stale_s.saturating_mul(1_000),
                 refresh_unknown_ms: jwks.unknown_kid_refresh_s.saturating_mul(1_000),
-                refreshed_ms: None,
+                in_file: jwks.file.is_some(),
+                refresh_after_ms: 0,
+                current_until_ms: 0,
                 first: Weak::new(),
                 waiting: Rc::default(),
                 held,
@@ -116,43 +135,79 @@ impl Keys {
 
     /// Takes what the state service says. What cannot be read changes nothing.
     pub fn told(&mut self, answered: &Answered, envoy: &dyn Envoy) {
-        // Nothing new, or away: what we have serves until it is stale.
+        if self.take(answered, envoy).is_some() {
+            self.etag.clone_from(&answered.etag);
+        }
+    }
+
+    /// Takes the answer to a request for an issuer's fresh keys. `Err`: they could not be fetched; seconds until the next
+    /// try.
+    pub fn refreshed(
+        &mut self,
+        issuer: &str,
+        answered: &Answered,
+        now_ms: u64,
+        envoy: &dyn Envoy,
+    ) -> Result<(), u64> {
+        let taken = self.take(answered, envoy);
+        let Some(issuer) = self.issuers.get_mut(issuer) else { return Err(1) };
+        match taken {
+            Some(None) => {
+                if issuer.in_file {
+                    issuer.current_until_ms = issuer.refresh_after_ms;
+                }
+                Ok(())
+            }
+            // The state service waits for the same time, which may have begun for another worker.
+            Some(Some(retry_after_s)) => {
+                issuer.refresh_after_ms = now_ms.saturating_add(retry_after_s.saturating_mul(1_000));
+                Err(retry_after_s)
+            }
+            None => Err(issuer.retry_after_s(now_ms)),
+        }
+    }
+
+    /// Takes the keys that an answer brings. `None`: it brings nothing new, or there is no answer, and what we have serves
+    /// until it is stale. Inside: `retry_after_s`.
+    fn take(&mut self, answered: &Answered, envoy: &dyn Envoy) -> Option<Option<u64>> {
         if answered.status != Some(200) {
-            return;
+            return None;
         }
         let Ok(told) = serde_json::from_slice::<Told<'_>>(&answered.body) else {
-            return envoy.warn("the state service's keys cannot be read");
+            envoy.warn("the state service's keys cannot be read");
+            return None;
         };
         for issuer in self.issuers.values_mut() {
             if let Some(fetched) = told.issuers.get(&issuer.known_as) {
                 issuer.take(fetched, envoy);
             }
         }
-        self.etag.clone_from(&answered.etag);
+        Some(told.retry_after_s)
     }
 
-    /// What the issuer is known as, if an unknown key may make us ask for its keys now: at a bounded rate, and while
-    /// the request that made us ask waits for the answer.
-    pub fn may_refresh(&mut self, issuer: &str, now_ms: u64) -> Option<(&str, Waiting)> {
-        let issuer = self.issuers.get_mut(issuer)?;
+    /// Whether a token that an issuer's keys do not verify makes us ask for its keys now: at a bounded rate, and while the
+    /// request that made us ask waits for the answer.
+    pub fn refresh(&mut self, issuer: &str, now_ms: u64) -> Refresh<'_> {
+        const SOON: Refresh<'_> = Refresh::NotNow { retry_after_s: 1 };
+        let Some(issuer) = self.issuers.get_mut(issuer) else { return SOON };
         if Rc::strong_count(&issuer.waiting) > MOST_WAITING {
-            return None;
+            return SOON;
         }
         let first = match issuer.first.upgrade() {
             // Ours is the same question.
             Some(_) => None,
+            None if now_ms < issuer.current_until_ms => return Refresh::Current,
+            None if now_ms < issuer.refresh_after_ms => {
+                return Refresh::NotNow { retry_after_s: issuer.retry_after_s(now_ms) };
+            }
             None => {
-                let before = issuer.refreshed_ms.map(|before| now_ms.saturating_sub(before));
-                if before.is_some_and(|ago| ago < issuer.refresh_unknown_ms) {
-                    return None;
-                }
-                issuer.refreshed_ms = Some(now_ms);
+                issuer.refresh_after_ms = now_ms.saturating_add(issuer.refresh_unknown_ms);
                 let first = Rc::new(());
                 issuer.first = Rc::downgrade(&first);
                 Some(first)
             }
         };
-        Some((&issuer.known_as, Waiting { _first: first, _counted: Rc::clone(&issuer.waiting) }))
+        Refresh::Ask(&issuer.known_as, Waiting { _first: first, _counted: Rc::clone(&issuer.waiting) })
     }
 }
 
@@ -168,6 +223,11 @@ pub struct Waiting {
 }
 
 impl Issuer {
+    /// Seconds until an unknown key may make us ask again; at least 1.
+    fn retry_after_s(&self, now_ms: u64) -> u64 {
+        self.refresh_after_ms.saturating_sub(now_ms).div_ceil(1_000).max(1)
+    }
+
     fn take(&mut self, fetched: &Fetched<'_>, envoy: &dyn Envoy) {
         match &mut self.held {
             Some(held) if held.text == fetched.jwks.get() => held.fetched_ms = fetched.fetched_ms,

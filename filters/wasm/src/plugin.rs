@@ -18,7 +18,7 @@ use crate::counters::Counters;
 use crate::envoy::{Answered, Call, Envoy};
 use crate::feature_flags::FeatureFlags;
 use crate::introspection::{self, Tokens};
-use crate::keys::{self, Keys, Waiting};
+use crate::keys::{self, Keys, Refresh, Waiting};
 use crate::revoked::Followed;
 use crate::trip;
 use crate::verify::ByHost;
@@ -51,6 +51,17 @@ pub struct Plugin {
     /// Places that requests have left and that the shared state does not know of yet.
     releases: RefCell<Vec<Op>>,
     counters: Counters,
+}
+
+/// What becomes of a request that needs fresh keys.
+#[derive(Debug)]
+pub enum Refreshing {
+    /// The state service was asked.
+    Asked(Waiting),
+    /// The keys are those that the issuer publishes.
+    Current,
+    /// They cannot be fetched now.
+    NotNow { retry_after_s: u64 },
 }
 
 /// The configuration cannot be used.
@@ -177,11 +188,31 @@ impl Plugin {
             || self.feature_flags.borrow().are_missing()
     }
 
-    /// Has the state service fetch an issuer's keys, for a token whose key nobody knows.
-    pub fn refresh(&self, issuer: &str, envoy: &dyn Envoy) -> Option<Waiting> {
+    /// Has the state service fetch an issuer's keys, for a token that they do not verify. The answer belongs to
+    /// [`keys_refreshed`](Self::keys_refreshed).
+    pub fn refresh(&self, issuer: &str, envoy: &dyn Envoy) -> Refreshing {
         let mut keys = self.keys.borrow_mut();
-        let (known_as, waiting) = keys.may_refresh(issuer, envoy.now_ms())?;
-        self.post(keys::REFRESH_PATH, known_as.as_bytes(), KEYS_TIMEOUT_MS, envoy).map(|_| waiting)
+        match keys.refresh(issuer, envoy.now_ms()) {
+            Refresh::Ask(known_as, waiting) => {
+                match self.post(keys::REFRESH_PATH, known_as.as_bytes(), KEYS_TIMEOUT_MS, envoy) {
+                    Some(_) => Refreshing::Asked(waiting),
+                    None => Refreshing::NotNow { retry_after_s: 1 },
+                }
+            }
+            Refresh::Current => Refreshing::Current,
+            Refresh::NotNow { retry_after_s } => Refreshing::NotNow { retry_after_s },
+        }
+    }
+
+    /// Takes the answer to [`refresh`](Self::refresh). `Err`: the keys could not be fetched; seconds until the next try.
+    pub fn keys_refreshed(
+        &self,
+        issuer: &str,
+        answered: &Answered,
+        now_ms: u64,
+        envoy: &dyn Envoy,
+    ) -> Result<(), u64> {
+        self.keys.borrow_mut().refreshed(issuer, answered, now_ms, envoy)
     }
 
     /// Has the state service ask an issuer about a token that only it can read.

@@ -19,7 +19,7 @@ use filters::state::{Answer, Begun, Full, Trip, Unanswered};
 use self::answering::Answering;
 use crate::envoy::{Answered, Envoy};
 use crate::keys::Waiting;
-use crate::plugin::{CLIENT_IP, LIMIT, Now, Plugin};
+use crate::plugin::{CLIENT_IP, LIMIT, Now, Plugin, Refreshing};
 use crate::trip::{ask, said};
 
 /// What Envoy is to do with the part of the request that it has just told of.
@@ -66,6 +66,7 @@ enum Phase {
     New,
     /// The header awaits fresh keys.
     Refreshing {
+        issuer: Arc<str>,
         _counted: Waiting,
     },
     /// The header awaits what an issuer says of its token.
@@ -178,22 +179,32 @@ impl Stream {
             self.body = Some(Vec::new());
         }
         self.now_ms = envoy.now_ms();
-        let decided = self.head();
-        let waits_for = match &decided {
-            Err(Refused { refusal: Refusal { stale_keys: Some(issuer), .. }, .. }) => {
-                self.plugin.refresh(issuer, envoy).map(|_counted| Phase::Refreshing { _counted })
-            }
-            Err(Refused { refusal: Refusal { opaque_token: Some(token), .. }, .. }) => {
+        let refused = match self.head() {
+            Ok(()) => return self.headed(Ok(()), envoy),
+            Err(refused) => refused,
+        };
+        let Refusal { stale_keys, opaque_token, .. } = &refused.refusal;
+        let waits_for = match (stale_keys, opaque_token) {
+            (Some(stale), _) => match self.plugin.refresh(&stale.issuer, envoy) {
+                Refreshing::Asked(_counted) => {
+                    Some(Phase::Refreshing { issuer: Arc::clone(&stale.issuer), _counted })
+                }
+                Refreshing::Current => None,
+                Refreshing::NotNow { retry_after_s } => {
+                    return self.headed(Err(refused.without_new_keys(retry_after_s)), envoy);
+                }
+            },
+            (None, Some(token)) => {
                 self.plugin.introspect(token, envoy).map(|_| Phase::Introspecting(token.clone()))
             }
-            Ok(()) | Err(_) => None,
+            (None, None) => None,
         };
         match waits_for {
             Some(phase) => {
                 self.phase = phase;
                 Flow::Pause
             }
-            None => self.headed(decided, envoy),
+            None => self.headed(Err(refused), envoy),
         }
     }
 
@@ -277,9 +288,12 @@ impl Stream {
     pub fn called(&mut self, answered: &Answered, envoy: &dyn Envoy) {
         self.now_ms = envoy.now_ms();
         let flow = match std::mem::replace(&mut self.phase, Phase::New) {
-            Phase::Refreshing { .. } => {
-                self.plugin.keys_told(answered, envoy);
-                let decided = self.head();
+            Phase::Refreshing { issuer, _counted } => {
+                let fetched = self.plugin.keys_refreshed(&issuer, answered, self.now_ms, envoy);
+                let decided = self.head().map_err(|refused| match fetched {
+                    Ok(()) => refused,
+                    Err(retry_after_s) => refused.without_new_keys(retry_after_s),
+                });
                 self.headed(decided, envoy)
             }
             Phase::Introspecting(token) => {

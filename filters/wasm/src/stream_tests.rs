@@ -2,6 +2,7 @@
 
 mod answers;
 mod anything;
+mod fresh_keys;
 mod told;
 
 use std::rc::Rc;

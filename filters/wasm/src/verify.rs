@@ -3,7 +3,7 @@
 //! Envoy's foreign function `verify_signature` (since 1.30) takes the protobuf message
 //! `envoy.source.extensions.common.wasm.VerifySignatureArguments` and answers `VerifySignatureResult`: keys are
 //! SubjectPublicKeyInfo in DER (RFC 5280 section 4.1), ECDSA signatures DER (RFC 3279 section 2.2.3). What it
-//! cannot do, HMAC and Ed25519, this module does itself; so it does everything where the function is missing.
+//! cannot do, HMAC, Ed25519 and RSASSA-PSS, this module does itself; so it does everything where the function is missing.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -46,23 +46,31 @@ impl ByHost {
 
 const FUNCTION: &str = "verify_signature";
 const SHA256: &[u8] = b"sha256";
+const SHA384: &[u8] = b"sha384";
 
 impl Verify for ByHost {
     fn verify(&self, key: &VerifyingKey, message: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
         if self.missing.load(Ordering::Relaxed) {
             return Local.verify(key, message, signature);
         }
-        let (key_der, signature_der) = match key {
+        let ecdsa = |bytes: usize| ecdsa_der(signature, bytes).ok_or(CryptoError::Invalid);
+        let (hash, key_der, signature_der) = match key {
             VerifyingKey::EcdsaP256(point) => {
-                (spki_p256(point.uncompressed()), ecdsa_der(signature).ok_or(CryptoError::Invalid)?)
+                (SHA256, spki_ec(&EC_PUBLIC_KEY_P256, point.uncompressed()), ecdsa(32)?)
             }
-            VerifyingKey::RsaV15Sha256(rsa) => (spki_rsa(rsa), signature.to_vec()),
-            VerifyingKey::Hmac(_) | VerifyingKey::Ed25519(_) | VerifyingKey::RsaPssSha512(_) => {
+            VerifyingKey::EcdsaP384(point) => {
+                (SHA384, spki_ec(&EC_PUBLIC_KEY_P384, point.uncompressed()), ecdsa(48)?)
+            }
+            VerifyingKey::RsaV15Sha256(rsa) => (SHA256, spki_rsa(rsa), signature.to_vec()),
+            VerifyingKey::Hmac(_)
+            | VerifyingKey::Ed25519(_)
+            | VerifyingKey::RsaPssSha256(_)
+            | VerifyingKey::RsaPssSha512(_) => {
                 return Local.verify(key, message, signature);
             }
         };
         let mut arguments = Vec::with_capacity(64 + key_der.len() + signature_der.len() + message.len());
-        for (number, bytes) in [(1, SHA256), (2, &key_der), (3, &signature_der), (4, message)] {
+        for (number, bytes) in [(1, hash), (2, key_der.as_slice()), (3, &signature_der), (4, message)] {
             bytes_field(&mut arguments, number, bytes);
         }
         match (self.call)(FUNCTION, &arguments) {
@@ -95,13 +103,22 @@ fn holds(answer: &[u8]) -> bool {
     answer == [0x08, 0x01]
 }
 
-/// The SubjectPublicKeyInfo of a point on P-256 (RFC 5480 section 2).
-fn spki_p256(point: &[u8; 65]) -> Vec<u8> {
-    const ID_EC_PUBLIC_KEY_PRIME256V1: [u8; 26] = [
-        0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
-        0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
-    ];
-    [ID_EC_PUBLIC_KEY_PRIME256V1.as_slice(), point.as_slice()].concat()
+/// An AlgorithmIdentifier (RFC 5480 section 2.1.1): `id-ecPublicKey` with `secp256r1`.
+const EC_PUBLIC_KEY_P256: [u8; 21] = [
+    0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
+    0x3d, 0x03, 0x01, 0x07,
+];
+
+/// The same with `secp384r1`.
+const EC_PUBLIC_KEY_P384: [u8; 18] = [
+    0x30, 0x10, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x05, 0x2b, 0x81, 0x04, 0x00,
+    0x22,
+];
+
+/// The SubjectPublicKeyInfo of a point on a curve (RFC 5480 section 2).
+fn spki_ec(algorithm: &[u8], point: &[u8]) -> Vec<u8> {
+    let bits = [&[0], point].concat();
+    tlv(SEQUENCE, &[algorithm, &tlv(BIT_STRING, &bits)].concat())
 }
 
 /// The SubjectPublicKeyInfo of an RSA key (RFC 3279 section 2.3.1).
@@ -114,10 +131,10 @@ fn spki_rsa(key: &RsaPublicKey) -> Vec<u8> {
     tlv(SEQUENCE, &[RSA_ENCRYPTION.as_slice(), &tlv(BIT_STRING, &bits)].concat())
 }
 
-/// Of `r || s` the DER form; `None` when it is not 64 bytes.
-fn ecdsa_der(signature: &[u8]) -> Option<Vec<u8>> {
-    let (r, s) = signature.split_at_checked(32)?;
-    (s.len() == 32).then(|| tlv(SEQUENCE, &[integer(r), integer(s)].concat()))
+/// The DER form of `r || s`; `None` when they are not of that many bytes each.
+fn ecdsa_der(signature: &[u8], bytes: usize) -> Option<Vec<u8>> {
+    let (r, s) = signature.split_at_checked(bytes)?;
+    (s.len() == bytes).then(|| tlv(SEQUENCE, &[integer(r), integer(s)].concat()))
 }
 
 const SEQUENCE: u8 = 0x30;

@@ -42,6 +42,19 @@ fn store(folder: &Path, unknown_kid_refresh_s: u64, stale_s: u64) -> KeyStore {
     KeyStore::new(&issuers, folder, Metrics::new().unwrap(), &Watch::new("test")).unwrap()
 }
 
+impl KeyStore {
+    async fn refetches(&self, issuer: &str) -> bool {
+        self.refresh_unknown(issuer).await == Refetch::Current
+    }
+}
+
+/// Puts a file in the place of another, at once.
+fn replace(file: &Path, text: &str) {
+    let next = file.with_extension("next");
+    std::fs::write(&next, text).unwrap();
+    std::fs::rename(next, file).unwrap();
+}
+
 fn has(store: &KeyStore, kid: &str) -> bool {
     store.keys("main").is_some_and(|keys| keys.find(Some(kid), Algorithm::ES256).is_some())
 }
@@ -53,13 +66,17 @@ async fn unknown_keys_are_looked_for_at_a_bounded_rate() {
     std::fs::write(&file, keys("old")).unwrap();
     let store = store(folder.path(), 3_600, 3_600);
     assert_eq!(store.missing(), ["main"]);
-    assert!(store.refresh_unknown("main").await);
+    assert!(store.refetches("main").await);
     assert!(store.missing().is_empty() && has(&store, "old"));
 
-    std::fs::write(&file, keys("new")).unwrap();
-    assert!(!store.refresh_unknown("main").await, "asked again within the bound");
+    assert!(store.refetches("main").await, "the file is unchanged");
+    let read = store.metrics.jwks_fetches.with_label_values(&["main", "ok"]).get();
+    assert_eq!(read, 1, "an unchanged file is not read again");
+    replace(&file, &keys("new"));
+    let refetched = store.refresh_unknown("main").await;
+    assert_eq!(refetched, Refetch::NotNow { retry_after_s: 3_600 }, "asked again within the bound");
     assert!(has(&store, "old") && !has(&store, "new"));
-    assert!(!store.refresh_unknown("nobody").await);
+    assert!(!store.refetches("nobody").await);
 }
 
 #[tokio::test]
@@ -69,22 +86,22 @@ async fn the_last_good_keys_serve_while_a_refresh_fails_but_not_for_ever() {
     for garbage in ["", "{}", "<html>", &"x".repeat(MOST_BYTES + 1)] {
         std::fs::write(&file, keys("good")).unwrap();
         let store = store(folder.path(), 0, 3_600);
-        assert!(store.refresh_unknown("main").await);
+        assert!(store.refetches("main").await);
         std::fs::write(&file, garbage).unwrap();
-        assert!(!store.refresh_unknown("main").await, "{} bytes were keys", garbage.len());
+        assert!(!store.refetches("main").await, "{} bytes were keys", garbage.len());
         assert!(has(&store, "good"));
         std::fs::remove_file(&file).unwrap();
-        assert!(!store.refresh_unknown("main").await);
+        assert!(!store.refetches("main").await);
         assert!(has(&store, "good"));
     }
     // Endless, and of no size.
     std::os::unix::fs::symlink("/dev/zero", &file).unwrap();
     let endless = store(folder.path(), 0, 3_600);
-    assert!(!endless.refresh_unknown("main").await);
+    assert!(!endless.refetches("main").await);
     std::fs::remove_file(&file).unwrap();
     std::fs::write(&file, keys("good")).unwrap();
     let store = store(folder.path(), 0, 0);
-    assert!(store.refresh_unknown("main").await);
+    assert!(store.refetches("main").await);
     assert!(!has(&store, "good"), "stale at once");
 }
 
@@ -346,7 +363,7 @@ async fn live(store: &KeyStore, clock: &Told, time: Duration, mut always: impl F
             asked += 1;
         }
         if (clock.now() - began).as_secs().is_multiple_of(60) {
-            store.refresh_unknown("main").await;
+            store.refetches("main").await;
         }
         always(clock.now() - began);
         clock.advance(STEP.min(due.saturating_sub(clock.now()).max(Duration::from_millis(250))));
@@ -365,7 +382,7 @@ async fn an_hour_of(day: Day) {
     let publishes = async |store: &KeyStore, kid: &str| {
         for _ in 0..20 {
             clock.advance(Duration::from_secs(10));
-            if store.refresh_unknown("main").await {
+            if store.refetches("main").await {
                 break;
             }
         }
@@ -413,12 +430,62 @@ async fn an_hour_of_a_bad_endpoint_locks_nobody_out_and_lets_nobody_in() {
     hours.join_all().await;
 }
 
+/// Clients hear when the next fetch is allowed, and no sooner does a token cause one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_a_token_may_cause_the_next_fetch() {
+    let mut endpoint = Endpoint::start().await;
+    let (store, clock) = endpoint.store(3_600, None);
+    let fetches = |outcome| store.metrics.jwks_fetches.with_label_values(&["main", outcome]).get();
+    for (later_ms, day, expected, fetched) in [
+        (0, Day::Publishes("old"), Refetch::Current, (1, 0)),
+        (1, Day::Publishes("new"), Refetch::NotNow { retry_after_s: 10 }, (1, 0)),
+        (999, Day::Publishes("new"), Refetch::NotNow { retry_after_s: 9 }, (1, 0)),
+        (8_999, Day::Publishes("new"), Refetch::NotNow { retry_after_s: 1 }, (1, 0)),
+        (1, Day::Status(503), Refetch::NotNow { retry_after_s: 10 }, (1, 1)),
+        (4_000, Day::Publishes("new"), Refetch::NotNow { retry_after_s: 6 }, (1, 1)),
+        (6_000, Day::Publishes("new"), Refetch::Current, (2, 1)),
+    ] {
+        clock.advance(Duration::from_millis(later_ms));
+        endpoint.set(day.clone()).await;
+        assert_eq!(store.refresh_unknown("main").await, expected, "{later_ms} ms later: {day:?}");
+        assert_eq!((fetches("ok"), fetches("error")), fetched, "{later_ms} ms later: {day:?}");
+    }
+    assert!(has(&store, "new"));
+}
+
+/// A fetch in the background does not use up the rate: the next token with an unknown key is decided on at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refresh_in_the_background_leaves_the_rate_alone() {
+    let mut endpoint = Endpoint::start().await;
+    let (store, clock) = endpoint.store(3_600, None);
+    store.fetch_missing().await;
+    store.refresh("main", &store.issuers["main"], &mut 0).await;
+    assert!(has(&store, "old"));
+    clock.advance(Duration::from_millis(1));
+    endpoint.set(Day::Publishes("new")).await;
+    assert!(store.refetches("main").await && has(&store, "new"));
+    clock.advance(Duration::from_millis(1));
+    assert!(!store.refetches("main").await, "one token after another");
+}
+
+/// Requests that wait are bounded, so that unknown keys cannot hold every connection while an issuer is silent.
+#[tokio::test]
+async fn waiting_requests_are_bounded() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("jwks.json"), keys("old")).unwrap();
+    let store = store(folder.path(), 3_600, 3_600);
+    let all = store.issuers["main"].waiting.acquire_many(u32::try_from(MOST_WAITING).unwrap()).await.unwrap();
+    assert_eq!(store.refresh_unknown("main").await, Refetch::NotNow { retry_after_s: 1 });
+    drop(all);
+    assert_eq!(store.refresh_unknown("main").await, Refetch::Current);
+}
+
 /// Keys that cannot be refreshed serve until their stale limit, and not a moment longer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_serve_until_their_stale_limit() {
     let mut endpoint = Endpoint::start().await;
     let (store, clock) = endpoint.store(1_800, None);
-    assert!(store.refresh_unknown("main").await);
+    assert!(store.refetches("main").await);
     endpoint.set(Day::Status(503)).await;
     live(&store, &clock, Duration::from_secs(3_600), |at| {
         assert_eq!(has(&store, "old"), at < Duration::from_secs(1_800), "after {at:?}");
@@ -442,7 +509,7 @@ async fn an_impostor_publishes_nothing() {
     let (store, clock) = endpoint.store(3_600, None);
     for _ in 0..2 {
         clock.advance(Duration::from_secs(10));
-        assert!(!store.refresh_unknown("main").await);
+        assert!(!store.refetches("main").await);
         assert!(!has(&store, "evil"));
         impostor.abort();
     }
@@ -456,16 +523,16 @@ async fn keys_are_discovered() {
         endpoint.set(Day::Publishes("old")).await;
         *endpoint.named.lock().unwrap() = None;
         let (store, clock) = endpoint.store(3_600, Some(discovery));
-        assert!(store.refresh_unknown("main").await, "{discovery:?}");
+        assert!(store.refetches("main").await, "{discovery:?}");
         assert!(has(&store, "old"));
         endpoint.set(Day::Publishes("evil")).await;
         *endpoint.named.lock().unwrap() = Some("https://evil.test".to_owned());
         clock.advance(Duration::from_secs(10));
-        assert!(!store.refresh_unknown("main").await, "{discovery:?}: metadata of another issuer");
+        assert!(!store.refetches("main").await, "{discovery:?}: metadata of another issuer");
         assert!(has(&store, "old") && !has(&store, "evil"));
         *endpoint.named.lock().unwrap() = None;
         endpoint.set(Day::Publishes("new")).await;
         clock.advance(Duration::from_secs(10));
-        assert!(store.refresh_unknown("main").await && has(&store, "new"));
+        assert!(store.refetches("main").await && has(&store, "new"));
     }
 }

@@ -37,6 +37,7 @@ use self::plain::Peer;
 use crate::envoy::handed::Handed;
 use crate::flags::Audited;
 use crate::introspection::Answer;
+use crate::jwks::Refetch;
 use crate::load::Loaded;
 use crate::metrics::Metrics;
 use crate::reload::{HangUp, Reload};
@@ -211,19 +212,20 @@ async fn client_keys(State(service): State<Arc<Service>>, headers: HeaderMap) ->
     ([(header::CONTENT_TYPE, "application/json".to_owned()), (header::ETAG, etag)], body).into_response()
 }
 
-/// Fetches the keys of the issuer that is known as the body says, at the rate that the policy bounds, and answers with
-/// all.
+/// Fetches the keys of the issuer that is known as the body says, at the rate that the policy bounds. Answers with the keys
+/// of all issuers, and with `retry_after_s` when that issuer's could not be fetched now.
 async fn refresh_keys(State(service): State<Arc<Service>>, known_as: String) -> Response {
     let known = service.known();
     let issuers = &known.issuers;
-    let refreshed = match issuers.named(&known_as) {
-        Some(issuer) => issuers.keys.refresh_unknown(issuer).await,
-        None => false,
+    let Some(issuer) = issuers.named(&known_as) else {
+        return service.refuse(StatusCode::NOT_FOUND, "issuer_unknown", "the policy has no such issuer");
     };
-    if refreshed {
-        published(&known, &HeaderMap::new())
-    } else {
-        service.refuse(StatusCode::TOO_MANY_REQUESTS, "not_refreshed", "there are no newer keys, or not yet")
+    match issuers.keys.refresh_unknown(issuer).await {
+        Refetch::Current => published(&known, &HeaderMap::new()),
+        Refetch::NotNow { retry_after_s } => {
+            let body = issuers.keys.published_with(Some(retry_after_s));
+            ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+        }
     }
 }
 

@@ -74,7 +74,7 @@ struct Plain {
     http: reqwest::Client,
     url: String,
     _state: State,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Plain {
@@ -86,7 +86,7 @@ impl Plain {
         let (http, url) =
             (reqwest::Client::builder().no_proxy().build().unwrap(), format!("http://127.0.0.1:{port}"));
         until_ready(&http, &url).await;
-        Self { http, url, _state: state, _folder: folder }
+        Self { http, url, _state: state, folder }
     }
 }
 
@@ -150,7 +150,7 @@ async fn of_many_who_send_one_nonce_one_wins() {
 
 #[tokio::test]
 async fn keys_are_told_once_and_fetched_anew_at_a_bounded_rate() {
-    let Plain { http, url, .. } = &Plain::start(100).await;
+    let Plain { http, url, folder, .. } = &Plain::start(100).await;
     let told = http.get(format!("{url}/v1/keys")).send().await.unwrap();
     let tag = told.headers()["etag"].to_str().unwrap().to_owned();
     let keys: Value = told.json().await.unwrap();
@@ -161,10 +161,27 @@ async fn keys_are_told_once_and_fetched_anew_at_a_bounded_rate() {
     assert_ne!(known_as, "main");
     let again = http.get(format!("{url}/v1/keys")).header("if-none-match", &tag).send().await.unwrap();
     assert_eq!(again.status(), 304);
-    for issuer in [known_as.clone(), "main".to_owned(), String::new()] {
-        let refreshed =
-            http.post(format!("{url}/v1/keys/refresh")).body(issuer.clone()).send().await.unwrap();
-        assert_eq!(refreshed.status(), 429, "{issuer}: fetched a moment ago, or nobody's");
+    let refresh = async |issuer: &str| {
+        let answer =
+            http.post(format!("{url}/v1/keys/refresh")).body(issuer.to_owned()).send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    let (status, current) = refresh(known_as).await;
+    assert_eq!((status, &current), (200, &keys), "the file is unchanged");
+    // Another file, at once, so that no other reader sees half of it.
+    let file = folder.path().join("jwks.json");
+    std::fs::write(folder.path().join("next"), "none").unwrap();
+    std::fs::rename(folder.path().join("next"), &file).unwrap();
+    let mut waits = Vec::new();
+    for _ in 0..2 {
+        let (status, told) = refresh(known_as).await;
+        assert_eq!((status, &told["issuers"]), (200, &keys["issuers"]), "the good keys serve");
+        waits.push(told["retry_after_s"].as_u64().unwrap());
+    }
+    assert!(waits.iter().all(|wait| (3_500..=3_600).contains(wait)), "{waits:?}");
+    for nobody in ["main", ""] {
+        let (status, told) = refresh(nobody).await;
+        assert_eq!((status, &told["code"]), (404, &json!("issuer_unknown")));
     }
 }
 

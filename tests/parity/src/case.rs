@@ -45,6 +45,9 @@ pub struct Case {
     pub issuer: Option<String>,
     /// Where the issuer's keys are; absent: in a file.
     pub jwks: Option<Value>,
+    /// Algorithms of the issuer's tokens; empty: `ES256`.
+    #[serde(default)]
+    pub algorithms: Vec<String>,
     /// Clients of the policy besides the usual ones, or in their place. `at(60)` stands for a minute after the case
     /// began, `spki(acme)` for the pin of that certificate's key.
     #[serde(default)]

@@ -107,7 +107,11 @@ pub fn policy(
     let flags = flags
         .map(|(path, _)| json!({ "file": format!("file:{}", path.display()), "fields": case.flag_fields }));
     let mut issuers = json!({ "main": {
-        "issuer": case.issuer.as_deref().unwrap_or("https://issuer.test"), "audiences": ["torana"], "algorithms": ["ES256"],
+        "issuer": case.issuer.as_deref().unwrap_or("https://issuer.test"), "audiences": ["torana"],
+        "algorithms": match case.algorithms.is_empty() {
+            true => json!(["ES256"]),
+            false => json!(case.algorithms),
+        },
         "jwks": case.jwks.clone().unwrap_or_else(|| json!({ "file": file("jwks.json") })),
     } });
     if case.introspection {

@@ -131,7 +131,7 @@ fn every_mistake_has_a_place_and_a_message() {
         (
             "filters:\n",
             "issuers:\n  dev: { issuer: 'https://i', audiences: [a], algorithms: [HS256], jwks: { file: 'file:j' } }\nfilters:\n",
-            "`algorithms`: `HS256` is none of ES256, RS256, EdDSA",
+            "`algorithms`: `HS256` is none of ES256, ES384, RS256, PS256, EdDSA, Ed25519",
         ),
         (
             "filters:\n",

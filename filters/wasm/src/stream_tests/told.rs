@@ -47,10 +47,11 @@ fn secrets_come_and_change_while_the_module_runs() {
 }
 
 /// A token of the trusted issuer, by a key that nobody knows.
-const UNKNOWN_KEY: &str = "eyJhbGciOiJFUzI1NiIsImtpZCI6Im5ldyJ9.eyJpc3MiOiJodHRwczovL2lzc3Vlci50ZXN0In0.AAAA";
+pub(super) const UNKNOWN_KEY: &str =
+    "eyJhbGciOiJFUzI1NiIsImtpZCI6Im5ldyJ9.eyJpc3MiOiJodHRwczovL2lzc3Vlci50ZXN0In0.AAAA";
 
 /// What an issuer of the policy is known as.
-fn known_as(plugin: &Plugin, issuer: &str) -> String {
+pub(super) fn known_as(plugin: &Plugin, issuer: &str) -> String {
     plugin.policy.document().issuers[issuer].value.known_as()
 }
 
@@ -82,7 +83,7 @@ fn an_unknown_key_is_asked_for_at_a_bounded_rate() {
     assert_eq!(
         (envoy.code().as_str(), envoy.calls.borrow().len()),
         ("token_key_unknown", 1),
-        "asked a moment ago"
+        "the file was unchanged a moment ago"
     );
 }
 
@@ -107,7 +108,7 @@ fn all_wait_for_one_fetch() {
     let _ = arrives();
     assert_eq!(
         (envoy.code().as_str(), envoy.calls.borrow().len()),
-        ("token_key_unknown", 64),
+        ("token_keys_unavailable", 64),
         "one too many"
     );
     envoy.answered.borrow_mut().clear();

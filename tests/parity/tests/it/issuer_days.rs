@@ -3,6 +3,7 @@
 //! is lived through in `gateway/src/jwks/tests.rs`, by a clock of its own; here a refresh is due every second. The same
 //! where the issuer's metadata say where its keys are.
 
+use std::cell::Cell;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -154,6 +155,9 @@ struct Asked<'w> {
     plane: Plane<'w>,
     kind: Kind,
     issuer: String,
+    began: Instant,
+    /// How far ahead the data plane's clock is.
+    ahead: Cell<Duration>,
 }
 
 impl Asked<'_> {
@@ -163,6 +167,9 @@ impl Asked<'_> {
         let step = json!({ "target": "/a", "token": token, "verdict": "" });
         let step: Step = serde_json::from_value(step).unwrap();
         let sent = Sent::new(&step, &self.world.keys, Times::new(self.world.epoch_ms, 0).unwrap()).unwrap();
+        // A worker asks for keys by this clock, the state service by one that nothing sets.
+        let passed = u64::try_from((self.began.elapsed() + self.ahead.get()).as_millis()).unwrap();
+        self.plane.at(self.world.epoch_ms + passed).unwrap();
         self.plane.decide(&sent, None).await.unwrap().verdict
     }
 
@@ -183,7 +190,11 @@ impl Asked<'_> {
         let (name, began, before) = (self.kind.name(), Instant::now(), self.failures().await);
         while self.failures().await < before + 2 {
             assert_eq!(self.verdict(known).await, "pass", "{name}: {day:?}: locked out");
-            assert_eq!(self.verdict(unknown).await, "401 token_key_unknown", "{name}: {day:?}: let in");
+            let verdict = self.verdict(unknown).await;
+            // Until the endpoint has failed, a last answer of the day before may have said that the key is unknown.
+            let may_be_known_absent = verdict == "401 token_key_unknown" && self.failures().await == before;
+            let is_unavailable = verdict == "503 token_keys_unavailable";
+            assert!(is_unavailable || may_be_known_absent, "{name}: {day:?}: let in or out: {verdict}");
             assert!(began.elapsed() < LONGEST, "{name}: {day:?}: the endpoint is not asked");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -246,8 +257,8 @@ async fn live_through(found: Found, days: impl Fn(&Value) -> Vec<Day>) {
     let start = async |kind: Kind| {
         let folder = world.case_folder(kind.name()).unwrap();
         let plane = Plane::start(&world, &programs, kind, &named, &folder).await.unwrap();
-        plane.at(world.epoch_ms).unwrap();
-        let asked = Asked { world: &world, plane, kind, issuer: issuer.clone() };
+        let (began, ahead) = (Instant::now(), Cell::default());
+        let asked = Asked { world: &world, plane, kind, issuer: issuer.clone(), began, ahead };
         // Its clock stood before the case, and so did the time at which keys were fetched.
         asked.until("k1", "pass", "fetched anew").await;
         asked
@@ -271,10 +282,12 @@ async fn live_through(found: Found, days: impl Fn(&Value) -> Vec<Day>) {
     // Away for longer than keys may serve.
     endpoint.set(Day::Away).await;
     for asked in &planes {
-        // Workers go by the time at which the keys were fetched.
-        asked.plane.at(world.epoch_ms + (STALE_S - 1) * 1_000).unwrap();
+        // Workers go by the time at which the keys were fetched, a few seconds ago at most.
+        asked.ahead.set(Duration::from_secs(STALE_S / 2));
         assert_eq!(asked.verdict(now.0).await, "pass", "{}: not stale yet", asked.kind.name());
-        asked.plane.at(world.epoch_ms + (STALE_S + 1) * 1_000).unwrap();
+    }
+    for asked in &planes {
+        asked.ahead.set(Duration::from_secs(STALE_S + 1));
         asked.until(now.0, "503 token_keys_unavailable", "stale").await;
     }
     if found != Found::ByAddress {

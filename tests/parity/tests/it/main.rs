@@ -8,6 +8,7 @@ mod envoy_log;
 mod explained;
 mod flags;
 mod in_process;
+mod issued_elsewhere;
 mod issuer_days;
 mod keys;
 mod ordinary_clients;
