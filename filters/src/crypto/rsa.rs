@@ -1,10 +1,10 @@
 //! RSA signature verification in pure Rust (RFC 8017), for targets without a C compiler.
 //!
 //! Verification handles public values only, so its timing reveals nothing. The crate `rsa` is not used: its private-key
-//! operations leak timing (RUSTSEC-2023-0071). `crypto-bigint` is not used for its size: most of it is fast multiplication
-//! of long numbers, and one Montgomery multiplication is enough to verify.
+//! operations leak timing (RUSTSEC-2023-0071), and it is several times larger than what is needed here.
 
-use std::cmp::Ordering;
+use crypto_bigint::modular::{BoxedMontyForm, BoxedMontyParams};
+use crypto_bigint::{BoxedUint, Odd};
 
 use super::portable::{sha256, sha512};
 use super::{CryptoError, RsaPublicKey};
@@ -63,112 +63,28 @@ fn open(key: &RsaPublicKey, signature: &[u8]) -> Result<Vec<u8>, CryptoError> {
 }
 
 fn power(key: &RsaPublicKey, signature: &[u8]) -> Option<Vec<u8>> {
-    if signature.len() != key.n.len() || signature >= key.n.as_slice() {
+    let length = key.n.len();
+    if signature.len() != length {
         return None;
     }
-    let field = Montgomery::new(&key.n)?;
-    let base = field.enter(limbs(signature));
-    let mut power = base.clone();
-    let bits = key.e.iter().flat_map(|byte| (0..8).rev().map(move |at| byte >> at & 1 == 1));
-    for bit in bits.skip_while(|bit| !bit).skip(1) {
-        power = field.multiply(&power, &power);
+    let bits = u32::try_from(length.checked_mul(8)?).ok()?;
+    let modulus = BoxedUint::from_be_slice(&key.n, bits).ok()?;
+    let base = BoxedUint::from_be_slice(signature, bits).ok()?;
+    if base >= modulus {
+        return None;
+    }
+    let params = BoxedMontyParams::new_vartime(Odd::new(modulus).into_option()?);
+    let base = BoxedMontyForm::new(base, &params);
+    let mut power = BoxedMontyForm::one(&params);
+    for bit in key.e.iter().flat_map(|byte| (0..8).rev().map(move |at| byte >> at & 1 == 1)) {
+        power = power.square();
         if bit {
-            power = field.multiply(&power, &base);
+            power = power.mul(&base);
         }
     }
-    let bytes: Vec<u8> = field.leave(&power).iter().rev().flat_map(|limb| limb.to_be_bytes()).collect();
     // Whole limbs: what is beyond the modulus is zero.
-    bytes.get(bytes.len().checked_sub(key.n.len())?..).map(<[u8]>::to_vec)
-}
-
-/// Limbs of a big-endian number, the lowest first.
-fn limbs(bytes: &[u8]) -> Vec<u32> {
-    bytes.rchunks(4).map(|chunk| chunk.iter().fold(0, |limb, byte| limb << 8 | u32::from(*byte))).collect()
-}
-
-/// Arithmetic modulo an odd number. Numbers are as many limbs as the modulus has, the lowest first, and are multiplied in
-/// Montgomery form: `a` stands for `a * R`, where `R` is `2 ^ 32` to the number of limbs.
-struct Montgomery {
-    modulus: Vec<u32>,
-    /// `-1 / modulus`, modulo `2 ^ 32`.
-    inverse: u32,
-}
-
-impl Montgomery {
-    /// Of a big-endian modulus; `None` when it is even.
-    fn new(modulus: &[u8]) -> Option<Self> {
-        let modulus = limbs(modulus);
-        let lowest = *modulus.first().filter(|limb| *limb & 1 == 1)?;
-        // Newton: an odd number is its own inverse modulo 8, and each step doubles the bits that are right.
-        let inverse = (0..4)
-            .fold(lowest, |inverse, _| inverse.wrapping_mul(2u32.wrapping_sub(lowest.wrapping_mul(inverse))));
-        Some(Self { modulus, inverse: inverse.wrapping_neg() })
-    }
-
-    /// The Montgomery form of a number below the modulus.
-    fn enter(&self, mut number: Vec<u32>) -> Vec<u32> {
-        for _ in 0..self.modulus.len() * 32 {
-            let mut carry = 0;
-            for limb in &mut number {
-                let next = *limb >> 31;
-                *limb = *limb << 1 | carry;
-                carry = next;
-            }
-            self.reduce(&mut number, carry);
-        }
-        number
-    }
-
-    /// The number of a Montgomery form.
-    fn leave(&self, form: &[u32]) -> Vec<u32> {
-        let mut one = vec![0; self.modulus.len()];
-        one.iter_mut().take(1).for_each(|limb| *limb = 1);
-        self.multiply(form, &one)
-    }
-
-    /// The product of two forms.
-    fn multiply(&self, a: &[u32], b: &[u32]) -> Vec<u32> {
-        let mut sum = vec![0; self.modulus.len()];
-        let mut above = 0;
-        for limb in a {
-            let carry = add_product(&mut sum, *limb, b);
-            let (top, overflow) = carry.overflowing_add(above);
-            let lowest = sum.first().copied().unwrap_or_default();
-            // Makes the lowest limb zero, which is then shifted out.
-            let carry = add_product(&mut sum, lowest.wrapping_mul(self.inverse), &self.modulus);
-            let (top, again) = top.overflowing_add(carry);
-            above = u32::from(overflow) + u32::from(again);
-            sum.rotate_left(1);
-            sum.iter_mut().next_back().into_iter().for_each(|limb| *limb = top);
-        }
-        self.reduce(&mut sum, above);
-        sum
-    }
-
-    /// Brings a number below twice the modulus below it; `above` is the limb above its highest.
-    fn reduce(&self, number: &mut [u32], above: u32) {
-        if above == 0 && number.iter().rev().cmp(self.modulus.iter().rev()) == Ordering::Less {
-            return;
-        }
-        let mut borrows = false;
-        for (limb, modulus) in number.iter_mut().zip(&self.modulus) {
-            let (less, first) = limb.overflowing_sub(*modulus);
-            let (less, second) = less.overflowing_sub(u32::from(borrows));
-            *limb = less;
-            borrows = first | second;
-        }
-    }
-}
-
-/// Adds `factor * number` to `sum`, and returns what is carried out of it.
-fn add_product(sum: &mut [u32], factor: u32, number: &[u32]) -> u32 {
-    let mut carry = 0;
-    for (limb, other) in sum.iter_mut().zip(number) {
-        let next = u64::from(*limb) + u64::from(factor) * u64::from(*other) + u64::from(carry);
-        *limb = next as u32;
-        carry = (next >> 32) as u32;
-    }
-    carry
+    let bytes = power.retrieve().to_be_bytes();
+    bytes.get(bytes.len().checked_sub(length)?..).map(<[u8]>::to_vec)
 }
 
 fn modulus_bits(key: &RsaPublicKey) -> usize {
