@@ -19,35 +19,40 @@ pub(super) enum Written {
 }
 
 impl Written {
-    /// The keys and items behind which there is nothing.
-    pub(super) fn nothing(&self) -> Vec<Mistake> {
+    /// The first key or item behind which there is nothing, and the path to it.
+    pub(super) fn nothing(&self) -> Option<(Vec<Segment>, Mistake)> {
+        let mut path = Vec::new();
+        self.nothing_below(&mut path).map(|mistake| (path, mistake))
+    }
+
+    /// Leaves the path at what is found.
+    fn nothing_below(&self, path: &mut Vec<Segment>) -> Option<Mistake> {
         match self {
-            Self::Nothing | Self::Word => Vec::new(),
-            Self::List(items) => {
-                let of_item = |item: &At<Self>| match &item.value {
+            Self::Nothing | Self::Word => None,
+            Self::List(items) => items.iter().enumerate().find_map(|(index, At { value: item, location })| {
+                path.push(Segment::Seq { index });
+                let found = match item {
                     Self::Nothing => {
-                        vec![Mistake::at(
-                            item.location,
-                            "an item of a list is empty: write it, or leave it out",
-                        )]
+                        Some(Mistake::at(*location, "an item of a list is empty: write it, or leave it out"))
                     }
-                    written => written.nothing(),
+                    item => item.nothing_below(path),
                 };
-                items.iter().flat_map(of_item).collect()
-            }
-            Self::Map(entries) => {
-                let of_entry = |(key, written): &(At<String>, Self)| match written {
+                found.or_else(|| path.pop().and(None))
+            }),
+            Self::Map(entries) => entries.iter().find_map(|(key, value)| {
+                path.push(Segment::Map { key: key.value.clone() });
+                let found = match value {
                     Self::Nothing => {
                         let message = format!(
                             "nothing is written for `{}`: write its value, `{{}}` for all by default, or leave it out",
                             key.value
                         );
-                        vec![Mistake::of(key, message)]
+                        Some(Mistake::of(key, message))
                     }
-                    written => written.nothing(),
+                    value => value.nothing_below(path),
                 };
-                entries.iter().flat_map(of_entry).collect()
-            }
+                found.or_else(|| path.pop().and(None))
+            }),
         }
     }
 
