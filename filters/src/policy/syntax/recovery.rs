@@ -12,10 +12,10 @@ use serde_saphyr::Error;
 use super::super::mistake::nearest;
 use super::super::{Document, Mistake};
 use super::draft::Draft;
-use super::tree::Kind;
+use super::tree::{Kind, Node};
 use super::written::Written;
 use super::yaml::{Wrong, parse};
-use super::{Location, position, suggestion};
+use super::{position, suggestion};
 
 /// Mistakes after which reading ends.
 const MOST_MISTAKES: usize = 1_000;
@@ -61,6 +61,7 @@ struct Attempt<'t> {
     /// The replacements of each place.
     tried: BTreeMap<String, Vec<String>>,
     is_second: bool,
+    is_yaml: bool,
     mistakes: Vec<Mistake>,
 }
 
@@ -100,7 +101,14 @@ const ANY: [[&str; 12]; 2] = [
 
 impl<'t> Attempt<'t> {
     fn new(written: &'t str, is_second: bool) -> Self {
-        Self { written, draft: Draft::of(written), tried: BTreeMap::new(), is_second, mistakes: Vec::new() }
+        Self {
+            written,
+            draft: Draft::of(written),
+            tried: BTreeMap::new(),
+            is_second,
+            is_yaml: false,
+            mistakes: Vec::new(),
+        }
     }
 
     /// Replaces what is wrong until the rest can be read.
@@ -125,13 +133,12 @@ impl<'t> Attempt<'t> {
     /// The document, or whether what is wrong could be replaced.
     fn pass(&mut self) -> Result<Document, Option<()>> {
         let text = self.draft.text.clone();
-        let read = parse(&text).map_err(|wrong| (self.not_yaml(&wrong), wrong.of_no_path()));
-        let read = read.and_then(|written: Written| match written.nothing() {
-            Some((path, mistake)) => Err((self.wrong_value(&path, mistake.clone(), None), mistake)),
-            None => parse(&text).map_err(|mut wrong| {
-                wrong.path = written.own(std::mem::take(&mut wrong.path));
-                (self.not_a_document(&wrong, &written), wrong.told())
-            }),
+        let read = self.yaml(&text).and_then(|()| {
+            parse(&text).map_err(|mut wrong| {
+                let Some(tree) = self.draft.tree() else { return (None, wrong.told()) };
+                wrong.path = tree.own(std::mem::take(&mut wrong.path));
+                (self.not_a_document(&wrong, &tree), wrong.told())
+            })
         });
         read.map_err(|(replaced, mistake)| {
             // What ends the reading is told, unless a replacement is at fault.
@@ -141,6 +148,22 @@ impl<'t> Attempt<'t> {
             }
             replaced
         })
+    }
+
+    /// Whether the text is YAML without empty values, or what was replaced.
+    fn yaml(&mut self, text: &str) -> Result<(), (Option<()>, Mistake)> {
+        // Replacements leave it so.
+        if self.is_yaml {
+            return Ok(());
+        }
+        let written: Written = parse(text).map_err(|wrong| (self.not_yaml(&wrong), wrong.of_no_path()))?;
+        match written.nothing() {
+            Some((path, mistake)) => Err((self.wrong_value(&path, mistake.clone(), None), mistake)),
+            None => {
+                self.is_yaml = true;
+                Ok(())
+            }
+        }
     }
 
     fn not_yaml(&mut self, wrong: &Wrong) -> Option<()> {
@@ -153,7 +176,7 @@ impl<'t> Attempt<'t> {
         None
     }
 
-    fn not_a_document(&mut self, wrong: &Wrong, written: &Written) -> Option<()> {
+    fn not_a_document(&mut self, wrong: &Wrong, tree: &Node) -> Option<()> {
         let mut mistake = wrong.told();
         let error = match wrong.error() {
             Error::AliasError { error, .. } => error,
@@ -166,8 +189,9 @@ impl<'t> Attempt<'t> {
             }
             Error::SerdeMissingField { field, .. } => {
                 // The library tells how far it had come.
-                let Location { line, column } = written.place(&wrong.path);
-                (mistake.line, mistake.column) = (line, column);
+                let place = tree.place(&wrong.path);
+                (mistake.line, mistake.column) =
+                    place.map_or((0, 0), |place| position::line_and_column(&self.draft.text, place));
                 self.missing(&wrong.path, field, mistake)
             }
             Error::InvalidScalar { .. } | Error::InvalidBooleanStrict { .. } => {
@@ -197,15 +221,20 @@ impl<'t> Attempt<'t> {
         }
     }
 
+    /// What may stand in for a value, likeliest first.
+    fn any(&self) -> [&'static str; 12] {
+        let [first, second] = ANY;
+        if self.is_second { second } else { first }
+    }
+
     fn missing(&mut self, path: &[Segment], field: &str, mistake: Mistake) -> Option<()> {
         let tree = self.draft.tree()?;
         let node = tree.find(path)?;
         let below = [path, &[Segment::Map { key: field.to_owned() }]].concat();
+        let any = self.any();
         let tried = self.tried.entry(in_one(&below)).or_default();
         let is_new = tried.is_empty() && !self.draft.is_made(&node.span);
-        let value = ANY[usize::from(self.is_second)]
-            .into_iter()
-            .find(|value| !tried.iter().any(|tried| tried == value));
+        let value = any.into_iter().find(|value| !tried.iter().any(|tried| tried == value));
         if let Some(value) = value {
             tried.push(value.to_owned());
         }
@@ -233,6 +262,7 @@ impl<'t> Attempt<'t> {
             self.note(mistake);
             return None;
         };
+        let any = self.any().map(str::to_owned);
         let tried = self.tried.entry(in_one(path)).or_default();
         let is_new = tried.is_empty() && !self.draft.is_made(&node.span);
         let map = path.split_last().and_then(|(last, above)| {
@@ -241,7 +271,6 @@ impl<'t> Attempt<'t> {
             Some((map, position))
         });
         let is_tried = |value: &String| tried.contains(value);
-        let any = ANY[usize::from(self.is_second)].map(str::to_owned);
         let value = fit.into_iter().chain(any).find(|value| !is_tried(value));
         // The second reading does without it if it can.
         let goes = (self.is_second || value.is_none()) && !is_tried(&GONE.to_owned());

@@ -137,6 +137,36 @@ impl Node {
         path.iter().try_fold(self, |node, segment| node.below(segment))
     }
 
+    /// A path without the parts that are none of the document's, but of what finds its places: unless it has such a key.
+    pub(super) fn own(&self, path: Vec<Segment>) -> Vec<Segment> {
+        const OF_SPANNED: [&str; 3] = ["value", "referenced", "defined"];
+        let mut node = Some(self);
+        let is_own = |segment: &Segment| match (node.and_then(|node| node.below(segment)), segment) {
+            (Some(below), _) => {
+                node = Some(below);
+                true
+            }
+            (None, Segment::Map { key }) => !OF_SPANNED.contains(&key.as_str()),
+            (None, _) => true,
+        };
+        path.into_iter().filter(is_own).collect()
+    }
+
+    /// The byte where the last key or item of the path begins that there is.
+    pub(super) fn place(&self, path: &[Segment]) -> Option<usize> {
+        let (mut node, mut place) = (self, None);
+        for segment in path {
+            let Some(next) = node.below(segment) else { break };
+            let key = match segment {
+                Segment::Map { key } | Segment::Enum { variant: key } => node.entry(key),
+                Segment::Seq { .. } | Segment::Unknown => None,
+            };
+            place = Some(key.map_or(next.span.start, |entry| entry.key.span.start));
+            node = next;
+        }
+        place
+    }
+
     /// The map with a key that begins at that byte, and the position of the key's entry.
     pub(super) fn map_with_key_at(&self, start: usize) -> Option<(&Self, usize)> {
         let mut next = vec![self];

@@ -7,7 +7,6 @@ use serde::{Deserialize, Deserializer};
 use serde_path_to_error::Segment;
 
 use super::super::{At, Mistake};
-use super::Location;
 
 /// What stands in a place.
 pub(super) enum Written {
@@ -54,45 +53,6 @@ impl Written {
                 found.or_else(|| path.pop().and(None))
             }),
         }
-    }
-
-    /// A path without the parts that are none of the document's, but of what finds its places: unless it has such a key.
-    pub(super) fn own(&self, path: Vec<Segment>) -> Vec<Segment> {
-        const OF_SPANNED: [&str; 3] = ["value", "referenced", "defined"];
-        let mut written = Some(self);
-        let is_own = |segment: &Segment| match (written.and_then(|written| written.below(segment)), segment) {
-            (Some((below, _)), _) => {
-                written = Some(below);
-                true
-            }
-            (None, Segment::Map { key }) => !OF_SPANNED.contains(&key.as_str()),
-            (None, _) => true,
-        };
-        path.into_iter().filter(is_own).collect()
-    }
-
-    /// What a key or a position leads to, and where that stands.
-    fn below(&self, segment: &Segment) -> Option<(&Self, Location)> {
-        match (self, segment) {
-            (Self::Map(entries), Segment::Map { key } | Segment::Enum { variant: key }) => {
-                let entry = entries.iter().find(|(name, _)| name.value == *key);
-                entry.map(|(name, value)| (value, name.location))
-            }
-            (Self::List(items), Segment::Seq { index }) => {
-                items.get(*index).map(|item| (&item.value, item.location))
-            }
-            (_, _) => None,
-        }
-    }
-
-    /// Where the last key or item of the path stands that there is.
-    pub(super) fn place(&self, path: &[Segment]) -> Location {
-        let (mut written, mut place) = (self, Location::UNKNOWN);
-        for segment in path {
-            let Some(next) = written.below(segment) else { break };
-            (written, place) = next;
-        }
-        place
     }
 }
 
