@@ -30,6 +30,15 @@ pub enum CertError {
     #[error("{} holds no private key; it needs one unencrypted 'BEGIN PRIVATE KEY' section (PKCS#8)", path.display())]
     NoKey { path: PathBuf },
 
+    #[error("the two files are swapped: {} holds a private key, and {} holds a certificate; exchange them", certificate.display(), key.display())]
+    Swapped { certificate: PathBuf, key: PathBuf },
+
+    #[error("{} holds a private key where a certificate belongs; name the file of the certificate", path.display())]
+    KeyForCertificate { path: PathBuf },
+
+    #[error("{} holds a certificate where a private key belongs; name the file of the key", path.display())]
+    CertificateForKey { path: PathBuf },
+
     #[error("the private key in {} is encrypted; decrypt it first (openssl pkcs8 -in FILE -out PLAIN) and protect the file with mode 0600", path.display())]
     EncryptedKey { path: PathBuf },
 
@@ -125,6 +134,8 @@ impl CertError {
             | CertError::BadPem { path, .. }
             | CertError::NoCertificate { path }
             | CertError::NoKey { path }
+            | CertError::KeyForCertificate { path }
+            | CertError::CertificateForKey { path }
             | CertError::EncryptedKey { path }
             | CertError::BadCertificate { path, .. }
             | CertError::BadKey { path, .. }
@@ -144,6 +155,7 @@ impl CertError {
             | CertError::NotOwned { path, .. }
             | CertError::FilledByOthers { path } => Some(path),
             CertError::KeyMismatch { .. }
+            | CertError::Swapped { .. }
             | CertError::Tls { .. }
             | CertError::Verifier { .. }
             | CertError::Client { .. }
@@ -159,8 +171,10 @@ impl CertError {
             CertError::TooLarge { .. } => "too_large",
             CertError::LooseKey { .. } => "loose_key",
             CertError::BadPem { .. } => "bad_pem",
-            CertError::NoCertificate { .. } => "no_certificate",
-            CertError::NoKey { .. } => "no_key",
+            CertError::NoCertificate { .. }
+            | CertError::KeyForCertificate { .. }
+            | CertError::Swapped { .. } => "no_certificate",
+            CertError::NoKey { .. } | CertError::CertificateForKey { .. } => "no_key",
             CertError::EncryptedKey { .. } => "encrypted_key",
             CertError::BadCertificate { .. } => "bad_certificate",
             CertError::BadKey { .. } => "bad_key",

@@ -8,6 +8,7 @@ use std::path::Path;
 use zeroize::Zeroizing;
 
 use crate::CertError;
+use crate::inspect::Holds;
 use crate::pki::files::{Readable, write};
 
 /// A bundle of all the CAs that a browser knows has a quarter of that.
@@ -24,8 +25,11 @@ pub enum Content {
     Public,
     /// A revocation list, which may be larger than the rest.
     List,
-    /// A private key or a shared secret: a file that others may read, or its group may write, is refused.
+    /// A shared secret: a file that others may read, or its group may write, is refused.
     Secret,
+    /// A private key. Refused as a secret is, unless it holds certificates alone: then the wrong file is named, and its
+    /// mode is not what is wrong.
+    Key,
 }
 
 /// Reads a file whole. The memory is wiped when dropped.
@@ -42,13 +46,15 @@ pub fn read(path: &Path, content: Content) -> Result<Zeroizing<Vec<u8>>, CertErr
     if !meta.is_file() {
         return Err(CertError::NotAFile { path: path.into() });
     }
-    if content == Content::Secret && meta.mode() & FORBIDDEN_OF_KEYS != 0 {
-        return Err(CertError::LooseKey { path: path.into(), mode: meta.mode() & 0o777 });
+    let is_loose = meta.mode() & FORBIDDEN_OF_KEYS != 0;
+    let loose = || CertError::LooseKey { path: path.into(), mode: meta.mode() & 0o777 };
+    if content == Content::Secret && is_loose {
+        return Err(loose());
     }
     let length = meta.len();
     let most = match content {
         Content::List => MOST_BYTES_OF_A_LIST,
-        Content::Public | Content::Secret => MOST_BYTES,
+        Content::Public | Content::Secret | Content::Key => MOST_BYTES,
     };
     // All of it at once: a vector that grows leaves copies of a key behind.
     let mut bytes = Zeroizing::new(vec![0; usize::try_from(length.min(most)).unwrap_or_default() + 1]);
@@ -57,6 +63,9 @@ pub fn read(path: &Path, content: Content) -> Result<Zeroizing<Vec<u8>>, CertErr
         return Err(CertError::TooLarge { path: path.into(), most_bytes: most });
     };
     bytes.truncate(read);
+    if content == Content::Key && is_loose && Holds::of(&bytes) != Holds::Certificates {
+        return Err(loose());
+    }
     Ok(bytes)
 }
 

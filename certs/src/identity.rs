@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use crate::file::{self, Content};
+use crate::inspect::Holds;
 use crate::pki::{Purpose, files};
 use crate::set::{Bytes, Subject};
 use crate::tls::provider;
@@ -72,7 +73,7 @@ impl Identity {
     /// One [`CertError`] variant for each thing that can be wrong with them.
     pub fn load(chain: &Path, key: &Path) -> Result<Identity, CertError> {
         let chain_pem = file::read(chain, Content::Public)?;
-        let key_pem = file::read(key, Content::Secret)?;
+        let key_pem = file::read(key, Content::Key)?;
         Identity::check((chain, &chain_pem), (key, &key_pem), OffsetDateTime::now_utc())
     }
 
@@ -178,10 +179,13 @@ impl Identity {
         (key_path, key_pem): (&Path, &[u8]),
         now: OffsetDateTime,
     ) -> Result<Identity, CertError> {
+        if (Holds::of(chain_pem), Holds::of(key_pem)) == (Holds::Key, Holds::Certificates) {
+            return Err(CertError::Swapped { certificate: chain_path.into(), key: key_path.into() });
+        }
         let chain = inspect::certificates(chain_path, chain_pem)?;
         let facts = inspect::facts_of(chain_path, &chain)?;
         let Some(leaf) = facts.first().cloned() else {
-            return Err(CertError::NoCertificate { path: chain_path.into() });
+            return Err(inspect::no_certificate(chain_path, chain_pem));
         };
         if leaf.is_ca {
             return Err(CertError::LeafIsCa { path: chain_path.into(), subject: leaf.subject });
@@ -201,8 +205,8 @@ impl Identity {
             valid_at(chain_path, one, now)?;
         }
 
-        let key = inspect::private_key(key_path, key_pem)?
-            .ok_or_else(|| CertError::NoKey { path: key_path.into() })?;
+        let key =
+            inspect::private_key(key_path, key_pem)?.ok_or_else(|| inspect::no_key(key_path, key_pem))?;
         let certified = CertifiedKey::from_der(chain, key.clone_key(), &provider()).map_err(|e| match e {
             rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
                 CertError::KeyMismatch { certificate: chain_path.into(), key: key_path.into() }
@@ -286,9 +290,14 @@ mod tests {
         assert!(check(leaf, key, now).is_ok());
         assert!(check(&with(&ca), key, now).is_ok());
         type Is = fn(&CertError) -> bool;
-        let cases: [(&str, String, &str, OffsetDateTime, Is); 10] = [
+        let cases: [(&str, String, &str, OffsetDateTime, Is); 13] = [
             ("no certificate", String::new(), key, now, |e| matches!(e, CertError::NoCertificate { .. })),
-            ("no key", leaf.into(), leaf, now, |e| matches!(e, CertError::NoKey { .. })),
+            ("no key", leaf.into(), "", now, |e| matches!(e, CertError::NoKey { .. })),
+            ("two certificates", leaf.into(), leaf, now, |e| {
+                matches!(e, CertError::CertificateForKey { .. })
+            }),
+            ("two keys", key.into(), key, now, |e| matches!(e, CertError::KeyForCertificate { .. })),
+            ("swapped", key.into(), leaf, now, |e| matches!(e, CertError::Swapped { .. })),
             ("bad key", leaf.into(), broken_key, now, |e| matches!(e, CertError::BadKey { .. })),
             ("other key", leaf.into(), &second.key_pem, now, |e| matches!(e, CertError::KeyMismatch { .. })),
             ("other CA", with(&other), key, now, |e| matches!(e, CertError::BrokenChain { position: 2, .. })),

@@ -149,6 +149,49 @@ pub(crate) fn facts_of(path: &Path, ders: &[CertificateDer<'_>]) -> Result<Vec<F
         .collect()
 }
 
+/// What a PEM text is for, by the labels of its sections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Holds {
+    /// Certificates, and no private key.
+    Certificates,
+    /// A private key, and no certificate.
+    Key,
+    /// Both, or neither.
+    Other,
+}
+
+impl Holds {
+    pub(crate) fn of(pem: &[u8]) -> Holds {
+        let begins = |label: &[u8]| {
+            pem.split(|byte| *byte == b'\n').any(|line| {
+                let line = line.trim_ascii();
+                line.starts_with(b"-----BEGIN ") && line.ends_with(label)
+            })
+        };
+        match (begins(b"CERTIFICATE-----"), begins(b"PRIVATE KEY-----")) {
+            (true, false) => Holds::Certificates,
+            (false, true) => Holds::Key,
+            (true, true) | (false, false) => Holds::Other,
+        }
+    }
+}
+
+/// Why a file without a certificate cannot be used.
+pub(crate) fn no_certificate(path: &Path, pem: &[u8]) -> CertError {
+    match Holds::of(pem) {
+        Holds::Key => CertError::KeyForCertificate { path: path.into() },
+        Holds::Certificates | Holds::Other => CertError::NoCertificate { path: path.into() },
+    }
+}
+
+/// Why a file without a private key cannot be used.
+pub(crate) fn no_key(path: &Path, pem: &[u8]) -> CertError {
+    match Holds::of(pem) {
+        Holds::Certificates => CertError::CertificateForKey { path: path.into() },
+        Holds::Key | Holds::Other => CertError::NoKey { path: path.into() },
+    }
+}
+
 /// The certificates of a PEM text; other sections are passed over.
 pub(crate) fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, CertError> {
     CertificateDer::pem_slice_iter(pem).map(|item| item.map_err(|e| bad_pem(path, &e))).collect()

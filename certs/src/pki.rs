@@ -137,15 +137,14 @@ impl Authority {
         let ders = inspect::certificates(certificate, &pem)?;
         let all = inspect::facts_of(certificate, &ders)?;
         let (Some(der), Some(facts)) = (ders.first().cloned(), all.first().cloned()) else {
-            return Err(CertError::NoCertificate { path: certificate.into() });
+            return Err(inspect::no_certificate(certificate, &pem));
         };
         if !facts.is_ca {
             return Err(CertError::NotACa { path: certificate.into(), subject: facts.subject });
         }
         crate::identity::valid_at(certificate, &facts, OffsetDateTime::now_utc())?;
-        let key_pem = file::read(key, Content::Secret)?;
-        let key_der =
-            inspect::private_key(key, &key_pem)?.ok_or_else(|| CertError::NoKey { path: key.into() })?;
+        let key_pem = file::read(key, Content::Key)?;
+        let key_der = inspect::private_key(key, &key_pem)?.ok_or_else(|| inspect::no_key(key, &key_pem))?;
         let bad = |error: rcgen::Error| CertError::BadKey { path: key.into(), reason: error.to_string() };
         let pair = KeyPair::try_from(key_der.secret_der()).map_err(bad)?;
         if inspect::pin(&rcgen::PublicKeyData::subject_public_key_info(&pair)) != facts.spki_sha256 {

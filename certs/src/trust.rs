@@ -240,7 +240,7 @@ impl Trust {
             facts.push(one);
         }
         if ders.is_empty() {
-            return Err(first_defect.unwrap_or_else(|| CertError::NoCertificate { path: path.into() }));
+            return Err(first_defect.unwrap_or_else(|| inspect::no_certificate(path, pem)));
         }
         let crls = match crl {
             Some((path, bytes)) => {

@@ -98,7 +98,7 @@ impl Watch {
         files: IdentityFiles,
         must: Must,
     ) -> Result<Set<Identity>, CertError> {
-        let files = vec![(files.certificate, Content::Public), (files.key, Content::Secret)];
+        let files = vec![(files.certificate, Content::Public), (files.key, Content::Key)];
         self.files(name, files, move |files, before, now| Identity::accept(&must, files, before, now))
     }
 

@@ -9,11 +9,10 @@ use std::sync::Arc;
 
 use certs::file::Content;
 use certs::{Certificates, Clients, Identity, Reader, Set, Trust, Watch};
-use filters::policy::{At, Mistake, Policy, Reference, RouteRule, Secret, StaleCrl};
+use filters::policy::{At, Document, Mistake, Policy, Reference, RouteRule, Secret, StaleCrl};
 use zeroize::Zeroizing;
 
-use self::files::Files;
-use crate::state::State;
+use self::files::{Files, OfDocument};
 
 /// A policy and the files that it names.
 #[derive(Debug)]
@@ -78,7 +77,14 @@ pub fn load_at_start(path: &Path) -> Result<Loaded, Vec<Mistake>> {
 }
 
 pub(crate) fn load_with(path: &Path, lenience: &Lenience) -> Result<Loaded, Vec<Mistake>> {
-    load_files(read(path)?, Reader::Ours, lenience)
+    let secret = |folder: &Path, reference: &Reference| secret(folder, reference).map(Secret::new);
+    let further = |folder: &Path, document: &Document| {
+        let watch = Watch::new("check");
+        let mut files = Files::new(&watch, folder, Reader::Ours);
+        files.of_document(document, lenience);
+        files.mistakes
+    };
+    load_files(read_with(path, &secret, &further)?, Reader::Ours, lenience)
 }
 
 /// The rest of [`load`], for whoever is to use the certificates.
@@ -93,17 +99,9 @@ fn load_files(
 ) -> Result<Loaded, Vec<Mistake>> {
     let version = version(&text);
     let watch = Watch::new("gateway");
-    let mut files = Files { watch: &watch, folder: &folder, reader, mistakes: Vec::new(), of_time: 0 };
-    let listeners =
-        policy.document().listeners.iter().filter_map(|listener| files.listener(&listener.value)).collect();
-    let (upstreams, disabled) = files.upstreams(policy.document(), lenience);
-    files.issuers(policy.document());
-    files.operators(policy.document());
+    let mut files = Files::new(&watch, &folder, reader);
+    let OfDocument { listeners, upstreams, disabled } = files.of_document(policy.document(), lenience);
     files.flags(&policy);
-    // Envoy asks the state service, which may alone know where Redis is.
-    if reader == Reader::Ours {
-        files.mistakes.extend(State::mistake(&policy.document().state, &folder));
-    }
     let mut mistakes = files.mistakes;
     if mistakes.is_empty() {
         Ok(Loaded { policy, listeners, upstreams, disabled, folder, watch, version })
@@ -118,13 +116,7 @@ impl Loaded {
     pub(crate) fn state_client(&self) -> Result<Option<UpstreamFiles>, Vec<Mistake>> {
         let service = self.policy.document().state.service.as_ref();
         let Some(tls) = service.and_then(|service| service.value.tls.as_ref()) else { return Ok(None) };
-        let mut files = Files {
-            watch: &self.watch,
-            folder: &self.folder,
-            reader: Reader::Envoy,
-            mistakes: Vec::new(),
-            of_time: 0,
-        };
+        let mut files = Files::new(&self.watch, &self.folder, Reader::Envoy);
         let client = files.upstream("state/client", &(&tls.client).into());
         if files.mistakes.is_empty() { Ok(client) } else { Err(files.mistakes) }
     }
@@ -139,34 +131,41 @@ pub(crate) struct PolicyFile {
 }
 
 pub(crate) fn read(path: &Path) -> Result<PolicyFile, Vec<Mistake>> {
-    read_with(path, &|folder, reference| secret(folder, reference).map(Secret::new))
+    read_with(path, &|folder, reference| secret(folder, reference).map(Secret::new), &|_, _| Vec::new())
 }
 
 /// A policy as far as it can be known without its secrets, for who may not read them.
 pub(crate) fn read_without_secrets(path: &Path) -> Result<PolicyFile, Vec<Mistake>> {
-    read_with(path, &|_, _| Ok(Secret::LATER))
+    read_with(path, &|_, _| Ok(Secret::LATER), &|_, _| Vec::new())
 }
+
+/// What is wrong in the files that a document names.
+type Further<'f> = dyn Fn(&Path, &Document) -> Vec<Mistake> + 'f;
 
 fn read_with(
     path: &Path,
     secret: &dyn Fn(&Path, &Reference) -> Result<Secret, String>,
+    further: &Further<'_>,
 ) -> Result<PolicyFile, Vec<Mistake>> {
     let folder = path.parent().map(Path::to_path_buf).unwrap_or_default();
     let text = text(path).map_err(|why| vec![Mistake::whole(why)])?;
-    read_text_with(text, folder, secret)
+    read_text_with(text, folder, secret, further)
 }
 
 /// As [`read`], from a policy's text.
 pub(crate) fn read_text(text: String, folder: PathBuf) -> Result<PolicyFile, Vec<Mistake>> {
-    read_text_with(text, folder, &|folder, reference| secret(folder, reference).map(Secret::new))
+    let secret = |folder: &Path, reference: &Reference| secret(folder, reference).map(Secret::new);
+    read_text_with(text, folder, &secret, &|_, _| Vec::new())
 }
 
 fn read_text_with(
     text: String,
     folder: PathBuf,
     secret: &dyn Fn(&Path, &Reference) -> Result<Secret, String>,
+    further: &Further<'_>,
 ) -> Result<PolicyFile, Vec<Mistake>> {
-    let policy = Policy::read(&text, &|reference| secret(&folder, reference))?;
+    let secret = |reference: &Reference| secret(&folder, reference);
+    let policy = Policy::read_with(&text, &secret, &|document| further(&folder, document))?;
     Ok(PolicyFile { text, folder, policy })
 }
 

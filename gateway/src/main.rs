@@ -128,10 +128,13 @@ enum Command {
     },
     /// Read a policy as `serve` would, keys and certificates included, and say what is wrong with it.
     ///
-    /// Each mistake is told as FILE:LINE:COLUMN: what is wrong and what to write. Warnings are of what may be meant and
-    /// is worth a second look: routes that anybody may call, filters that a route does without, paths that fit two
-    /// routes, upstreams, issuers and clients that nothing uses. Exit status 0 when the policy can be served, 1 when
-    /// not.
+    /// All mistakes are reported in one run, each as `error: FILE:LINE:COLUMN: what is wrong and what to write`, with the
+    /// line of the file and a caret under the place. The last line counts them. Colours are used on a terminal only, and
+    /// never with NO_COLOR. --format json is for programs.
+    ///
+    /// Warnings are of what may be meant and is worth a second look: routes that anybody may call, filters that a route
+    /// does without, paths that fit two routes, upstreams, issuers and clients that nothing uses. They are given for a
+    /// policy without errors. Exit status 0 when the policy can be served, 1 when not.
     ///
     /// For a pipeline, where what has been meant once is not to be told for ever:
     ///
@@ -346,20 +349,20 @@ fn logged(
 }
 
 fn check(options: &check::Options) -> ExitCode {
-    match check::run(options) {
-        Ok(check::Summary { text, warnings }) => {
-            print(&text);
-            if warnings > 0 && options.deny_warnings {
-                complain("--deny-warnings: the warnings above are taken for mistakes");
-                return ExitCode::FAILURE;
-            }
-            ExitCode::SUCCESS
-        }
-        Err(mistakes) => {
-            print(&mistakes);
-            ExitCode::FAILURE
-        }
+    use std::io::IsTerminal as _;
+    // https://no-color.org: any text but the empty one.
+    let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let check::Summary { text, errors, warnings } =
+        check::run(options, std::io::stdout().is_terminal() && !is_plain);
+    print(&text);
+    if errors > 0 {
+        return ExitCode::FAILURE;
     }
+    if warnings > 0 && options.deny_warnings {
+        complain("--deny-warnings: the warnings above are taken for mistakes");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
 }
 
 fn diff(old: &Path, new: &Path, json: bool) -> ExitCode {

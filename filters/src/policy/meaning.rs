@@ -12,6 +12,8 @@ use super::mistake::{Mistake, unknown};
 use super::preflight::{Preflight, Preflights};
 use super::routing::{Match, Paths};
 use super::syntax;
+#[cfg(not(target_family = "wasm"))]
+use super::syntax::{Reading, Unreadable};
 use super::tenancy::{self, Plans, Tenancy};
 use super::warning::warnings;
 use super::{
@@ -129,7 +131,64 @@ impl Policy {
         text: &str,
         secret: &dyn Fn(&Reference) -> Result<Secret, String>,
     ) -> Result<Self, Vec<Mistake>> {
-        let document = syntax::read(text)?;
+        Self::read_with(text, secret, &|_| Vec::new())
+    }
+
+    /// As [`read`](Self::read). If the policy has mistakes, those that `further` finds in the document are told with
+    /// them.
+    #[cfg(not(target_family = "wasm"))]
+    pub fn read_with(
+        text: &str,
+        secret: &dyn Fn(&Reference) -> Result<Secret, String>,
+        further: &dyn Fn(&Document) -> Vec<Mistake>,
+    ) -> Result<Self, Vec<Mistake>> {
+        let text = syntax::without_mark(text);
+        let Unreadable { mut mistakes, readings } = match syntax::read(text) {
+            Ok(document) => {
+                return Self::of(document, secret).map_err(|wrong| {
+                    let (document, mut mistakes) = *wrong;
+                    mistakes.extend(further(&document));
+                    mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
+                    mistakes
+                });
+            }
+            Err(unreadable) => unreadable,
+        };
+        // Of what the rest means, what both readings say and what has a place: the whole lacks what was not read.
+        let meant = readings.into_iter().map(|Reading { document, draft }| {
+            let (document, mut found) = match Self::of(document, secret) {
+                Ok(policy) => (policy.document, Vec::new()),
+                Err(wrong) => *wrong,
+            };
+            found.extend(further(&document));
+            let settled = found.into_iter().filter_map(|mistake| draft.settled(text, mistake));
+            settled.filter(|mistake| mistake.line > 0).collect::<Vec<_>>()
+        });
+        let in_both = meant
+            .reduce(|first, second| first.into_iter().filter(|mistake| second.contains(mistake)).collect());
+        for mistake in in_both.unwrap_or_default() {
+            if !mistakes.contains(&mistake) {
+                mistakes.push(mistake);
+            }
+        }
+        mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
+        Err(mistakes)
+    }
+
+    #[cfg(target_family = "wasm")]
+    fn read_with(
+        text: &str,
+        secret: &dyn Fn(&Reference) -> Result<Secret, String>,
+        _: &dyn Fn(&Document) -> Vec<Mistake>,
+    ) -> Result<Self, Vec<Mistake>> {
+        Self::of(syntax::read(text)?, secret).map_err(|wrong| wrong.1)
+    }
+
+    /// What a document means, or the document and its mistakes.
+    fn of(
+        document: Document,
+        secret: &dyn Fn(&Reference) -> Result<Secret, String>,
+    ) -> Result<Self, Box<(Document, Vec<Mistake>)>> {
         let mut mistakes = Vec::new();
         // A module gets what was checked.
         if !cfg!(target_family = "wasm") {
@@ -167,8 +226,7 @@ impl Policy {
                 warnings,
             })
         } else {
-            mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
-            Err(mistakes)
+            Err(Box::new((document, mistakes)))
         }
     }
 

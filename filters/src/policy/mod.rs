@@ -55,7 +55,7 @@ pub use routing::{Match, version};
 pub use secret::{Encoding, Secret};
 pub use shared_state::{Memory, ReadinessWhenAway, Redis, Sentinel, State, StateService, StateTls};
 #[cfg(not(target_family = "wasm"))]
-pub use syntax::as_json;
+pub use syntax::{Spots, as_json, without_mark};
 pub use tenancy::{Plan, Tenancy, Tenant};
 pub use upstream_tls::{MutualTls, Off, UpstreamSecurity, UpstreamTls};
 pub use upstreams::{Health, Outlier, Protocol, Upstream};

@@ -4,9 +4,19 @@
 //! tell mistakes by; and a YAML reader would more than double its size.
 
 #[cfg(not(target_family = "wasm"))]
-mod duration;
+mod draft;
 #[cfg(target_family = "wasm")]
 mod json;
+#[cfg(not(target_family = "wasm"))]
+mod position;
+#[cfg(not(target_family = "wasm"))]
+mod recovery;
+#[cfg(not(target_family = "wasm"))]
+mod spot;
+#[cfg(not(target_family = "wasm"))]
+mod suggestion;
+#[cfg(not(target_family = "wasm"))]
+mod tree;
 #[cfg(not(target_family = "wasm"))]
 mod wording;
 #[cfg(not(target_family = "wasm"))]
@@ -17,9 +27,11 @@ mod yaml;
 #[cfg(target_family = "wasm")]
 pub(super) use json::read;
 #[cfg(not(target_family = "wasm"))]
-pub use yaml::as_json;
+pub(super) use recovery::{Reading, Unreadable, read};
 #[cfg(not(target_family = "wasm"))]
-pub(super) use yaml::read;
+pub use spot::Spots;
+#[cfg(not(target_family = "wasm"))]
+pub use yaml::as_json;
 
 /// A place in a file, 1-based; 0: no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,4 +42,10 @@ pub(super) struct Location {
 
 impl Location {
     pub(super) const UNKNOWN: Self = Self { line: 0, column: 0 };
+}
+
+/// A text without the byte order mark that some editors put in front of it. Columns do not count it.
+#[cfg(not(target_family = "wasm"))]
+pub fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
 }

@@ -15,6 +15,7 @@ use filters::policy::{
 use super::{Lenience, ListenerFiles, UpstreamFiles, file, stale_crl};
 use crate::flags;
 use crate::revoke::Operators;
+use crate::state::State;
 
 /// Loads what a policy refers to, and notes what is wrong with it.
 pub(super) struct Files<'l> {
@@ -26,7 +27,35 @@ pub(super) struct Files<'l> {
     pub(super) of_time: usize,
 }
 
+/// What the document's own files hold.
+pub(super) struct OfDocument {
+    pub(super) listeners: Vec<ListenerFiles>,
+    pub(super) upstreams: BTreeMap<String, UpstreamFiles>,
+    /// Why an upstream is not served.
+    pub(super) disabled: BTreeMap<String, Vec<Mistake>>,
+}
+
+impl<'l> Files<'l> {
+    pub(super) fn new(watch: &'l Watch, folder: &'l Path, reader: Reader) -> Self {
+        Self { watch, folder, reader, mistakes: Vec::new(), of_time: 0 }
+    }
+}
+
 impl Files<'_> {
+    /// Loads what can be loaded without knowing what the document means: all but the flags.
+    pub(super) fn of_document(&mut self, document: &Document, lenience: &Lenience) -> OfDocument {
+        let listeners =
+            document.listeners.iter().filter_map(|listener| self.listener(&listener.value)).collect();
+        let (upstreams, disabled) = self.upstreams(document, lenience);
+        self.issuers(document);
+        self.operators(document);
+        // Envoy asks the state service, which may alone know where Redis is.
+        if self.reader == Reader::Ours {
+            self.mistakes.extend(State::mistake(&document.state, self.folder));
+        }
+        OfDocument { listeners, upstreams, disabled }
+    }
+
     pub(super) fn listener(&mut self, listener: &Listener) -> Option<ListenerFiles> {
         let (tls, name) = (&listener.tls, &listener.name);
         let issuer = match &tls.ca {
@@ -154,7 +183,11 @@ impl Files<'_> {
         let files = IdentityFiles { certificate: self.file(certificate)?, key: self.file(key)? };
         let key_file = files.key.clone();
         let loaded = self.watch.identity(name, files, must);
-        let wrong = |why: CertError| match is_of(&why, &key_file) {
+        let is_of_key = |why: &CertError| {
+            // Both references may name one file.
+            is_of(why, &key_file) && !matches!(why, CertError::KeyForCertificate { .. })
+        };
+        let wrong = |why: CertError| match is_of_key(&why) {
             true => Mistake::of(key, why.to_string()),
             false => Mistake::of(certificate, why.to_string()),
         };

@@ -156,9 +156,10 @@ fn what_is_left_out_left_empty_or_written_twice() {
         let (Some(Step::Key(key)), above) = (place.last(), &place[..place.len() - 1]) else { return };
         let again = text.replace(MARK, &format!("1, \"{key}\": 1"));
         let told = mistakes(&again);
-        assert_eq!(told.len(), 1, "{place:?}: {told:?}");
-        assert_eq!(told[0].message, format!("`{key}` is written twice in one place: leave one out"));
-        assert_eq!(told[0].line, line, "{place:?}: {told:?}");
+        let expected = format!("`{key}` is written twice in one place: leave one out");
+        let lines: Vec<u64> =
+            told.iter().filter(|told| told.message == expected).map(|told| told.line).collect();
+        assert_eq!(lines, [line], "{place:?}: {told:?}");
         twice += 1;
 
         let mut without = document.clone();
@@ -251,6 +252,9 @@ fn what_is_not_yaml_or_not_a_policy() {
         ),
     ] {
         let told: Vec<String> = mistakes(text).into_iter().map(|mistake| mistake.message).collect();
-        assert_eq!(told, [expected], "{text:.80}");
+        // Most lack nearly all of a policy, issuers too.
+        let lacks = |told: &&String| told.contains(" needs ") || told.contains("no issuer is left");
+        let others: Vec<_> = told.iter().filter(|told| *told == expected || !lacks(told)).collect();
+        assert_eq!(others, [expected], "{text:.80}");
     }
 }

@@ -7,7 +7,6 @@ use serde::{Deserialize, Deserializer};
 use serde_path_to_error::Segment;
 
 use super::super::{At, Mistake};
-use super::Location;
 
 /// What stands in a place.
 pub(super) enum Written {
@@ -19,75 +18,41 @@ pub(super) enum Written {
 }
 
 impl Written {
-    /// The keys and items behind which there is nothing.
-    pub(super) fn nothing(&self) -> Vec<Mistake> {
+    /// The first key or item behind which there is nothing, and the path to it.
+    pub(super) fn nothing(&self) -> Option<(Vec<Segment>, Mistake)> {
+        let mut path = Vec::new();
+        self.nothing_below(&mut path).map(|mistake| (path, mistake))
+    }
+
+    /// Leaves the path at what is found.
+    fn nothing_below(&self, path: &mut Vec<Segment>) -> Option<Mistake> {
         match self {
-            Self::Nothing | Self::Word => Vec::new(),
-            Self::List(items) => {
-                let of_item = |item: &At<Self>| match &item.value {
+            Self::Nothing | Self::Word => None,
+            Self::List(items) => items.iter().enumerate().find_map(|(index, At { value: item, location })| {
+                path.push(Segment::Seq { index });
+                let found = match item {
                     Self::Nothing => {
-                        vec![Mistake::at(
-                            item.location,
-                            "an item of a list is empty: write it, or leave it out",
-                        )]
+                        Some(Mistake::at(*location, "an item of a list is empty: write it, or leave it out"))
                     }
-                    written => written.nothing(),
+                    item => item.nothing_below(path),
                 };
-                items.iter().flat_map(of_item).collect()
-            }
-            Self::Map(entries) => {
-                let of_entry = |(key, written): &(At<String>, Self)| match written {
+                found.or_else(|| path.pop().and(None))
+            }),
+            Self::Map(entries) => entries.iter().find_map(|(key, value)| {
+                path.push(Segment::Map { key: key.value.clone() });
+                let found = match value {
                     Self::Nothing => {
                         let message = format!(
                             "nothing is written for `{}`: write its value, `{{}}` for all by default, or leave it out",
                             key.value
                         );
-                        vec![Mistake::of(key, message)]
+                        Some(Mistake::of(key, message))
                     }
-                    written => written.nothing(),
+                    value => value.nothing_below(path),
                 };
-                entries.iter().flat_map(of_entry).collect()
-            }
+                found.or_else(|| path.pop().and(None))
+            }),
         }
-    }
-
-    /// A path without the parts that are none of the document's, but of what finds its places: unless it has such a key.
-    pub(super) fn own(&self, path: Vec<Segment>) -> Vec<Segment> {
-        const OF_SPANNED: [&str; 3] = ["value", "referenced", "defined"];
-        let mut written = Some(self);
-        let is_own = |segment: &Segment| match (written.and_then(|written| written.below(segment)), segment) {
-            (Some((below, _)), _) => {
-                written = Some(below);
-                true
-            }
-            (None, Segment::Map { key }) => !OF_SPANNED.contains(&key.as_str()),
-            (None, _) => true,
-        };
-        path.into_iter().filter(is_own).collect()
-    }
-
-    /// What a key or a position leads to, and where that stands.
-    fn below(&self, segment: &Segment) -> Option<(&Self, Location)> {
-        match (self, segment) {
-            (Self::Map(entries), Segment::Map { key } | Segment::Enum { variant: key }) => {
-                let entry = entries.iter().find(|(name, _)| name.value == *key);
-                entry.map(|(name, value)| (value, name.location))
-            }
-            (Self::List(items), Segment::Seq { index }) => {
-                items.get(*index).map(|item| (&item.value, item.location))
-            }
-            (_, _) => None,
-        }
-    }
-
-    /// Where the last key or item of the path stands that there is.
-    pub(super) fn place(&self, path: &[Segment]) -> Location {
-        let (mut written, mut place) = (self, Location::UNKNOWN);
-        for segment in path {
-            let Some(next) = written.below(segment) else { break };
-            (written, place) = next;
-        }
-        place
     }
 }
 

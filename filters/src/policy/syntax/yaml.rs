@@ -1,12 +1,11 @@
-//! Reading YAML: what is written and where, then what it says.
+//! Reading YAML: values with the place where each is written.
 
 use serde::{Deserialize, Deserializer};
 use serde_path_to_error::Segment;
 use serde_saphyr::{Error, Spanned};
 
-use super::super::{At, Document, Mistake};
-use super::written::Written;
-use super::{Location, duration, wording};
+use super::super::{At, Mistake};
+use super::{Location, wording};
 
 impl From<serde_saphyr::Location> for Location {
     fn from(location: serde_saphyr::Location) -> Self {
@@ -21,30 +20,6 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
     }
 }
 
-/// Reads a document.
-pub(crate) fn read(text: &str) -> Result<Document, Vec<Mistake>> {
-    // Without a path: whatever is wrong here is wrong wherever it stands.
-    let written: Written = parse(text).map_err(|wrong| vec![Wrong { path: Vec::new(), ..wrong }.told()])?;
-    let nothing = written.nothing();
-    if !nothing.is_empty() {
-        return Err(nothing);
-    }
-    parse(text).map_err(|mut wrong| {
-        wrong.path = written.own(wrong.path);
-        let mut told = wrong.told();
-        if let Error::InvalidScalar { .. } = wrong.error.without_snippet() {
-            told.message
-                .push_str(&duration::meant(text, &wrong.path, told.line, told.column).unwrap_or_default());
-        }
-        if let Error::SerdeMissingField { .. } = wrong.error.without_snippet() {
-            // The library tells how far it had come.
-            let Location { line, column } = written.place(&wrong.path);
-            (told.line, told.column) = (line, column);
-        }
-        vec![told]
-    })
-}
-
 /// YAML as JSON, with what it has beyond that resolved.
 ///
 /// # Errors
@@ -55,17 +30,31 @@ pub fn as_json(text: &str) -> Result<String, Mistake> {
 }
 
 /// What a text cannot be read for.
-struct Wrong {
+pub(super) struct Wrong {
     error: Box<Error>,
     /// The keys and positions that lead there.
-    path: Vec<Segment>,
+    pub(super) path: Vec<Segment>,
 }
 
 impl Wrong {
-    fn told(&self) -> Mistake {
-        let error = self.error.without_snippet();
+    pub(super) fn told(&self) -> Mistake {
+        self.told_of(&self.path)
+    }
+
+    /// What is wrong before any field is looked at: it needs no path.
+    pub(super) fn of_no_path(&self) -> Mistake {
+        self.told_of(&[])
+    }
+
+    fn told_of(&self, path: &[Segment]) -> Mistake {
+        let error = self.error();
         let location = error.location().map_or(Location::UNKNOWN, Location::from);
-        Mistake::at(location, wording::of(error, &self.path))
+        Mistake::at(location, wording::of(error, path))
+    }
+
+    /// The library's own error.
+    pub(super) fn error(&self) -> &Error {
+        self.error.without_snippet()
     }
 }
 
@@ -75,7 +64,7 @@ fn options() -> serde_saphyr::Options {
     serde_saphyr::options! { strict_booleans: true }
 }
 
-fn parse<'t, T: Deserialize<'t>>(text: &'t str) -> Result<T, Wrong> {
+pub(super) fn parse<'t, T: Deserialize<'t>>(text: &'t str) -> Result<T, Wrong> {
     let mut path = Vec::new();
     let read = serde_saphyr::with_deserializer_from_str_with_options(text, options(), |deserializer| {
         serde_path_to_error::deserialize(deserializer).map_err(|error| {

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use time::macros::datetime;
 use time::{Duration, OffsetDateTime};
 
-use super::{POLICY, check, gateway};
+use super::{POLICY, check, first_line, gateway};
 
 fn pki() -> TempDir {
     certs::install_crypto_provider();
@@ -43,7 +43,8 @@ fn expect(folder: &Path, (from, to): (&str, &str), written: &str, expected: &str
     let (status, told) = check(folder, &policy);
     // Files are told by their whole paths.
     let told = told.replace(&format!("{}/", folder.display()), "");
-    assert_eq!(told, format!("{}: {expected}\n", place(&policy, written)), "with {to}");
+    assert_eq!(first_line(&told), format!("error: {}: {expected}", place(&policy, written)), "with {to}");
+    assert!(told.ends_with("\n\n1 error in edge.yaml\n"), "with {to}: {told}");
     assert_eq!(status, 1);
 }
 
@@ -121,6 +122,8 @@ fn files_that_are_none_of_what_they_should_be() {
     secret("junk.key", &section("PRIVATE KEY"));
     secret("encrypted.key", &section("ENCRYPTED PRIVATE KEY"));
     secret("empty.key", "");
+    let swapped =
+        |which: [&str; 2]| format!("certificate: \"file:{}\", key: \"file:{}\"", which[0], which[1]);
     secret("words.key", "-----BEGIN PRIVATE KEY-----\n*words*\n-----END PRIVATE KEY-----\n");
     for (from, name, expected) in [
         (
@@ -202,6 +205,40 @@ fn files_that_are_none_of_what_they_should_be() {
     ] {
         let to = format!("\"file:{name}\"");
         expect(folder.path(), (from, &to), &to, expected);
+    }
+    for (from, to, at, expected) in [
+        (
+            swapped(["edge.pem", "edge.key"]),
+            swapped(["edge.key", "edge.pem"]),
+            "\"file:edge.key\"",
+            "the two files are swapped: edge.key holds a private key, and edge.pem holds a certificate; exchange them",
+        ),
+        (
+            swapped(["gateway.pem", "gateway.key"]),
+            swapped(["gateway.key", "gateway.pem"]),
+            "\"file:gateway.key\"",
+            "the two files are swapped: gateway.key holds a private key, and gateway.pem holds a certificate; exchange them",
+        ),
+        (
+            swapped(["edge.pem", "edge.key"]),
+            swapped(["edge.key", "edge.key"]),
+            "\"file:edge.key\"",
+            "edge.key holds a private key where a certificate belongs; name the file of the certificate",
+        ),
+        (
+            swapped(["edge.pem", "edge.key"]),
+            swapped(["edge.pem", "gateway.pem"]),
+            "\"file:gateway.pem\" }\nadmin",
+            "gateway.pem holds a certificate where a private key belongs; name the file of the key",
+        ),
+        (
+            CA.to_owned(),
+            "\"file:edge.key\"".to_owned(),
+            "\"file:edge.key\", certificate",
+            "edge.key holds a private key where a certificate belongs; name the file of the certificate",
+        ),
+    ] {
+        expect(folder.path(), (&from, &to), at, expected);
     }
 }
 

@@ -1,5 +1,6 @@
 //! `gateway check`: what it says of good and bad policies, certificates and keys included.
 
+mod all_at_once;
 mod certificates;
 
 use std::fs;
@@ -33,6 +34,11 @@ fn check_with(folder: &Path, policy: &str, more: &[&str]) -> (i32, String) {
     fs::write(folder.join("edge.yaml"), policy).unwrap();
     let output = gateway(folder, &[&["check", "edge.yaml"], more].concat());
     (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
+}
+
+/// The first error or warning, without the line of the file below it.
+fn first_line(told: &str) -> &str {
+    told.lines().next().unwrap_or_default()
 }
 
 fn gateway(folder: &Path, arguments: &[&str]) -> Output {
@@ -119,15 +125,17 @@ fn policies_are_read_as_they_would_be_served() {
 fn files_that_hold_something_else() {
     let folder = tempfile::tempdir().unwrap();
     for (bytes, expected) in [
-        (&b"admin:\n  \xff"[..], "edge.yaml: it is no UTF-8 text: look at line 2\n"),
-        (b"\xff\xfea\0", "edge.yaml: it is no UTF-8 text: look at line 1\n"),
+        (&b"admin:\n  \xff"[..], "edge.yaml: it is no UTF-8 text: look at line 2"),
+        (b"\xff\xfea\0", "edge.yaml: it is no UTF-8 text: look at line 1"),
     ] {
         fs::write(folder.path().join("edge.yaml"), bytes).unwrap();
         let told = gateway(folder.path(), &["check", "edge.yaml"]);
+        let expected = format!("error: {expected}\n\n1 error in edge.yaml\n");
         assert_eq!(String::from_utf8(told.stdout).unwrap(), expected);
     }
     let told = gateway(folder.path(), &["check", "."]);
-    let expected = ".: it is not a file; name a file, not a folder, a pipe or a device\n";
+    let expected =
+        "error: .: it is not a file; name a file, not a folder, a pipe or a device\n\n1 error in .\n";
     assert_eq!(String::from_utf8(told.stdout).unwrap(), expected);
 }
 
@@ -232,7 +240,7 @@ fn what_envoy_cannot_do_is_told_where_it_would_serve() {
         assert!(!told.contains("stale_crl"), "{told}");
         let (status, told) = check(folder.path(), &at_envoy);
         assert_eq!(status, 0, "{told}");
-        let warnings: Vec<_> = told.lines().filter(|line| line.contains("stale_crl")).collect();
+        let warnings: Vec<_> = told.lines().filter(|line| line.contains("`stale_crl")).collect();
         let expected: Vec<_> =
             place.iter().map(|place| format!("warning: edge.yaml:{place}: {TOLD}")).collect();
         assert_eq!(warnings, expected, "{told}");
@@ -379,7 +387,7 @@ fn warnings_that_are_meant_are_not_told_again() {
     }
     fs::remove_file(&accepted).unwrap();
     let (status, told) = check_with(folder.path(), POLICY, &["--without-files", "--accept", "edge.accepted"]);
-    assert!(status == 1 && told.starts_with("edge.accepted: No such file"), "{told}");
+    assert!(status == 1 && told.starts_with("error: edge.accepted: No such file"), "{told}");
 }
 
 /// What the clock has to do with it: keys that count no longer, or will not soon.
@@ -414,7 +422,7 @@ fn a_missing_policy_is_told_by_name() {
     let output =
         Command::new(env!("CARGO_BIN_EXE_gateway")).args(["check", "nowhere.yaml"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stdout).starts_with("nowhere.yaml: "));
+    assert!(String::from_utf8_lossy(&output.stdout).starts_with("error: nowhere.yaml: "));
 }
 
 #[test]
