@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::load;
 
-/// Errors and warnings that are printed; the others are counted.
+/// Errors and warnings that are printed. Reading ends soon after, so nobody knows how many there are beyond.
 const MOST: usize = 100;
 
 /// An error or a warning.
@@ -35,11 +35,10 @@ impl Severity {
     }
 }
 
-/// For programs. The number of objects is bounded as the text is.
+/// For programs: every error and warning.
 pub(super) fn json(found: &[Diagnostic<'_>]) -> String {
     let objects: Vec<_> = found
         .iter()
-        .take(MOST)
         .map(|Diagnostic { severity, file, mistake }| {
             let Mistake { line, column, message } = mistake;
             json!({
@@ -80,8 +79,8 @@ pub(super) fn text(found: &[Diagnostic<'_>], has_colour: bool) -> String {
         }
         let _ = writeln!(printed, "{}\n", renderer.render(&[group]));
     }
-    if let Some(more) = found.len().checked_sub(MOST).filter(|more| *more > 0) {
-        let _ = writeln!(printed, "and {more} more\n");
+    if found.len() > MOST {
+        let _ = writeln!(printed, "and more\n");
     }
     printed
 }
@@ -94,6 +93,7 @@ pub(super) fn count(found: &[Diagnostic<'_>]) -> String {
         match number {
             0 => {}
             1 => parts.push(format!("1 {}", severity.name())),
+            _ if number > MOST => parts.push(format!("more than {MOST} {}s", severity.name())),
             _ => parts.push(format!("{number} {}s", severity.name())),
         }
     }

@@ -125,10 +125,13 @@ fn marked(document: &Value, place: &[Step]) -> (String, u64) {
 
 #[test]
 fn what_does_not_belong_there() {
+    // A document with a mistake is read many times, so each place gets some of the values, and each value some places.
+    const VALUES_OF_A_PLACE: usize = 4;
+    let mut values = WRONG.iter().cycle();
     let (mut told, mut belongs) = (0, 0);
     each(|document, place| {
         let (text, line) = marked(document, place);
-        for wrong in WRONG {
+        for wrong in values.by_ref().take(VALUES_OF_A_PLACE) {
             let text = text.replace(MARK, wrong);
             let mistakes = mistakes(&text);
             told_well(&mistakes, &text);
@@ -139,7 +142,7 @@ fn what_does_not_belong_there() {
             }
         }
     });
-    assert!(told > 1_000 && belongs > 300, "{told} mistakes, {belongs} of what does not belong");
+    assert!(told > 500 && belongs > 150, "{told} mistakes, {belongs} of what does not belong");
 }
 
 #[test]

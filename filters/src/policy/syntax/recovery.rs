@@ -13,14 +13,15 @@ use super::super::mistake::nearest;
 use super::super::{Document, Mistake};
 use super::draft::Draft;
 use super::tree::{Kind, Node};
+use super::wording::UNKNOWN_ANCHOR;
 use super::written::Written;
 use super::yaml::{Wrong, parse};
 use super::{position, suggestion};
 
-/// Mistakes after which reading ends.
-const MOST_MISTAKES: usize = 1_000;
+/// Mistakes after which reading ends: one more than `check` prints, so that it can say that there are more.
+const MOST_MISTAKES: usize = 101;
 /// Bytes that are read over and over, for a text of any size.
-const MOST_BYTES: usize = 32 * 1024 * 1024;
+const MOST_BYTES: usize = 4 * 1024 * 1024;
 
 /// A text with mistakes in how it is written.
 pub(crate) struct Unreadable {
@@ -141,8 +142,11 @@ impl<'t> Attempt<'t> {
             })
         });
         read.map_err(|(replaced, mistake)| {
-            // What ends the reading is told, unless a replacement is at fault.
-            let is_made = || self.offset(&mistake).is_some_and(|at| self.draft.is_made(&(at..at + 1)));
+            // What ends the reading is reported, unless a replacement is at fault: its anchor may have gone with it.
+            let is_made = || {
+                mistake.message == UNKNOWN_ANCHOR
+                    || self.offset(&mistake).is_some_and(|at| self.draft.is_made(&(at..at + 1)))
+            };
             if self.mistakes.is_empty() || (replaced.is_none() && !is_made()) {
                 self.note(mistake);
             }

@@ -5,6 +5,8 @@ use serde_saphyr::Error;
 
 use super::super::mistake::{none_of, unknown_field};
 
+pub(super) const UNKNOWN_ANCHOR: &str = "it refers to an anchor (`&name`) that is not above it";
+
 /// What is wrong in a place to which that path leads.
 pub(super) fn of(error: &Error, path: &[Segment]) -> String {
     let belongs = |what: &str| format!("{}{what}", place(path));
@@ -48,7 +50,7 @@ pub(super) fn of(error: &Error, path: &[Segment]) -> String {
             "`<<` is followed by settings, or by a list of them".to_owned()
         }
         Error::NonFiniteFloat { .. } => belongs("a number that ends belongs here"),
-        Error::UnknownAnchor { .. } => "it refers to an anchor (`&name`) that is not above it".to_owned(),
+        Error::UnknownAnchor { .. } => UNKNOWN_ANCHOR.to_owned(),
         Error::UnsupportedTag { .. }
         | Error::TaggedEnumMismatch { .. }
         | Error::InvalidBinaryBase64 { .. } => NO_TAGS.to_owned(),

@@ -51,3 +51,14 @@ fn what_is_left_empty_is_told() {
         assert!(told.lines().next() == Some(expected.as_str()), "{told}");
     }
 }
+
+/// A replacement takes the anchor with it that the rest uses. What then follows is no mistake of the document.
+#[test]
+fn an_anchor_that_goes_with_a_mistake_is_no_mistake() {
+    let own = "p.yaml:14:3: unknown field `base`";
+    let text = GOOD.replacen("  shape: {}\n", "  base: &b { scopes: [a] }\n  jwt: { <<: *b }\n", 1);
+    let told = read(&text).unwrap_err();
+    assert!(told.starts_with(own) && !told.contains("anchor"), "{told}");
+    let without = GOOD.replacen("  shape: {}\n", "  jwt: { <<: *b }\n", 1);
+    assert!(read(&without).unwrap_err().contains("it refers to an anchor (`&name`) that is not above it"));
+}

@@ -163,7 +163,7 @@ fn files_of_keys_are_read_as_they_would_be_served() {
         (Some("{}".to_owned()), named("jwks.json: not a JWK set")),
         (
             Some(keys(&[])),
-            named("jwks.json: the key set has no P-256, Ed25519 or RSA key that verifies signatures"),
+            named("jwks.json: the key set has no P-256, P-384, Ed25519 or RSA key that verifies signatures"),
         ),
         (Some(keys(&["a", "a"])), named("jwks.json: the key set has two keys of one id and algorithm")),
         (Some(keys(&["a"; 257])), named("jwks.json: the key set has more than 262144 bytes or 64 keys")),
