@@ -3,7 +3,8 @@
 //! Envoy's foreign function `verify_signature` (since 1.30) takes the protobuf message
 //! `envoy.source.extensions.common.wasm.VerifySignatureArguments` and answers `VerifySignatureResult`: keys are
 //! SubjectPublicKeyInfo in DER (RFC 5280 section 4.1), ECDSA signatures DER (RFC 3279 section 2.2.3). What it
-//! cannot do, HMAC, Ed25519 and RSASSA-PSS, this module does itself; so it does everything where the function is missing.
+//! cannot do, HMAC, Ed25519 and RSASSA-PSS, this module does itself. Where the function is missing it does the rest too,
+//! except ES384, which is then not verifiable.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
