@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use certs::file::Content;
 use certs::{Certificates, Clients, Identity, Reader, Set, Trust, Watch};
-use filters::policy::{At, Document, Mistake, Policy, Reference, RouteRule, Secret, StaleCrl};
+use filters::policy::{At, Document, MUST_BE_FILE, Mistake, Policy, Reference, RouteRule, Secret, StaleCrl};
 use zeroize::Zeroizing;
 
 use self::files::{Files, OfDocument};
@@ -246,9 +246,7 @@ pub(crate) fn less_line_break(mut bytes: Zeroizing<Vec<u8>>) -> Zeroizing<Vec<u8
 pub(crate) fn file(folder: &Path, reference: &At<Reference>) -> Result<PathBuf, &'static str> {
     match &reference.value {
         Reference::File(path) => Ok(folder.join(path)),
-        Reference::Env(_) => {
-            Err("certificates and keys are files, so that they can be rotated: write `file:PATH`")
-        }
+        Reference::Env(_) => Err(MUST_BE_FILE),
     }
 }
 

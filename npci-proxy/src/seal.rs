@@ -299,7 +299,10 @@ mod tests {
         check("other digest", Broken::DigestMismatch, &|h| {
             h.insert(CONTENT_DIGEST, digest::content_digest(b"x").parse().unwrap());
         });
-        check("two digests", Broken::DigestMismatch, &|h| {
+        check("another digest beside the right one", Broken::DigestMismatch, &|h| {
+            h.append(CONTENT_DIGEST, digest::content_digest(b"x").parse().unwrap());
+        });
+        check("a second line that is not signed", Broken::Invalid, &|h| {
             h.append(CONTENT_DIGEST, digest::content_digest(BODY).parse().unwrap());
         });
         check("unsigned", Broken::SignatureMissing, &|h| {

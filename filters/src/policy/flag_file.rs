@@ -19,6 +19,7 @@ use crate::{FilterSet, shape};
 pub struct FlagFile {
     /// `file:PATH`, in flagd's format, JSON, or YAML if it is called so. It is followed: what changes counts a second
     /// later, and a file with mistakes, or without a flag that this policy counts on, changes nothing.
+    #[schemars(with = "super::reference::FileReference")]
     pub file: At<Reference>,
     /// Header fields that flags may look at, by what they call them: `app_version: x-app-version`. Whoever sends a
     /// request can write them.

@@ -71,10 +71,13 @@ pub struct Jwks {
     /// The issuer's own metadata say where: `issuer` is then its `https:` address, and must be in them to the letter.
     pub discovery: Option<Discovery>,
     /// `file:PATH`, read again when it changes.
+    #[schemars(with = "Option<super::reference::FileReference>")]
     pub file: Option<At<Reference>>,
     /// The CAs that sign the certificate of `url`, PEM; absent: the system's.
+    #[schemars(with = "Option<super::reference::FileReference>")]
     pub ca: Option<At<Reference>>,
     /// What those CAs have revoked, of the whole chain: a list of each, PEM, or the one list in DER; absent: nothing.
+    #[schemars(with = "Option<super::reference::FileReference>")]
     pub crl: Option<At<Reference>>,
     /// What becomes of the issuer while a list is past its `nextUpdate`: `refuse`, and its keys grow stale.
     #[serde(default)]
@@ -103,8 +106,10 @@ pub struct Introspection {
     /// An `https:` address.
     pub url: String,
     /// The CAs that sign the certificate of `url`, PEM.
+    #[schemars(with = "super::reference::FileReference")]
     pub ca: At<Reference>,
     /// What those CAs have revoked, of the whole chain: a list of each, PEM, or the one list in DER; absent: nothing.
+    #[schemars(with = "Option<super::reference::FileReference>")]
     pub crl: Option<At<Reference>>,
     /// What becomes of the issuer while a list is past its `nextUpdate`.
     #[serde(default)]
@@ -115,8 +120,10 @@ pub struct Introspection {
     /// `client_secret` and `certificate`.
     pub client_secret: Option<At<Reference>>,
     /// The chain that the edge shows instead, PEM (`tls_client_auth`, RFC 8705 section 2.1).
+    #[schemars(with = "Option<super::reference::FileReference>")]
     pub certificate: Option<At<Reference>>,
     /// Its key, PEM.
+    #[schemars(with = "Option<super::reference::FileReference>")]
     pub key: Option<At<Reference>>,
     /// Milliseconds that an answer may take.
     #[serde(default = "ms::<1_000>")]

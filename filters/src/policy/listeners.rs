@@ -43,14 +43,17 @@ pub struct Listener {
 #[serde(deny_unknown_fields)]
 pub struct ListenerTls {
     /// The chain, leaf first, PEM.
+    #[schemars(with = "super::reference::FileReference")]
     pub certificate: At<Reference>,
     /// The leaf's private key, PEM.
+    #[schemars(with = "super::reference::FileReference")]
     pub key: At<Reference>,
     /// Other certificates for clients that ask for certain names (SNI); whoever asks for none of them gets the one
     /// above.
     #[serde(default)]
     pub certificates: Vec<NamedCertificate>,
     /// CAs that must have issued all of these, PEM; absent: any.
+    #[schemars(with = "Option<super::reference::FileReference>")]
     pub ca: Option<At<Reference>>,
     /// Client certificates; absent: none is asked for.
     pub client_certificates: Option<ClientCertificates>,
@@ -61,8 +64,10 @@ pub struct ListenerTls {
 #[serde(deny_unknown_fields)]
 pub struct NamedCertificate {
     /// The chain, leaf first, PEM.
+    #[schemars(with = "super::reference::FileReference")]
     pub certificate: At<Reference>,
     /// The leaf's private key, PEM.
+    #[schemars(with = "super::reference::FileReference")]
     pub key: At<Reference>,
     /// The names, perhaps `*.` and a domain; each must be on the certificate, and stay there when it is renewed.
     /// Absent: its DNS names.
@@ -75,9 +80,11 @@ pub struct NamedCertificate {
 #[serde(deny_unknown_fields)]
 pub struct ClientCertificates {
     /// The CAs that sign them, PEM.
+    #[schemars(with = "super::reference::FileReference")]
     pub ca: At<Reference>,
     /// What those CAs have revoked: a list of each, PEM, or the one list in DER; absent: nothing. All of a client's
     /// chain is checked. A client that a new list revokes loses its open connections too.
+    #[schemars(with = "Option<super::reference::FileReference>")]
     pub crl: Option<At<Reference>>,
     /// What becomes of clients while a list is past its `nextUpdate`.
     #[serde(default)]

@@ -147,7 +147,11 @@ impl Policy {
             Ok(document) => {
                 return Self::of(document, secret).map_err(|wrong| {
                     let (document, mut mistakes) = *wrong;
-                    mistakes.extend(further(&document));
+                    for mistake in further(&document) {
+                        if !mistakes.contains(&mistake) {
+                            mistakes.push(mistake);
+                        }
+                    }
                     mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
                     mistakes
                 });
@@ -196,6 +200,9 @@ impl Policy {
             names::check(&document, &mut mistakes);
         }
         listeners::check(&document, &mut mistakes);
+        // A module gets what was checked.
+        #[cfg(not(target_family = "wasm"))]
+        super::files::check(&document, &mut mistakes);
         upstreams::check(&document, &mut mistakes);
         issuers::check(&document, &mut mistakes);
         clients::check(&document, &mut mistakes);

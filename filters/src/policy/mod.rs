@@ -8,6 +8,8 @@ mod bounds;
 mod clients;
 mod document;
 mod envoy;
+#[cfg(not(target_family = "wasm"))]
+mod files;
 mod flag_file;
 mod issuers;
 mod key_times;
@@ -41,6 +43,8 @@ mod warning;
 pub use address::{Address, NotAnAddress};
 pub use clients::{ApiKey, CertificateNames, Client, HmacKey};
 pub use document::{Admin, At, Document};
+#[cfg(not(target_family = "wasm"))]
+pub use files::MUST_BE_FILE;
 pub use flag_file::FlagFile;
 pub use issuers::{Algorithm, Discovery, Introspection, Issuer, Jwks};
 pub use keyring::{ClientKey, Keyring, NotSigned, Whose};

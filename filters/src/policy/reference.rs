@@ -82,6 +82,23 @@ impl JsonSchema for Reference {
     }
 }
 
+/// The schema of a [`Reference`] to what is followed while the edge runs, and so must be a file.
+pub(super) enum FileReference {}
+
+impl JsonSchema for FileReference {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "FileReference".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "pattern": "^file:.+$",
+            "description": "`file:PATH`, relative to the policy's folder. It is followed, so it cannot be `env:`."
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

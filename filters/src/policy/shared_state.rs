@@ -62,6 +62,7 @@ pub struct Redis {
     #[serde(default)]
     pub cluster: bool,
     /// The CAs that sign its certificate, PEM; absent: the system's.
+    #[schemars(with = "Option<super::reference::FileReference>")]
     pub ca: Option<At<Reference>>,
     /// What every key begins with: edges with the same prefix share their state.
     #[serde(default = "prefix")]
@@ -119,15 +120,19 @@ impl StateService {
 #[serde(deny_unknown_fields)]
 pub struct StateTls {
     /// The service's chain, PEM.
+    #[schemars(with = "super::reference::FileReference")]
     pub certificate: At<Reference>,
     /// The service's key, PEM.
+    #[schemars(with = "super::reference::FileReference")]
     pub key: At<Reference>,
     /// The CAs that sign its clients' certificates, PEM.
+    #[schemars(with = "super::reference::FileReference")]
     pub client_ca: At<Reference>,
     /// The DNS names of which a client's certificate must bear one, compared whole: Envoy's own. Those CAs may know
     /// others, and the service tells every client's secret.
     pub allowed_clients: At<Vec<String>>,
     /// What those CAs have revoked: a list of each, PEM, or the one list in DER; absent: nothing.
+    #[schemars(with = "Option<super::reference::FileReference>")]
     pub crl: Option<At<Reference>>,
     /// What becomes of clients while a list is past its `nextUpdate`.
     #[serde(default)]

@@ -31,18 +31,22 @@ pub struct UpstreamTls {
     /// The name that the upstream's certificate must carry.
     pub server_name: At<String>,
     /// The CAs that sign it, PEM; absent: the CAs that this system trusts.
+    #[schemars(with = "Option<super::reference::FileReference>")]
     pub ca: Option<At<Reference>>,
     /// What those CAs have revoked: a list of each, PEM, or the one list in DER; absent: nothing. A certificate that is
     /// on a list gets no request. For requests the gateway looks at the upstream's own certificate, for probes and
     /// copies at its chain too; Envoy always at the chain, of which every CA must then have its list.
+    #[schemars(with = "Option<super::reference::FileReference>")]
     pub crl: Option<At<Reference>>,
     /// What becomes of the upstream while a list is past its `nextUpdate`. Envoy refuses it always, so `allow` is not
     /// for Envoy.
     #[serde(default)]
     pub stale_crl: At<StaleCrl>,
     /// The edge's own chain, PEM, for mutual TLS; absent: the edge shows no certificate.
+    #[schemars(with = "Option<super::reference::FileReference>")]
     pub certificate: Option<At<Reference>>,
     /// The key of `certificate`, PEM.
+    #[schemars(with = "Option<super::reference::FileReference>")]
     pub key: Option<At<Reference>>,
 }
 
@@ -53,16 +57,20 @@ pub struct MutualTls {
     /// The name that the server's certificate must carry.
     pub server_name: At<String>,
     /// The CAs that sign it, PEM.
+    #[schemars(with = "super::reference::FileReference")]
     pub ca: At<Reference>,
     /// What those CAs have revoked: a list of each, PEM, or the one list in DER; absent: nothing.
+    #[schemars(with = "Option<super::reference::FileReference>")]
     pub crl: Option<At<Reference>>,
     /// What becomes of the server while a list is past its `nextUpdate`. Envoy refuses it always, so `allow` is not for
     /// Envoy.
     #[serde(default)]
     pub stale_crl: At<StaleCrl>,
     /// The client's chain, PEM.
+    #[schemars(with = "super::reference::FileReference")]
     pub certificate: At<Reference>,
     /// The client's key, PEM.
+    #[schemars(with = "super::reference::FileReference")]
     pub key: At<Reference>,
 }
 

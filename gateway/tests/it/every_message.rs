@@ -38,6 +38,7 @@ const CERTS: [&str; 6] = ["crl.rs", "error.rs", "file.rs", "identity.rs", "inspe
 const OTHERS: [&str; 42] = [
     "the request does not ask for one version",
     "`file:PATH`, relative to the policy's folder, or `env:NAME`.",
+    "`file:PATH`, relative to the policy's folder. It is followed, so it cannot be `env:`.",
     // Of keys, for logs, while the gateway runs.
     "no key counts now",
     "the key has not been told yet",

@@ -16,6 +16,7 @@ mod flags;
 mod forward;
 mod logged;
 mod reference;
+mod reference_and_check;
 mod reload;
 mod revoke;
 mod rotation;

@@ -95,7 +95,7 @@ fn files() -> Vec<PathBuf> {
 }
 
 /// Names and values of the examples.
-fn examples() -> Vec<(String, Value)> {
+pub(super) fn examples() -> Vec<(String, Value)> {
     let read = |path: PathBuf| {
         let json = as_json(&std::fs::read_to_string(&path).unwrap()).unwrap();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
@@ -105,33 +105,34 @@ fn examples() -> Vec<(String, Value)> {
 }
 
 /// An object of the document: where it is, and what fields it has.
-struct Object {
+pub(super) struct Object {
     /// `upstreams.NAME.health`; several where the same object is in several places.
-    places: Vec<Vec<Step>>,
+    pub(super) places: Vec<Vec<Step>>,
     /// Those of them that are not within an object that itself is in several.
     told: Vec<Vec<Step>>,
     about: String,
-    fields: Vec<Field>,
+    pub(super) fields: Vec<Field>,
 }
 
-struct Field {
-    name: String,
+pub(super) struct Field {
+    pub(super) name: String,
     /// `list of numbers`.
-    kind: String,
-    default: String,
+    pub(super) kind: String,
+    /// `required`, `absent`, or a value between backticks.
+    pub(super) default: String,
     about: String,
     /// The place of the object that it holds.
     leads_to: Option<Vec<Step>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     Field(String),
     Entries,
     Names,
 }
 
-fn title(place: &[Step]) -> String {
+pub(super) fn title(place: &[Step]) -> String {
     let mut title = String::new();
     for step in place {
         match step {
@@ -153,7 +154,7 @@ fn anchor(place: &[Step]) -> String {
 }
 
 /// Every object that the schema names, in the order of the document.
-fn objects() -> Vec<Object> {
+pub(super) fn objects() -> Vec<Object> {
     let schema = gateway::schema::document().to_value();
     let mut objects: Vec<(String, Object)> = Vec::new();
     let mut open = VecDeque::from([(String::new(), Vec::new(), false)]);
@@ -266,6 +267,7 @@ fn kind(schema: &Value, node: &Value, place: &mut Vec<Step>) -> (String, String,
         Some("string") => {
             let kind = match (node["pattern"].as_str(), node["format"].as_str()) {
                 (Some(pattern), _) if pattern.contains("file|env") => "reference",
+                (Some(pattern), _) if pattern.starts_with("^file:") => "file",
                 (_, Some("date-time")) => "time",
                 (_, _) => "text",
             };

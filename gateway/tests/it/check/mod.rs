@@ -90,7 +90,7 @@ fn policies_are_read_as_they_would_be_served() {
         (
             "file:edge.pem",
             "env:EDGE",
-            "edge.yaml:5:25: certificates and keys are files, so that they can be rotated: write `file:PATH`",
+            "edge.yaml:5:25: what is followed while the edge runs must be a file, so that it can be replaced: write `file:PATH`",
         ),
         ("file:internal-ca.pem", "file:gateway.pem", "edge.yaml:10:55: "),
         (
@@ -187,7 +187,8 @@ fn issuers_are_asked_with_what_there_is() {
     let folder = tempfile::tempdir().unwrap();
     certs::pki::init(folder.path(), false).unwrap();
     const GONE: &str = "none: No such file or directory (os error 2); check that the file exists and that this user may read it";
-    const NO_FILE: &str = "certificates and keys are files, so that they can be rotated: write `file:PATH`";
+    const NO_FILE: &str =
+        "what is followed while the edge runs must be a file, so that it can be replaced: write `file:PATH`";
     let jwks = "algorithms: [EdDSA],\n    jwks: { url: \"https://i\",\n      ca: \"CA\", crl: \"CRL\" }";
     let asked = "introspection: { url: \"https://i\", client_id: e, client_secret: \"SECRET\",\n\n      ca: \"CA\", crl: \"CRL\" }";
     for (issuer, from, to, place, expected) in [
