@@ -35,7 +35,7 @@ const READERS: [&str; 6] =
 const CERTS: [&str; 6] = ["crl.rs", "error.rs", "file.rs", "identity.rs", "inspect.rs", "trust.rs"];
 
 /// Texts there that `check` never tells.
-const OTHERS: [&str; 42] = [
+const OTHERS: [&str; 43] = [
     "the request does not ask for one version",
     "`file:PATH`, relative to the policy's folder, or `env:NAME`.",
     "`file:PATH`, relative to the policy's folder. It is followed, so it cannot be `env:`.",
