@@ -4,7 +4,8 @@
     tests/clients/bench.py                       3 rounds of 5 s each, alternating
     tests/clients/bench.py --rounds 5 --seconds 10
 
-Both verify an ES256 token on a POST, speak TLS on both sides and have one thread. Envoy runs jwt_authn with its cache.
+Both verify an ES256 token on a POST, speak TLS on both sides, have one thread and write a line of JSON about each request
+to a file. Envoy runs jwt_authn with its cache.
 The upstream is nginx. Printed are the median latency, the requests a second and the CPU time a request; read the
 ratios, because machines differ.
 
@@ -81,9 +82,15 @@ def envoy_config(folder, ports, jwks):
                                    "local_jwks": {"inline_string": json.dumps(jwks)},
                                    "jwt_cache_config": {"jwt_cache_size": 1000}}},
            "rules": [{"match": {"prefix": "/"}, "requires": {"provider_name": "bench"}}]}
+    names = {"start_time": "%START_TIME%", "method": "%REQ(:METHOD)%", "path": "%PATH(NQ)%", "route": "%ROUTE_NAME%",
+             "status": "%RESPONSE_CODE%", "duration_ms": "%DURATION%", "upstream": "%UPSTREAM_CLUSTER%",
+             "client": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", "request_id": "%REQ(X-REQUEST-ID)%"}
+    access_log = {"name": "file", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+        "path": str(folder / "envoy-access.log"), "log_format": {"json_format": names}}}
     manager = {"@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3"
                         ".HttpConnectionManager",
-               "stat_prefix": "public",
+               "stat_prefix": "public", "access_log": [access_log],
                "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [
                    {"match": {"path": "/pay"}, "route": {"cluster": "nginx", "timeout": "5s"}}]}]},
                "http_filters": [{"name": "jwt", "typed_config": jwt},
