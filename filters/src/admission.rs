@@ -226,7 +226,11 @@ impl Admission {
         let upstream = self.share(policy).and_then(|(_, share)| policy.upstream(&share.upstream));
         let forwards = upstream.is_some_and(|upstream| upstream.forward_authorization.value);
         let is_kept = |name: &str| forwards && name == "authorization";
-        let hidden = |name: &&str| shape::edge_only(name) || HIDDEN.contains(name) && !is_kept(name);
+        let hidden = |name: &&str| {
+            shape::edge_only(name)
+                || HIDDEN.contains(name) && !is_kept(name)
+                || is_of_connection(&request.headers, name)
+        };
         let sent = request.headers.iter().map(|(name, _)| name);
         let mut remove: Vec<String> = sent.filter(hidden).map(str::to_owned).collect();
         remove.sort_unstable();
@@ -353,6 +357,15 @@ fn find<'p>(policy: &'p Policy, request: &Request<'_>) -> Result<Found<'p>, Refu
 fn version_ambiguous(why: &str) -> Refused {
     let ask = "Ask for one version, in the path, in X-API-Version or in the media type that you accept.";
     Refusal::new(400, "version_ambiguous", format!("{ask}{why}")).into()
+}
+
+/// Whether `Connection` names the field, which then is not for the upstream (RFC 9110 section 7.6.1). Fields that the data
+/// plane itself needs stay: they frame the body, open a WebSocket or name the host.
+fn is_of_connection(headers: &Headers<'_>, name: &str) -> bool {
+    const KEPT: [&str; 6] =
+        ["connection", "content-length", "host", "transfer-encoding", "upgrade", "x-forwarded-proto"];
+    let mut named = headers.all("connection").flat_map(|value| value.split(|byte| *byte == b','));
+    named.any(|word| word.trim_ascii().eq_ignore_ascii_case(name.as_bytes())) && !KEPT.contains(&name)
 }
 
 /// Another protocol that the client would go on with.

@@ -8,7 +8,7 @@ use filters::chain::Refused;
 use filters::failure::Failure;
 use filters::filter::Headers;
 use filters::upstream::MOST_ANSWER_BYTES;
-use http::{HeaderMap, StatusCode, Version, header};
+use http::{HeaderMap, Method, StatusCode, Version, header};
 use pingora::connectors::http::Connector;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::client::HttpSession;
@@ -163,7 +163,9 @@ impl Edge {
         for (name, value) in &fields {
             header.append_header(name, value)?;
         }
-        if !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        // A response to HEAD has the length of GET's body, if the upstream names it (RFC 9110 section 8.6).
+        let is_head = session.req_header().method == Method::HEAD;
+        if !is_head && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
             header.insert_header(header::CONTENT_LENGTH, body.len())?;
         }
         self.dress(&mut header, exchange)?;
@@ -208,6 +210,7 @@ impl From<Failure> for NotAnswered {
 
 async fn talk(session: &mut HttpSession, header: RequestHeader, body: Bytes) -> Result<Whole, NotAnswered> {
     let failed = NotAnswered::by;
+    let is_head = header.method == Method::HEAD;
     session.write_request_header(Box::new(header)).await.map_err(failed)?;
     if !body.is_empty() {
         session.write_request_body(body, true).await.map_err(failed)?;
@@ -227,7 +230,11 @@ async fn talk(session: &mut HttpSession, header: RequestHeader, body: Bytes) -> 
     };
     let status = header.status;
     let mut header = header.clone();
+    let length = header.headers.get(header::CONTENT_LENGTH).filter(|_| is_head).cloned();
     response::strip_hop_by_hop(&mut header, Framing::Goes);
+    if let Some(length) = length {
+        header.insert_header(header::CONTENT_LENGTH, length).map_err(failed)?;
+    }
     let mut whole = BytesMut::new();
     while let Some(chunk) = session.read_response_body().await.map_err(failed)? {
         if whole.len() + chunk.len() > MOST_ANSWER_BYTES {

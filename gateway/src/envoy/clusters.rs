@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::handed::metadata;
 use super::{STATE_CLUSTER, Source, ms, socket};
 use crate::load::UpstreamFiles;
-use crate::upstream::{LEAST_REPEATS, MOST_COPIES, MOST_STREAMS, resolve_interval_ms};
+use crate::upstream::{LEAST_REPEATS, MOST_COPIES, MOST_STREAMS, first_retry_ms, resolve_interval_ms};
 
 /// A connection to an upstream takes no new request after so long. Envoy keeps those that were made with a certificate
 /// before: this is how soon nobody shows that any more, and it can be revoked. `certs` waits for it.
@@ -128,7 +128,10 @@ impl Source {
                     "@type": "type.googleapis.com/envoy.extensions.clusters.dns.v3.DnsCluster",
                     "dns_lookup_family": "ALL",
                     "dns_refresh_rate": interval,
-                    "dns_failure_refresh_rate": { "base_interval": interval, "max_interval": interval },
+                    "dns_failure_refresh_rate": {
+                        "base_interval": ms(first_retry_ms(upstream)),
+                        "max_interval": interval,
+                    },
                 },
             });
         } else {

@@ -27,8 +27,8 @@ use self::failure::{Cause, Failures};
 use self::fitness::{Fitness, Leave};
 pub(crate) use self::mirror::MOST_COPIES;
 pub(crate) use self::repeat::{LEAST_REPEATS, Repeat};
-use self::resolve::Name;
-pub(crate) use self::resolve::resolve_interval_ms;
+use self::resolve::{Found, Name};
+pub(crate) use self::resolve::{first_retry_ms, resolve_interval_ms};
 pub(crate) use self::transport::MOST_STREAMS;
 use self::transport::Transport;
 use crate::load::UpstreamFiles;
@@ -53,6 +53,8 @@ pub(crate) struct Upstream {
     pub(crate) settings: Settings,
     /// As they were resolved last; `None` before the first lookup of a name.
     addresses: watch::Sender<Option<Arc<[Arc<Address>]>>>,
+    /// What its names were last resolved to. The next policy starts with it.
+    found: Mutex<Found>,
     transport: Live<Transport>,
     next: AtomicUsize,
     in_flight: Arc<Semaphore>,
@@ -103,6 +105,7 @@ impl Upstream {
             name: name.to_owned(),
             settings: settings.clone(),
             addresses: watch::Sender::new(alike.and_then(|before| before.addresses.borrow().clone())),
+            found: Mutex::new(before.map(Self::found).unwrap_or_default()),
             transport,
             next: AtomicUsize::new(0),
             in_flight: before
@@ -116,14 +119,30 @@ impl Upstream {
             began: before.map_or_else(Instant::now, |before| before.began),
             failures: Failures::default(),
         };
-        if !upstream.has_names() {
-            let names: Vec<_> = upstream.settings.addresses.iter().map(Name::new).collect();
+        let names = upstream.names();
+        if names.iter().all(Name::is_resolved) {
             upstream.set_addresses(&resolve::addresses(&names));
-        } else if alike.is_none_or(|before| before.settings.addresses != upstream.settings.addresses) {
-            // They were those of other names.
+        } else {
+            // Requests wait for the first lookup of the new names.
             upstream.addresses.send_replace(None);
         }
         Ok(upstream)
+    }
+
+    fn found(&self) -> Found {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The addresses as they are written, with what they were last resolved to.
+    fn names(&self) -> Vec<Name> {
+        let found = self.found();
+        self.settings.addresses.iter().map(|written| Name::new(written, &found)).collect()
+    }
+
+    /// Uses what the names were resolved to.
+    fn resolved(&self, names: &[Name]) {
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = resolve::found(names);
+        self.set_addresses(&resolve::addresses(names));
     }
 
     /// Whether it has a name that must be looked up.

@@ -3,6 +3,7 @@
 //! The system's resolver is asked, so `/etc/hosts`, search domains and `nsswitch.conf` hold here as everywhere on the
 //! host. It tells no TTL, hence the interval.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,11 +19,32 @@ const MOST_OF_A_NAME: usize = 64;
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The shortest interval between two lookups of a name.
 const SHORTEST_MS: u64 = 500;
+/// Milliseconds from the first failure to the next lookup. Each further failure doubles them, up to the interval.
+const FIRST_RETRY_MS: u64 = 1_000;
 
 /// Milliseconds between two lookups of an upstream's names.
 pub(crate) fn resolve_interval_ms(settings: &Settings) -> u64 {
     settings.resolve_interval_ms.max(SHORTEST_MS)
 }
+
+/// Milliseconds between a first failure and the next lookup.
+pub(crate) fn first_retry_ms(settings: &Settings) -> u64 {
+    resolve_interval_ms(settings).min(FIRST_RETRY_MS)
+}
+
+/// Milliseconds until the next round of lookups, after so many rounds in a row with a failure.
+fn pause_ms(settings: &Settings, failures: u32) -> u64 {
+    let interval = resolve_interval_ms(settings);
+    match failures.checked_sub(1) {
+        None => interval,
+        Some(doublings) => {
+            first_retry_ms(settings).saturating_mul(2_u64.saturating_pow(doublings)).min(interval)
+        }
+    }
+}
+
+/// What names were last resolved to.
+pub(super) type Found = HashMap<Address, Vec<SocketAddr>>;
 
 /// Looks names up.
 pub(crate) trait Resolver: Send + Sync + 'static {
@@ -52,12 +74,17 @@ pub(super) struct Name {
 }
 
 impl Name {
-    pub(super) fn new(written: &Address) -> Self {
+    /// `known`: what names were resolved to before.
+    pub(super) fn new(written: &Address, known: &Found) -> Self {
         let found = match written {
             Address::Ip(at) => vec![*at],
-            Address::Name(..) => Vec::new(),
+            Address::Name(..) => known.get(written).cloned().unwrap_or_default(),
         };
         Self { written: written.clone(), found, failure: None }
+    }
+
+    pub(super) fn is_resolved(&self) -> bool {
+        !self.found.is_empty()
     }
 
     /// Looks it up, if it is a name. A lookup that fails, or finds nothing, changes nothing.
@@ -108,18 +135,38 @@ pub(super) fn addresses(names: &[Name]) -> Vec<SocketAddr> {
     all
 }
 
+/// What the names among these were last resolved to.
+pub(super) fn found(names: &[Name]) -> Found {
+    let resolved = names.iter().filter(|name| name.written.is_name() && name.is_resolved());
+    resolved.map(|name| (name.written.clone(), name.found.clone())).collect()
+}
+
 /// Looks the upstream's names up, until the future is dropped.
 pub(crate) async fn keep_resolving(upstream: Arc<Upstream>, resolver: impl Resolver) {
-    let mut names: Vec<Name> = upstream.settings.addresses.iter().map(Name::new).collect();
-    let interval = Duration::from_millis(resolve_interval_ms(&upstream.settings));
+    let mut names = upstream.names();
+    let mut failures: u32 = 0;
     loop {
-        for name in &mut names {
-            name.look_up(&upstream.name, &resolver).await;
-        }
-        upstream.set_addresses(&addresses(&names));
+        look_up_all(&upstream, &mut names, &resolver).await;
+        let has_failed = names.iter().any(|name| name.failure.is_some());
+        failures = if has_failed { failures.saturating_add(1) } else { 0 };
+        let pause = Duration::from_millis(pause_ms(&upstream.settings, failures));
         // Spread, so that a fleet does not ask in step.
-        tokio::time::sleep(interval.mul_f64(rand::random_range(0.9..1.1))).await;
+        tokio::time::sleep(pause.mul_f64(rand::random_range(0.9..1.1))).await;
     }
+}
+
+/// Looks each name up once.
+async fn look_up_all(upstream: &Upstream, names: &mut [Name], resolver: &impl Resolver) {
+    for at in 0..names.len() {
+        if let Some(name) = names.get_mut(at) {
+            name.look_up(&upstream.name, resolver).await;
+        }
+        // Addresses of one name are used while the resolver is slow with the next.
+        if names.iter().any(Name::is_resolved) {
+            upstream.resolved(names);
+        }
+    }
+    upstream.resolved(names);
 }
 
 #[cfg(test)]
@@ -146,7 +193,7 @@ mod tests {
     async fn the_last_result_stays_while_lookups_fail() {
         let v6: SocketAddr = "[::1]:80".parse().unwrap();
         let many: Vec<SocketAddr> = (0..100).map(at).collect();
-        let mut name = Name::new(&"core.test:80".parse().unwrap());
+        let mut name = Name::new(&"core.test:80".parse().unwrap(), &Found::new());
         for (answer, expected, fails) in [
             (Err(io::Error::other("no such host")), vec![], true),
             (Ok(vec![at(1), v6, at(1)]), vec![at(1), v6], false),
@@ -163,11 +210,59 @@ mod tests {
 
     #[tokio::test]
     async fn addresses_that_are_no_names_are_not_looked_up() {
-        let mut names =
-            [Name::new(&"10.0.0.1:80".parse().unwrap()), Name::new(&"core.test:80".parse().unwrap())];
+        let mut names = [
+            Name::new(&"10.0.0.1:80".parse().unwrap(), &Found::new()),
+            Name::new(&"core.test:80".parse().unwrap(), &Found::new()),
+        ];
         names[0].look_up("core", &Script(Mutex::default())).await;
         assert_eq!(addresses(&names), [at(1)]);
         names[1].look_up("core", &Script(Mutex::new(vec![Ok(vec![at(1), at(2)])]))).await;
         assert_eq!(addresses(&names), [at(1), at(2)], "each once");
+    }
+
+    fn upstream(settings: &str, before: Option<&Upstream>) -> Upstream {
+        let settings: Settings = serde_json::from_str(settings).unwrap();
+        Upstream::new("core", &settings, &Default::default(), &certs::Watch::new("test"), before).unwrap()
+    }
+
+    fn used(upstream: &Upstream) -> Option<Vec<SocketAddr>> {
+        let addresses = upstream.addresses.borrow();
+        Some(addresses.as_ref()?.iter().map(|address| address.at).collect())
+    }
+
+    /// A policy that takes over while the resolver is away keeps what the one before has found.
+    #[tokio::test]
+    async fn the_last_result_outlives_a_reload() {
+        const SETTINGS: &str = r#"{ "addresses": ["core.test:80"], "tls": "off" }"#;
+        let fails = || Script(Mutex::new(vec![Err(io::Error::other("the resolver is away"))]));
+        let before = upstream(SETTINGS, None);
+        assert_eq!(used(&before), None, "requests wait for the first lookup");
+        look_up_all(&before, &mut before.names(), &Script(Mutex::new(vec![Ok(vec![at(1)])]))).await;
+        assert_eq!(used(&before), Some(vec![at(1)]));
+        for settings in [SETTINGS, r#"{ "addresses": ["core.test:80"], "tls": "off", "protocol": "h2c" }"#] {
+            let after = upstream(settings, Some(&before));
+            assert_eq!(used(&after), Some(vec![at(1)]), "{settings}");
+            look_up_all(&after, &mut after.names(), &fails()).await;
+            assert_eq!(used(&after), Some(vec![at(1)]), "{settings}");
+        }
+        let nothing_known = upstream(SETTINGS, None);
+        look_up_all(&nothing_known, &mut nothing_known.names(), &fails()).await;
+        assert_eq!(used(&nothing_known), Some(vec![]), "requests no longer wait");
+    }
+
+    #[test]
+    fn a_failed_lookup_is_repeated_before_the_interval_ends() {
+        for (interval_ms, pauses) in
+            [(30_000, [30_000, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000]), (700, [700; 7]), (1, [500; 7])]
+        {
+            let text = format!(
+                r#"{{ "addresses": ["core.test:80"], "tls": "off", "resolve_interval_ms": {interval_ms} }}"#
+            );
+            let settings: Settings = serde_json::from_str(&text).unwrap();
+            for (failures, expected) in (0..).zip(pauses) {
+                assert_eq!(pause_ms(&settings, failures), expected, "{interval_ms} {failures}");
+            }
+            assert_eq!(pause_ms(&settings, u32::MAX), pauses[6], "{interval_ms}");
+        }
     }
 }

@@ -150,14 +150,14 @@ fn every_bound_of_the_policy_arrives() {
             json!("txn-core.torana.internal"),
         ),
         (&whole, "/static_resources/clusters/2/type", json!("STATIC")),
-        // Names are resolved again, all records are used, and a lookup that fails keeps the pace.
+        // Names are resolved again, all records are used, and a lookup that fails is repeated soon.
         (&whole, "/static_resources/clusters/3/cluster_type/name", json!("envoy.cluster.dns")),
         (&whole, "/static_resources/clusters/3/cluster_type/typed_config/dns_lookup_family", json!("ALL")),
         (&whole, "/static_resources/clusters/3/cluster_type/typed_config/dns_refresh_rate", json!("2.500s")),
         (
             &whole,
             "/static_resources/clusters/3/cluster_type/typed_config/dns_failure_refresh_rate",
-            json!({ "base_interval": "2.500s", "max_interval": "2.500s" }),
+            json!({ "base_interval": "1.000s", "max_interval": "2.500s" }),
         ),
         (
             &whole,

@@ -5,6 +5,7 @@ mod disabled;
 mod failures;
 mod http2;
 mod nginx;
+mod requests;
 mod responses;
 
 use self::nginx::Nginx;

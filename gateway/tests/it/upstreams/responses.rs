@@ -77,6 +77,39 @@ async fn what_can_be_read_in_two_ways_becomes_502() {
     }
 }
 
+/// A response to HEAD has the length of GET's (RFC 9110 section 8.6), also where the edge holds and signs the response.
+#[tokio::test]
+async fn a_response_to_head_keeps_the_length_that_the_upstream_names() {
+    let folder = tempfile::tempdir().unwrap();
+    pki(folder.path());
+    let answers = [
+        ("sized", "HTTP/1.1 200 OK\r\ncontent-length: 21\r\n\r\n"),
+        ("unsized", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"),
+    ];
+    let port = scripted(&answers).await;
+    let policy = routes(&[(
+        "passed",
+        format!("addresses: [\"127.0.0.1:{port}\"], tls: off, outlier: {{ failures: 0 }}"),
+    )]);
+    let policy = format!(
+        "clients: {{ edge: {{ hmac_keys: [{{ id: edge-1, secret: \"env:ACME_SECRET\" }}] }} }}\n{policy}  - {{ name: held, \
+         methods: [GET], path: \"/held/{{*rest}}\", upstream: passed, timeout_ms: 5000, filters: {{ signing: {{ \
+         to_client: {{ client: edge }} }} }} }}\n"
+    );
+    let gateway = serve(folder.path(), &policy).await;
+    for route in ["passed", "held"] {
+        for (name, expected) in [("sized", Some("21")), ("unsized", None)] {
+            let mut stream = connect(folder.path(), &gateway, None, b"http/1.1").await;
+            let request = format!("HEAD /{route}/{name} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let response = header(&mut stream).await.unwrap().to_ascii_lowercase();
+            assert_eq!(response.split(' ').nth(1), Some("200"), "{route} {name}: {response}");
+            let length = response.lines().find_map(|line| line.strip_prefix("content-length: "));
+            assert_eq!(length, expected, "{route} {name}: {response}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn fields_of_the_upstreams_connection_are_not_passed_on() {
     let folder = tempfile::tempdir().unwrap();
