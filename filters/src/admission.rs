@@ -308,10 +308,7 @@ fn find<'p>(policy: &'p Policy, request: &Request<'_>) -> Result<Found<'p>, Refu
     if upgrade == Upgrade::Other {
         return Err(upgrade_unsupported());
     }
-    let Some(path) = shape::decode(request.path) else {
-        let detail = "Send the path plainly: no empty or dot segments, no parameters, and encode none but @ : + , = ~.";
-        return Err(Refusal::new(400, "path_ambiguous", detail).into());
-    };
+    let Some(path) = shape::decode(request.path) else { return Err(path_ambiguous()) };
     let version = version(&request.headers).map_err(|_| version_ambiguous(""))?;
     let unasked = |rule: &RouteRule| upgrade == Upgrade::WebSocket && rule.websocket.is_none();
     if let Some(method) = cors::preflight(request.method, &request.headers) {
@@ -352,6 +349,13 @@ fn find<'p>(policy: &'p Policy, request: &Request<'_>) -> Result<Found<'p>, Refu
             Err(refusal.header("allow", methods.join(", ")).into())
         }
     }
+}
+
+/// The refusal of a target that two readers could understand differently.
+pub fn path_ambiguous() -> Refused {
+    let detail =
+        "Send the path plainly: no empty or dot segments, no parameters, and encode none but @ : + , = ~.";
+    Refusal::new(400, "path_ambiguous", detail).into()
 }
 
 fn version_ambiguous(why: &str) -> Refused {

@@ -24,6 +24,7 @@ pub mod subject;
 pub mod trace;
 pub mod upstream;
 pub mod validity;
+mod websocket;
 
 /// The one list of filters, in the order in which they decide: what is cheap and needs no identity first,
 /// what needs shared state last. To add a filter, add its folder and its name here.

@@ -12,6 +12,7 @@ use pingora::protocols::tls::TlsRef;
 use tokio::sync::Notify;
 
 use crate::exchange::Cut;
+use crate::framing::Messages;
 
 /// What is known of a connection for as long as it lives.
 #[derive(Debug)]
@@ -19,13 +20,14 @@ pub(crate) struct Connection {
     pub(crate) clock: Clock,
     /// The client's certificate, read once.
     certificate: Option<Arc<Certificate>>,
+    pub(crate) messages: Arc<Messages>,
     /// Why it ends, when it is the edge that ends it.
     pub(crate) cut: Arc<OnceLock<Cut>>,
 }
 
 impl Connection {
     fn new(certificate: Option<Arc<Certificate>>) -> Self {
-        Self { clock: Clock::start(), certificate, cut: Arc::default() }
+        Self { clock: Clock::start(), certificate, messages: Arc::default(), cut: Arc::default() }
     }
 
     /// The connection of a request.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use filters::admission::{Admission, Draw};
+use filters::admission::{Admission, Draw, path_ambiguous};
 use filters::chain::Refused;
 use filters::failure::Failure;
 use filters::shape;
@@ -24,8 +24,9 @@ use crate::compression::Compressions;
 use crate::connection::Connection;
 use crate::exchange::{Asked, Cut, Exchange, InFlight};
 use crate::extended_connect::is_extended_connect;
+use crate::framing::Flaw;
 use crate::gate::Gate;
-use crate::message::{Sender, normalize, request, target};
+use crate::message::{Sender, asks_for_close, normalize, request, target};
 use crate::response;
 use crate::upstream::failure::Cause;
 use crate::whole::TRIES;
@@ -98,7 +99,8 @@ impl ProxyHttp for Door {
         session.set_write_timeout(Some(self.request_timeout));
         let edge = Arc::clone(&exchange.edge);
         let ends = edge.standing.is_draining() || *self.retired.borrow();
-        // Pingora keeps no connection whose request had two framings, or asked for the end.
+        let ends = ends || asks_for_close(session.req_header());
+        // Pingora keeps no connection whose request had two framings.
         let keeps = session.as_downstream().get_keepalive().filter(|_| !ends);
         session.set_keepalive(keeps.map(|_| self.idle_timeout.as_secs().max(1)));
         if session.req_header().method == Method::CONNECT {
@@ -108,6 +110,17 @@ impl ProxyHttp for Door {
         if is_old(session.req_header().version) {
             session.set_keepalive(None);
             edge.refuse(session, exchange, Failure::HttpVersion.into()).await?;
+            return Ok(true);
+        }
+        let flaw = Connection::of(session.digest()).and_then(|connection| connection.messages.take_flaw());
+        if let Some(flaw) = flaw {
+            session.set_keepalive(None);
+            let refused = match flaw {
+                Flaw::Framing => shape::framing_ambiguous(),
+                Flaw::Target => path_ambiguous(),
+                Flaw::Line => Failure::Malformed.into(),
+            };
+            edge.refuse(session, exchange, refused).await?;
             return Ok(true);
         }
         let refused = match edge.admit(session, exchange, self.request_timeout).await {

@@ -324,7 +324,11 @@ impl Edge {
             return Err(Failure::UpstreamUnreachable.into());
         }
         exchange.upstream = Some(Arc::clone(upstream));
-        exchange.place = Some(upstream.enter().ok_or(Failure::UpstreamOverloaded)?);
+        let place = match exchange.websocket {
+            Some(_) => upstream.enter_websocket(),
+            None => upstream.enter(),
+        };
+        exchange.place = Some(place.ok_or(Failure::UpstreamOverloaded)?);
         let answers = self.standing.state.ask_for_places(admission.batch(&self.policy)).await;
         if answers.as_ref().is_ok_and(|answers| answers.contains(&Answer::NotCounted)) {
             self.metrics().uncounted.inc();

@@ -132,6 +132,8 @@ pub(crate) enum Cut {
     ClientRevoked,
     /// The token that opened it does not count any more.
     TokenRevoked,
+    /// The token that opened it has expired.
+    TokenExpired,
     /// It took all the time that it may.
     TimeOver,
     /// The body was larger than the route allows.
@@ -151,6 +153,7 @@ impl Cut {
             Self::UpstreamBroke => "upstream_broke",
             Self::ClientRevoked => "client_revoked",
             Self::TokenRevoked => "token_revoked",
+            Self::TokenExpired => "token_expired",
             Self::TimeOver => "time_over",
             Self::BodyTooLarge => "body_too_large",
             Self::ListenerChanged => "listener_changed",

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::edge::Edge;
 use crate::flags::Audited;
+use crate::framing::Memory;
 use crate::load::{ListenerFiles, Loaded};
 use crate::metrics::Metrics;
 use crate::reload::Snapshot;
@@ -40,6 +41,8 @@ pub(crate) struct Standing {
     pub(crate) connections: Arc<Connections>,
     /// Of Pingora's connections to upstreams and of ours.
     pub(crate) sockets: Arc<Sockets>,
+    /// What clients' unfinished headers hold.
+    pub(crate) headers: Arc<Memory>,
     draining: Arc<AtomicBool>,
     /// What was told of changes of flags.
     pub(crate) flags_audited: Audited,
@@ -61,14 +64,20 @@ impl Gate {
         let settings = &loaded.policy.document().state;
         let state = Arc::new(State::new(settings, &loaded.folder, &metrics, &watch)?);
         let (connections, draining) = (Arc::new(Connections::new()), Arc::default());
-        let (sockets, flags_audited) = (Arc::default(), Audited::default());
-        let standing = Standing { metrics, state, connections, sockets, draining, flags_audited, watch };
+        let (sockets, headers, flags_audited) = (Arc::default(), Arc::default(), Audited::default());
+        let standing =
+            Standing { metrics, state, connections, sockets, headers, draining, flags_audited, watch };
         let (edge, listeners) = Edge::new(loaded, &standing, None)?;
         let gate =
             Arc::new(Self { standing, edge: ArcSwap::from_pointee(edge), stopped: watch::channel(false).0 });
         let told = Arc::clone(&gate);
         gate.standing.metrics.tell_of(move || vec![told.edge().watch()])?;
         Ok((gate, listeners))
+    }
+
+    /// What clients' unfinished headers hold.
+    pub(crate) fn headers(&self) -> Arc<Memory> {
+        Arc::clone(&self.standing.headers)
     }
 
     /// The policy that serves now.

@@ -20,6 +20,7 @@ mod exchange;
 pub mod explain;
 mod extended_connect;
 mod flags;
+mod framing;
 mod gate;
 mod introspection;
 mod issuers;

@@ -13,13 +13,14 @@ use certs::{Live, ServerTls, Serving, Versions, Watch};
 use filters::policy;
 use pingora::apps::{HttpServerOptions, ServerApp};
 use pingora::listeners::tls::{Acceptor, TlsSettings};
-use pingora::protocols::Ssl as _;
 use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::protocols::l4::listener::Listener as Socket;
 use pingora::protocols::l4::stream::Stream;
 use pingora::protocols::tls::TlsRef;
+use pingora::protocols::{GetSocketDigest as _, Ssl as _};
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
+use prometheus::IntCounter;
 use rustls::server::ResolvesServerCert;
 use rustls::sign::SingleCertAndKey;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -29,6 +30,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::connection::{Connection, Handshakes};
 use crate::door::Door;
 use crate::exchange::Cut;
+use crate::framing::{Framed, Memory};
 use crate::gate::Gate;
 use crate::load::ListenerFiles;
 
@@ -58,6 +60,8 @@ struct Line {
     retired: watch::Sender<bool>,
     /// True once the edge cuts off what is in flight.
     stopped: watch::Receiver<bool>,
+    headers: Arc<Memory>,
+    headers_dropped: IntCounter,
     handshake_timeout: Duration,
     request_timeout: Duration,
     idle_timeout: Duration,
@@ -122,6 +126,8 @@ impl Line {
             proxy: Arc::new(proxy),
             retired,
             stopped: gate.stopped(),
+            headers: gate.headers(),
+            headers_dropped: gate.edge().metrics().headers_dropped.clone(),
             handshake_timeout: Duration::from_millis(settings.handshake_timeout_ms),
             request_timeout,
             idle_timeout,
@@ -240,6 +246,12 @@ impl Listener {
         let Some(digest) = stream.get_ssl_digest() else { return };
         let Some(connection) = digest.extension.get::<Connection>() else { return };
         let line = &way.line;
+        let Some(peer) = stream.get_socket_digest().and_then(|digest| digest.peer_addr()?.as_inet().copied())
+        else {
+            return;
+        };
+        let stream =
+            Framed::new(stream, Arc::clone(&connection.messages), Arc::clone(&line.headers), peer.ip());
         let mut retired = line.retired.subscribe();
         if *retired.borrow() {
             // Since the handshake: what has been is news to whoever waits for it.
@@ -267,6 +279,10 @@ impl Listener {
                 connection.clock.ran_out(line.request_timeout, line.idle_timeout).await;
                 cut(Cut::TimeOver);
             } => {}
+            () = connection.messages.dropped.notified() => {
+                line.headers_dropped.inc();
+                tracing::debug!(%peer, "a connection ends: unfinished headers hold too much memory");
+            }
             () = async {
                 guest.expelled().await;
                 cut(Cut::ClientRevoked);

@@ -9,7 +9,7 @@ use filters::certificate::Certificate;
 use filters::failure::Failure;
 use filters::filter::{Headers, Request};
 use filters::shape;
-use http::header::COOKIE;
+use http::header::{CONNECTION, COOKIE};
 use http::{HeaderValue, Version};
 use pingora::http::RequestHeader;
 use pingora::protocols::http::authority::{RawTargetAuthority, raw_target_authority};
@@ -116,9 +116,26 @@ pub(crate) async fn read_body(session: &mut Session) -> Result<Bytes, Failure> {
             }
             Ok(Some(chunk)) => body.extend_from_slice(&chunk),
             Ok(None) => return Ok(body.freeze()),
-            Err(_) => return Err(Failure::BodyIncomplete),
+            Err(_) => {
+                ends(session);
+                return Err(Failure::BodyIncomplete);
+            }
         }
     }
+}
+
+/// The connection ends after this request's response: where the next request would begin is not known. Pingora calls a body
+/// done that could not be read.
+fn ends(session: &mut Session) {
+    session.set_keepalive(None);
+}
+
+/// Whether the client wants the connection to end: any of several `Connection` fields may say so (RFC 9112 section 9.6).
+/// Pingora reads the first.
+pub(crate) fn asks_for_close(header: &RequestHeader) -> bool {
+    let fields = header.headers.get_all(CONNECTION).iter();
+    let mut options = fields.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
 }
 
 /// Whether the body is known to be no larger than one that is read anyway.
@@ -138,7 +155,10 @@ pub(crate) async fn drain(session: &mut Session) -> bool {
             match session.read_request_body().await {
                 Ok(Some(chunk)) => read += chunk.len(),
                 Ok(None) => return true,
-                Err(_) => return false,
+                Err(_) => {
+                    ends(session);
+                    return false;
+                }
             }
         }
         false
@@ -169,6 +189,25 @@ mod tests {
         ] {
             let found = origin_form(target.as_bytes());
             assert_eq!(found.as_deref(), expected.map(str::as_bytes), "{target}");
+        }
+    }
+
+    #[test]
+    fn any_connection_field_may_ask_for_the_end() {
+        for (fields, expected) in [
+            ([].as_slice(), false),
+            (&["keep-alive"], false),
+            (&["closed"], false),
+            (&["close"], true),
+            (&["keep-alive, Close"], true),
+            (&["keep-alive", "close"], true),
+            (&["upgrade", "x , close"], true),
+        ] {
+            let mut header = RequestHeader::build("GET", b"/", None).unwrap();
+            for field in fields {
+                header.append_header(CONNECTION, *field).unwrap();
+            }
+            assert_eq!(asks_for_close(&header), expected, "{fields:?}");
         }
     }
 

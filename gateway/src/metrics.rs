@@ -26,6 +26,7 @@ pub(crate) struct Metrics {
     pub(crate) redis_impaired: IntGaugeVec,
     pub(crate) redis_seconds: Histogram,
     pub(crate) redis_batches: IntCounterVec,
+    pub(crate) headers_dropped: IntCounter,
     pub(crate) ejections: IntCounterVec,
     pub(crate) repeats: IntCounter,
     pub(crate) healthy: IntGaugeVec,
@@ -109,6 +110,10 @@ impl Metrics {
                 Opts::new("gateway_redis_batches_total", "Batches for Redis, by outcome"),
                 &["outcome"],
             )?,
+            headers_dropped: IntCounter::new(
+                "gateway_unfinished_headers_dropped_total",
+                "Connections that were closed because unfinished headers held too much memory",
+            )?,
             ejections: IntCounterVec::new(
                 Opts::new(
                     "gateway_ejections_total",
@@ -185,6 +190,7 @@ impl Metrics {
             Box::new(metrics.state_batches.clone()),
             Box::new(metrics.redis_seconds.clone()),
             Box::new(metrics.redis_batches.clone()),
+            Box::new(metrics.headers_dropped.clone()),
             Box::new(metrics.ejections.clone()),
             Box::new(metrics.repeats.clone()),
             Box::new(metrics.healthy.clone()),

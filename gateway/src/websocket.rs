@@ -18,6 +18,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
+use crate::connection::Connection;
 use crate::edge::Edge;
 use crate::exchange::{Cut, Exchange};
 use crate::extended_connect::{accepts_key, into_ok, is_extended_connect};
@@ -97,11 +98,17 @@ impl Edge {
         }
     }
 
-    /// Waits until the token that a request came with is revoked; for ever if it came without.
-    async fn token_revoked(&self, exchange: &Exchange) {
+    /// Waits until the token that a request came with is revoked, or has expired; for ever if it came without.
+    async fn token_ends(&self, exchange: &Exchange, outlives_token: bool) -> Cut {
         let token = exchange.admission.as_ref().and_then(|admission| admission.context().token.as_ref());
         let Some(token) = token else { return std::future::pending().await };
-        while !self.standing.state.revoked().list().revokes(token, now_ms()) {
+        loop {
+            if self.standing.state.revoked().list().revokes(token, now_ms()) {
+                return Cut::TokenRevoked;
+            }
+            if !outlives_token && token.is_over(now_ms()) {
+                return Cut::TokenExpired;
+            }
             sleep(LOOK_FOR_REVOCATIONS).await;
         }
     }
@@ -113,7 +120,7 @@ impl Edge {
         session: &mut Session,
         exchange: &mut Exchange,
         Answer(mut upstream): Answer,
-        WebSocket { idle_timeout_ms, most_s }: WebSocket,
+        WebSocket { idle_timeout_ms, most_s, outlives_token, .. }: WebSocket,
     ) -> Answered<()> {
         let is_extended_connect = is_extended_connect(session.req_header());
         let Some(mut answer) = upstream.resp_header().cloned() else {
@@ -121,6 +128,9 @@ impl Edge {
         };
         let opens = upstream.was_upgraded();
         if opens {
+            if let Some(connection) = Connection::of(session.digest()) {
+                connection.messages.are_of_websocket();
+            }
             // Of the upstream's connection, but for what opens the WebSocket.
             for name in named_by_connection(&answer.headers).iter().filter(|name| *name != "upgrade") {
                 answer.remove_header(name);
@@ -144,7 +154,7 @@ impl Edge {
         if opens {
             let cut = tokio::select! {
                 cut = carry(session, upstream, Duration::from_millis(idle_timeout_ms)) => cut,
-                () = self.token_revoked(exchange) => Some(Cut::TokenRevoked),
+                cut = self.token_ends(exchange, outlives_token) => Some(cut),
                 // Over HTTP/1.1 the connection has this bound.
                 () = sleep(Duration::from_secs(most_s)), if is_extended_connect => Some(Cut::TimeOver),
             };

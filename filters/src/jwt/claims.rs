@@ -164,6 +164,11 @@ pub fn may_be_of(payload: &[u8], issuer: &str) -> bool {
 }
 
 impl Claims {
+    /// Whether its time is over, without any leeway.
+    pub fn is_over(&self, now_ms: u64) -> bool {
+        i64::try_from(now_ms).is_ok_and(|now_ms| self.exp_ms <= now_ms)
+    }
+
     /// Reads a verified payload; `issuer` is the policy's name of who signed it, `asked` names the other claims to keep.
     pub fn parse(payload: &[u8], issuer: &str, asked: &[String]) -> Result<Self, TokenError> {
         Self::read(payload, issuer, asked, |written| required(text(written.sub, "sub")?, "sub"))

@@ -13,6 +13,8 @@ const MINUTES_S: RangeInclusive<u64> = 0..=300;
 const HOUR_S: RangeInclusive<u64> = 1..=3_600;
 const DAY_S: RangeInclusive<u64> = 1..=86_400;
 const MONTH_S: RangeInclusive<u64> = 0..=2_592_000;
+/// Places that one key of the state has ([`crate::state::Op::MOST_PLACES`]).
+const PLACES: RangeInclusive<u64> = 1..=1_024;
 const MANY: RangeInclusive<u64> = 1..=1_000_000;
 const ENTRIES: RangeInclusive<u64> = 1..=1_000_000_000;
 
@@ -75,6 +77,7 @@ fn of_upstream(upstream: &Upstream) -> Vec<Number> {
         ("idle_timeout_ms", upstream.idle_timeout_ms, HOUR_MS),
         ("resolve_interval_ms", upstream.resolve_interval_ms, HOUR_MS),
         ("max_in_flight", upstream.max_in_flight.into(), MANY),
+        ("max_websockets", upstream.max_websockets.into(), MANY),
     ];
     numbers.extend(upstream.timeout_ms.as_ref().map(|stated| ("timeout_ms", stated.value, HOUR_MS)));
     if let Some(health) = &upstream.health {
@@ -124,6 +127,9 @@ fn of_route(route: &Route) -> Vec<Number> {
         numbers.extend([
             ("websocket.idle_timeout_ms", websocket.idle_timeout_ms, HOUR_MS),
             ("websocket.most_s", websocket.most_s, DAY_S),
+            ("websocket.max_per_user", websocket.max_per_user.into(), PLACES),
+            ("websocket.max_per_tenant", websocket.max_per_tenant.into(), PLACES),
+            ("websocket.max", websocket.max.into(), PLACES),
         ]);
     }
     numbers

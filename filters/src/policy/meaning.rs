@@ -30,6 +30,7 @@ use crate::nonce;
 use crate::shape;
 use crate::sharing;
 use crate::subject::{By, subject};
+use crate::websocket;
 
 /// A policy that can decide.
 #[derive(Debug)]
@@ -376,27 +377,33 @@ fn rules(
         let compression = filters.compression.clone();
         let streams = filters.shape.as_ref().and_then(shape::Config::streams);
         match filters.build(&site) {
-            Ok(filters) => rules.push(RouteRule {
-                name: route.name.clone(),
-                timeouts_ms: route
-                    .upstreams_of(document)
-                    .map(|(_, at)| route.timeout_ms(&at.value))
-                    .collect(),
-                upstreams,
-                sticky: route.sticky.as_ref().map(|by| by.value),
-                experiment: route.experiment.as_ref().map(|name| name.value.clone()),
-                flag: route.flag.as_ref().map(|flag| flag.value.clone()),
-                deprecation,
-                mirror: route.mirror.as_ref().map(|mirror| mirror.value.clone()),
-                rewrite: route.rewrite.as_ref().map(|rewrite| rewrite.value.clone()),
-                retries: route.retries,
-                websocket: route.websocket.as_ref().map(|websocket| websocket.value),
-                streams,
-                idle_timeout_ms: route.idle_timeout_ms,
-                compression,
-                chain: Chain::new(filters),
-                except: except.into_iter().map(str::to_owned).collect(),
-            }),
+            Ok(mut filters) => {
+                let websocket = route.websocket.as_ref().map(|websocket| websocket.value);
+                if let Some(bounds) = websocket {
+                    filters.push(Box::new(websocket::Limits::new(&route.name, bounds)));
+                }
+                rules.push(RouteRule {
+                    name: route.name.clone(),
+                    timeouts_ms: route
+                        .upstreams_of(document)
+                        .map(|(_, at)| route.timeout_ms(&at.value))
+                        .collect(),
+                    upstreams,
+                    sticky: route.sticky.as_ref().map(|by| by.value),
+                    experiment: route.experiment.as_ref().map(|name| name.value.clone()),
+                    flag: route.flag.as_ref().map(|flag| flag.value.clone()),
+                    deprecation,
+                    mirror: route.mirror.as_ref().map(|mirror| mirror.value.clone()),
+                    rewrite: route.rewrite.as_ref().map(|rewrite| rewrite.value.clone()),
+                    retries: route.retries,
+                    websocket,
+                    streams,
+                    idle_timeout_ms: route.idle_timeout_ms,
+                    compression,
+                    chain: Chain::new(filters),
+                    except: except.into_iter().map(str::to_owned).collect(),
+                });
+            }
             Err(why) => {
                 mistakes.push(Mistake::at(place(why.filter), format!("route `{}`: {why}", route.name)));
             }

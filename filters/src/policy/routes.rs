@@ -55,8 +55,9 @@ pub struct Route {
     pub deprecated: Option<At<Deprecated>>,
     /// Sends a copy of each request to another upstream, whose answer nobody hears.
     pub mirror: Option<At<Mirror>>,
-    /// Lets WebSockets (RFC 6455) through, over HTTP/1.1: the filters decide on the request that asks for one, and what
-    /// then passes is between client and upstream, until either ends it or the token that opened it is revoked. Absent: whoever asks for another protocol is refused.
+    /// Lets WebSockets through (RFC 6455, and RFC 8441 over HTTP/2). The filters decide on the request that asks for one.
+    /// What then passes is between client and upstream, until one of them ends it, or the token that opened it expires or is
+    /// revoked. Absent: whoever asks for another protocol is refused.
     pub websocket: Option<At<WebSocket>>,
     /// Milliseconds the upstream may take for the whole answer, whatever the upstream's own `timeout_ms` says; of a
     /// WebSocket, `websocket` says how long it may be. Absent: the upstream's, and 5000 where it states none, of which
@@ -96,11 +97,26 @@ pub struct WebSocket {
     pub idle_timeout_ms: u64,
     /// Seconds after which it is closed, whatever passes: whoever opened it must show again who he is.
     pub most_s: u64,
+    /// Whether it stays open when the token that opened it expires (`exp`). Otherwise it is closed within seconds.
+    pub outlives_token: bool,
+    /// Most that one user (`sub` of the token) has open on this route; at most 1024. More are refused with 429.
+    pub max_per_user: u32,
+    /// Most that one tenant has open on this route; at most 1024.
+    pub max_per_tenant: u32,
+    /// Most that are open on this route; at most 1024.
+    pub max: u32,
 }
 
 impl Default for WebSocket {
     fn default() -> Self {
-        Self { idle_timeout_ms: 60_000, most_s: 3_600 }
+        Self {
+            idle_timeout_ms: 60_000,
+            most_s: 3_600,
+            outlives_token: false,
+            max_per_user: 16,
+            max_per_tenant: 256,
+            max: 1_024,
+        }
     }
 }
 

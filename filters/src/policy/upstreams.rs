@@ -42,6 +42,9 @@ pub struct Upstream {
     /// Most requests in flight; more are refused at once with 503.
     #[serde(default = "n::<1_024>")]
     pub max_in_flight: u32,
+    /// Most WebSockets open; more are refused at once with 503. They take no place of `max_in_flight`.
+    #[serde(default = "n::<1_024>")]
+    pub max_websockets: u32,
     /// Most repeats under way at once, in percent of the requests in flight there, 3 at least: so that repeats do not
     /// bury an upstream that fails. 0 to 100; 0 is none at all, whatever `retries` of a route says, but for what
     /// meets a connection that the upstream had closed by then.

@@ -21,6 +21,9 @@ pub use path::{decode, unambiguous};
 /// Fields that begin so are the edge's word to the upstream, or Envoy's to itself. A client's own never pass.
 pub const EDGE_ONLY_PREFIXES: [&str; 2] = ["x-torana-", "x-envoy-"];
 
+/// The field in which Envoy tells the module which transfer coding the client named.
+pub const TRANSFER_CODING: &str = "x-torana-transfer-coding";
+
 /// Other fields that a client could use to pose as somebody else, or as a proxy.
 pub const EDGE_ONLY: &[&str] = &[
     "forwarded",
@@ -145,8 +148,7 @@ impl Filter for Shape {
             Err(_) => return length_invalid(),
         }
         if !framed_once(request) {
-            let detail = "Send either one Content-Length or `Transfer-Encoding: chunked`.";
-            return Verdict::refuse(400, "framing_ambiguous", detail);
+            return framing_ambiguous().refusal.into();
         }
         if request.headers.all("content-encoding").next().is_some() {
             return Verdict::refuse(415, "content_encoding_unsupported", "Send the body without an encoding.");
@@ -210,6 +212,12 @@ fn too_large(most: usize) -> Refusal {
 /// The refusal of a body that passed its limit, bytes, while it was forwarded.
 pub fn streamed_too_much(most: usize) -> Refused {
     Refused { filter: "shape", refusal: too_large(most) }
+}
+
+/// The refusal of a body whose end two readers could find in different places.
+pub fn framing_ambiguous() -> Refused {
+    let detail = "Send either one Content-Length or `Transfer-Encoding: chunked`.";
+    Refused { filter: "shape", refusal: Refusal::new(400, "framing_ambiguous", detail) }
 }
 
 /// Whether every reader finds the same end of the body: where there is a transfer coding, it is `chunked` to

@@ -5,16 +5,15 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use filters::jwt::Claims;
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, BufferType, ContextType, LogLevel, MapType, MetricType, Status};
 
 use crate::envoy::{Answered, Call, Envoy, MOST_ANSWER_BYTES};
 use crate::plugin::Plugin;
+use crate::stream::answering::Opened;
 use crate::stream::{Flow, Stream};
 use crate::verify::Foreign;
 
@@ -49,7 +48,7 @@ struct Root {
 }
 
 /// Those that are open, by the context of their request, and the tokens that opened them.
-type WebSockets = Rc<RefCell<BTreeMap<u32, Arc<Claims>>>>;
+type WebSockets = Rc<RefCell<BTreeMap<u32, Opened>>>;
 
 impl Context for Root {
     fn on_http_call_response(&mut self, token: u32, _fields: usize, length: usize, _trailers: usize) {
@@ -118,8 +117,11 @@ impl RootContext for Root {
         }
         plugin.flush_releases(&Host);
         let now_ms = Host.now_ms();
-        let revoked = |(_, token): &(&u32, &Arc<Claims>)| plugin.revocations.revokes(token, now_ms);
-        let ended: Vec<u32> = self.websockets.borrow().iter().filter(revoked).map(|(id, _)| *id).collect();
+        let ends = |(_, opened): &(&u32, &Opened)| {
+            plugin.revocations.revokes(&opened.token, now_ms)
+                || !opened.outlives_token && opened.token.is_over(now_ms)
+        };
+        let ended: Vec<u32> = self.websockets.borrow().iter().filter(ends).map(|(id, _)| *id).collect();
         for id in ended {
             // Until this tick is over Envoy takes what is said for that request's.
             if hostcalls::set_effective_context(id).is_ok() {
@@ -172,8 +174,8 @@ impl HttpContext for Http {
     }
 
     fn on_http_response_headers(&mut self, _fields: usize, end_of_stream: bool) -> Action {
-        if let Some(token) = self.stream.opens_websocket(&Host) {
-            self.websockets.borrow_mut().insert(self.id, token);
+        if let Some(opened) = self.stream.opens_websocket(&Host) {
+            self.websockets.borrow_mut().insert(self.id, opened);
         }
         action(self.stream.answer(end_of_stream, &Host))
     }

@@ -1,6 +1,6 @@
 //! One request's way through the module.
 
-mod answering;
+pub mod answering;
 
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -13,7 +13,7 @@ use filters::certificate::Certificate;
 use filters::chain::Refused;
 use filters::failure::Failure;
 use filters::filter::{Headers, OpaqueToken, Refusal, Request};
-use filters::shape::{Config, streamed_too_much};
+use filters::shape::{Config, TRANSFER_CODING, framing_ambiguous, streamed_too_much};
 use filters::state::{Answer, Begun, Full, Trip, Unanswered};
 
 use self::answering::Answering;
@@ -111,6 +111,8 @@ impl Received {
                     received.fields.push(("host".to_owned(), value));
                 }
                 pseudo if pseudo.starts_with(':') => {}
+                TRANSFER_CODING if value.is_empty() => {}
+                TRANSFER_CODING => received.fields.push(("transfer-encoding".to_owned(), value)),
                 FORWARDED_PROTO => received.forwarded_proto = text(&value),
                 told if Some(told) == peer_field => peer = Some(text(&value)),
                 told if Some(told) == certificate_field => {
@@ -120,6 +122,13 @@ impl Received {
             }
         }
         (received, peer)
+    }
+
+    /// Whether the request names a transfer coding, and so must have a body. Envoy understands no coding but one that is
+    /// `chunked` to the letter, and calls the request whole after the header of any other. What follows it would be the
+    /// next request.
+    fn names_transfer_coding(&self) -> bool {
+        self.fields.iter().any(|(name, _)| name == "transfer-encoding")
     }
 
     fn request(&self, peer: IpAddr) -> Request<'_> {
@@ -179,6 +188,9 @@ impl Stream {
             self.body = Some(Vec::new());
         }
         self.now_ms = envoy.now_ms();
+        if whole && self.received.names_transfer_coding() {
+            return self.headed(Err(framing_ambiguous()), envoy);
+        }
         let refused = match self.head() {
             Ok(()) => return self.headed(Ok(()), envoy),
             Err(refused) => refused,
@@ -211,6 +223,12 @@ impl Stream {
     /// `length` bytes of body have come; `whole`: and nothing else will.
     pub fn body(&mut self, length: usize, whole: bool, envoy: &dyn Envoy) -> Flow {
         let streams = self.streams();
+        if whole && length == 0 && self.streamed == 0 && self.received.names_transfer_coding() {
+            return match self.phase {
+                Phase::Refused => Flow::Pause,
+                _ => self.refuse(&framing_ambiguous(), envoy),
+            };
+        }
         match (&self.phase, streams) {
             (Phase::Admitted, Some(most)) => return self.forward(length, most, envoy),
             // The SDK cannot tell Envoy to hold back a body and go on with it later. `check` lets no route come here that
@@ -417,6 +435,9 @@ impl Stream {
         // One by one: Envoy takes longer to replace all fields than to set a few.
         for name in &fields.remove {
             envoy.set_request_field(name, None);
+        }
+        if self.received.names_transfer_coding() {
+            envoy.set_request_field(TRANSFER_CODING, None);
         }
         for (name, value) in &fields.set {
             if *name != FORWARDED_PROTO || self.received.forwarded_proto != *value {

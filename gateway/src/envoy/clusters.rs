@@ -22,6 +22,8 @@ const HTTP: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Carries {
     Requests,
+    /// WebSockets, which stay: they must take no room from requests.
+    WebSockets,
     /// Copies of requests, which must take no room from those. What becomes of a copy says nothing of an address.
     Copies,
 }
@@ -34,7 +36,10 @@ impl Source {
         for (name, At { value, .. }) in &document.upstreams {
             let mut mirrors = rules.iter().filter_map(|rule| rule.mirror.as_ref());
             let copies = mirrors.any(|mirror| mirror.upstream == *name).then_some(Carries::Copies);
-            for carries in [Some(Carries::Requests), copies].into_iter().flatten() {
+            let mut opening = rules.iter().filter(|rule| rule.websocket.is_some());
+            let opens = opening.any(|rule| rule.upstreams.iter().any(|share| share.upstream == *name));
+            let websockets = opens.then_some(Carries::WebSockets);
+            for carries in [Some(Carries::Requests), websockets, copies].into_iter().flatten() {
                 let mut cluster = self.upstream(name, &self.cluster(name, carries)?, value, carries)?;
                 // No part of its name, which stays when somebody is revoked.
                 if let Some(trust) = &self.files(name)?.trust {
@@ -66,6 +71,7 @@ impl Source {
         let mark = hasher.finish();
         Ok(match carries {
             Carries::Requests => format!("{name}~{mark:016x}"),
+            Carries::WebSockets => format!("{name}~websockets~{mark:016x}"),
             Carries::Copies => format!("{name}~copies~{mark:016x}"),
         })
     }
@@ -93,6 +99,7 @@ impl Source {
             .collect();
         let (told, most) = match carries {
             Carries::Requests => (name.to_owned(), upstream.max_in_flight),
+            Carries::WebSockets => (format!("{name}~websockets"), upstream.max_websockets),
             Carries::Copies => (format!("{name}~copies"), MOST_COPIES),
         };
         let mut cluster = json!({
@@ -149,7 +156,7 @@ impl Source {
                 });
             }
         }
-        if let (1.., Carries::Requests) = (upstream.outlier.failures, carries) {
+        if let (1.., Carries::Requests | Carries::WebSockets) = (upstream.outlier.failures, carries) {
             let eject = ms(upstream.outlier.eject_ms);
             // Split, a connection that stands would be a success, and no number of requests without an answer failures in
             // a row. Not split, whatever Envoy finds is a 5xx of its own; those of the upstream are answers like others.

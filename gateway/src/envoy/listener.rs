@@ -3,17 +3,17 @@
 use certs::{Certificates, Clients};
 use filters::admission::HIDDEN_FROM_CLIENTS;
 use filters::policy::{At, Listener};
-use filters::shape;
+use filters::shape::{self, TRANSFER_CODING};
 use serde_json::{Value, json};
 
 use super::handed::metadata;
 use super::{Source, access_log, compression, local_reply, ms, routes, socket};
+use crate::framing::MOST_HEADER_KIB;
 use crate::load::ListenerFiles;
 
 /// What Envoy holds of a request's body. More than the module does, so that the module answers first.
 const BUFFER_BYTES: usize = 4 * shape::Config::MOST_BODY_BYTES;
 /// Envoy's own bounds on a header, beyond those of the filter `shape`, which answers with a problem.
-const MOST_HEADER_KIB: u32 = 96;
 const MOST_HEADERS: u32 = 256;
 
 impl Source {
@@ -98,6 +98,7 @@ impl Source {
                 "access_log": [access_log::json_lines(&self.loaded.version)],
                 "route_config": self.routes()?,
                 "http_filters": self.filters()?,
+                "early_header_mutation_extensions": [transfer_coding()],
                 // The module is told the address at the other end and what the client wrote, and makes of both
                 // what the policy says.
                 "use_remote_address": true,
@@ -132,6 +133,8 @@ impl Source {
                     "stream_reset_rate": 33,
                     // WebSockets over HTTP/2 (RFC 8441). No route serves any other CONNECT.
                     "allow_connect": true,
+                    // A malformed request ends its own stream, and no other stream of the connection.
+                    "override_stream_error_on_invalid_http_message": true,
                 },
                 "request_headers_timeout": ms(listener.request_timeout_ms),
                 "request_timeout": ms(self.request_timeout_ms(listener)),
@@ -223,5 +226,24 @@ pub(super) fn route_config(routes: Vec<Value>) -> Value {
         "request_headers_to_remove": [super::ROUTE_FIELD, super::SHARE_FIELD, super::PEER_FIELD, super::CERTIFICATE_FIELD],
         "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": routes, "require_tls": "NONE" }],
         "max_direct_response_body_size_bytes": routes::NO_ROUTE_BYTES,
+    })
+}
+
+/// Envoy removes `Transfer-Encoding` before the module sees the request. This tells the module what the client sent.
+fn transfer_coding() -> Value {
+    json!({
+        "name": "envoy.http.early_header_mutation.header_mutation",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+            "mutations": [
+                { "remove": TRANSFER_CODING },
+                {
+                    "append": {
+                        "header": { "key": TRANSFER_CODING, "value": "%REQ(TRANSFER-ENCODING)%" },
+                        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+                    },
+                },
+            ],
+        },
     })
 }

@@ -16,7 +16,10 @@ impl Source {
         for rule in self.loaded.policy.rules() {
             for (position, share) in rule.upstreams.iter().enumerate() {
                 let route = self.route(rule, position, share)?;
-                routes.extend(rule.websocket.map(|bounds| of_websocket(route.clone(), bounds)));
+                if let Some(bounds) = rule.websocket {
+                    let cluster = self.cluster(&share.upstream, Carries::WebSockets)?;
+                    routes.push(of_websocket(route.clone(), bounds, &cluster));
+                }
                 routes.push(route);
             }
         }
@@ -79,11 +82,13 @@ impl Source {
 }
 
 /// The same route for those who ask for a WebSocket.
-fn of_websocket(mut route: Value, WebSocket { idle_timeout_ms, most_s }: WebSocket) -> Value {
+fn of_websocket(mut route: Value, bounds: WebSocket, cluster: &str) -> Value {
+    let WebSocket { idle_timeout_ms, most_s, .. } = bounds;
     let asks = json!({ "name": "upgrade", "string_match": { "exact": "websocket", "ignore_case": true } });
     if let Some(fields) = route["match"]["headers"].as_array_mut() {
         fields.push(asks);
     }
+    route["route"]["cluster"] = json!(cluster);
     // Of the answer that opens it and of what passes then alike.
     route["route"]["timeout"] = json!("0s");
     route["route"]["idle_timeout"] = json!(ms(idle_timeout_ms));

@@ -58,6 +58,7 @@ pub(crate) struct Upstream {
     transport: Live<Transport>,
     next: AtomicUsize,
     in_flight: Arc<Semaphore>,
+    websockets: Arc<Semaphore>,
     copies: Arc<Semaphore>,
     repeats: Arc<AtomicUsize>,
     began: Instant,
@@ -113,6 +114,12 @@ impl Upstream {
                 .map_or_else(
                     || Arc::new(Semaphore::new(settings.max_in_flight as usize)),
                     |before| Arc::clone(&before.in_flight),
+                ),
+            websockets: before
+                .filter(|before| before.settings.max_websockets == settings.max_websockets)
+                .map_or_else(
+                    || Arc::new(Semaphore::new(settings.max_websockets as usize)),
+                    |before| Arc::clone(&before.websockets),
                 ),
             copies: before.map_or_else(mirror::room, |before| Arc::clone(&before.copies)),
             repeats: before.map(|before| Arc::clone(&before.repeats)).unwrap_or_default(),
@@ -180,6 +187,11 @@ impl Upstream {
     /// A place among the requests in flight; `None` when all are taken. It is held until dropped.
     pub(crate) fn enter(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.in_flight).try_acquire_owned().ok()
+    }
+
+    /// A place among the WebSockets; `None` when all are taken. It is held until dropped.
+    pub(crate) fn enter_websocket(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.websockets).try_acquire_owned().ok()
     }
 
     /// Leave to send a request again, unless too many of those in flight are repeats. It lasts until dropped.

@@ -83,6 +83,57 @@ pub async fn exchange(
     .context("no answer in time")?
 }
 
+/// Sends the parts over one connection, each after the response to the one before it. Gives the statuses of all responses,
+/// until the other side closes.
+///
+/// # Errors
+/// When there is no connection, or it is not closed in time.
+pub async fn converse(
+    to: SocketAddr,
+    tls: &Arc<rustls::ClientConfig>,
+    parts: &[&[u8]],
+) -> anyhow::Result<Vec<u16>> {
+    tokio::time::timeout(LONGEST, async {
+        let stream = tokio::net::TcpStream::connect(to).await?;
+        let name = ServerName::try_from(AUTHORITY)?;
+        let mut stream = TlsConnector::from(Arc::clone(tls)).connect(name, stream).await?;
+        let (mut statuses, mut read) = (Vec::new(), Vec::new());
+        let mut is_open = true;
+        for (number, part) in parts.iter().enumerate() {
+            let _ = stream.write_all(part).await;
+            let _ = stream.flush().await;
+            let is_last = number + 1 == parts.len();
+            let mut has_response = false;
+            while is_open && (is_last || !has_response) {
+                let mut chunk = [0; 16 * 1024];
+                match stream.read(&mut chunk).await {
+                    Ok(0) | Err(_) => is_open = false,
+                    Ok(length) => read.extend_from_slice(&chunk[..length]),
+                }
+                while let Some((response, length)) = first_response(&read)? {
+                    statuses.push(response.status);
+                    read.drain(..length);
+                    has_response = true;
+                }
+            }
+        }
+        Ok(statuses)
+    })
+    .await
+    .context("the connection was not closed in time")?
+}
+
+/// The first response in `read`, and how many bytes it has.
+fn first_response(read: &[u8]) -> anyhow::Result<Option<(Raw, usize)>> {
+    // Parsing is quadratic, and the responses are short.
+    for end in 1..=read.len() {
+        if let Ok(Some(response)) = parse(&read[..end]) {
+            return Ok(Some((response, end)));
+        }
+    }
+    Ok(None)
+}
+
 /// The answer in `read`; `None` while some of it is missing.
 ///
 /// # Errors

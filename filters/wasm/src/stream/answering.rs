@@ -15,6 +15,14 @@ use super::{Flow, Phase, Stream};
 use crate::envoy::Envoy;
 use crate::plugin::Now;
 
+/// An open WebSocket, which ends when its token is revoked.
+#[derive(Debug)]
+pub struct Opened {
+    pub token: Arc<Claims>,
+    /// Whether it stays open when the token expires.
+    pub outlives_token: bool,
+}
+
 /// HTTP's status of an answer that opens a WebSocket.
 const SWITCHING_PROTOCOLS: u16 = 101;
 
@@ -109,12 +117,12 @@ impl Stream {
             .is_some_and(|admission| asks_for_websocket(&self.received.request(admission.peer())))
     }
 
-    /// The token of a WebSocket that the answer opens: it may be revoked while it is open.
-    pub fn opens_websocket(&self, envoy: &dyn Envoy) -> Option<Arc<Claims>> {
+    /// The WebSocket that the answer opens, if a token came with the request.
+    pub fn opens_websocket(&self, envoy: &dyn Envoy) -> Option<Opened> {
         let admission = self.admission.as_ref().filter(|_| matches!(self.phase, Phase::Admitted))?;
-        admission.rule(&self.plugin.policy)?.websocket?;
-        let token = admission.context().token.as_ref()?;
-        (status(&envoy.answer_fields()) == SWITCHING_PROTOCOLS).then(|| Arc::clone(token))
+        let outlives_token = admission.rule(&self.plugin.policy)?.websocket?.outlives_token;
+        let token = Arc::clone(admission.context().token.as_ref()?);
+        (status(&envoy.answer_fields()) == SWITCHING_PROTOCOLS).then_some(Opened { token, outlives_token })
     }
 
     /// The experiment that the request is part of, and its variant, once it is on its way.

@@ -7,6 +7,7 @@ mod differences;
 mod envoy_log;
 mod explained;
 mod flags;
+mod framing;
 mod in_process;
 mod issued_elsewhere;
 mod issuer_days;

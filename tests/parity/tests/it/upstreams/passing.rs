@@ -240,3 +240,88 @@ routes:
     })
     .await;
 }
+
+/// WebSockets have limits of their own, and take nothing from requests.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn websockets_have_their_own_limits() {
+    let policy = "
+upstreams: { u1: { addresses: [$A], max_in_flight: 1, max_websockets: 4, outlier: { failures: 0 } } }
+routes:
+  - { name: ws, methods: [GET], path: /ws, upstream: u1, websocket: { max_per_user: 2, max_per_tenant: 3 }, filters: { jwt: {} } }
+  - { name: pay, methods: [GET], path: /pay, upstream: u1 }
+";
+    on_both(policy, async |edge| {
+        let of =
+            |user: &str, tenant: &str| websocket(&json!({ "claims": { "sub": user, "tenant": tenant } }));
+        let mut open = Vec::new();
+        let mut verdicts = Vec::new();
+        // Whose, of which tenant, and what becomes of it.
+        for (user, tenant, expected) in [
+            ("alice", "acme", "opens"),
+            ("alice", "acme", "opens"),
+            ("alice", "acme", "429 websockets_limited"),
+            ("bob", "acme", "opens"),
+            ("carol", "acme", "429 websockets_limited"),
+            ("alice", "umbrella", "opens"),
+            ("dave", "umbrella", "503 upstream_overloaded"),
+        ] {
+            match expected {
+                "opens" => {
+                    edge.a.requests.tell(&[], OpenWebSocket);
+                    let (stream, head) = edge.open(&of(user, tenant)).await;
+                    assert!(head.starts_with("http/1.1 101 "), "{} {user} of {tenant}: {head}", edge.name());
+                    open.push(stream);
+                }
+                refused => verdicts.push(edge.send(of(user, tenant)).await.is(refused)),
+            }
+        }
+        edge.a.requests.tell(&[], Answer(200));
+        for _ in 0..3 {
+            verdicts.push(edge.get("/pay").await.is("200 a"));
+        }
+        // What ends frees its places.
+        drop(open);
+        edge.a.requests.tell(&[], Answer(403));
+        edge.until("the places are free", async || edge.send(of("carol", "acme")).await.verdict == "403 a")
+            .await;
+        verdicts
+    })
+    .await;
+}
+
+/// One that is open ends when the token that opened it expires, unless the route says otherwise.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_websocket_ends_when_its_token_expires() {
+    let policy = "
+upstreams: { u1: { addresses: [$A], outlier: { failures: 0 } } }
+routes:
+  - { name: ws, methods: [GET], path: /ws, upstream: u1, websocket: {}, filters: { jwt: {} } }
+  - { name: long, methods: [GET], path: /long, upstream: u1, websocket: { outlives_token: true }, filters: { jwt: {} } }
+";
+    on_both(policy, async |edge| {
+        edge.a.requests.tell(&[], OpenWebSocket);
+        let now_ms = edge.world.epoch_ms;
+        let expires = |seconds: u64| json!({ "exp": now_ms / 1_000 + seconds });
+        let opened = async |target: &str, claims: Value| {
+            let mut asked = websocket(&json!({ "claims": claims }));
+            asked["target"] = json!(target);
+            let (stream, told) = edge.open(&asked).await;
+            assert!(told.starts_with("http/1.1 101 "), "{}: {told}", edge.name());
+            stream
+        };
+        let mut long = opened("/long", expires(60)).await;
+        let mut later = opened("/ws", expires(600)).await;
+        let mut short = opened("/ws", expires(60)).await;
+        edge.plane.at(now_ms + 61_000).unwrap();
+        let ends = tokio::time::timeout(super::LONGEST, short.read_u8()).await;
+        assert!(ends.expect("it ends").is_err(), "{}: nothing but its end comes", edge.name());
+        for stream in [&mut long, &mut later] {
+            stream.write_all(b"still here").await.unwrap();
+            stream.flush().await.unwrap();
+            let mut heard = [0; 10];
+            stream.read_exact(&mut heard).await.unwrap();
+            assert_eq!(&heard, b"still here", "{}", edge.name());
+        }
+    })
+    .await;
+}
