@@ -226,13 +226,10 @@ impl Admission {
         let upstream = self.share(policy).and_then(|(_, share)| policy.upstream(&share.upstream));
         let forwards = upstream.is_some_and(|upstream| upstream.forward_authorization.value);
         let is_kept = |name: &str| forwards && name == "authorization";
-        let hidden = |name: &&str| {
-            shape::edge_only(name)
-                || HIDDEN.contains(name) && !is_kept(name)
-                || is_of_connection(&request.headers, name)
-        };
+        let hidden = |name: &&str| shape::edge_only(name) || HIDDEN.contains(name) && !is_kept(name);
         let sent = request.headers.iter().map(|(name, _)| name);
         let mut remove: Vec<String> = sent.filter(hidden).map(str::to_owned).collect();
+        remove.extend(request.headers.named_by_connection());
         remove.sort_unstable();
         remove.dedup();
         let mut set = vec![
@@ -296,10 +293,13 @@ enum Found<'p> {
 }
 
 fn find<'p>(policy: &'p Policy, request: &Request<'_>) -> Result<Found<'p>, Refused> {
+    if request.headers.iter().any(|(_, value)| has_blank_at_an_end(value)) {
+        return Err(Failure::Malformed.into());
+    }
     // Two hosts, or two readings of one. Envoy joins repeated ones with a comma.
-    let odd = |byte: u8| byte <= b' ' || b",@/?#".contains(&byte);
     match request.headers.one("host") {
-        Ok(host) if !host.unwrap_or(request.authority).bytes().any(odd) && !request.authority.is_empty() => {}
+        Ok(host)
+            if shape::is_authority(host.unwrap_or(request.authority)) && !request.authority.is_empty() => {}
         Ok(_) | Err(_) => {
             return Err(Refusal::new(400, "host_ambiguous", "Name the host, once.").into());
         }
@@ -309,6 +309,11 @@ fn find<'p>(policy: &'p Policy, request: &Request<'_>) -> Result<Found<'p>, Refu
         return Err(upgrade_unsupported());
     }
     let Some(path) = shape::decode(request.path) else { return Err(path_ambiguous()) };
+    if !request.query.is_none_or(shape::is_query) {
+        let detail =
+            "Encode what a query cannot have: blanks, quotes, < and >, #, %00, and % without two digits.";
+        return Err(Refusal::new(400, "query_malformed", detail).into());
+    }
     let version = version(&request.headers).map_err(|_| version_ambiguous(""))?;
     let unasked = |rule: &RouteRule| upgrade == Upgrade::WebSocket && rule.websocket.is_none();
     if let Some(method) = cors::preflight(request.method, &request.headers) {
@@ -363,13 +368,11 @@ fn version_ambiguous(why: &str) -> Refused {
     Refusal::new(400, "version_ambiguous", format!("{ask}{why}")).into()
 }
 
-/// Whether `Connection` names the field, which then is not for the upstream (RFC 9110 section 7.6.1). Fields that the data
-/// plane itself needs stay: they frame the body, open a WebSocket or name the host.
-fn is_of_connection(headers: &Headers<'_>, name: &str) -> bool {
-    const KEPT: [&str; 6] =
-        ["connection", "content-length", "host", "transfer-encoding", "upgrade", "x-forwarded-proto"];
-    let mut named = headers.all("connection").flat_map(|value| value.split(|byte| *byte == b','));
-    named.any(|word| word.trim_ascii().eq_ignore_ascii_case(name.as_bytes())) && !KEPT.contains(&name)
+/// Whether a reader of HTTP/1.1 would read another value. Over HTTP/2 blanks at the ends are part of a value. The last two
+/// are blanks in Latin-1.
+fn has_blank_at_an_end(value: &[u8]) -> bool {
+    let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t' | 0x85 | 0xa0));
+    is_blank(value.first()) || is_blank(value.last())
 }
 
 /// Another protocol that the client would go on with.

@@ -331,6 +331,27 @@ impl<'a> Headers<'a> {
         }
     }
 
+    /// The fields of a request without those that its `Connection` fields name: they are for one connection alone (RFC 9110
+    /// section 7.6.1), so no filter may decide on them.
+    #[must_use]
+    pub fn beyond_connection(self) -> Self {
+        if !self.0.iter().any(|(name, _)| *name == "connection") {
+            return self;
+        }
+        let named: Vec<String> = self.named_by_connection().collect();
+        Self(self.0.into_iter().filter(|(name, _)| !named.iter().any(|named| named == name)).collect())
+    }
+
+    /// The fields that the `Connection` fields name, in lower case. Left out is what frames or routes a message, and what
+    /// the edge itself writes.
+    pub(crate) fn named_by_connection(&self) -> impl Iterator<Item = String> {
+        const KEPT: [&str; 6] =
+            ["connection", "content-length", "host", "transfer-encoding", "upgrade", "x-forwarded-proto"];
+        let words = self.all("connection").flat_map(|value| value.split(|byte| *byte == b','));
+        let names = words.filter_map(|word| std::str::from_utf8(word.trim_ascii()).ok());
+        names.map(str::to_ascii_lowercase).filter(|name| !name.is_empty() && !KEPT.contains(&name.as_str()))
+    }
+
     pub fn len(&self) -> usize {
         self.0.len()
     }

@@ -133,6 +133,7 @@ impl Written {
     fn request<'r>(&'r self, peer: IpAddr, certificate: Option<&'r Certificate>) -> Request<'r> {
         let headers: Headers<'_> =
             self.fields.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
+        let headers = headers.beyond_connection();
         let (path, query) = match self.target.split_once('?') {
             Some((path, query)) => (path, Some(query)),
             None => (self.target.as_str(), None),

@@ -79,6 +79,7 @@ impl Sender {
 pub(crate) fn request<'r>(header: &'r RequestHeader, sender: &'r Sender) -> Request<'r> {
     let headers: Headers<'_> =
         header.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+    let headers = headers.beyond_connection();
     let (path, query) = target(header);
     let authority = match header.uri.authority() {
         Some(authority) => authority.as_str(),

@@ -67,8 +67,9 @@ struct Written<'p> {
     sid: Option<&'p RawValue>,
 }
 
-const TEXT: &str = "text of 1 to 256 visible ASCII characters";
-const TEXT_OR_NUMBER: &str = "text of 1 to 256 visible ASCII characters, or a whole number";
+const TEXT: &str = "text of 1 to 256 visible ASCII characters, without blanks at its ends";
+const TEXT_OR_NUMBER: &str =
+    "text of 1 to 256 visible ASCII characters, without blanks at its ends, or a whole number";
 const TEXTS: &str = "text, or a list of texts";
 const TIME: &str = "a number of seconds since 1970";
 const ADDRESSES: &str = "a list of at most 64 payment addresses";
@@ -296,8 +297,14 @@ fn others(payload: &[u8], names: &[String]) -> Result<BTreeMap<String, Value>, T
     Ok(all)
 }
 
+/// Whether a header field carries the text unchanged to every reader. HTTP strips blanks at the ends of a value (RFC 9110
+/// section 5.5): "bob " would be another user at the edge than at the upstream.
 pub(super) fn readable(text: &str) -> bool {
-    !text.is_empty() && text.len() <= TEXT_MAX && text.bytes().all(|b| (b' '..=b'~').contains(&b))
+    !text.is_empty()
+        && text.len() <= TEXT_MAX
+        && text.bytes().all(|b| (b' '..=b'~').contains(&b))
+        && !text.starts_with(' ')
+        && !text.ends_with(' ')
 }
 
 #[cfg(test)]
@@ -360,6 +367,12 @@ mod tests {
             (base(r#","scope":["pay",7]"#), not("scope", TEXTS)),
             (base(r#","tenant":"a\r\nx-evil: 1""#), not("tenant", TEXT)),
             (base(r#","tenant":"""#), not("tenant", TEXT)),
+            (base(r#","tenant":"acme ""#), not("tenant", TEXT)),
+            (base(r#","tenant":" acme""#), not("tenant", TEXT)),
+            (base(r#","tenant":"acme bank""#), Ok(())),
+            (base(r#","device":"d\u200b1""#), not("device", TEXT)),
+            (base(r#","sid":"s1 ""#), not("sid", TEXT_OR_NUMBER)),
+            (base(r#","vpas":["a@b "]"#), not("vpas", ADDRESSES)),
             (base(r#","device":"é""#), not("device", TEXT)),
             (base(r#","jti":"t1","sid":"s1""#), Ok(())),
             (base(r#","jti":7,"sid":-7"#), Ok(())),

@@ -2,7 +2,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde::de::IgnoredAny;
 
 use super::keys::{KID_MAX, Key};
@@ -30,9 +30,16 @@ struct Header {
     kid: Option<String>,
     typ: Option<String>,
     /// No extension is understood, so none may be critical (RFC 7515 section 4.1.11).
-    crit: Option<IgnoredAny>,
+    #[serde(default, deserialize_with = "is_there")]
+    crit: bool,
     /// Unencoded payloads (RFC 7797) are not JWTs.
-    b64: Option<IgnoredAny>,
+    #[serde(default, deserialize_with = "is_there")]
+    b64: bool,
+}
+
+/// A member that is `null` is there too.
+fn is_there<'de, D: Deserializer<'de>>(value: D) -> Result<bool, D::Error> {
+    IgnoredAny::deserialize(value).map(|_| true)
 }
 
 impl<'t> Token<'t> {
@@ -49,8 +56,8 @@ impl<'t> Token<'t> {
         };
         let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenError::Malformed);
         let head: Header = serde_json::from_slice(&decode(header)?).map_err(|_| TokenError::Malformed)?;
-        if head.crit.is_some()
-            || head.b64.is_some()
+        if head.crit
+            || head.b64
             || head.kid.as_ref().is_some_and(|kid| kid.len() > KID_MAX)
         {
             return Err(TokenError::Malformed);
@@ -218,6 +225,8 @@ mod tests {
             "a.b".into(),
             "e30.e30.".into(),
             format!("{}.x", token(r#"{"alg":"ES256"}"#, PAYLOAD, "")),
+            token(r#"{"alg":"ES256","crit":null}"#, PAYLOAD, ""),
+            token(r#"{"alg":"ES256","b64":null}"#, PAYLOAD, ""),
             token(r#"{"alg":"ES256","crit":["exp"],"exp":1}"#, PAYLOAD, ""),
             token(r#"{"alg":"ES256","crit":null,"crit":[]}"#, PAYLOAD, ""),
             token(r#"{"alg":"ES256","b64":false}"#, PAYLOAD, ""),

@@ -2,10 +2,12 @@
 //!
 //! Owns the edge's parser differentials: a path, a body or a header that two readers could understand
 //! differently is refused here. It also removes every identity field that only the edge may set; that
-//! happens on every path, whether or not the policy names this filter ([`EDGE_ONLY_PREFIX`]).
+//! happens on every path, whether or not the policy names this filter ([`edge_only`]).
 
+mod identity;
 mod json;
 mod path;
+mod target;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,37 +18,12 @@ use crate::filter::{Context, Filter, Host, Refusal, Request, Verdict};
 use crate::policy::{Settings, Site, Unusable};
 
 pub(crate) use json::unambiguous as unambiguous_json;
+pub use identity::edge_only;
 pub use path::{decode, unambiguous};
-
-/// Fields that begin so are the edge's word to the upstream, or Envoy's to itself. A client's own never pass.
-pub const EDGE_ONLY_PREFIXES: [&str; 2] = ["x-torana-", "x-envoy-"];
+pub(crate) use target::{is_authority, is_query};
 
 /// The field in which Envoy tells the module which transfer coding the client named.
 pub const TRANSFER_CODING: &str = "x-torana-transfer-coding";
-
-/// Other fields that a client could use to pose as somebody else, or as a proxy.
-pub const EDGE_ONLY: &[&str] = &[
-    "forwarded",
-    "x-client-cert",
-    "x-forwarded-client-cert",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-port",
-    "x-forwarded-proto",
-    "x-original-url",
-    "x-real-ip",
-    "x-rewrite-url",
-    "x-tenant-id",
-    "x-user-id",
-];
-
-/// Whether a client's field must be removed before the request goes on. Some upstreams read `_` as `-`.
-pub fn edge_only(name: &str) -> bool {
-    let known = |name: &str| {
-        EDGE_ONLY_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || EDGE_ONLY.contains(&name)
-    };
-    known(name) || name.contains('_') && known(&name.replace('_', "-"))
-}
 
 /// Bounds on the request, and what its body must be.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

@@ -70,6 +70,11 @@ pub struct Unusable(pub String);
 
 /// Under which name Envoy's access log finds what limits in shadow would have refused.
 pub const WOULD_REFUSE: &str = "torana_would_refuse";
+/// Under which name Envoy's access log finds the filter, the code and the route of a refusal. A client cannot write it, as
+/// it could a field.
+pub const REFUSED: &str = "torana_refused";
+/// Under which name Envoy's access log finds the experiment and the variant.
+pub const VARIANT: &str = "torana_experiment";
 /// Under which name Envoy's access log finds which limit has refused.
 pub const LIMIT: &str = "torana_limit";
 /// Under which name Envoy's access log finds the client's address, where a trusted proxy tells it.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use filters::admission::{Admission, EXPERIMENT, asks_for_websocket};
+use filters::admission::{Admission, asks_for_websocket};
 use filters::certificate::Certificate;
 use filters::chain::Refused;
 use filters::failure::Failure;
@@ -19,7 +19,7 @@ use filters::state::{Answer, Begun, Full, Trip, Unanswered};
 use self::answering::Answering;
 use crate::envoy::{Answered, Envoy};
 use crate::keys::Waiting;
-use crate::plugin::{CLIENT_IP, LIMIT, Now, Plugin, Refreshing};
+use crate::plugin::{CLIENT_IP, LIMIT, Now, Plugin, REFUSED, Refreshing, VARIANT};
 use crate::trip::{ask, said};
 
 /// What Envoy is to do with the part of the request that it has just told of.
@@ -138,6 +138,7 @@ impl Received {
         };
         let headers: Headers<'_> =
             self.fields.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
+        let headers = headers.beyond_connection();
         Request {
             method: &self.method,
             scheme: "https",
@@ -432,6 +433,9 @@ impl Stream {
         let Some(rule) = admission.rule(&plugin.policy) else {
             return self.refuse(&Failure::StateUnavailable.into(), envoy);
         };
+        if let Some((experiment, variant)) = admission.variant(&plugin.policy) {
+            envoy.note(VARIANT, &format!("{experiment}={variant}"));
+        }
         // One by one: Envoy takes longer to replace all fields than to set a few.
         for name in &fields.remove {
             envoy.set_request_field(name, None);
@@ -474,20 +478,17 @@ impl Stream {
         if let Some(admission) = &self.admission {
             if undecided {
                 self.plugin.note_flags(&admission.context().flags, envoy);
-                // The access log has what stands there. What the client wrote was to be replaced, and never is now.
-                if self.received.fields.iter().any(|(name, _)| name == EXPERIMENT) {
-                    envoy.set_request_field(EXPERIMENT, None);
-                }
             }
             let (fields, body) = admission.problem(&refused.refusal);
             let fields: Vec<(&str, &str)> =
                 fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
-            // So that Envoy tells our refusals from its own, which it words as ours, and logs who refused and why. Once the
-            // request is on its way its fields cannot be set any more: the SDK panics.
+            // By the field Envoy tells our refusals from its own, which it words as ours. Once the request is on its way its
+            // fields cannot be set any more: the SDK panics.
             if undecided {
                 let route = admission.rule(&self.plugin.policy).map_or("", |rule| rule.name.as_str());
                 let said = format!("{}/{}/{route}", refused.filter, refused.refusal.code);
                 envoy.set_request_field(REFUSED_FIELD, Some(&said));
+                envoy.note(REFUSED, &said);
             }
             if let Some(limit) = &refused.refusal.limit {
                 envoy.note(LIMIT, &limit.to_string());

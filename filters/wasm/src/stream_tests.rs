@@ -274,7 +274,9 @@ fn shadows_are_counted_and_noted() {
 fn the_limit_that_refuses_is_noted() {
     let plugin = plugin(&limit("here"), &fake("GET", "/x"));
     let envoy = fake("GET", "/x");
-    for notes in [vec![], vec![("torana_limit".to_owned(), "each".to_owned())]] {
+    let note = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let refused = vec![note("torana_refused", "rate_limit/rate_limited/r"), note("torana_limit", "each")];
+    for notes in [vec![], refused] {
         let mut stream = Stream::new(Rc::clone(&plugin));
         let expected = if notes.is_empty() { Flow::Continue } else { Flow::Pause };
         assert_eq!(stream.header(true, &envoy), expected);

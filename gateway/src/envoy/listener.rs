@@ -7,7 +7,7 @@ use filters::shape::{self, TRANSFER_CODING};
 use serde_json::{Value, json};
 
 use super::handed::metadata;
-use super::{Source, access_log, compression, local_reply, ms, routes, socket};
+use super::{REFUSED_FIELD, Source, access_log, compression, local_reply, ms, routes, socket};
 use crate::framing::MOST_HEADER_KIB;
 use crate::load::ListenerFiles;
 
@@ -98,7 +98,7 @@ impl Source {
                 "access_log": [access_log::json_lines(&self.loaded.version)],
                 "route_config": self.routes()?,
                 "http_filters": self.filters()?,
-                "early_header_mutation_extensions": [transfer_coding()],
+                "early_header_mutation_extensions": [early_mutations()],
                 // The module is told the address at the other end and what the client wrote, and makes of both
                 // what the policy says.
                 "use_remote_address": true,
@@ -230,12 +230,14 @@ pub(super) fn route_config(routes: Vec<Value>) -> Value {
 }
 
 /// Envoy removes `Transfer-Encoding` before the module sees the request. This tells the module what the client sent.
-fn transfer_coding() -> Value {
+fn early_mutations() -> Value {
     json!({
         "name": "envoy.http.early_header_mutation.header_mutation",
         "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
             "mutations": [
+                // It marks the module's refusals. A client that wrote it would get Envoy's own words.
+                { "remove": REFUSED_FIELD },
                 { "remove": TRANSFER_CODING },
                 {
                     "append": {

@@ -274,6 +274,7 @@ impl Sent {
         let (path, query) = split(&self.target);
         let fields = framing.iter().chain(&self.headers);
         let headers: Headers<'_> = fields.map(|(name, value)| (name.as_str(), value.as_slice())).collect();
+        let headers = headers.beyond_connection();
         Request {
             method: &self.method,
             scheme: "https",

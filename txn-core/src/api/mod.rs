@@ -3,6 +3,7 @@
 mod callbacks;
 mod events;
 mod find;
+mod note;
 mod problem;
 mod send;
 #[cfg(test)]

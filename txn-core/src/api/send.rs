@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use super::{Api, Caller, Problem, text, whole};
+use super::{Api, Caller, Problem, note, text, whole};
 use crate::config::{Config, Duplicates};
 use crate::store::{Accepted, CredBlock, IdempotencyKey, NewTxn};
 use crate::txn::{AmountPaise, PspCode, State as TxnState, Status, Txn, TxnId, UnixMs, Vpa, Wake, WakeKind};
@@ -20,7 +20,6 @@ const ROUTE: &str = "/v1/transactions/send";
 const MAX_CRED_BLOCK: usize = 4096;
 const MAX_KEY: usize = 128;
 const MAX_DEVICE_ID: usize = 128;
-const MAX_NOTE_CHARS: usize = 50;
 
 /// What the client wrote. Unknown and repeated members are errors; the amount keeps its very digits.
 #[derive(Deserialize)]
@@ -134,11 +133,10 @@ fn read(body: &[u8]) -> Result<Meant, Problem> {
         .get()
         .parse()
         .map_err(|error| Problem::bad_request("amount_invalid", "Not an amount").detail(error))?;
-    let note_chars = written.txn_note.chars().count();
-    if !(1..=MAX_NOTE_CHARS).contains(&note_chars) || written.txn_note.chars().any(char::is_control) {
+    if !note::is_valid(&written.txn_note) {
         return Err(Problem::bad_request(
             "note_invalid",
-            "A note is 1 to 50 characters, none of them control",
+            "A note is 1 to 50 characters, none of them invisible",
         ));
     }
     let body_invalid = |what| Problem::bad_request("body_invalid", "The body is not a payment").detail(what);

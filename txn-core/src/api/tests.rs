@@ -206,6 +206,7 @@ async fn refusals_have_stable_codes_and_write_nothing() {
         (with("k", "txnNote", json!("")), 400, "note_invalid"),
         (with("k", "txnNote", json!("é".repeat(51))), 400, "note_invalid"),
         (with("k", "txnNote", json!("a\nb")), 400, "note_invalid"),
+        (with("k", "txnNote", json!("a\u{202e}b")), 400, "note_invalid"),
         (with("k", "credBlock", json!("x".repeat(4097))), 400, "body_invalid"),
         (with("k", "credBlock", json!("")), 400, "body_invalid"),
         (with("k", "credBlock", json!("2.0|x")), 400, "body_invalid"),
