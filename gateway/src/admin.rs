@@ -7,8 +7,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use http::{Method, Response, StatusCode, header};
 use pingora::apps::http_app::ServeHttp;
+use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 
+use crate::browser::{self, FromPage};
 use crate::flags::ofrep::{self, Asked};
 use crate::gate::Gate;
 use crate::listeners::Listeners;
@@ -26,6 +28,18 @@ pub(crate) struct Admin {
 impl ServeHttp for Admin {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
         let path = session.req_header().uri.path();
+        if let Some(from_page) = self.page_refused(session.req_header()) {
+            let (status, code, detail) = from_page.told();
+            return answer(status, "application/json", revoke::problem(status, code, detail).1.to_string());
+        }
+        let reads = matches!(session.req_header().method, Method::GET | Method::HEAD);
+        if !reads && READ_ONLY.contains(&path) {
+            let (status, told) =
+                revoke::problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "GET or HEAD");
+            let mut refusal = answer(status, "application/json", told.to_string());
+            refusal.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
+            return refusal;
+        }
         if let Some(asked) = ofrep::asked(path) {
             return self.evaluate(session, asked).await;
         }
@@ -67,7 +81,21 @@ impl ServeHttp for Admin {
     }
 }
 
+/// Paths that change nothing.
+const READ_ONLY: [&str; 7] =
+    ["/health", "/readiness", "/metrics", "/certificates", "/flags", "/config", "/usage"];
+/// Paths that probes and scrapers ask for, by whatever name they know.
+const PROBED: [&str; 3] = ["/health", "/readiness", "/metrics"];
+
 impl Admin {
+    fn page_refused(&self, header: &RequestHeader) -> Option<FromPage> {
+        let edge = self.gate.edge();
+        let allowed = &edge.policy.document().admin.allowed_hosts;
+        let is_probe = PROBED.contains(&header.uri.path());
+        browser::cross_site(&header.headers)
+            .or_else(|| browser::unknown_host(&header.headers, allowed).filter(|_| !is_probe))
+    }
+
     pub(crate) fn new(gate: &Arc<Gate>, reload: &Arc<Reload<Listeners>>) -> Self {
         Self { gate: Arc::clone(gate), reload: Arc::clone(reload) }
     }

@@ -8,6 +8,7 @@ mod access_log;
 mod admin;
 mod answer;
 pub mod api_key;
+mod browser;
 pub mod check;
 mod client_keys;
 mod compression;

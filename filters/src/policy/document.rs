@@ -153,6 +153,11 @@ pub struct Admin {
     /// What who revokes tokens here must send, `Authorization: Bearer SECRET` (`POST /revocations`); at least 32 bytes.
     /// Absent: on loopback anybody may, elsewhere nobody.
     pub revocation_secret: Option<At<Reference>>,
+    /// Names by which the address may be reached, beside `localhost` and IP addresses. A page in a browser could have a name
+    /// of its own lead here (DNS rebinding), so a request for another name is refused with 421. `/health`, `/readiness` and
+    /// `/metrics` answer by every name.
+    #[serde(default)]
+    pub allowed_hosts: Vec<String>,
 }
 
 pub(super) fn ms<const N: u64>() -> u64 {

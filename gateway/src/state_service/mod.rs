@@ -19,7 +19,7 @@ use arc_swap::ArcSwap;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::http::{Extensions, HeaderMap, StatusCode, Uri, header};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -34,6 +34,7 @@ use tokio::task::JoinSet;
 use self::known::Known;
 use self::place::Place;
 use self::plain::Peer;
+use crate::browser;
 use crate::envoy::handed::Handed;
 use crate::flags::Audited;
 use crate::introspection::Answer;
@@ -118,6 +119,18 @@ pub async fn run(
     Ok(())
 }
 
+/// Every browser on the host can send a request here.
+async fn never_from_pages(request: Request, next: Next) -> Response {
+    match browser::cross_site(request.headers()) {
+        Some(from_page) => {
+            let (status, code, detail) = from_page.told();
+            let (status, told) = revoke::problem(status, code, detail);
+            (status, Json(told)).into_response()
+        }
+        None => next.run(request).await,
+    }
+}
+
 fn app(service: &Arc<Service>, reload: Arc<Reload<Service>>) -> Router {
     Router::new()
         .route("/v1/state", post(run_batch).layer(DefaultBodyLimit::max(MOST_BYTES)))
@@ -136,6 +149,7 @@ fn app(service: &Arc<Service>, reload: Arc<Reload<Service>>) -> Router {
         .route("/usage", get(usage))
         .route("/config", get(async move || Json(reload.report())))
         .route_layer(from_fn_with_state(Arc::clone(service), only_allowed_clients))
+        .route_layer(from_fn(never_from_pages))
         .route("/health", get(|| async { Json(json!({ "status": "up" })) }))
         .route("/readiness", get(readiness))
         .route("/metrics", get(metrics))

@@ -126,6 +126,13 @@ async fn batches_run_whole_or_not_at_all_and_nonsense_is_refused() {
         assert!(body.to_string().contains(expected), "{batch}: {body}");
     }
     assert_eq!(ask(http, url, "not JSON").await.0, 400);
+    // A page in a browser can have it sent, without being asked first.
+    let of_page = http.post(format!("{url}/v1/state")).header("origin", "https://page.example");
+    let of_page =
+        of_page.header("content-type", "text/plain").body(json!([remember("page", later)]).to_string());
+    assert_eq!(of_page.send().await.unwrap().status(), 403);
+    let (_, remembered) = ask(http, url, json!([take]).to_string()).await;
+    assert!(remembered.to_string().contains("exhausted"), "{remembered}");
     let large = http.post(format!("{url}/v1/state")).body("x".repeat(70_000)).send().await.unwrap();
     assert_eq!(large.status(), 413);
     let metrics = http.get(format!("{url}/metrics")).send().await.unwrap().text().await.unwrap();
