@@ -358,8 +358,9 @@ impl ProxyHttp for Door {
         session.set_keepalive(None);
         let request_id = exchange.admission.as_ref().map(Admission::request_id);
         let cause = exchange.upstream_failure.map(Cause::name);
+        let upstream = exchange.upstream.as_ref().map(|upstream| upstream.name.as_str());
         if refused.refusal.status >= 500 {
-            tracing::warn!(request_id, error = %error.etype().as_str(), cause, "upstream failed");
+            tracing::warn!(request_id, upstream, error = %error.etype().as_str(), cause, "upstream failed");
         }
         match edge.refuse(session, exchange, refused).await {
             Ok(()) => FailToProxy { error_code: status, ..keep },

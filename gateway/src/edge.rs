@@ -196,9 +196,12 @@ impl Edge {
         self.failed(exchange);
     }
 
-    /// A connection broke after it had been made: TLS 1.3 tells a client only then that its certificate is refused.
+    /// A connection broke after it had been made: TLS 1.3 tells a client only then that its certificate is refused, and a
+    /// server of another protocol answers something else.
     pub(crate) fn broke(&self, exchange: &mut Exchange, error: &Error) {
-        let Some(cause) = Cause::of_tls(&error.to_string()) else { return };
+        let Some(cause) = Cause::of_tls(&error.to_string()).or_else(|| Cause::of_response(error)) else {
+            return;
+        };
         exchange.upstream_failure = Some(cause);
         if let (Some(upstream), Some(tried)) = (&exchange.upstream, &exchange.address) {
             upstream.unconnected(tried, cause, error);
@@ -321,6 +324,7 @@ impl Edge {
         let upstream = share.and_then(|name| self.upstreams.get(name)).ok_or(Failure::UpstreamUnreachable)?;
         upstream.known().await;
         if !upstream.serves() {
+            exchange.upstream_failure = upstream.is_unresolved().then_some(Cause::NameUnresolved);
             return Err(Failure::UpstreamUnreachable.into());
         }
         exchange.upstream = Some(Arc::clone(upstream));

@@ -104,7 +104,8 @@ impl Way {
 /// How long connections may stay that end after their next answer: one may never be asked for, or never end.
 const RETIRES_WITHIN: Duration = Duration::from_secs(60);
 
-const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
+/// `http/1.0` is accepted, so that such a client reads 426 and not a failed handshake.
+const ALPN: &[&[u8]] = &[b"h2", b"http/1.1", b"http/1.0"];
 
 impl Line {
     fn new(settings: &policy::Listener, gate: &Arc<Gate>, conf: &Arc<ServerConf>) -> Self {

@@ -354,7 +354,7 @@ fn check(options: &check::Options) -> ExitCode {
     let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let check::Summary { text, errors, warnings } =
         check::run(options, std::io::stdout().is_terminal() && !is_plain);
-    print(&text);
+    let printed = print(&text);
     if errors > 0 {
         return ExitCode::FAILURE;
     }
@@ -362,14 +362,18 @@ fn check(options: &check::Options) -> ExitCode {
         complain("--deny-warnings: the warnings above are taken for mistakes");
         return ExitCode::FAILURE;
     }
-    ExitCode::SUCCESS
+    printed
 }
 
 fn diff(old: &Path, new: &Path, json: bool) -> ExitCode {
     match gateway::diff::Difference::between(old, new) {
         Ok(difference) => {
-            print(&if json { difference.json() } else { difference.text() });
-            if difference.is_none() { ExitCode::SUCCESS } else { ExitCode::from(1) }
+            let printed = print(&if json { difference.json() } else { difference.text() });
+            match (printed == ExitCode::SUCCESS, difference.is_none()) {
+                (true, true) => ExitCode::SUCCESS,
+                (true, false) => ExitCode::from(1),
+                (false, _) => ExitCode::from(2),
+            }
         }
         Err(mistakes) => {
             complain(&format!("{mistakes:#}"));
@@ -397,8 +401,8 @@ fn logged_request(policy: &Path, log: &Path, request_id: &str) -> anyhow::Result
 fn told(explained: anyhow::Result<Explained>) -> ExitCode {
     match explained {
         Ok(explained) => {
-            print(&explained.text);
-            if explained.passes { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            let printed = print(&explained.text);
+            if explained.passes { printed } else { ExitCode::FAILURE }
         }
         Err(error) => {
             complain(&format!("{error:#}"));
@@ -417,9 +421,15 @@ fn outcome(outcome: anyhow::Result<String>) -> ExitCode {
     }
 }
 
-/// A closed pipe, `gateway schema | head` say, is no failure of ours.
+/// Prints a command's output. A reader that has read enough (`gateway schema | head`) is no failure; a full disk is.
 fn print(text: &str) -> ExitCode {
     use std::io::Write as _;
-    let _ = writeln!(std::io::stdout().lock(), "{}", text.trim_end());
-    ExitCode::SUCCESS
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            complain(&format!("the output cannot be written: {error}"));
+            ExitCode::FAILURE
+        }
+        Ok(()) | Err(_) => ExitCode::SUCCESS,
+    }
 }

@@ -28,6 +28,8 @@ pub(super) fn problems() -> Value {
         (413, Failure::BodyTooLarge),
         (426, Failure::HttpVersion),
         (431, Failure::HeaderTooLarge),
+        // A body that is forwarded as it arrives cannot be sent again when the first connection could not be made.
+        (507, Failure::UpstreamUnreachable),
     ];
     let flagged = BY_FLAGS.into_iter().map(|(flags, failure)| {
         mapper(&not_refused(&json!({ "response_flag_filter": { "flags": flags } })), failure)

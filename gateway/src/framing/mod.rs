@@ -206,7 +206,8 @@ impl<S: IO> Ssl for Framed<S> {
     }
 
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.stream.selected_alpn_proto()
+        // Pingora knows no `http/1.0`. The door asks for a newer version.
+        self.stream.selected_alpn_proto().filter(|protocol| !matches!(protocol, ALPN::Custom(_)))
     }
 }
 

@@ -36,10 +36,14 @@ pub(crate) enum Cause {
     ConnectTimeout,
     /// Anything else.
     ConnectFailed,
+    /// No name of its addresses could be looked up, ever.
+    NameUnresolved,
+    /// It answers with something other than its `protocol`.
+    InvalidResponse,
 }
 
 impl Cause {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::UnknownIssuer,
         Self::WrongName,
         Self::Expired,
@@ -51,6 +55,8 @@ impl Cause {
         Self::ConnectionRefused,
         Self::ConnectTimeout,
         Self::ConnectFailed,
+        Self::NameUnresolved,
+        Self::InvalidResponse,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -66,6 +72,8 @@ impl Cause {
             Self::ConnectionRefused => "connection_refused",
             Self::ConnectTimeout => "connect_timeout",
             Self::ConnectFailed => "connect_failed",
+            Self::NameUnresolved => "name_unresolved",
+            Self::InvalidResponse => "invalid_response",
         }
     }
 
@@ -83,6 +91,10 @@ impl Cause {
             Self::ConnectionRefused => "nothing listens at the upstream's address",
             Self::ConnectTimeout => "no connection to the upstream within `connect_timeout_ms`",
             Self::ConnectFailed => "the connection to the upstream failed",
+            Self::NameUnresolved => "no name in the upstream's `addresses` can be looked up",
+            Self::InvalidResponse => {
+                "the upstream's response is malformed, or of another protocol than the policy's `protocol` and `tls`"
+            }
         }
     }
 
@@ -97,6 +109,14 @@ impl Cause {
                 _ => Self::ConnectFailed,
             }),
         }
+    }
+
+    /// What is wrong with what an upstream has sent, if that was no message of its protocol.
+    pub(crate) fn of_response(error: &Error) -> Option<Self> {
+        use pingora::ErrorType::{H2Downgrade, H2Error, HandshakeError, InvalidH2, InvalidHTTPHeader};
+        let invalid =
+            matches!(error.etype(), InvalidHTTPHeader | H2Error | InvalidH2 | H2Downgrade | HandshakeError);
+        invalid.then_some(Self::InvalidResponse)
     }
 
     /// What an error of `rustls` tells. Pingora passes on its text alone.
@@ -141,7 +161,9 @@ impl Cause {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Failed {
     cause: Cause,
-    address: SocketAddr,
+    /// `None`: the name has no address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<SocketAddr>,
     /// The library's words.
     detail: String,
     #[serde(with = "time::serde::rfc3339")]
@@ -161,13 +183,7 @@ impl Failures {
     /// Counts a failure, and logs it unless the last line is too young.
     pub(super) fn note(&self, upstream: &str, address: SocketAddr, cause: Cause, detail: &str, now: Instant) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = OffsetDateTime::now_utc();
-        let detail: String = detail.chars().take(MOST_CHARS).collect();
-        let new =
-            || Failed { cause, address, detail: String::new(), last, count: 0, logged: None, unlogged: 0 };
-        let failed = all.entry(cause).or_insert_with(new);
-        (failed.address, failed.detail, failed.last) = (address, detail, last);
-        failed.count += 1;
+        let failed = count(&mut all, Some(address), cause, detail);
         if failed.logged.is_some_and(|logged| now.duration_since(logged) < QUIET) {
             failed.unlogged += 1;
             return;
@@ -177,9 +193,30 @@ impl Failures {
         tracing::warn!(upstream, %address, cause = cause.name(), detail, unlogged, "no connection to the upstream");
     }
 
+    /// Counts a lookup that failed. The resolver logs it.
+    pub(super) fn note_lookup(&self, detail: &str) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        count(&mut all, None, Cause::NameUnresolved, detail);
+    }
+
     pub(super) fn report(&self) -> Vec<Failed> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
+}
+
+fn count<'f>(
+    all: &'f mut BTreeMap<Cause, Failed>,
+    address: Option<SocketAddr>,
+    cause: Cause,
+    detail: &str,
+) -> &'f mut Failed {
+    let last = OffsetDateTime::now_utc();
+    let detail: String = detail.chars().take(MOST_CHARS).collect();
+    let new = || Failed { cause, address, detail: String::new(), last, count: 0, logged: None, unlogged: 0 };
+    let failed = all.entry(cause).or_insert_with(new);
+    (failed.address, failed.detail, failed.last) = (address, detail, last);
+    failed.count += 1;
+    failed
 }
 
 /// An error with those that it comes from.

@@ -201,6 +201,11 @@ impl Upstream {
         Repeat::within(&self.repeats, in_flight, self.settings.retry_budget_percent)
     }
 
+    /// Whether no name of it was ever resolved to an address.
+    pub(crate) fn is_unresolved(&self) -> bool {
+        self.has_names() && self.addresses().is_empty()
+    }
+
     /// Whether any address is believed to serve, or may be tried again.
     pub(crate) fn serves(&self) -> bool {
         let now_ms = self.now_ms();

@@ -166,6 +166,11 @@ async fn look_up_all(upstream: &Upstream, names: &mut [Name], resolver: &impl Re
             upstream.resolved(names);
         }
     }
+    for name in names.iter() {
+        if let Some(why) = &name.failure {
+            upstream.failures.note_lookup(why);
+        }
+    }
     upstream.resolved(names);
 }
 

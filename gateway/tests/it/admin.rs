@@ -1,4 +1,6 @@
-//! Who may ask the admin address what.
+//! Who may ask the admin address what, and what becomes of output that cannot be written.
+
+use std::process::{Command, Stdio};
 
 use reqwest::Method;
 use tempfile::TempDir;
@@ -40,5 +42,17 @@ routes: [{{ name: r, methods: [GET], path: /, upstream: u }}]
         let request = field.iter().fold(request, |request, (name, value)| request.header(*name, *value));
         let status = request.send().await.unwrap().status();
         assert_eq!(status, expected, "{method} {path} {field:?}");
+    }
+}
+
+#[test]
+fn a_command_whose_output_cannot_be_written_fails() {
+    for arguments in [&["schema"][..], &["api-key", "new", "a"]] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gateway"));
+        let output = command.args(arguments).stdout(full).stderr(Stdio::piped()).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {told}");
+        assert!(told.contains("No space left on device"), "{arguments:?}: {told}");
     }
 }

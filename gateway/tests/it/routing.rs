@@ -389,3 +389,23 @@ routes:
     }
     assert_eq!((answered, cut_off), (4, 4), "each address in turn, and nothing is repeated");
 }
+
+/// `curl --http1.0` offers no other protocol in its handshake.
+#[tokio::test]
+async fn a_client_of_http_1_0_reads_which_version_to_send() {
+    let folder = tempfile::tempdir().unwrap();
+    pki(folder.path());
+    let policy = format!(
+        r#"
+upstreams: {{ u: {{ addresses: ["127.0.0.1:1"], tls: {TLS} }} }}
+routes: [{{ name: r, methods: [GET], path: /, upstream: u }}]
+"#
+    );
+    let gateway = serve(folder.path(), &policy).await;
+    let mut client = crate::running::connect(folder.path(), &gateway, None, b"http/1.0").await;
+    client.write_all(b"GET / HTTP/1.0\r\nhost: localhost\r\n\r\n").await.unwrap();
+    let mut response = String::new();
+    client.read_to_string(&mut response).await.unwrap();
+    assert!(response.starts_with("HTTP/1.1 426 "), "{response}");
+    assert!(response.contains("http_version_unsupported"), "{response}");
+}
