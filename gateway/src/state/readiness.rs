@@ -24,6 +24,8 @@ enum What {
     Nonces,
     /// Requests under limits that instances share.
     Limits,
+    /// All tokens, because this process has never read the list of those that are revoked.
+    Tokens,
     /// Revoking tokens. What was revoked before stays so.
     Revoking,
 }
@@ -31,7 +33,15 @@ enum What {
 impl State {
     /// What this process refuses because of the shared state.
     pub(crate) fn refused(&self, document: &Document) -> Vec<Refused> {
-        self.redis.as_ref().map(|redis| refused(&redis.faults(), document)).unwrap_or_default()
+        let Some(redis) = &self.redis else { return Vec::new() };
+        let faults = redis.faults();
+        let mut all = refused(&faults, document);
+        if !self.revoked().list().is_known() {
+            let why = faults.unavailable.as_deref().unwrap_or("it was not asked yet");
+            let cause = format!("the list of revoked tokens was never read from Redis: {why}");
+            all.push(Refused { what: What::Tokens, cause, routes: Vec::new() });
+        }
+        all
     }
 
     /// Whether what is refused takes the instance out.
@@ -39,7 +49,7 @@ impl State {
         match document.state.readiness_when_away {
             ReadinessWhenAway::Ready => false,
             ReadinessWhenAway::NotReady => refused.iter().any(|refused| match refused.what {
-                What::Nonces | What::Limits => true,
+                What::Nonces | What::Limits | What::Tokens => true,
                 What::Revoking => false,
             }),
         }

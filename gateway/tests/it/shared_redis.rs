@@ -194,3 +194,28 @@ async fn a_rotated_password_loses_no_request() {
     // The old connection is gone: what serves has the new password.
     assert_eq!(signed.send().await.0, 200);
 }
+
+/// Until the list of revoked tokens was read once, every token is refused, on every route.
+#[tokio::test]
+async fn a_redis_that_was_never_there_refuses_tokens() {
+    let folder = tempfile::tempdir().unwrap();
+    pki(folder.path());
+    write_url(folder.path(), "redis://127.0.0.1:1/0");
+    let policy = format!(
+        r#"
+upstreams: {{ u: {{ addresses: ["127.0.0.1:1"], tls: {TLS} }} }}
+state: {{ redis: {{ url: "file:redis.url", timeout_ms: 200 }} }}
+routes: [{{ name: r, methods: [GET], path: /, upstream: u }}]
+"#
+    );
+    let gateway = serve(folder.path(), &policy).await;
+    let told = async || {
+        let (status, told) = readiness(&gateway.admin).await;
+        let tokens = told["refused"].as_array()?.iter().find(|refused| refused["what"] == "tokens")?.clone();
+        Some((status, tokens["cause"].as_str()?.to_owned()))
+    };
+    until("told of tokens", async || {
+        told().await.is_some_and(|(status, cause)| status == 503 && cause.contains("Connection refused"))
+    })
+    .await;
+}

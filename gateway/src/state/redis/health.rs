@@ -57,7 +57,8 @@ impl Health {
         if faults.unavailable.as_ref() != Some(&error) {
             tracing::warn!(
                 error,
-                "the shared state is away: nonces are refused, limits are as the policy says"
+                "the shared state is away: nonces are refused, limits are as the policy says, and tokens are refused until \
+                 the list of those that are revoked was read once"
             );
             faults.unavailable = Some(error);
             self.impaired.with_label_values(&["unavailable"]).set(1);
