@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use crate::chain::{Chain, Refused};
+use crate::client_address::client_address;
 use crate::compression::Coding;
 use crate::failure::Failure;
 use crate::filter::{Context, Headers, Host, Refusal, Request};
@@ -83,6 +84,7 @@ impl Admission {
     /// were renewed since ([`Refusal::stale_keys`]).
     pub fn head(&mut self, policy: &Policy, request: &Request<'_>, host: &dyn Host) -> Result<(), Refused> {
         self.context = Context { flags: Seen::of(policy.flag_file()), ..Context::new(self.peer) };
+        self.context.client_ip = client_address(request, &policy.document().trusted_proxies)?;
         let position = match find(policy, request)? {
             Found::Rule(position) => position,
             // Answered or refused: it is of no route.

@@ -11,6 +11,7 @@ pub mod admission;
 pub mod calendar;
 pub mod certificate;
 pub mod chain;
+mod client_address;
 pub mod compiled;
 pub mod crypto;
 pub mod failure;

@@ -4,8 +4,8 @@ use std::fmt;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, UtcOffset};
 
 /// A moment, written as RFC 3339 has it: `2026-11-01T00:00:00Z`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,7 +73,7 @@ impl Moment {
 
     /// As fields of HTTP write it (RFC 9110 section 5.6.7): `Sun, 06 Nov 1994 08:49:37 GMT`.
     pub fn http_date(self) -> String {
-        let at = self.0.to_offset(time::UtcOffset::UTC);
+        let at = self.0.to_offset(UtcOffset::UTC);
         let short = |name: String| name.chars().take(3).collect::<String>();
         let (weekday, month) = (short(at.weekday().to_string()), short(at.month().to_string()));
         let (hour, minute, second) = at.to_hms();
@@ -85,7 +85,10 @@ impl std::str::FromStr for Moment {
     type Err = NotAMoment;
 
     fn from_str(text: &str) -> Result<Self, NotAMoment> {
-        OffsetDateTime::parse(text, &Rfc3339).map(Self).map_err(|_| NotAMoment)
+        let moment = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| NotAMoment)?;
+        // In UTC it may lie beyond the years that can be written.
+        let utc = moment.checked_to_offset(UtcOffset::UTC).filter(|utc| (0..=9_999).contains(&utc.year()));
+        utc.map(|_| Self(moment)).ok_or(NotAMoment)
     }
 }
 
@@ -135,6 +138,24 @@ impl JsonSchema for Moment {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn moments_lie_within_the_years_that_are_written() {
+        for (text, expected) in [
+            ("2026-11-01T00:00:00Z", true),
+            ("9999-12-31T23:59:59Z", true),
+            ("9999-12-31T23:59:59+00:01", true),
+            ("9999-12-31T23:59:59-00:01", false),
+            ("0000-01-01T00:00:00Z", true),
+            ("0000-01-01T00:00:00+00:01", false),
+            ("2026-11-01", false),
+        ] {
+            let moment = text.parse::<Moment>();
+            assert_eq!(moment.is_ok(), expected, "{text}");
+            // Neither may panic.
+            let _ = moment.map(|moment| (moment.http_date(), moment.ms()));
+        }
+    }
 
     #[test]
     fn a_key_gives_way_to_the_next() {

@@ -1,6 +1,4 @@
-//! Who may connect, by address: allow and deny lists, and which proxies are believed about the client's.
-
-use std::net::IpAddr;
+//! Who may call, by address: allow and deny lists.
 
 use ipnet::IpNet;
 use schemars::JsonSchema;
@@ -38,11 +36,11 @@ impl Settings for Config {
         child
     }
 
-    fn build(self, site: &Site<'_>) -> Result<Box<dyn Filter>, Unusable> {
+    fn build(self, _site: &Site<'_>) -> Result<Box<dyn Filter>, Unusable> {
         let mut allow = self.inherited;
         allow.push(self.allow);
         allow.retain(|list| !list.is_empty());
-        Ok(Box::new(IpAccess { allow, deny: self.deny, trusted_proxies: site.trusted_proxies.to_vec() }))
+        Ok(Box::new(IpAccess { allow, deny: self.deny }))
     }
 }
 
@@ -50,7 +48,6 @@ impl Settings for Config {
 struct IpAccess {
     allow: Vec<Vec<IpNet>>,
     deny: Vec<IpNet>,
-    trusted_proxies: Vec<IpNet>,
 }
 
 impl Filter for IpAccess {
@@ -58,36 +55,12 @@ impl Filter for IpAccess {
         "ip_access"
     }
 
-    fn head(&self, request: &Request<'_>, _host: &dyn Host, context: &mut Context) -> Verdict {
-        let Some(ip) = client_address(request, &self.trusted_proxies) else {
-            return Verdict::refuse(
-                400,
-                "forwarded_for_invalid",
-                "X-Forwarded-For must be a comma-separated list of IP addresses.",
-            );
-        };
-        context.client_ip = ip;
+    fn head(&self, _request: &Request<'_>, _host: &dyn Host, context: &mut Context) -> Verdict {
+        let ip = context.client_ip;
         let within = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&ip));
         if within(&self.deny) || !self.allow.iter().all(|list| within(list)) {
             return Verdict::refuse(403, "ip_denied", "This address may not call this service.");
         }
         Verdict::Pass
     }
-}
-
-/// The client's address: walking `X-Forwarded-For` from the nearest hop, the first that is not a trusted
-/// proxy. What a client wrote itself lies further left and is never reached. `None` when a trusted proxy
-/// passed on something that is not an address.
-fn client_address(request: &Request<'_>, trusted: &[IpNet]) -> Option<IpAddr> {
-    let is_trusted = |ip: &IpAddr| trusted.iter().any(|net| net.contains(ip));
-    let mut client = request.peer.to_canonical();
-    let fields: Vec<&[u8]> = request.headers.all("x-forwarded-for").collect();
-    let hops = fields.iter().rev().flat_map(|field| field.rsplit(|byte| *byte == b','));
-    for hop in hops {
-        if !is_trusted(&client) {
-            break;
-        }
-        client = std::str::from_utf8(hop).ok()?.trim().parse::<IpAddr>().ok()?.to_canonical();
-    }
-    Some(client)
 }

@@ -99,7 +99,8 @@ pub struct Document {
     /// Where days and months begin, of quotas and of usage; absent: `+05:30`, India's. It never changes, for summer say.
     #[serde(default)]
     pub utc_offset: Calendar,
-    /// Proxies in front of the edge whose `X-Forwarded-For` is believed, in CIDR notation or as one address.
+    /// Proxies in front of the edge whose `X-Forwarded-For` is believed, in CIDR notation or as one address. Its entries may
+    /// have ports. All filters, the log and the upstream get the address that it tells.
     #[serde(default, deserialize_with = "networks")]
     #[schemars(with = "Vec<String>")]
     pub trusted_proxies: Vec<IpNet>,

@@ -3,8 +3,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use ipnet::IpNet;
-
 use super::document::{At, Document};
 use super::key_times::window_warnings;
 use super::keyring::Keyring;
@@ -88,7 +86,6 @@ pub struct Site<'p> {
     /// The route's name.
     pub route: &'p str,
     pub issuers: &'p BTreeMap<String, At<Issuer>>,
-    pub trusted_proxies: &'p [IpNet],
     pub clients: &'p BTreeMap<String, Client>,
     /// The clients' keys when the policy was read. Requests are decided with those of [`Host::keyring`].
     ///
@@ -341,7 +338,6 @@ fn rules(
         let site = Site {
             route: &route.name,
             issuers: &document.issuers,
-            trusted_proxies: &document.trusted_proxies,
             clients: &document.clients,
             keyring,
             tenancy: Tenancy::of(document, plans, &filters, &except),
@@ -418,19 +414,19 @@ fn check_tenancy<'d>(
     keyring: &Arc<Keyring>,
     mistakes: &mut Vec<Mistake>,
 ) -> &'d Plans {
-    let Document { issuers, clients, trusted_proxies, .. } = document;
+    let Document { issuers, clients, .. } = document;
     let tenancy = Tenancy::of(document, &document.plans, &FilterSet::default(), &[]);
     let nonces = nonces(document);
-    let site = Site { route: "", issuers, trusted_proxies, clients, keyring, tenancy, nonces };
+    let site = Site { route: "", issuers, clients, keyring, tenancy, nonces };
     tenancy::check(document, &site, mistakes)
 }
 
 /// Who decides on preflights of several versions, seen from no route at all.
 fn preflights(document: &Document, plans: &Plans, keyring: &Arc<Keyring>) -> Preflights {
-    let Document { issuers, clients, trusted_proxies, .. } = document;
+    let Document { issuers, clients, .. } = document;
     let tenancy = Tenancy::of(document, plans, &FilterSet::default(), &[]);
     let nonces = nonces(document);
-    let site = Site { route: "", issuers, trusted_proxies, clients, keyring, tenancy, nonces };
+    let site = Site { route: "", issuers, clients, keyring, tenancy, nonces };
     Preflights::new(document, &site)
 }
 
@@ -441,11 +437,11 @@ fn everywhere(
     keyring: &Arc<Keyring>,
     mistakes: &mut Vec<Mistake>,
 ) -> Chain {
-    let Document { issuers, clients, trusted_proxies, .. } = document;
+    let Document { issuers, clients, .. } = document;
     let filters = tenancy::with_plans(document.filters.value.clone(), plans, &[]);
     let tenancy = Tenancy::of(document, plans, &filters, &[]);
     let nonces = nonces(document);
-    let site = Site { route: "", issuers, trusted_proxies, clients, keyring, tenancy, nonces };
+    let site = Site { route: "", issuers, clients, keyring, tenancy, nonces };
     let built = filters.build(&site);
     Chain::new(built.unwrap_or_else(|why| {
         mistakes.push(Mistake::at(document.filters.location, format!("every route: {why}")));

@@ -405,7 +405,7 @@ mod tests {
         let (issuers, clients) = (BTreeMap::new(), BTreeMap::new());
         let keyring = Arc::new(keyring);
         let (issuers, clients, keyring) = (&issuers, &clients, &keyring);
-        config.build(&Site { route: "r", issuers, trusted_proxies: &[], clients, keyring, tenancy: Tenancy::none(), nonces: crate::nonce::Kept::default() })
+        config.build(&Site { route: "r", issuers, clients, keyring, tenancy: Tenancy::none(), nonces: crate::nonce::Kept::default() })
     }
 
     #[test]
