@@ -152,7 +152,9 @@ def main():
 
         def background(*command):
             process = subprocess.Popen([str(part) for part in command], cwd=folder, stdout=log, stderr=log)
-            running.callback(lambda: (process.kill(), process.wait()))
+            # nginx takes its workers with it only when it is asked to end. The gateway and Envoy have nothing to finish.
+            stop = process.terminate if "nginx" in str(command[0]) else process.kill
+            running.callback(lambda: (stop(), process.wait()))
             return process.pid
 
         background(shutil.which("nginx") or "/usr/sbin/nginx", "-p", folder, "-c", folder / "nginx.conf")

@@ -188,7 +188,9 @@ def run(kind, restarts):
         def background(*command, **more):
             process = subprocess.Popen([str(part) for part in command], cwd=folder, stderr=log,
                                        text=True, **{"stdout": log, **more})
-            running.callback(lambda: (process.poll() is None and process.kill(), process.wait()))
+            # nginx takes its workers with it only when it is asked to end.
+            stop = process.terminate if "nginx" in str(command[0]) else process.kill
+            running.callback(lambda: (process.poll() is None and stop(), process.wait()))
             return process
 
         background(shutil.which("nginx") or "/usr/sbin/nginx", "-p", folder, "-c", folder / "nginx.conf")
